@@ -1,0 +1,61 @@
+# Environments are made on first use and brought up to date when pyproject.toml or constraints.txt change.
+# PYTHON names the interpreter (3.11 or newer). PIP_FLAGS reaches every pip install: on Linux without a GPU,
+# PIP_FLAGS="--extra-index-url <index of CPU builds of torch>" saves gigabytes; see torch's installation page.
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+PYTEST_FLAGS ?= -n 2
+OLDEST_TRANSFORMERS ?= 5.17.*
+DEMO_DIR ?= outputs/demo
+
+VENV := .venv
+VENV_OLDEST := .venv-oldest
+INSTALL = -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
+# Two test workers on two cores: one thread each. The real models in the tests are packages or in the repository.
+TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help env test test-oldest lint demo clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "Making the environment $(VENV): some minutes the first time."
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(INSTALL) -e '.[demo,test,dev]'
+	@touch $@
+
+$(VENV_OLDEST)/stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "Making the environment $(VENV_OLDEST): some minutes the first time."
+	@test -x $(VENV_OLDEST)/bin/python || $(PYTHON) -m venv $(VENV_OLDEST)
+	$(VENV_OLDEST)/bin/python $(INSTALL) -e '.[demo,test]' 'transformers==$(OLDEST_TRANSFORMERS)'
+	@touch $@
+
+env: $(VENV)/stamp ## make the environment .venv
+
+lint: $(VENV)/stamp ## style, formatting and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint ## lint, then all tests with the newest transformers
+	$(TEST_ENV) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+test-oldest: $(VENV_OLDEST)/stamp ## the scheme x architecture matrix with the oldest transformers
+	$(TEST_ENV) $(VENV_OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) tests/matrix
+
+demo: $(VENV)/stamp ## compare schemes on a small GPT-2 and on SmolLM2
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap compare --model demo:gpt2 --text demo:books \
+		--schemes learned,sinusoidal,rope,alibi,t5,none --lengths 64,128,256,512,1024,2048 \
+		--tokens 8192 --output-dir $(DEMO_DIR)/gpt2
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap compare --model demo:llama --text demo:book/test \
+		--schemes rope,none,alibi,t5,rope:yarn --lengths 256,512,1024,2048 \
+		--tokens 2048 --output-dir $(DEMO_DIR)/llama
+	@echo; echo "The demo wrote:"; ls -1 $(DEMO_DIR)/gpt2/compare.* $(DEMO_DIR)/llama/compare.* | sed 's/^/  /'
+
+clean: ## remove environments, caches and outputs
+	rm -rf $(VENV) $(VENV_OLDEST) outputs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,76 @@
+"""Swap the positional mechanism of a pretrained Hugging Face model in one argument.
+
+    from hf_posswap import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained("gpt2", pos_scheme="alibi")
+
+Importing this package imports neither torch nor transformers' models; names are loaded when first used. It does make
+transformers' Auto classes load swapped checkpoints.
+"""
+
+import importlib
+from typing import Any
+
+from hf_posswap.import_hook import when_imported
+from hf_posswap.version import __version__
+
+_HOME = {
+    "swap": "swapping",
+    "restore": "swapping",
+    "is_swapped": "swapping",
+    "without_scheme": "swapping",
+    "longest_position": "swapping",
+    "train_length": "swapping",
+    "describe": "description",
+    "install": "auto",
+    "uninstall": "auto",
+    "capabilities": "capabilities",
+    "list_schemes": "schemes",
+    "parse_scheme": "schemes",
+    "list_architectures": "architectures",
+    "PosSwapError": "errors",
+}
+"""Public names and the module each lives in; scheme configs and Auto classes are found by name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        module = importlib.import_module(f"hf_posswap.{_HOME[name]}")
+        value = getattr(module, name)
+    elif name.startswith("AutoModel"):
+        from hf_posswap.auto import auto_class
+
+        value = auto_class(name)
+    elif name.endswith("Config") and not name.startswith("_"):
+        value = _scheme_config(name)
+    else:
+        raise AttributeError(f"module 'hf_posswap' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def _scheme_config(name: str) -> Any:
+    from hf_posswap.schemes import schemes
+
+    for scheme in schemes:
+        if scheme.config_class.__name__ == name:
+            return scheme.config_class
+    raise AttributeError(f"module 'hf_posswap' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from hf_posswap.auto_classes import auto_model_classes
+    from hf_posswap.schemes import schemes
+
+    configs = [scheme.config_class.__name__ for scheme in schemes]
+    return sorted([*_HOME, *configs, *auto_model_classes(), "__version__"])
+
+
+def _register() -> None:
+    from hf_posswap.deferred import register_deferred
+
+    register_deferred()
+
+
+when_imported("transformers.models.auto.configuration_auto", _register)
+
+__all__ = [*_HOME, "__version__"]

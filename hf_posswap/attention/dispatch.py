@@ -1,0 +1,125 @@
+"""Which path computes attention with a bias: decided here and nowhere else."""
+
+import torch
+from torch import Tensor
+
+from hf_posswap.attention.eager import eager_attention
+from hf_posswap.attention.flex import FLEX_BIASES, flex_bias_attention
+from hf_posswap.attention.folding import can_fold, fold_linear, fold_separable
+from hf_posswap.attention.inputs import AttentionInputs, Mix
+from hf_posswap.attention.sdpa import blockwise_attention, mixed_attention, plain_attention, relative_attention
+from hf_posswap.biases import Bias, LinearBias, RelativeBias, SeparableBias
+from hf_posswap.errors import BackendError
+
+BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
+
+
+def attend(
+    inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, backend: str
+) -> tuple[Tensor, Tensor | None]:
+    """Return the context (B, H, Lq, d) and, from eager only, the weights (B, H, Lq, Lk).
+
+    Args:
+        inputs: the attention call.
+        bias: what is added to the scaled scores.
+        mix: what the value side adds.
+        backend: one of `BACKENDS` other than flash_attention_2, which runs through `fold_for_flash`.
+
+    Raises:
+        BackendError: the backend is unknown or cannot carry the bias; backends that work are named.
+    """
+    if backend == "eager":
+        return eager_attention(inputs, bias, mix)
+    if backend == "sdpa":
+        return _sdpa(inputs, bias, mix), None
+    if backend == "flex_attention":
+        if mix is not None or bias is None:
+            raise BackendError(
+                "backend 'flex_attention' cannot give the attention weights that a scheme with a value side reads "
+                "(shaw with values=True). Backends that work: eager, sdpa."
+            )
+        return flex_bias_attention(inputs, bias), None
+    raise BackendError(
+        f"backend {backend!r} cannot carry a bias on the scores. Backends that work: eager, sdpa, flex_attention. "
+        'Choose one with attn_implementation="sdpa" or model.set_attn_implementation("sdpa").'
+    )
+
+
+def fold_for_flash(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, backend: str) -> AttentionInputs:
+    """Return the call a fused kernel without bias can run, its head dimension grown by the bias's channels.
+
+    Raises:
+        BackendError: the bias has no such form; silently leaving it out is the one thing that must not happen.
+    """
+    if mix is None and isinstance(bias, LinearBias) and can_fold(bias, inputs.q.dtype):
+        return fold_linear(inputs, bias)
+    if mix is None and isinstance(bias, SeparableBias):
+        return fold_separable(inputs, bias)
+    kind = "a value side" if mix is not None else type(bias).__name__
+    works = "eager, sdpa" + (", flex_attention" if mix is None and isinstance(bias, FLEX_BIASES) else "")
+    raise BackendError(
+        f"backend {backend!r} cannot carry {kind}. Backends that work: {works}. "
+        'Choose one with attn_implementation="sdpa" or model.set_attn_implementation("sdpa").'
+    )
+
+
+def _sdpa(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor:
+    """Choose among the sdpa paths; docs/speed.md has the measurements behind the choice."""
+    if mix is not None:
+        return mixed_attention(inputs, bias, mix)
+    if bias is None:
+        return plain_attention(inputs)
+    if isinstance(bias, LinearBias):
+        if _folds(inputs, bias):
+            return plain_attention(fold_linear(inputs, bias))[..., : inputs.v.shape[-1]]
+        bias = bias.as_relative()
+    if isinstance(bias, SeparableBias) and inputs.q.is_cuda:
+        return plain_attention(fold_separable(inputs, bias))[..., : inputs.v.shape[-1]]
+    if isinstance(bias, RelativeBias) and inputs.q.is_cuda and inputs.dropout == 0:
+        return flex_bias_attention(inputs, bias)
+    if isinstance(bias, RelativeBias) and inputs.mask is None and not _needs_gradient(bias.values):
+        return relative_attention(inputs, bias)
+    return blockwise_attention(inputs, bias)
+
+
+def _folds(inputs: AttentionInputs, bias: LinearBias) -> bool:
+    """On CUDA a folded bias keeps the flash kernel; on CPU the strided view is as fast, exact, and takes no channels.
+
+    Slopes that learn are not folded: their gradient would be Σ_j dS_ij·j with dS rounded to half precision, at 2048
+    keys off by up to half of its size and more.
+    """
+    if not can_fold(bias, inputs.q.dtype) or inputs.query_length == 1 or _needs_gradient(bias.slopes):
+        return False
+    return inputs.q.is_cuda and inputs.q.dtype in (torch.bfloat16, torch.float16)
+
+
+def _needs_gradient(tensor: Tensor) -> bool:
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
+def explain_path(bias_kind: type[Bias] | None, mixes_values: bool, backend: str, device_type: str) -> str:
+    """Say in words which path attention will take, for `describe`.
+
+    Raises:
+        BackendError: the backend cannot carry the bias.
+    """
+    if bias_kind is None and not mixes_values:
+        return f"{backend}, exactly as in the stock model"
+    if backend == "eager":
+        return "eager, scores written out"
+    if backend == "flex_attention":
+        if mixes_values or bias_kind not in FLEX_BIASES:
+            raise BackendError(f"backend {backend!r} cannot carry this scheme. Backends that work: eager, sdpa.")
+        return "flex_attention, the bias as a score_mod"
+    if backend == "sdpa":
+        if mixes_values:
+            return "blocks of queries written out, because the value side reads the weights"
+        if bias_kind in (LinearBias, RelativeBias):
+            if device_type == "cuda":
+                folded = "folded into extra channels (half precision) or " if bias_kind is LinearBias else ""
+                return f"sdpa, the bias {folded}as a FlexAttention score_mod"
+            return "sdpa, the bias as a strided view of one vector per head"
+        return "sdpa, the bias made for one block of queries at a time"
+    if bias_kind in (LinearBias, SeparableBias) and not mixes_values:
+        return f"{backend}, the bias folded into extra channels"
+    raise BackendError(f"backend {backend!r} cannot carry this scheme's bias. Backends that work: eager, sdpa.")

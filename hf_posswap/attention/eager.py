@@ -1,0 +1,35 @@
+"""Attention written out: scores, bias, mask, softmax, values. The only backend that returns the weights."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_posswap.attention.inputs import AttentionInputs, Mix, masked_rows, repeat_heads
+from hf_posswap.biases import Bias
+
+
+def weights_of(inputs: AttentionInputs, bias: Bias | None, start: int, stop: int) -> Tensor:
+    """Return the attention weights of the queries start…stop−1, float32, (B, H, stop − start, Lk)."""
+    k = repeat_heads(inputs.k, inputs.q.shape[1])
+    scores = (inputs.q[:, :, start:stop] @ k.transpose(-1, -2)).float() * inputs.scaling
+    if bias is not None:
+        scores = scores + bias.rows(start, stop)
+    return torch.softmax(masked_rows(inputs, scores, start, stop), dim=-1)
+
+
+def eager_block(
+    inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, start: int, stop: int
+) -> tuple[Tensor, Tensor]:
+    """Return context (B, H, n, d) and weights (B, H, n, Lk) of the queries start…stop−1, in the values' dtype."""
+    dtype = inputs.v.dtype
+    weights = weights_of(inputs, bias, start, stop)
+    weights = F.dropout(weights, inputs.dropout, training=inputs.dropout > 0).to(dtype)
+    context = weights @ repeat_heads(inputs.v, inputs.q.shape[1])
+    if mix is not None:
+        context = (context.float() + mix(weights, start)).to(dtype)
+    return context, weights
+
+
+def eager_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> tuple[Tensor, Tensor]:
+    """Return context (B, H, Lq, d) and weights (B, H, Lq, Lk), both in the values' dtype."""
+    return eager_block(inputs, bias, mix, 0, inputs.query_length)

@@ -1,0 +1,105 @@
+"""Attention through torch's FlexAttention: the bias is a `score_mod`, compiled into the kernel."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from hf_posswap.attention.inputs import AttentionInputs, additive_mask, repeat_heads
+from hf_posswap.biases import Bias, ClippedContentBias, DenseBias, LinearBias, RelativeBias, SeparableBias
+from hf_posswap.errors import BackendError
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+FLEX_BIASES: tuple[type[Bias], ...] = (LinearBias, RelativeBias, SeparableBias, DenseBias, ClippedContentBias)
+"""Bias kinds that a score_mod can read. Transformer-XL's would need every query's product with every distance."""
+
+
+@cache
+def compiled_flex_attention() -> Callable[..., Any]:
+    """Compile FlexAttention once for the process; uncompiled it would hold all scores."""
+    return torch.compile(flex_attention)
+
+
+def score_modification(bias: Bias, inputs: AttentionInputs) -> ScoreMod:
+    """Return the score_mod that adds `bias`.
+
+    Raises:
+        BackendError: FlexAttention cannot carry this kind of bias.
+    """
+    device = inputs.q.device
+    if isinstance(bias, LinearBias):
+        bias = bias.as_relative()
+    if isinstance(bias, RelativeBias):
+        values, last = bias.values.to(device), bias.key_length - 1
+        return lambda score, b, h, i, j: score + values[h, i - j + last]
+    if isinstance(bias, SeparableBias | DenseBias):
+        rows = bias.rows(0, inputs.query_length).to(device)
+        rows = rows.expand(inputs.q.shape[0], inputs.q.shape[1], -1, -1)
+        return lambda score, b, h, i, j: score + rows[b, h, i, j]
+    if isinstance(bias, ClippedContentBias):
+        scores = bias.scores().to(device)
+        index = bias.index_rows(0, inputs.query_length).to(device).expand(inputs.q.shape[0], -1, -1)
+        return lambda score, b, h, i, j: score + scores[b, h, i, index[b, i, j]]
+    raise BackendError(
+        f"backend 'flex_attention' cannot carry {type(bias).__name__}: it would need each query's product with every "
+        "distance at once. Backends that work: eager, sdpa."
+    )
+
+
+def flex_bias_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
+    """Return the context (B, H, Lq, d) of attention with `bias`.
+
+    Raises:
+        BackendError: a bias kind, dropout or a gradient that FlexAttention cannot do here.
+    """
+    if inputs.dropout > 0:
+        raise BackendError(
+            f"backend 'flex_attention' has no attention dropout (here {inputs.dropout}). Set the model's attention "
+            "dropout to 0, call model.eval(), or take a backend that works: eager, sdpa."
+        )
+    if inputs.q.device.type == "cpu" and _learns(inputs, bias):
+        raise BackendError(
+            "backend 'flex_attention' has no backward pass on CPU. Backends that work: eager, sdpa; or torch.no_grad()."
+        )
+    modify = score_modification(bias, inputs)
+    block_mask = inputs.mask if isinstance(inputs.mask, BlockMask) else None
+    if isinstance(inputs.mask, Tensor):
+        modify = _with_mask(modify, additive_mask(inputs.mask))
+    elif inputs.implicit_causal:
+        block_mask = causal_block_mask(inputs.query_length, inputs.key_length, inputs.q.device)
+    heads = inputs.q.shape[1]
+    function = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+    return function(
+        inputs.q.contiguous(),
+        repeat_heads(inputs.k, heads).contiguous(),
+        repeat_heads(inputs.v, heads).contiguous(),
+        score_mod=modify,
+        block_mask=block_mask,
+        scale=inputs.scaling,
+    )
+
+
+def _learns(inputs: AttentionInputs, bias: Bias) -> bool:
+    """Whether anything that enters attention, the bias's own tensors included, needs a gradient."""
+    tensors = (inputs.q, inputs.k, inputs.v, *vars(bias).values())
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
+
+
+def _with_mask(modify: ScoreMod, mask: Tensor) -> ScoreMod:
+    batches, heads = mask.shape[0] > 1, mask.shape[1] > 1
+    zero = torch.zeros((), dtype=torch.int64, device=mask.device)
+
+    def modify_and_mask(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return modify(score, b, h, i, j) + mask[b if batches else zero, h if heads else zero, i, j]
+
+    return modify_and_mask
+
+
+@cache
+def causal_block_mask(query_length: int, key_length: int, device: torch.device) -> BlockMask:
+    """Return the block mask of causal attention without cached keys."""
+    return create_block_mask(lambda b, h, i, j: i >= j, None, None, query_length, key_length, device=str(device))

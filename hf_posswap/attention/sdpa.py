@@ -1,0 +1,103 @@
+"""Attention through torch's fused `scaled_dot_product_attention`, a block of queries at a time where there is a bias.
+
+Nothing of H × Lq × Lk is ever held: a `RelativeBias` is a strided view, any other bias is made for one block only.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_posswap.attention.eager import eager_block
+from hf_posswap.attention.inputs import AttentionInputs, Mix, bias_dtype, masked_rows, repeat_heads
+from hf_posswap.biases import Bias, RelativeBias
+
+QUERY_BLOCK = 256
+"""Queries per block: measured best of 64…L for a strided bias on CPU, between 512 and 4096 tokens."""
+BLOCK_BYTES = 64 * 2**20
+"""A materialised block of bias rows is kept below this many bytes."""
+
+
+def block_length(inputs: AttentionInputs, materialised: bool) -> int:
+    """Return how many queries to take at once."""
+    if not materialised:
+        return QUERY_BLOCK
+    row_bytes = 4 * inputs.q.shape[0] * inputs.q.shape[1] * inputs.key_length
+    return max(1, min(QUERY_BLOCK, BLOCK_BYTES // row_bytes))
+
+
+def plain_attention(inputs: AttentionInputs) -> Tensor:
+    """Return the context (B, H, Lq, d) of attention without a bias."""
+    k, v = inputs.k, inputs.v
+    if inputs.implicit_causal:
+        k, v = k[:, :, : inputs.query_length], v[:, :, : inputs.query_length]
+    mask = inputs.mask if inputs.mask is None else inputs.mask[..., : inputs.key_length]
+    return F.scaled_dot_product_attention(
+        inputs.q,
+        repeat_heads(k, inputs.q.shape[1]),
+        repeat_heads(v, inputs.q.shape[1]),
+        attn_mask=mask,
+        dropout_p=inputs.dropout,
+        is_causal=inputs.implicit_causal,
+        scale=inputs.scaling,
+    )
+
+
+def relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
+    """Return the context of attention with a `RelativeBias` and no explicit mask: the bias is a strided view.
+
+    Queries are taken in reverse within a block (`RelativeBias.flipped_rows`). In causal attention the values of Δ < 0
+    are −inf, which is the mask, and keys beyond the block's last query are not touched.
+    """
+    values = bias.values.to(inputs.q.device, bias_dtype(inputs.q))
+    if inputs.implicit_causal:
+        future = torch.arange(values.shape[-1], device=values.device) < inputs.key_length - 1
+        values = values.masked_fill(future, float("-inf"))
+    reversed_values = values.flip(-1)
+    heads = inputs.q.shape[1]
+    k, v = repeat_heads(inputs.k, heads), repeat_heads(inputs.v, heads)
+    blocks = []
+    step = block_length(inputs, materialised=False)
+    for start in range(0, inputs.query_length, step):
+        stop = min(start + step, inputs.query_length)
+        seen = stop if inputs.implicit_causal else inputs.key_length
+        rows = bias.flipped_rows(start, stop, reversed_values)[:, :, :seen]
+        context = F.scaled_dot_product_attention(
+            inputs.q[:, :, start:stop].flip(2),
+            k[:, :, :seen],
+            v[:, :, :seen],
+            attn_mask=rows.unsqueeze(0).expand(inputs.q.shape[0], -1, -1, -1),
+            dropout_p=inputs.dropout,
+            scale=inputs.scaling,
+        )
+        blocks.append(context.flip(2))
+    return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
+
+
+def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
+    """Return the context of attention with any bias and mask, materialising the bias of one block at a time."""
+    heads = inputs.q.shape[1]
+    k, v = repeat_heads(inputs.k, heads), repeat_heads(inputs.v, heads)
+    blocks = []
+    step = block_length(inputs, materialised=True)
+    for start in range(0, inputs.query_length, step):
+        stop = min(start + step, inputs.query_length)
+        rows = masked_rows(inputs, bias.rows(start, stop).to(inputs.q.device, bias_dtype(inputs.q)), start, stop)
+        context = F.scaled_dot_product_attention(
+            inputs.q[:, :, start:stop],
+            k,
+            v,
+            attn_mask=rows.to(inputs.q.dtype) if inputs.q.is_cuda else rows,
+            dropout_p=inputs.dropout,
+            scale=inputs.scaling,
+        )
+        blocks.append(context)
+    return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
+
+
+def mixed_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix) -> Tensor:
+    """Return the context where the value side reads the weights, which no fused kernel gives: blocks written out."""
+    step = block_length(inputs, materialised=True)
+    starts = range(0, inputs.query_length, step)
+    return torch.cat(
+        [eager_block(inputs, bias, mix, a, min(a + step, inputs.query_length))[0] for a in starts], dim=2
+    )

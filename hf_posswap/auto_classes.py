@@ -1,0 +1,33 @@
+"""Which of transformers' Auto classes know a model family, and by which class."""
+
+import importlib
+from functools import cache
+from typing import Any
+
+from hf_posswap.architectures import Architecture
+
+
+def auto_model_classes() -> dict[str, Any]:
+    """Return transformers' Auto model classes by name."""
+    module = importlib.import_module("transformers.models.auto.modeling_auto")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name.startswith("Auto") and isinstance(value, type) and hasattr(value, "_model_mapping")
+    }
+
+
+@cache
+def auto_classes(architecture: Architecture) -> dict[str, str]:
+    """Return the Auto classes that know an architecture: {"AutoModelForCausalLM": "GPT2LMHeadModel", …}."""
+    result: dict[str, str] = {}
+    for name, auto in auto_model_classes().items():
+        stock = auto._model_mapping._model_mapping.get(architecture.name)
+        if isinstance(stock, str):
+            result[name] = stock
+    return result
+
+
+def base_class_name(architecture: Architecture) -> str:
+    """Return the name of an architecture's headless base model class."""
+    return auto_classes(architecture)["AutoModel"]

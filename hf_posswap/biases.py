@@ -1,0 +1,172 @@
+"""Bias kinds: what a scheme adds to the scaled scores, with the structure that makes it cheap.
+
+A bias is never held as a H × Lq × Lk tensor when less will do. Every kind can produce the float32 rows of a block of
+queries (`rows`), which any backend can use; the attention backends exploit the structure where they can.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Bias(ABC):
+    """A value added to the scaled score of each (head, query, key)."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Bias of the queries start…stop−1: float32, broadcastable to (B, H, stop − start, Lk)."""
+
+
+@dataclass(frozen=True)
+class RelativeBias(Bias):
+    """One value per head and relative distance: a Toeplitz matrix, stored as a vector per head.
+
+    Attributes:
+        values: float32, (H, Lq + Lk − 1); element n belongs to Δ = offset + n − (Lk − 1), see `Positions.distances`.
+        query_length: Lq.
+        key_length: Lk.
+    """
+
+    values: Tensor
+    query_length: int
+    key_length: int
+
+    def flipped_rows(self, start: int, stop: int, reversed_values: Tensor | None = None) -> Tensor:
+        """Rows of the queries stop−1, …, start (in that order) as a view of O(Lq + Lk) memory.
+
+        With the queries in reverse the matrix is constant along its anti-diagonals (a Hankel matrix), which is a
+        strided view of the reversed vector: element (r, j) lies at Lq − stop + r + j.
+
+        Args:
+            start: first query.
+            stop: one past the last query.
+            reversed_values: `values` flipped along its last dimension, if the caller has it already (any dtype).
+
+        Returns:
+            A view of (H, stop − start, Lk); rows overlap in memory, so it must not be written to.
+        """
+        source = self.values.flip(-1) if reversed_values is None else reversed_values
+        shape = (source.shape[0], stop - start, self.key_length)
+        strides = (source.stride(0), source.stride(1), source.stride(1))
+        return source[:, self.query_length - stop :].as_strided(shape, strides)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See `Bias.rows`: (1, H, stop − start, Lk)."""
+        return self.flipped_rows(start, stop).flip(1).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class LinearBias(Bias):
+    """−m·Δ with one slope m per head, for causal attention.
+
+    In a causal softmax −m·(i − j) and +m·j differ by a constant of the row, so this bias can ride in extra head
+    channels of q and k (`attention.folding`) and any fused causal kernel runs it without a bias at all.
+
+    Attributes:
+        slopes: float32, (H,); positive slopes let the bias fall with distance.
+        distances: int64, (Lq + Lk − 1,), see `Positions.distances`.
+        query_length: Lq.
+        key_length: Lk.
+    """
+
+    slopes: Tensor
+    distances: Tensor
+    query_length: int
+    key_length: int
+
+    def as_relative(self) -> RelativeBias:
+        """The same bias as a `RelativeBias`."""
+        values = -self.slopes[:, None] * self.distances[None, :].to(self.slopes.dtype)
+        return RelativeBias(values, self.query_length, self.key_length)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See `Bias.rows`: (1, H, stop − start, Lk)."""
+        return self.as_relative().rows(start, stop)
+
+
+@dataclass(frozen=True)
+class SeparableBias(Bias):
+    """A sum of products of query-side and key-side features, Σ_f left[i, f]·right[j, f]: again extra channels.
+
+    Attributes:
+        left: float32, (H, Lq, F).
+        right: float32, (H, Lk, F).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See `Bias.rows`: (1, H, stop − start, Lk)."""
+        return (self.left[:, start:stop] @ self.right.transpose(-1, -2)).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class ClippedContentBias(Bias):
+    """Each query's product with a vector per clipped relative distance: query_i · table[clip(Δ)] (Shaw's keys).
+
+    Attributes:
+        query: scaled queries, float32, (B, H, Lq, d).
+        table: float32, (R, d), one row per index.
+        index_rows: gives the row index for the queries start…stop−1: int64, (B|1, stop − start, Lk).
+    """
+
+    query: Tensor
+    table: Tensor
+    index_rows: Callable[[int, int], Tensor]
+
+    def scores(self) -> Tensor:
+        """Every query's product with every row of the table: float32, (B, H, Lq, R)."""
+        return self.query @ self.table.transpose(-1, -2)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See `Bias.rows`: (B, H, stop − start, Lk)."""
+        products = self.query[:, :, start:stop] @ self.table.transpose(-1, -2)
+        index = self.index_rows(start, stop)[:, None].expand(*products.shape[:3], -1)
+        return products.gather(-1, index)
+
+
+@dataclass(frozen=True)
+class RelativeContentBias(Bias):
+    """Each query's product with a vector per head and relative distance: query_i · table[Δ] (Transformer-XL).
+
+    Attributes:
+        query: scaled queries, float32, (B, H, Lq, d).
+        table: float32, (H, Lq + Lk − 1, d), ordered as `Positions.distances`.
+        key_length: Lk.
+    """
+
+    query: Tensor
+    table: Tensor
+    key_length: int
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See `Bias.rows`: (B, H, stop − start, Lk), by Transformer-XL's relative shift (appendix B)."""
+        block = stop - start
+        width = block + self.key_length - 1
+        products = self.query[:, :, start:stop] @ self.table[:, start : start + width].flip(1).transpose(-1, -2)
+        batch, heads = products.shape[:2]
+        # Row r holds its Lk products from column (block − 1 − r) on; shifting the rows into place is a strided view.
+        plane = block * width
+        shifted = products.contiguous().as_strided(
+            (batch, heads, block, self.key_length), (heads * plane, plane, width - 1, 1), block - 1
+        )
+        return shifted
+
+
+@dataclass(frozen=True)
+class DenseBias(Bias):
+    """The last resort: rows that have no structure to exploit, computed a block of queries at a time.
+
+    Attributes:
+        compute: gives the rows of the queries start…stop−1, float32, broadcastable to (B, H, stop − start, Lk).
+    """
+
+    compute: Callable[[int, int], Tensor]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See `Bias.rows`."""
+        return self.compute(start, stop)

@@ -1,0 +1,35 @@
+"""The commands of `hf-posswap`. Each imports what is slow to import only when it runs, so that help comes at once."""
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from hf_posswap.commands import catalogue, compare, models
+from hf_posswap.errors import PosSwapError
+
+
+class _Group(TyperGroup):
+    """Turns errors of hf_posswap into one message and exit code 2; any other exception stays what it is."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PosSwapError as error:
+            typer.echo(f"hf-posswap: error: {error}", err=True)
+            raise typer.Exit(code=2) from error
+
+
+app = typer.Typer(
+    name="hf-posswap",
+    cls=_Group,
+    help="Swap the positional mechanism of a pretrained Hugging Face model, and measure how far it then reads.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("schemes")(catalogue.schemes)
+app.command("matrix")(catalogue.matrix)
+app.command("describe")(models.describe)
+app.command("swap")(models.swap)
+app.command("compare")(compare.compare)

@@ -1,0 +1,52 @@
+"""What the commands share: tables on stdout, progress on stderr, and options that several of them take."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A folder, a Hub name, a GGUF file, or demo:gpt2, demo:bert, demo:llama."),
+]
+SCHEME_HELP = "A scheme as name[:variant][:option=value]…, such as alibi, rope:yarn:factor=4 or t5:layers=0+1."
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Print a table on stdout; the columns named in `right` are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    # A pipe or file has no width; a fixed one keeps the columns of long tables apart.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(Text(title, style="bold"))
+    console.print(table)
+
+
+def note(message: str) -> None:
+    """Print a line on stderr, where it does not mix with results."""
+    typer.echo(message, err=True)
+
+
+def quiet_libraries() -> None:
+    """Switch off the progress bars of the libraries below, which would break into ours. Call before importing them."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

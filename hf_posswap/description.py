@@ -1,0 +1,237 @@
+"""What a swap did to a model, as a report that a person can read and a probe that proves it took effect."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_posswap.architectures import architecture_of
+from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.schemes import SchemeLayer, scheme_class
+from hf_posswap.swapping import is_swapped, longest_position, path_of, train_length, without_scheme
+
+PROBE_LENGTH = 64
+PROBE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How far the model's output moved by the swap, on a seeded text of random tokens.
+
+    Attributes:
+        output: what was compared, "logits" or "hidden states".
+        tokens: length of the text.
+        largest: largest absolute difference.
+        typical: root mean square of the difference over that of the stock output.
+    """
+
+    output: str
+    tokens: int
+    largest: float
+    typical: float
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `describe` found.
+
+    Attributes:
+        model: name of the model's class.
+        architecture: name of the family.
+        mode: "causal" or "encoder".
+        native: the stock model's scheme.
+        scheme: the scheme swapped in, or None if the model is stock.
+        options: the scheme's options, resolved.
+        removed: what was taken out.
+        added: what was put in, and where.
+        parameters_before: number of parameters of the stock model.
+        parameters_after: number of parameters now.
+        train_length: longest text the stock model was trained to read.
+        longest_before: longest position of the stock model; None: no limit.
+        longest_after: longest position now; None: no limit.
+        attention: the attention path that will run.
+        probe: how far the output moved; None for a stock model or one without weights.
+    """
+
+    model: str
+    architecture: str
+    mode: str
+    native: str
+    scheme: str | None
+    options: dict[str, Any]
+    removed: str
+    added: str
+    parameters_before: int
+    parameters_after: int
+    train_length: int
+    longest_before: int | None
+    longest_after: int | None
+    attention: str
+    probe: Probe | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the description as a JSON-ready dictionary."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.scheme is None:
+            return "\n".join(_lines(
+                model=f"{self.model} ({self.architecture}, {self.mode})",
+                scheme=f"{self.native}, the stock model's own: nothing was swapped",
+                reads=f"{_limit(self.longest_after)}; trained on texts of {self.train_length}",
+                parameters=f"{self.parameters_after:,}",
+                attention=self.attention,
+            ))  # fmt: skip
+        return "\n".join(_lines(
+            model=f"{self.model} ({self.architecture}, {self.mode})",
+            scheme=f"{_titled(self.scheme, self.options)} "
+            + (f"added to {self.native}" if self.options.get("keep_native") else f"in the place of {self.native}"),
+            removed=self.removed,
+            added=self.added,
+            reads=f"{_limit(self.longest_after)} (before: {_limit(self.longest_before)}; "
+            f"trained on texts of {self.train_length})",
+            parameters=f"{self.parameters_after:,} (before: {self.parameters_before:,})",
+            attention=self.attention,
+            probe=_verdict(self.probe),
+        ))  # fmt: skip
+
+
+def _titled(scheme: str, options: dict[str, Any]) -> str:
+    """Name a scheme with the options that differ from its defaults."""
+    config_class = scheme_class(scheme).config_class
+    told = [
+        f"{field.name}={options[field.name]}"
+        for field in fields(config_class)
+        if field.name != "keep_native" and options.get(field.name, field.default) != field.default
+    ]
+    return f"{scheme_class(scheme).pretty_name} ({', '.join([scheme, *told])})"
+
+
+def _lines(**entries: str) -> list[str]:
+    return [f"{label + ':':<12}{text}" for label, text in entries.items()]
+
+
+def _limit(longest: int | None) -> str:
+    return "any number of positions" if longest is None else f"{longest} positions"
+
+
+def _verdict(probe: Probe | None) -> str:
+    if probe is None:
+        return "not run, the model has no weights yet"
+    if probe.largest == 0:
+        return f"{probe.output} equal the stock model's on {probe.tokens} tokens: the scheme computes what was there"
+    return (
+        f"{probe.output} moved by up to {probe.largest:.3g} ({probe.typical:.1%} of their size) on {probe.tokens} "
+        "random tokens"
+    )
+
+
+def describe(model: Any) -> Description:
+    """Return what was swapped in a model, how far it reads now, and proof that the swap takes effect.
+
+    Runs the model twice on a text of at most 64 random tokens, with and without the scheme; the model is unchanged.
+
+    Args:
+        model: a swapped or a stock model of a supported architecture.
+
+    Raises:
+        UnsupportedError: the architecture is not supported.
+    """
+    architecture = architecture_of(model.config)
+    causal = architecture.is_causal(model.config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    shared = {
+        "model": type(model).__name__,
+        "architecture": architecture.name,
+        "mode": "causal" if causal else "encoder",
+        "native": architecture.native,
+        "train_length": train_length(model),
+    }
+    if not is_swapped(model):
+        longest = longest_position(model)
+        backend = model.config._attn_implementation
+        return Description(
+            **shared, scheme=None, options={}, removed="nothing", added="nothing", parameters_before=parameters,
+            parameters_after=parameters, longest_before=longest, longest_after=longest, attention=backend, probe=None,
+        )  # fmt: skip
+    base = model.base_model
+    layers = [layer for layer in base.modules() if isinstance(layer, SchemeLayer)]
+    table = architecture.position_table(base)
+    return Description(
+        **shared,
+        scheme=base.pos_scheme.name,
+        options=model.config.pos_scheme["options"],
+        removed=_removed(architecture.native, table, layers, model),
+        added=_added(base, layers),
+        parameters_before=_parameters_before(model, parameters, base, layers, table),
+        parameters_after=parameters,
+        longest_before=train_length(model) if architecture.table_path is not None else None,
+        longest_after=longest_position(model),
+        attention=path_of(base.pos_scheme, layers[0] if layers else SchemeLayer(), model),
+        probe=probe(model),
+    )
+
+
+def _removed(native: str, table: Any, layers: list[SchemeLayer], model: Any) -> str:
+    if model.config.pos_scheme["options"].get("keep_native"):
+        return "nothing: the scheme is added to the model's own"
+    if isinstance(table, RetiredTable):
+        mean = "its mean row stays" if bool(table.weight.detach().any()) else "nothing stays in its place"
+        return f"{native} position table of {table.table.shape[0]} rows ({mean})"
+    return f"{native} in {len(layers)} of {model.config.num_hidden_layers} layers"
+
+
+def _added(base: Any, layers: list[SchemeLayer]) -> str:
+    count = sum(p.numel() for p in base.pos_scheme.parameters())
+    inside = sum(p.numel() for layer in layers for p in layer.parameters())
+    modules = (base.pos_scheme, *layers)
+    silent = count + inside > 0 and not any(bool(p.detach().any()) for m in modules for p in m.parameters())
+    note = ", all zero: no position until trained or calibrated" if silent else ""
+    if not base.pos_scheme.acts_in_layers:
+        return f"at the embeddings, {count:,} parameters{note}"
+    return f"in {len(layers)} layers, {count:,} shared parameters and {inside:,} in the layers{note}"
+
+
+def _parameters_before(model: Any, now: int, base: Any, layers: list[SchemeLayer], table: Any) -> int:
+    added = sum(p.numel() for module in (base.pos_scheme, *layers) for p in module.parameters())
+    retired = table.table.numel() - table.weight.numel() if isinstance(table, RetiredTable) else 0
+    return now - added + retired
+
+
+@torch.no_grad()
+def probe(model: Any) -> Probe | None:
+    """Run a swapped model with and without its scheme on the same random tokens and compare the outputs.
+
+    Returns None for a model on the meta device.
+
+    Raises:
+        NotSwappedError: the model is not swapped.
+    """
+    device = model.base_model.get_input_embeddings().weight.device
+    if device.type == "meta":
+        return None
+    limit = longest_position(model)
+    length = min(PROBE_LENGTH, train_length(model), PROBE_LENGTH if limit is None else limit)
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    tokens = torch.randint(model.config.vocab_size, (1, length), generator=generator).to(device)
+    training = model.training
+    model.eval()
+    try:
+        name, now = _output(model, tokens)
+        with without_scheme(model):
+            _, before = _output(model, tokens)
+    finally:
+        model.train(training)
+    difference = (now - before).double()
+    typical = difference.square().mean().sqrt() / before.double().square().mean().sqrt().clamp(min=1e-30)
+    return Probe(name, length, float(difference.abs().max()), float(typical))
+
+
+def _output(model: Any, tokens: Tensor) -> tuple[str, Tensor]:
+    """Return the logits of a model that has any for a plain text, otherwise the hidden states."""
+    if model.get_output_embeddings() is not None:
+        logits = getattr(model(tokens), "logits", None)
+        if logits is not None:
+            return "logits", logits
+    return "hidden states", model.base_model(tokens)[0]

@@ -1,0 +1,80 @@
+"""Where and how a result was measured: versions, hardware and command, kept beside every number."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+PACKAGES = ("hf_posswap", "transformers", "torch", "accelerate", "peft", "safetensors", "tokenizers", "gguf", "numpy")
+
+
+def collect_environment(command: Sequence[str] | None = None) -> dict[str, object]:
+    """Return what someone needs to measure the same again, as JSON-ready values.
+
+    Args:
+        command: the command line; this process's own if None.
+    """
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(command if command is not None else own_command()),
+        "python": platform.python_version(),
+        "versions": installed_versions(),
+        "hardware": hardware(),
+    }
+
+
+def own_command() -> list[str]:
+    """Return the command line of this process as one would type it again."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name:
+        return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Version of each package that can change a number; None for one that is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def hardware() -> dict[str, object]:
+    """Processor, cores, threads, memory and accelerators of this machine."""
+    import torch
+
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_gib": _memory_gib(),
+        "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """Name of the processor; Linux says more in /proc/cpuinfo than Python does."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float | None:
+    """Physical memory in GiB, or None where the system does not tell."""
+    try:
+        pages, page_size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    return round(pages * page_size / 2**30, 1)

@@ -1,0 +1,132 @@
+"""Which stretches of a text are read, and which of their tokens are scored, at each length.
+
+Two protocols, because either alone misleads. Splitting a text into windows of the length under test (the ALiBi paper's
+way, 2108.12409 §3) scores every token but gives each less context the shorter the window is, so longer looks better
+even if nothing beyond the train length is used. Scoring **the same target tokens** with ever longer context before
+them isolates what the context is worth: at length L a target sees between L/2 and L − 1 tokens. In both, every length
+sees the same part of the text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
+
+Protocol = Literal["windows", "same-targets"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One stretch of a text that the model reads at once.
+
+    Attributes:
+        start: index in the text of the first token read.
+        stop: index after the last token read.
+        first_target: index in the text of the first token scored; all from there to `stop` are.
+    """
+
+    start: int
+    stop: int
+    first_target: int
+
+    @property
+    def targets(self) -> int:
+        """Number of tokens scored."""
+        return self.stop - self.first_target
+
+
+def plan(protocol: Protocol, text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
+    """Choose the windows of every length.
+
+    Args:
+        protocol: "windows" or "same-targets".
+        text_tokens: number of tokens of the text.
+        lengths: window lengths, in tokens.
+        budget: about how many tokens the model may read for each length; at least one window of the longest length is
+            always read.
+
+    Raises:
+        EvaluationError: an unknown protocol, a length below 2, or no length at all.
+        TextTooShortError: the text has fewer tokens than the longest length.
+    """
+    if protocol not in PROTOCOLS:
+        raise EvaluationError(f"unknown protocol {protocol!r}. Allowed: {', '.join(PROTOCOLS)}.")
+    ordered = check_lengths(lengths)
+    if budget < 1:
+        raise EvaluationError(f"the budget is {budget} tokens. Give a number of tokens of at least 1.")
+    longest = ordered[-1]
+    if text_tokens < longest:
+        raise TextTooShortError(
+            f"the text has {text_tokens} tokens, and length {longest} needs at least {longest}. "
+            f"Give a longer text or lengths up to {text_tokens}."
+        )
+    if protocol == "windows":
+        return _plan_windows(text_tokens, ordered, budget)
+    return _plan_same_targets(text_tokens, ordered, budget)
+
+
+def check_lengths(lengths: Sequence[int]) -> list[int]:
+    """Return `lengths` sorted and without repetitions.
+
+    Raises:
+        EvaluationError: there is none, or one is below 2 (a window of one token has nothing to predict).
+    """
+    ordered = sorted(set(lengths))
+    if not ordered:
+        raise EvaluationError("no length given. Give at least one number of tokens, such as 256.")
+    if ordered[0] < 2:
+        raise EvaluationError(
+            f"length {ordered[0]} is too short: a window of fewer than 2 tokens has nothing to predict. "
+            "Give lengths of at least 2 tokens."
+        )
+    return ordered
+
+
+def _plan_windows(text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
+    """Split regions of the longest length, evenly spread over the text, into non-overlapping windows."""
+    longest = lengths[-1]
+    regions = _spread(text_tokens - longest, count=max(1, budget // longest), apart=longest)
+    return {
+        length: [
+            Window(start, start + length, start + 1)
+            for region in regions
+            for start in range(region, region + longest - length + 1, length)
+        ]
+        for length in lengths
+    }
+
+
+def _plan_same_targets(text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
+    """Score the second half of each of some regions, evenly spread over the text, at every length.
+
+    At length L the targets are split into blocks of L/2 tokens, each read with the tokens before it, so that a target
+    sees between L/2 and L − 1 tokens. At the longest length one window holds a whole region.
+    """
+    longest = lengths[-1]
+    targets = longest // 2
+    stops = [
+        offset + longest for offset in _spread(text_tokens - longest, count=max(1, budget // longest), apart=targets)
+    ]
+    return {
+        length: [
+            Window(block_stop - length, block_stop, first_target)
+            for stop in stops
+            for first_target, block_stop in _blocks(stop - targets, stop, length // 2)
+        ]
+        for length in lengths
+    }
+
+
+def _blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Split start…stop−1 into blocks of `size`, the last of which may be shorter."""
+    return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def _spread(room: int, count: int, apart: int) -> list[int]:
+    """Return up to `count` offsets between 0 and `room`, both included, evenly spread and at least `apart` apart."""
+    count = min(count, room // apart + 1)
+    if count == 1:
+        return [room // 2]
+    return [index * room // (count - 1) for index in range(count)]

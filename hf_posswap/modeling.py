@@ -1,0 +1,139 @@
+"""The swapped classes: made once per stock class, found by name, saved and loaded like any other.
+
+`PosSwapGPT2LMHeadModel` is `GPT2LMHeadModel` with the mixin below. None of these classes is written out: this module
+makes one when it is first asked for, so that pickle, the Hub's remote code and `from hf_posswap.modeling import …` all
+find it here.
+"""
+
+import importlib
+import inspect
+from functools import cache
+from typing import Any, ClassVar
+
+import transformers
+from transformers import PreTrainedModel
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+
+from hf_posswap.architectures import Architecture, architectures
+from hf_posswap.auto_classes import auto_classes, base_class_name
+from hf_posswap.checkpoint import config_from_entry
+from hf_posswap.configuration import PREFIX, config_class_of, register_configs, stock_config_class
+from hf_posswap.errors import CheckpointError, UnsupportedError
+from hf_posswap.modules import SwappedAttention, SwappedBaseModel
+from hf_posswap.structure import apply_plan, plan_swap
+
+class SwappedModel:
+    """Mixin for every model class: builds the stock model, then puts the scheme of its config in."""
+
+    stock_class: ClassVar[type[PreTrainedModel]]
+    architecture: ClassVar[Architecture]
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        if config.pos_scheme is None:
+            raise CheckpointError(
+                f"the config of {type(self).__name__} has no pos_scheme entry, so there is nothing to swap in. Load "
+                "the stock model and call hf_posswap.swap(model, scheme), or give the config a pos_scheme."
+            )
+        base = self.base_model  # type: ignore[attr-defined]
+        plan = plan_swap(base, self.architecture, config_from_entry(config.pos_scheme))
+        apply_plan(base, self.architecture, plan, swapped_class)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        # transformers reads the source file of the class for this; the stock class has the answer.
+        return cls.stock_class._can_set_attn_implementation()
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Do nothing: the remote-code file is written by the config and must not be replaced by a copy of this one."""
+
+
+@cache
+def swapped_class(stock: type) -> type:
+    """Return the swapped class of a stock model, base model or attention module class.
+
+    A class that is swapped already is returned as it is.
+    """
+    if "stock_class" in vars(stock):
+        return stock
+    architecture = _architecture_with(stock)
+    namespace: dict[str, Any] = {"stock_class": stock, "__module__": __name__, "__doc__": _doc_of(stock)}
+    namespace["architecture"] = architecture
+    if not issubclass(stock, PreTrainedModel):
+        namespace["stock_module"] = importlib.import_module(stock.__module__)
+        return type(PREFIX + stock.__name__, (SwappedAttention, stock), namespace)
+    namespace["config_class"] = config_class_of(architecture)
+    mixins: tuple[type, ...] = (SwappedModel,)
+    if stock.__name__ == base_class_name(architecture):
+        namespace["stock_arguments"] = tuple(inspect.signature(stock.forward).parameters)[1:]
+        namespace["forward"] = _with_signature(stock)
+        mixins = (SwappedModel, SwappedBaseModel)
+    made = type(PREFIX + stock.__name__, (*mixins, stock), namespace)
+    _let_outputs_be_recorded(made)
+    return made
+
+
+def _let_outputs_be_recorded(model_class: Any) -> None:
+    """Enter a class in the table behind `output_attentions` and `output_hidden_states`.
+
+    transformers does it when it constructs a model of the class; a swap in place constructs none. The table is a dict
+    by the class's string in all supported versions, whatever its own `__setitem__` takes.
+    """
+    dict.__setitem__(_CAN_RECORD_REGISTRY, str(model_class), model_class._can_record_outputs)
+
+
+def _with_signature(stock: type[PreTrainedModel]) -> Any:
+    """A forward that shows the stock signature, which generation and Trainer inspect."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return SwappedBaseModel.forward(self, *args, **kwargs)
+
+    forward.__doc__ = stock.forward.__doc__
+    forward.__signature__ = inspect.signature(stock.forward)  # type: ignore[attr-defined]
+    return forward
+
+
+def _doc_of(stock: type) -> str:
+    return f"`{stock.__name__}` with the positional scheme that its config names; see `hf_posswap`."
+
+
+def _architecture_with(stock: type) -> Architecture:
+    for architecture in architectures:
+        if stock.__module__ == architecture.modeling_module:
+            return architecture
+    raise UnsupportedError(
+        f"{stock.__module__}.{stock.__name__} is no class of a supported architecture: "
+        f"{', '.join(architectures.names())}. A subclass of yours has to be swapped through the stock class."
+    )
+
+
+@cache
+def register_models(architecture: Architecture) -> None:
+    """Register an architecture's swapped model classes, and its tokenizer, with the Auto classes.
+
+    Called when the first swapped config of the architecture appears, so that importing hf_posswap imports no model.
+    """
+    register_configs()
+    config_class = config_class_of(architecture)
+    module = importlib.import_module(architecture.modeling_module)
+    for auto_name, stock_name in auto_classes(architecture).items():
+        auto: Any = getattr(transformers, auto_name)
+        auto.register(config_class, swapped_class(getattr(module, stock_name)), exist_ok=True)
+    stock_config = stock_config_class(architecture)
+    if stock_config in TOKENIZER_MAPPING:
+        TOKENIZER_MAPPING.register(config_class, TOKENIZER_MAPPING[stock_config], exist_ok=True)
+
+
+def __getattr__(name: str) -> type:
+    """Make the swapped class of that name, such as `PosSwapGPT2Model`."""
+    if name.startswith(PREFIX):
+        stock_name = name.removeprefix(PREFIX)
+        for architecture in architectures:
+            if stock_config_class(architecture).__name__ == stock_name:
+                return config_class_of(architecture)
+            stock = getattr(importlib.import_module(architecture.modeling_module), stock_name, None)
+            if isinstance(stock, type):
+                return swapped_class(stock)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

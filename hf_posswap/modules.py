@@ -1,0 +1,160 @@
+"""The modules of a swapped model: mixins that become the class of stock modules.
+
+No Hugging Face forward is copied: the base model's forward prepares positions and calls the stock one, and each
+self-attention module joins projection, scheme, cache and attention through the parts its architecture names.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.architectures.base import Architecture
+from hf_posswap.attention import attend
+from hf_posswap.attention.dispatch import fold_for_flash
+from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.inputs import check_positions, document_mask, positions_of
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import Scheme, SchemeLayer
+
+CONTEXT = "pos_context"
+"""Keyword that carries the `ForwardContext` from the base model to the attention modules."""
+
+
+class ForwardContext(NamedTuple):
+    """What the base model hands to every layer: positions, and what the scheme prepared from them."""
+
+    positions: Positions
+    prepared: Any
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Leave autocast for a while: it would round float32 angles and biases to half precision before they are used."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+class SwappedAttention(nn.Module):
+    """Mixin for a self-attention module: project → transform → cache → attention with bias → merge."""
+
+    architecture: ClassVar[Architecture]
+    stock_module: ClassVar[ModuleType]
+    """The transformers module with the stock class and its attention functions."""
+    pos_scheme: SchemeLayer
+    pos_keep_native: bool
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        **arguments: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take and return what the stock module does."""
+        module: Any = self
+        positions, prepared = arguments.pop(CONTEXT)
+        layer, architecture = module.pos_scheme, module.architecture
+        q, k, v = architecture.project(self, hidden_states)
+        if module.pos_keep_native:
+            q, k = architecture.rotate_natively(self, q, k, arguments)
+        with full_precision(hidden_states):
+            q, k = layer.transform(q, k, positions, prepared)
+        if past_key_values is not None:
+            cache = getattr(past_key_values, "self_attention_cache", past_key_values)
+            k, v = cache.update(k, v, module.layer_idx)
+        with full_precision(hidden_states):
+            q, k = layer.transform_cached(q, k, positions, prepared)
+            bias = layer.bias(q, positions, prepared, module.scaling)
+        dropout = architecture.attention_dropout(self) if self.training else 0.0
+        inputs = AttentionInputs(q, k, v, attention_mask, module.is_causal, module.scaling, dropout)
+        mix = (lambda weights, start: layer.mix(weights, start, positions, prepared)) if layer.mixes_values else None
+        backend = module.config._attn_implementation
+        if bias is None and mix is None:
+            context, weights = architecture.attend_natively(self, inputs, arguments)
+        elif backend.startswith("flash_attention"):
+            folded = fold_for_flash(inputs, bias, mix, backend)
+            context, weights = architecture.attend_natively(self, folded, arguments)
+            context = context[..., : v.shape[-1]]
+        else:
+            with full_precision(hidden_states):
+                context, weights = attend(inputs, bias, mix, backend)
+            context = context.transpose(1, 2)
+        return architecture.merge(self, context), weights
+
+
+class SwappedBaseModel(nn.Module):
+    """Mixin for a base model: prepares positions once per forward and calls the stock forward."""
+
+    architecture: ClassVar[Architecture]
+    stock_arguments: ClassVar[tuple[str, ...]]
+    pos_scheme: Scheme
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Take and return what the stock base model does."""
+        arguments = dict(zip(self.stock_arguments, args, strict=False)) | kwargs
+        leading = _flatten_choices(arguments)
+        prepare_arguments(self, arguments)
+        outputs = super().forward(**arguments)
+        if leading is not None:
+            hidden = outputs[0].view(*leading, *outputs[0].shape[1:])
+            outputs = (hidden, *outputs[1:]) if isinstance(outputs, tuple) else _with_hidden(outputs, hidden)
+        return outputs
+
+
+def _with_hidden(outputs: Any, hidden: Tensor) -> Any:
+    outputs["last_hidden_state"] = hidden
+    return outputs
+
+
+def _flatten_choices(arguments: dict[str, Any]) -> torch.Size | None:
+    """Fold the dimensions before the last of (batch, choices, length) inputs into one; return them, or None."""
+    tokens = arguments.get("input_ids")
+    if tokens is None or tokens.dim() < 3:
+        return None
+    for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
+        value = arguments.get(name)
+        if isinstance(value, Tensor) and value.dim() == tokens.dim():
+            arguments[name] = value.reshape(-1, value.shape[-1])
+    return tokens.shape[:-1]
+
+
+def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
+    """Add positions, the forward context and the embedded scheme to the arguments of the stock base model's forward.
+
+    Raises:
+        PositionError: a position past the scheme's longest one.
+    """
+    scheme: Scheme = model.pos_scheme
+    architecture: Architecture = model.architecture
+    tokens, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
+    given = tokens if tokens is not None else embeds
+    if given is None:
+        return  # the stock forward says what is missing
+    batch, length = given.shape[:2]
+    causal = architecture.is_causal(model.config)
+    positions = positions_of(arguments, length, given.device, causal)
+    check_positions(positions, longest_position_of(model), scheme.name)
+    mask = document_mask(model, arguments, batch, length, causal)
+    if mask is not None:
+        arguments["attention_mask"] = mask
+    arguments["position_ids"] = positions.query
+    architecture.complete_inputs(arguments, batch, length, given.device)
+    with full_precision(model.get_input_embeddings().weight):
+        added, prepared = scheme.embed(positions), scheme.prepare(positions)
+    if added is not None:
+        embeds = model.get_input_embeddings()(tokens) if embeds is None else embeds
+        arguments["inputs_embeds"] = embeds + added.to(embeds.dtype)
+        arguments["input_ids"] = None
+    arguments[CONTEXT] = ForwardContext(positions, prepared)
+
+
+def longest_position_of(base: Any) -> int | None:
+    """Return how many positions a swapped base model can represent, or None if there is no limit."""
+    limits = [base.pos_scheme.longest_position()]
+    table = base.architecture.position_table(base)
+    if isinstance(table, nn.Embedding):
+        limits.append(table.num_embeddings)
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None

@@ -1,0 +1,91 @@
+"""Where the queries and the keys of one forward pass stand: int64 positions and relative distances.
+
+Computed once per forward at the base model and handed to every layer, so no layer derives positions again.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hf_posswap.errors import PositionError
+
+
+@dataclass
+class Positions:
+    """Positions of queries and keys in one forward pass.
+
+    Attributes:
+        query: positions of the queries, int64, (B, Lq) or (1, Lq).
+        key: positions of the keys, int64, (B, Lk) or (1, Lk); entries under padding are arbitrary.
+        offset: index of the first query among the keys (the number of tokens cached before); a 0-dim tensor under
+            a static cache.
+        causal: whether attention is causal.
+        by_index: True if for every pair that attention may see, the relative distance is the difference of the
+            indices: single sequences, padded ones, and packed ones whose documents are masked from each other. False
+            if positions skip, so that distances must be read from `query` and `key`. None if neither is known.
+    """
+
+    query: Tensor
+    key: Tensor
+    offset: int | Tensor
+    causal: bool
+    by_index: bool | None = True
+    _distances: Tensor | None = field(init=False, repr=False, default=None)
+
+    @property
+    def query_length(self) -> int:
+        """Lq, the number of queries."""
+        return self.query.shape[1]
+
+    @property
+    def key_length(self) -> int:
+        """Lk, the number of keys, cached ones included."""
+        return self.key.shape[1]
+
+    def __post_init__(self) -> None:
+        # At once rather than when first asked for: all layers share it, and a lazy value would first be made inside
+        # one layer's compiled or checkpointed region.
+        if self.by_index:
+            steps = torch.arange(1 - self.key_length, self.query_length, device=self.query.device)
+            self._distances = steps + self.offset
+
+    @property
+    def distances(self) -> Tensor:
+        """Every relative distance Δ = i − j that occurs, ascending, int64, (Lq + Lk − 1,).
+
+        Element n is Δ = offset + n − (Lk − 1), so query row i and key column j meet at n = i − j + Lk − 1.
+
+        Raises:
+            PositionError: distances do not follow the indices; use `distance_rows`.
+        """
+        self._require_known()
+        if self._distances is None:
+            raise PositionError("positions skip: distances differ from index differences; use distance_rows().")
+        return self._distances
+
+    def distance_rows(self, start: int, stop: int) -> Tensor:
+        """Relative distances Δ = i − j of the query rows start…stop−1, int64, (B|1, stop − start, Lk).
+
+        In a causal model a key that claims to stand after its query counts as distance 0.
+        """
+        self._require_known()
+        if self.by_index:
+            columns = torch.arange(self.key_length, device=self.query.device)
+            rows = torch.arange(start, stop, device=self.query.device) + self.offset
+            distance = (rows[:, None] - columns[None, :]).unsqueeze(0)
+        else:
+            distance = self.query[:, start:stop, None] - self.key[:, None, :]
+        return distance.clamp(min=0) if self.causal else distance
+
+    def row_lengths(self) -> Tensor:
+        """The text length that each row has reached, int64, (B, 1) or (1, 1): its last position plus one."""
+        return self.query.amax(dim=1, keepdim=True) + 1
+
+    def _require_known(self) -> None:
+        if self.by_index is None:
+            raise PositionError(
+                "position_ids do not continue the cached tokens, so the cached keys' positions are unknown. "
+                "Pass position_ids that go on where the cache ends (with the 2D attention_mask if the batch is "
+                "padded), or run without a cache."
+            )

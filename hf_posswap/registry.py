@@ -1,0 +1,64 @@
+"""A registry of named classes that rejects duplicates and suggests the nearest name for an unknown one."""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from hf_posswap.errors import UnknownNameError
+
+
+class Named(Protocol):
+    """Anything with a registered name."""
+
+    name: str
+
+
+Item = TypeVar("Item", bound=Named)
+
+
+def unknown_name_message(kind: str, value: object, allowed: Iterable[str]) -> str:
+    """Say that `value` is no known `kind`, suggest the nearest allowed name, and list them all."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(str(value).lower(), names, n=1)
+    suggestion = f" Did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {value!r}.{suggestion} Allowed: {', '.join(names)}."
+
+
+class Registry(Generic[Item]):
+    """Named items of one kind, in the order in which they were registered.
+
+    Args:
+        kind: what the items are called in error messages, such as "positional scheme".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, Item] = {}
+
+    def register(self, item: Item) -> Item:
+        """Add `item` under its `name`; usable as a decorator.
+
+        Raises:
+            ValueError: the name is taken by another item.
+        """
+        if item.name in self._items and self._items[item.name] is not item:
+            raise ValueError(f"{self.kind} {item.name!r} is registered twice: {self._items[item.name]!r} and {item!r}")
+        self._items[item.name] = item
+        return item
+
+    def get(self, name: str) -> Item:
+        """Return the item called `name`.
+
+        Raises:
+            UnknownNameError: there is none; the message suggests the nearest name.
+        """
+        if name not in self._items:
+            raise UnknownNameError(unknown_name_message(self.kind, name, self._items))
+        return self._items[name]
+
+    def names(self) -> list[str]:
+        """Return the registered names, sorted."""
+        return sorted(self._items)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._items.values())

@@ -1,0 +1,1 @@
+"""Writing results down: tables, files and figures, every figure drawn from the files alone."""

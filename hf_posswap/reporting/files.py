@@ -1,0 +1,64 @@
+"""Writing files so that a reader sees the old one or the new one, never half of it."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from hf_posswap.errors import PosSwapError
+
+
+class OutputError(PosSwapError):
+    """A place that cannot be written to."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `path`, then move it into place.
+
+    Args:
+        path: the file to write; its folder must exist.
+        write: called with the temporary file's path, which has the same suffix.
+
+    Returns:
+        `path`.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        # mkstemp makes files only their owner can read; results follow the user's umask like any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` to `path` in UTF-8, atomically."""
+    return write_atomically(path, lambda temporary: _write_utf8(temporary, text))
+
+
+def prepare_folder(path: Path) -> Path:
+    """Create the folder `path` if it is missing and check that it can be written to.
+
+    Raises:
+        OutputError: `path` is a file, or cannot be created or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {str(path)!r}: {error.strerror or error}. Give a folder that can be written to, "
+            "with --output-dir."
+        ) from error
+    return path
+
+
+def _write_utf8(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,176 @@
+"""ALiBi: a penalty on the scores that grows linearly with distance (Press et al., 2108.12409)."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.biases import Bias, LinearBias
+from hf_posswap.errors import SchemeConfigError
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.relative import bias_by_distance
+
+ENCODER_FORMS = ("symmetric", "offset", "one-sided", "two-slope")
+
+
+def alibi_slopes(num_heads: int) -> Tensor:
+    """Return the paper's slopes m_h, float32, (H,): 2^(−8h/H) for h = 1…H if H is a power of two.
+
+    For other H, the slopes of the next lower power of two, then every other slope of the next higher one
+    (the authors' code; section 3 of the paper gives the power-of-two case).
+    """
+    lower = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * h / lower) for h in range(1, lower + 1)]
+    between = [2.0 ** (-8.0 * h / (2 * lower)) for h in range(1, 2 * lower + 1, 2)]
+    return torch.tensor((slopes + between)[:num_heads], dtype=torch.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlibiConfig(SchemeConfig):
+    """Options of `alibi`."""
+
+    name: ClassVar[str] = "alibi"
+    variant_option: ClassVar[str | None] = "form"
+
+    form: str | None = option(
+        None, "Shape of the penalty. None: causal in a causal model, symmetric in an encoder.",
+        choices=("causal", *ENCODER_FORMS),
+    )  # fmt: skip
+    trainable: bool = option(False, "Make the slopes parameters, kept positive by learning their logarithm.")
+    per_layer: bool = option(False, "With trainable: slopes of their own in each layer.")
+    offset: float | None = option(
+        None, "Form offset: added to the distance of keys to the right, so that left and right differ. None: 0.5."
+    )
+    right_ratio: float | None = option(
+        None, "Form two-slope: slope to the right over slope to the left. None: 0.5.", minimum=0
+    )
+
+    def validate(self) -> None:
+        """Refuse options that the form does not read."""
+        for name, form in (("offset", "offset"), ("right_ratio", "two-slope")):
+            if getattr(self, name) is not None and self.form != form:
+                raise SchemeConfigError(
+                    f"alibi option {name!r} has no effect with form {self.form!r}: set form={form!r}, or leave it out."
+                )
+        if self.per_layer and not self.trainable:
+            raise SchemeConfigError("alibi option 'per_layer' has no effect on fixed slopes: set trainable=True too.")
+
+    def resolve(self, facts: ModelFacts) -> "AlibiConfig":
+        """Choose the form by the kind of attention, and the form's default."""
+        form = self.form or ("causal" if facts.causal else "symmetric")
+        offset = 0.5 if form == "offset" and self.offset is None else self.offset
+        ratio = 0.5 if form == "two-slope" and self.right_ratio is None else self.right_ratio
+        return dataclasses.replace(self, form=form, offset=offset, right_ratio=ratio)
+
+
+class AlibiLayer(SchemeLayer):
+    """Hands the layer its bias; holds the logarithms of the slopes if each layer has its own."""
+
+    def __init__(self, scheme: "Alibi") -> None:
+        super().__init__()
+        self.config = scheme.config
+        self.log_slopes = scheme.make_log_slopes() if scheme.config.per_layer else None
+
+    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+        """See `SchemeLayer.bias`."""
+        if self.log_slopes is None:
+            return prepared
+        return alibi_bias(self.log_slopes.float().exp(), positions, self.config)
+
+
+def alibi_bias(slopes: Tensor, positions: Positions, config: AlibiConfig) -> Bias:
+    """Return the bias of the config's form.
+
+    Args:
+        slopes: positive, float32, (H,).
+        positions: positions of this forward.
+        config: a resolved config.
+    """
+    if config.form == "causal":
+        if positions.by_index:
+            return LinearBias(slopes, positions.distances, positions.query_length, positions.key_length)
+        return bias_by_distance(positions, lambda distance: -_outer(slopes, distance))
+    return bias_by_distance(positions, lambda distance: _encoder_values(slopes, distance, config))
+
+
+def _outer(slopes: Tensor, distance: Tensor) -> Tensor:
+    return slopes.view(-1, *[1] * distance.dim()) * distance.float()
+
+
+def _encoder_values(slopes: Tensor, distance: Tensor, config: AlibiConfig) -> Tensor:
+    """Values (H, …) of the encoder forms; Δ > 0 is a key to the left of its query."""
+    if config.form == "symmetric":
+        return -_outer(slopes, distance.abs())
+    to_the_right = distance < 0
+    if config.form == "offset":
+        return -_outer(slopes, distance.abs().float() + to_the_right.float() * float(config.offset or 0.0))
+    if config.form == "two-slope":
+        ratio = torch.where(to_the_right, float(config.right_ratio or 0.0), 1.0)
+        return -_outer(slopes, distance.abs().float() * ratio)
+    half = slopes.shape[0] // 2
+    penalty = -_outer(slopes, distance.abs())
+    hidden = torch.stack([to_the_right] * half + [distance > 0] * half)
+    return penalty.masked_fill(hidden, float("-inf"))
+
+
+@register_scheme
+class Alibi(Scheme):
+    """A bias of −m_h·Δ on the scaled scores, with a fixed slope m_h per head.
+
+    Encoder forms: `symmetric` −m·|Δ| (MosaicBERT, Jina v2); `offset` −m·(|Δ| + o·[Δ < 0]), so that left and right
+    differ; `one-sided`, where the first half of the heads sees only the left and the second half only the right, each
+    half with the slopes of H/2 heads; `two-slope`, with another slope to the right. The paper is about causal models
+    only; these forms follow its authors' later advice, and the constants of `offset` and `two-slope` are our choice.
+    """
+
+    name = "alibi"
+    pretty_name = "ALiBi"
+    paper = "Press et al. 2022, Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation"
+    paper_url = "https://arxiv.org/abs/2108.12409"
+    formula = "s − m_h·Δ, m_h = 2^(−8h/H)"
+    summary = "A fixed penalty on the scores that grows with distance, at another rate in each head."
+    config_class = AlibiConfig
+    config: AlibiConfig
+
+    def __init__(self, config: AlibiConfig, facts: ModelFacts) -> None:
+        super().__init__(config, facts)
+        shared = config.trainable and not config.per_layer
+        self.log_slopes = self.make_log_slopes() if shared else None
+
+    @classmethod
+    def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
+        """Check that the form fits the kind of attention."""
+        assert isinstance(config, AlibiConfig)
+        if config.form in ENCODER_FORMS and facts.causal:
+            return f"form {config.form!r} is for encoders; a causal model takes form='causal'."
+        if config.form == "causal" and not facts.causal:
+            return f"form 'causal' is for causal models; an encoder takes one of {', '.join(ENCODER_FORMS)}."
+        if config.form == "one-sided" and facts.num_heads % 2:
+            return f"form 'one-sided' halves the heads, but there are {facts.num_heads}. Choose form='symmetric'."
+        return None
+
+    def slopes(self) -> Tensor:
+        """Return the paper's slopes for this model and form, float32, (H,)."""
+        if self.config.form == "one-sided":
+            return alibi_slopes(self.facts.num_heads // 2).repeat(2)
+        return alibi_slopes(self.facts.num_heads)
+
+    def make_log_slopes(self) -> nn.Parameter:
+        """Return trainable logarithms of the paper's slopes, (H,)."""
+        return nn.Parameter(self.slopes().log())
+
+    def prepare(self, positions: Positions) -> Bias | None:
+        """The bias that all layers share; None if each layer has slopes of its own."""
+        if self.config.per_layer:
+            return None
+        if self.log_slopes is not None:
+            return alibi_bias(self.log_slopes.float().exp(), positions, self.config)
+        return alibi_bias(self.slopes().to(positions.query.device), positions, self.config)
+
+    def make_layer(self, layer_index: int) -> AlibiLayer:
+        """See `Scheme.make_layer`."""
+        return AlibiLayer(self)

@@ -1,0 +1,91 @@
+"""NoPE: no positional mechanism at all (Haviv et al., 2203.16634; Kazemnejad et al., 2305.19466)."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hf_posswap.errors import SchemeConfigError
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoneConfig(SchemeConfig):
+    """Options of `none`."""
+
+    name: ClassVar[str] = "none"
+
+    recalibration: float = option(
+        0.0, "DroPE's c: beyond the train length T, logits are scaled by 1 + c·ln(n/T). 0: off.", minimum=0
+    )
+    original_length: int | None = option(None, "T of the recalibration. None: the model's train length.", minimum=1)
+
+    def validate(self) -> None:
+        """Refuse what would do nothing."""
+        if self.keep_native and self.recalibration == 0:
+            raise SchemeConfigError(
+                "scheme 'none' with keep_native=True changes nothing: leave out keep_native, or set recalibration > 0."
+            )
+
+    def resolve(self, facts: ModelFacts) -> "NoneConfig":
+        """Fill in the train length."""
+        return dataclasses.replace(self, original_length=self.original_length or facts.train_length)
+
+
+class NoneLayer(SchemeLayer):
+    """Scales the queries by DroPE's recalibration, if it is on."""
+
+    def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
+        """See `SchemeLayer.transform`."""
+        if prepared is None:
+            return q, k
+        return (q.float() * prepared).to(q.dtype), k
+
+
+@register_scheme
+class NoPositions(Scheme):
+    """Nothing tells positions apart but the causal mask.
+
+    DroPE's recalibration (2512.12167) scales all logits by the total text length n. Here n is each query's own
+    position plus one, so that a token's output does not depend on what follows it and decoding with a cache equals
+    decoding without.
+    """
+
+    name = "none"
+    pretty_name = "NoPE"
+    paper = "Kazemnejad et al. 2023, The Impact of Positional Encoding on Length Generalization in Transformers"
+    paper_url = "https://arxiv.org/abs/2305.19466"
+    formula = "s"
+    summary = "No positional mechanism: a causal model tells positions apart by its mask alone."
+    config_class = NoneConfig
+    config: NoneConfig
+    supports_encoder = False
+    encoder_refusal = (
+        "without positions an encoder reads a bag of words, since no causal mask tells tokens apart. "
+        "Choose another scheme, or a causal model."
+    )
+
+    @classmethod
+    def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
+        """A position table cannot be taken out of some layers only."""
+        if config.layers is not None and facts.native_table is not None:
+            return (
+                f"its positions enter once, at the embeddings, so they cannot be left out of layers "
+                f"{list(config.layers)} only. Leave out `layers`."
+            )
+        return None
+
+    def prepare(self, positions: Positions) -> Tensor | None:
+        """Factor on the queries, float32, (B|1, 1, Lq, 1); None if recalibration is off."""
+        if self.config.recalibration == 0:
+            return None
+        ratio = (positions.query + 1).float() / float(self.config.original_length or 1)
+        factor = 1 + self.config.recalibration * torch.log(ratio.clamp(min=1))
+        return factor[:, None, :, None]
+
+    def make_layer(self, layer_index: int) -> NoneLayer:
+        """See `Scheme.make_layer`."""
+        return NoneLayer()

@@ -1,0 +1,21 @@
+"""From a function of the relative distance to the cheapest bias kind that holds it."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from hf_posswap.biases import Bias, DenseBias, RelativeBias
+from hf_posswap.positions import Positions
+
+
+def bias_by_distance(positions: Positions, values: Callable[[Tensor], Tensor]) -> Bias:
+    """Return the bias values(Δ) of every query and key.
+
+    Args:
+        positions: positions of this forward.
+        values: maps int64 distances of any shape (…) to float32 values (H, …). In a causal model it is also asked for
+            distances below 0, whose values are masked.
+    """
+    if positions.by_index:
+        return RelativeBias(values(positions.distances), positions.query_length, positions.key_length)
+    return DenseBias(lambda start, stop: values(positions.distance_rows(start, stop)).transpose(0, 1))

@@ -1,0 +1,233 @@
+"""RoPE: q and k are turned by an angle that grows with position (Su et al., 2104.09864), and its scalings."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_posswap.errors import SchemeConfigError
+from hf_posswap.positions import Positions
+from hf_posswap.schemes import rope_frequencies as frequencies
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+
+OPTIONS_OF_SCALING: dict[str, tuple[str, ...]] = {
+    "native": (),
+    "none": (),
+    "linear": ("factor",),
+    "ntk": ("factor",),
+    "dynamic": ("factor", "original_length"),
+    "yarn": ("factor", "original_length", "beta_fast", "beta_slow", "truncate", "attention_factor"),
+    "longrope": ("factor", "original_length", "short_factor", "long_factor", "attention_factor"),
+    "llama3": ("factor", "original_length", "low_freq_factor", "high_freq_factor"),
+    "proportional": ("factor",),
+}
+DEFAULT_FACTOR = 4.0
+BY_LENGTH = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig(SchemeConfig):
+    """Options of `rope`. `factor`, `original_length` and the like are read by the scalings that name them."""
+
+    name: ClassVar[str] = "rope"
+    variant_option: ClassVar[str | None] = "scaling"
+
+    scaling: str = option(
+        "native", "How angles are stretched. native: as the model has it, none if it has no RoPE.",
+        choices=tuple(OPTIONS_OF_SCALING),
+    )  # fmt: skip
+    base: float | None = option(None, "Base of the frequencies. None: the model's own, or 10000.", above=1)
+    factor: float | None = option(
+        None, "s: how many times longer texts get. None: 4 where the scaling needs one.", minimum=1
+    )
+    original_length: int | None = option(None, "Train length T. None: the model's.", minimum=2)
+    partial_rotary_factor: float = option(1.0, "Share of the head dimension that turns.", above=0, maximum=1)
+    interleaved: bool = option(False, "Pairs are neighbours (GPT-J); otherwise halves (Llama).")
+    beta_fast: float = option(32.0, "yarn: dimensions with more turns over T keep their frequency.", above=0)
+    beta_slow: float = option(1.0, "yarn: dimensions with fewer turns over T are divided by the factor.", above=0)
+    truncate: bool = option(True, "yarn: round the ends of the ramp to whole dimensions.")
+    attention_factor: float | None = option(None, "Factor on cos and sin. None: as the scaling's paper says.", above=0)
+    low_freq_factor: float = option(1.0, "llama3: T over the longest wavelength that is blended.", above=0)
+    high_freq_factor: float = option(4.0, "llama3: T over the shortest wavelength that is blended.", above=0)
+    short_factor: tuple[float, ...] | None = option(None, "longrope: divisors of θ for texts up to T.", above=0)
+    long_factor: tuple[float, ...] | None = option(None, "longrope: divisors of θ for longer texts.", above=0)
+
+    def validate(self) -> None:
+        """Refuse options that the scaling does not read, and scalings that lack what they need."""
+        read = OPTIONS_OF_SCALING[self.scaling]
+        for field in dataclasses.fields(self):
+            belongs_to_scaling = any(field.name in names for names in OPTIONS_OF_SCALING.values())
+            if belongs_to_scaling and field.name not in read and getattr(self, field.name) != field.default:
+                readers = [name for name, names in OPTIONS_OF_SCALING.items() if field.name in names]
+                raise SchemeConfigError(
+                    f"rope option {field.name!r} has no effect with scaling={self.scaling!r}. It is read by scaling "
+                    f"{', '.join(readers)}."
+                )
+        stretched = self.scaling in ("linear", "ntk", "dynamic", "yarn", "llama3")
+        if stretched and self.factor is not None and self.factor <= 1:
+            raise SchemeConfigError(f"rope option 'factor' is {self.factor}; scaling={self.scaling!r} needs factor > 1.")
+        if self.beta_fast <= self.beta_slow:
+            raise SchemeConfigError(f"rope needs beta_fast > beta_slow, not {self.beta_fast} <= {self.beta_slow}.")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise SchemeConfigError(
+                f"rope needs high_freq_factor > low_freq_factor, not {self.high_freq_factor} <= {self.low_freq_factor}."
+            )
+        if self.scaling == "longrope" and (self.short_factor is None or self.long_factor is None):
+            raise SchemeConfigError("rope with scaling='longrope' needs short_factor and long_factor, lists of numbers.")
+
+    def resolve(self, facts: ModelFacts) -> "RopeConfig":
+        """Take base, train length and, for `native`, the whole scaling from the model."""
+        native = facts.native_rope or {"scaling": "none", "base": 10000.0}
+        if self.scaling == "native":
+            own = {"layers": self.layers, "keep_native": self.keep_native, "interleaved": self.interleaved}
+            own |= {"base": self.base} if self.base is not None else {}
+            own |= (
+                {"partial_rotary_factor": self.partial_rotary_factor} if self.partial_rotary_factor != 1.0 else {}
+            )
+            return RopeConfig(**(native | own)).resolve(facts)
+        values: dict[str, Any] = {"base": self.base or native["base"]}
+        read = OPTIONS_OF_SCALING[self.scaling]
+        if "factor" in read and self.factor is None and self.scaling not in ("proportional", "longrope"):
+            values["factor"] = DEFAULT_FACTOR
+        if "original_length" in read and self.original_length is None:
+            values["original_length"] = facts.train_length
+        return dataclasses.replace(self, **values)
+
+    def rotated(self, head_dim: int) -> int:
+        """Return r, the number of dimensions that turn."""
+        return head_dim if self.scaling == "proportional" else int(head_dim * self.partial_rotary_factor)
+
+
+class Rotation(NamedTuple):
+    """cos and sin of the angles, float32, (B|1, 1, L, r)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Rotations(NamedTuple):
+    """The rotation of the queries, and of all keys if they are cached unrotated."""
+
+    query: Rotation
+    key: Rotation | None
+
+
+def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
+    """Turn the first r dimensions of x (B, H, L, d) in float32 and return x's dtype (equation 34 of the paper)."""
+    rotated = rotation.cos.shape[-1]
+    turning, rest = x[..., :rotated].float(), x[..., rotated:]
+    if interleaved:
+        quarter_turn = torch.stack((-turning[..., 1::2], turning[..., ::2]), dim=-1).flatten(-2)
+    else:
+        quarter_turn = torch.cat((-turning[..., rotated // 2 :], turning[..., : rotated // 2]), dim=-1)
+    turned = (turning * rotation.cos + quarter_turn * rotation.sin).to(x.dtype)
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+class RopeLayer(SchemeLayer):
+    """Turns q and k of one layer."""
+
+    def __init__(self, interleaved: bool) -> None:
+        super().__init__()
+        self.interleaved = interleaved
+
+    def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Rotations) -> tuple[Tensor, Tensor]:
+        """Turn q and the new keys, unless keys are cached unrotated."""
+        if prepared.key is not None:
+            return q, k
+        return rotate(q, prepared.query, self.interleaved), rotate(k, prepared.query, self.interleaved)
+
+    def transform_cached(
+        self, q: Tensor, k: Tensor, positions: Positions, prepared: Rotations
+    ) -> tuple[Tensor, Tensor]:
+        """Turn q and all keys after the cache, if keys are cached unrotated."""
+        if prepared.key is None:
+            return q, k
+        return rotate(q, prepared.query, self.interleaved), rotate(k, prepared.key, self.interleaved)
+
+
+@register_scheme
+class Rope(Scheme):
+    """Pairs of dimensions of q and k turn by pos·θ_n, so that scores depend on the distance.
+
+    Scalings: `linear` (position interpolation, 2306.15595), `ntk` (base·s^(r/(r−2))), `dynamic` (NTK by the text's
+    length), `yarn` (2309.00071), `longrope` (2402.13753), `llama3`, `proportional` (p-RoPE, 2410.06205).
+    """
+
+    name = "rope"
+    pretty_name = "RoPE"
+    paper = "Su et al. 2021, RoFormer: Enhanced Transformer with Rotary Position Embedding"
+    paper_url = "https://arxiv.org/abs/2104.09864"
+    formula = "pairs of q and k turned by pos·θ_n, θ_n = base^(−2n/d)"
+    summary = "Queries and keys turn by an angle that grows with position; scores depend on the distance."
+    config_class = RopeConfig
+    config: RopeConfig
+
+    @classmethod
+    def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
+        """Dimensions turn in pairs, and longrope's lists have one entry a pair."""
+        assert isinstance(config, RopeConfig)
+        rotated = config.rotated(facts.head_dim)
+        if rotated < 2 or rotated % 2:
+            return (
+                f"dimensions turn in pairs, but {rotated} of the head dimension {facts.head_dim} would turn "
+                f"(partial_rotary_factor={config.partial_rotary_factor}). It must be even and at least 2."
+            )
+        if config.scaling in ("ntk", "dynamic") and rotated == 2:
+            return f"scaling {config.scaling!r} needs more than 2 rotated dimensions."
+        for name in ("short_factor", "long_factor"):
+            values = getattr(config, name)
+            if values is not None and len(values) != rotated // 2:
+                return f"{name} has {len(values)} entries; it needs one for each of the {rotated // 2} pairs."
+        return None
+
+    def length_dependent(self) -> bool:
+        """See `Scheme.length_dependent`: dynamic and longrope choose angles by the text's length."""
+        return self.config.scaling in BY_LENGTH
+
+    def keeps_raw_keys(self) -> bool:
+        """See `Scheme.keeps_raw_keys`."""
+        return self.length_dependent()
+
+    def frequencies(self, lengths: Tensor) -> Tensor:
+        """Return θ_n, float32, (r/2,), or (B, r/2) for text lengths (B, 1) if they depend on it."""
+        config, rotated = self.config, self.config.rotated(self.facts.head_dim)
+        device = lengths.device
+        assert config.base is not None
+        if config.scaling == "linear":
+            return frequencies.plain_frequencies(rotated, config.base, device=device) / config.factor
+        if config.scaling == "ntk":
+            assert config.factor is not None
+            base = config.base * config.factor ** (rotated / (rotated - 2))
+            return frequencies.plain_frequencies(rotated, base, device=device)
+        if config.scaling == "dynamic":
+            return frequencies.dynamic_frequencies(rotated, config, lengths)
+        if config.scaling == "yarn":
+            return frequencies.yarn_frequencies(rotated, config, device)
+        if config.scaling == "longrope":
+            return frequencies.longrope_frequencies(rotated, config, lengths)
+        if config.scaling == "llama3":
+            return frequencies.llama3_frequencies(rotated, config, device)
+        if config.scaling == "proportional":
+            return frequencies.proportional_frequencies(rotated, config, device)
+        return frequencies.plain_frequencies(rotated, config.base, device=device)
+
+    def rotation(self, positions: Tensor, theta: Tensor) -> Rotation:
+        """Return cos and sin for positions (B|1, L) and θ (r/2,) or (B, r/2)."""
+        angles = positions[..., None].float() * (theta if theta.dim() == 1 else theta[:, None])
+        doubled = angles.repeat_interleave(2, -1) if self.config.interleaved else torch.cat((angles, angles), -1)
+        factor = frequencies.attention_factor(self.config)
+        return Rotation((doubled.cos() * factor)[:, None], (doubled.sin() * factor)[:, None])
+
+    def prepare(self, positions: Positions) -> Rotations:
+        """Angles of this forward, shared by all layers."""
+        theta = self.frequencies(positions.row_lengths())
+        query = self.rotation(positions.query, theta)
+        key = self.rotation(positions.key, theta) if self.keeps_raw_keys() else None
+        return Rotations(query, key)
+
+    def make_layer(self, layer_index: int) -> RopeLayer:
+        """See `Scheme.make_layer`."""
+        return RopeLayer(self.config.interleaved)

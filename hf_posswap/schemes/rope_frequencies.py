@@ -1,0 +1,104 @@
+"""Rotary frequencies θ_n under the scalings that stretch RoPE to longer texts; float32, formulas of the papers.
+
+Each function returns (…, r/2) frequencies for r rotated dimensions. The order of the float32 operations is that of the
+reference implementations, so that checkpoints made with those give equal logits.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from hf_posswap.schemes.rope import RopeConfig
+
+
+def plain_frequencies(rotated: int, base: float, spectrum: int | None = None, device: torch.device | None = None) -> Tensor:
+    """θ_n = base^(−2n/spectrum) for n = 0…rotated/2−1 (Su et al., 2104.09864, equation 15)."""
+    exponent = torch.arange(0, rotated, 2, dtype=torch.int64, device=device).float() / (spectrum or rotated)
+    return 1.0 / (base**exponent)
+
+
+def yarn_frequencies(rotated: int, config: "RopeConfig", device: torch.device | None = None) -> Tensor:
+    """YaRN (Peng et al., 2309.00071, equations 18–23): θ/s for slow dimensions, θ for fast ones, a ramp between.
+
+    A dimension is slow if it turns fewer than `beta_slow` times over the train length, fast if more than `beta_fast`
+    times. Between the two the ramp runs over the dimension's index, as in the authors' code, in transformers and so in
+    every released checkpoint; the paper writes it over the number of turns, which gives other frequencies.
+    """
+    assert config.factor is not None and config.original_length is not None and config.base is not None
+
+    def dimension_of(turns: float) -> float:
+        return rotated * math.log(config.original_length / (turns * 2 * math.pi)) / (2 * math.log(config.base))
+
+    low, high = dimension_of(config.beta_fast), dimension_of(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotated - 1)
+    if low == high:
+        high += 0.001
+    positions = base_powers(rotated, config.base, device)
+    ramp = ((torch.arange(rotated // 2, dtype=torch.float32, device=device) - low) / (high - low)).clamp(0, 1)
+    keep = 1 - ramp
+    return 1.0 / (config.factor * positions) * (1 - keep) + 1.0 / positions * keep
+
+
+def base_powers(rotated: int, base: float, device: torch.device | None = None) -> Tensor:
+    """base^(2n/rotated), float32."""
+    return base ** (torch.arange(0, rotated, 2, device=device).float() / rotated)
+
+
+def llama3_frequencies(rotated: int, config: "RopeConfig", device: torch.device | None = None) -> Tensor:
+    """Llama 3.1's scaling: wavelengths above T/low are divided by the factor, below T/high kept, between blended."""
+    assert config.factor is not None and config.original_length is not None and config.base is not None
+    frequencies = plain_frequencies(rotated, config.base, device=device)
+    wavelength = 2 * math.pi / frequencies
+    low, high = config.low_freq_factor, config.high_freq_factor
+    slow = wavelength > config.original_length / low
+    fast = wavelength < config.original_length / high
+    scaled = torch.where(slow, frequencies / config.factor, frequencies)
+    blend = (config.original_length / wavelength - low) / (high - low)
+    blended = (1 - blend) * scaled / config.factor + blend * scaled
+    return torch.where(slow | fast, scaled, blended)
+
+
+def proportional_frequencies(head_dim: int, config: "RopeConfig", device: torch.device | None = None) -> Tensor:
+    """p-RoPE (Barbero et al., 2410.06205): the spectrum of all dimensions, its lowest (1 − p) part set to 0."""
+    assert config.base is not None
+    angles = int(config.partial_rotary_factor * head_dim // 2)
+    turning = plain_frequencies(2 * angles, config.base, spectrum=head_dim, device=device)
+    frequencies = torch.cat([turning, turning.new_zeros(head_dim // 2 - angles)])
+    return frequencies / (config.factor or 1.0)
+
+
+def dynamic_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) -> Tensor:
+    """Dynamic NTK: base·(f·n/T − (f − 1))^(r/(r − 2)) for a text of n > T tokens; (B, r/2) for lengths (B, 1)."""
+    assert config.factor is not None and config.original_length is not None and config.base is not None
+    length = lengths.clamp(min=config.original_length).float()
+    stretch = config.factor * length / config.original_length - (config.factor - 1)
+    base = config.base * stretch ** (rotated / (rotated - 2))
+    exponent = torch.arange(0, rotated, 2, dtype=torch.int64, device=lengths.device).float() / rotated
+    return 1.0 / (base**exponent)
+
+
+def longrope_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) -> Tensor:
+    """LongRoPE (Ding et al., 2402.13753): θ_n over a searched factor, another list for texts longer than T."""
+    assert config.short_factor is not None and config.long_factor is not None and config.base is not None
+    short = torch.tensor(config.short_factor, dtype=torch.float32, device=lengths.device)
+    long = torch.tensor(config.long_factor, dtype=torch.float32, device=lengths.device)
+    factors = torch.where(lengths > (config.original_length or 0), long, short)
+    exponent = torch.arange(0, rotated, 2, dtype=torch.int64, device=lengths.device).float() / rotated
+    return 1.0 / (factors * config.base**exponent)
+
+
+def attention_factor(config: "RopeConfig") -> float:
+    """Return the factor on cos and sin, and so, squared, on the logits of the rotated dimensions."""
+    if config.attention_factor is not None:
+        return config.attention_factor
+    if config.scaling == "yarn" and config.factor is not None and config.factor > 1:
+        return 0.1 * math.log(config.factor) + 1.0
+    if config.scaling == "longrope" and config.factor is not None and config.factor > 1:
+        assert config.original_length is not None
+        return math.sqrt(1 + math.log(config.factor) / math.log(config.original_length))
+    return 1.0

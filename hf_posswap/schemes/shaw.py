@@ -1,0 +1,74 @@
+"""Shaw's relative positions: a vector per clipped distance on keys and values (Shaw et al., 1803.02155)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.biases import Bias, ClippedContentBias
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShawConfig(SchemeConfig):
+    """Options of `shaw`."""
+
+    name: ClassVar[str] = "shaw"
+
+    max_distance: int = option(16, "K: distances are clipped to −K…K.", minimum=1)
+    values: bool = option(True, "Also add a vector per distance to the values (a^V); it keeps fused kernels out.")
+
+
+class ShawLayer(SchemeLayer):
+    """The tables a^K and a^V of one layer, (2K + 1, d), row clip(j − i) + K; zeros at first: no position."""
+
+    def __init__(self, scheme: "Shaw") -> None:
+        super().__init__()
+        self.max_distance = scheme.config.max_distance
+        shape = (2 * self.max_distance + 1, scheme.facts.head_dim)
+        self.key_table = nn.Parameter(torch.zeros(shape))
+        self.value_table = nn.Parameter(torch.zeros(shape)) if scheme.config.values else None
+
+    @property
+    def mixes_values(self) -> bool:  # type: ignore[override]  # an instance's answer to the class-level question
+        """Whether the layer has a value table."""
+        return self.value_table is not None
+
+    def index_rows(self, positions: Positions, start: int, stop: int) -> Tensor:
+        """Return the table row of each query start…stop−1 and key, int64, (B|1, stop − start, Lk)."""
+        k = self.max_distance
+        return (-positions.distance_rows(start, stop)).clamp(-k, k) + k
+
+    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+        """q·a^K_c/√d, equation 5 of the paper."""
+        return ClippedContentBias(
+            q.float() * scaling, self.key_table.float(), lambda start, stop: self.index_rows(positions, start, stop)
+        )
+
+    def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
+        """Σ_j α_ij·a^V_c, the second part of equation 3: weights are summed by distance first."""
+        assert self.value_table is not None
+        index = self.index_rows(positions, start, start + weights.shape[2])[:, None].expand_as(weights)
+        by_distance = weights.new_zeros(*weights.shape[:3], self.value_table.shape[0], dtype=torch.float32)
+        by_distance = by_distance.scatter_add(-1, index, weights.float())
+        return by_distance @ self.value_table.float()
+
+
+@register_scheme
+class Shaw(Scheme):
+    """Keys and values gain a learned vector that depends on the clipped distance c = clip(j − i, −K, K)."""
+
+    name = "shaw"
+    pretty_name = "Shaw relative"
+    paper = "Shaw et al. 2018, Self-Attention with Relative Position Representations"
+    paper_url = "https://arxiv.org/abs/1803.02155"
+    formula = "s + q·a^K_c/√d, output + Σ_j α_ij·a^V_c, c = clip(j − i, −K, K)"
+    summary = "A learned vector per clipped distance, added to keys and values."
+    config_class = ShawConfig
+    config: ShawConfig
+
+    def make_layer(self, layer_index: int) -> ShawLayer:
+        """See `Scheme.make_layer`."""
+        return ShawLayer(self)

@@ -1,0 +1,79 @@
+"""Sinusoidal positions added to the embeddings (Vaswani et al., 1706.03762)."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, option, register_scheme
+from hf_posswap.schemes.sinusoids import sinusoids
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinusoidalConfig(SchemeConfig):
+    """Options of `sinusoidal`."""
+
+    name: ClassVar[str] = "sinusoidal"
+
+    base: float = option(10000.0, "Longest wavelength over 2π.", above=1)
+    amplitude: float | None = option(
+        None,
+        "Factor on the sines. None: gives them the root mean square of the old position table around its mean row, "
+        "or of the token embeddings if there is no table.",
+        above=0,
+    )
+    trainable: bool = option(False, "Learn the factor.")
+    interleaved: bool = option(True, "Sines and cosines alternate, as in the paper; otherwise one after the other.")
+
+    def resolve(self, facts: ModelFacts) -> "SinusoidalConfig":
+        """Take the amplitude from the model."""
+        if self.amplitude is not None:
+            return self
+        return dataclasses.replace(self, amplitude=native_rms(facts) * math.sqrt(2))
+
+
+def native_rms(facts: ModelFacts) -> float:
+    """Return the root mean square of what the model is used to find in the place of positions.
+
+    That is its position table around the mean row (the outlier at position 0 left out, as in the mean row that stays
+    behind), or its token embeddings where there is no table.
+    """
+    if facts.native_table is None or facts.native_table.shape[0] < 3:
+        return facts.embedding_rms
+    rows = facts.native_table[1:].detach().double()
+    return float((rows - rows.mean(0)).square().mean().sqrt())
+
+
+@register_scheme
+class Sinusoidal(Scheme):
+    """Fixed sines and cosines of the position, added to the token embeddings at the scale the model is used to."""
+
+    name = "sinusoidal"
+    pretty_name = "Sinusoidal"
+    paper = "Vaswani et al. 2017, Attention Is All You Need"
+    paper_url = "https://arxiv.org/abs/1706.03762"
+    formula = "x + a·p, p[2i] = sin(pos/10000^(2i/D)), p[2i+1] = cos(pos/10000^(2i/D))"
+    summary = "Fixed sines and cosines of the position, added to the token embeddings."
+    config_class = SinusoidalConfig
+    config: SinusoidalConfig
+    acts_in_layers = False
+
+    def __init__(self, config: SinusoidalConfig, facts: ModelFacts) -> None:
+        super().__init__(config, facts)
+        self.amplitude = nn.Parameter(torch.tensor([config.amplitude or 1.0])) if config.trainable else None
+
+    @classmethod
+    def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
+        """Sines and cosines come in pairs."""
+        if facts.hidden_size % 2:
+            return f"sines and cosines need an even model width, and it is {facts.hidden_size}."
+        return None
+
+    def embed(self, positions: Positions) -> Tensor:
+        """See `Scheme.embed`."""
+        table = sinusoids(positions.query, self.facts.hidden_size, self.config.base, self.config.interleaved)
+        return table * (self.config.amplitude if self.amplitude is None else self.amplitude.float())

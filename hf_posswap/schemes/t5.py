@@ -1,0 +1,129 @@
+"""T5's relative bias: one scalar per head and logarithmic distance bucket (Raffel et al., 1910.10683)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.biases import Bias
+from hf_posswap.errors import SchemeConfigError
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.relative import bias_by_distance
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Config(SchemeConfig):
+    """Options of `t5`."""
+
+    name: ClassVar[str] = "t5"
+
+    num_buckets: int = option(32, "Number of buckets; an encoder uses half of them for each side.", minimum=4)
+    max_distance: int = option(128, "Distance from which on all keys share the last bucket.", minimum=2)
+    per_layer: bool = option(False, "A table in each layer. False: one table shared by all layers, as in T5.")
+
+    def validate(self) -> None:
+        """Refuse buckets that would not reach their distance."""
+        if self.num_buckets % 4:
+            raise SchemeConfigError(f"t5 option 'num_buckets' is {self.num_buckets}; it must be a multiple of 4.")
+        if self.max_distance <= self.num_buckets // 2:
+            raise SchemeConfigError(
+                f"t5 option 'max_distance' is {self.max_distance}; it must be greater than num_buckets / 2 = "
+                f"{self.num_buckets // 2}, or the logarithmic buckets would be empty."
+            )
+
+
+def t5_bucket(distance: Tensor, num_buckets: int, max_distance: int, causal: bool) -> Tensor:
+    """Return the bucket of each relative distance, int64, in the shape of `distance`.
+
+    Half of the buckets hold one distance each, the other half grow logarithmically up to `max_distance`
+    (section 2.1 and the authors' code). In an encoder the keys to the right (Δ < 0) use the upper half of the buckets.
+
+    Args:
+        distance: Δ = i − j, int64.
+        num_buckets: number of buckets, over both sides in an encoder.
+        max_distance: where the last bucket begins to hold everything farther away.
+        causal: whether only Δ ≥ 0 occurs; smaller ones share bucket 0.
+    """
+    side = torch.zeros_like(distance)
+    if not causal:
+        num_buckets //= 2
+        side = (distance < 0).long() * num_buckets
+    magnitude = distance.clamp(min=0) if causal else distance.abs()
+    exact = num_buckets // 2
+    # The product in this order, in float32, is what T5 checkpoints were trained with.
+    log_ratio = torch.log(magnitude.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (log_ratio * (num_buckets - exact)).long()).clamp(max=num_buckets - 1)
+    return side + torch.where(magnitude < exact, magnitude, far)
+
+
+def bucket_bias(table: Tensor, positions: Positions, config: T5Config, buckets: Tensor | None) -> Bias:
+    """Return the bias that looks up `table` (num_buckets, H) by bucket.
+
+    Args:
+        table: bias of each bucket and head, any dtype.
+        positions: positions of this forward.
+        config: the scheme's options.
+        buckets: buckets of `positions.distances`, if distances follow the indices.
+    """
+    columns = table.float().t()
+    if buckets is not None:
+        return bias_by_distance(positions, lambda _: columns[:, buckets])
+    causal = positions.causal
+    return bias_by_distance(
+        positions, lambda distance: columns[:, t5_bucket(distance, config.num_buckets, config.max_distance, causal)]
+    )
+
+
+class T5Layer(SchemeLayer):
+    """Hands the layer its bias; holds the table if each layer has its own."""
+
+    def __init__(self, scheme: "T5Bias") -> None:
+        super().__init__()
+        self.config = scheme.config
+        self.table = scheme.make_table() if scheme.config.per_layer else None
+
+    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+        """See `SchemeLayer.bias`."""
+        if self.table is None:
+            return prepared
+        return bucket_bias(self.table, positions, self.config, prepared)
+
+
+@register_scheme
+class T5Bias(Scheme):
+    """A learned scalar b[bucket(Δ), h] on the scaled scores. Starts at zero: no position, until trained or calibrated."""
+
+    name = "t5"
+    pretty_name = "T5 bias"
+    paper = "Raffel et al. 2020, Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer"
+    paper_url = "https://arxiv.org/abs/1910.10683"
+    formula = "s + b[bucket(Δ), h]"
+    summary = "A learned scalar per head and logarithmic distance bucket, added to the scores."
+    config_class = T5Config
+    config: T5Config
+
+    def __init__(self, config: T5Config, facts: ModelFacts) -> None:
+        super().__init__(config, facts)
+        self.table = None if config.per_layer else self.make_table()
+
+    def make_table(self) -> nn.Parameter:
+        """Return a table of zeros, (num_buckets, H)."""
+        return nn.Parameter(torch.zeros(self.config.num_buckets, self.facts.num_heads))
+
+    def prepare(self, positions: Positions) -> Bias | Tensor | None:
+        """The shared bias, or the buckets from which each layer looks up its own."""
+        buckets = None
+        if positions.by_index:
+            buckets = t5_bucket(
+                positions.distances, self.config.num_buckets, self.config.max_distance, positions.causal
+            )
+        if self.table is None:
+            return buckets
+        return bucket_bias(self.table, positions, self.config, buckets)
+
+    def make_layer(self, layer_index: int) -> T5Layer:
+        """See `Scheme.make_layer`."""
+        return T5Layer(self)

@@ -1,0 +1,89 @@
+"""Transformer-XL's relative positions (Dai et al., 1901.02860, section 3.3)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.biases import Bias, DenseBias, RelativeContentBias
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.sinusoids import sinusoids
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerXLConfig(SchemeConfig):
+    """Options of `transformer_xl`."""
+
+    name: ClassVar[str] = "transformer_xl"
+
+    base: float = option(10000.0, "Base of the sinusoids of the distance.", above=1)
+
+
+class TransformerXLLayer(SchemeLayer):
+    """u, v (H, d) and W_R (H·d, D) of one layer. All zero at first: (q + u)·k = q·k and no position."""
+
+    def __init__(self, scheme: "TransformerXL") -> None:
+        super().__init__()
+        heads, dim = scheme.facts.num_heads, scheme.facts.head_dim
+        self.base = scheme.config.base
+        self.content_bias = nn.Parameter(torch.zeros(heads, dim))
+        self.position_bias = nn.Parameter(torch.zeros(heads, dim))
+        self.position_weight = nn.Parameter(torch.zeros(heads * dim, scheme.facts.hidden_size))
+
+    def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
+        """q + u, which gives the terms (a) and (c) of the paper's equation."""
+        return (q.float() + self.content_bias.float()[:, None]).to(q.dtype), k
+
+    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+        """(q + v)·W_R·r_Δ/√d, the terms (b) and (d); `q` holds u already."""
+        shift = (self.position_bias.float() - self.content_bias.float())[:, None]
+        query = (q.float() + shift) * scaling
+        if prepared is not None:
+            return RelativeContentBias(query, self.project(prepared), positions.key_length)
+        return DenseBias(lambda start, stop: self.rows_by_position(query, positions, start, stop))
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Return W_R·r per head for distance vectors (N, D): float32, (H, N, d)."""
+        heads, dim = self.content_bias.shape
+        return (vectors @ self.position_weight.float().t()).view(-1, heads, dim).transpose(0, 1)
+
+    def rows_by_position(self, query: Tensor, positions: Positions, start: int, stop: int) -> Tensor:
+        """Rows (B, H, stop − start, Lk) where positions skip: every distance that occurs is projected once."""
+        distance = positions.distance_rows(start, stop)
+        occurring, index = distance.unique(return_inverse=True)
+        table = self.project(sinusoids(occurring, self.position_weight.shape[1], self.base, interleaved=False))
+        products = query[:, :, start:stop] @ table.transpose(-1, -2)
+        return products.gather(-1, index[:, None].expand(*products.shape[:3], -1))
+
+
+@register_scheme
+class TransformerXL(Scheme):
+    """Scores [(q + u)·k + (q + v)·W_R·r_Δ]/√d with r_Δ a sinusoid of the distance and learned u, v, W_R."""
+
+    name = "transformer_xl"
+    pretty_name = "Transformer-XL"
+    paper = "Dai et al. 2019, Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context"
+    paper_url = "https://arxiv.org/abs/1901.02860"
+    formula = "[(q + u)·k + (q + v)·W_R·r_Δ]/√d"
+    summary = "Scores read a projected sinusoid of the distance, with learned global content and position biases."
+    config_class = TransformerXLConfig
+    config: TransformerXLConfig
+
+    @classmethod
+    def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
+        """Sines and cosines come in pairs."""
+        if facts.hidden_size % 2:
+            return f"sines and cosines need an even model width, and it is {facts.hidden_size}."
+        return None
+
+    def prepare(self, positions: Positions) -> Tensor | None:
+        """r_Δ of every distance, float32, (Lq + Lk − 1, D); None where positions skip."""
+        if not positions.by_index:
+            return None
+        return sinusoids(positions.distances, self.facts.hidden_size, self.config.base, interleaved=False)
+
+    def make_layer(self, layer_index: int) -> TransformerXLLayer:
+        """See `Scheme.make_layer`."""
+        return TransformerXLLayer(self)

@@ -1,0 +1,143 @@
+"""Putting a scheme into the modules of a base model, and taking it out again: all or nothing."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_posswap.architectures.base import Architecture
+from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.errors import UnsupportedError
+from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported, scheme_class
+from hf_posswap.schemes.base import ModelFacts, Scheme
+
+ToSwapped = Callable[[type], type]
+"""Maps a stock class to its swapped class, made once per stock class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything a swap will change, made before anything is changed.
+
+    Attributes:
+        config: the resolved config.
+        scheme: the module for the base model.
+        layers: (attention module, scheme layer) pairs.
+        retired: what replaces the position table, or None if a table stays or there is none.
+    """
+
+    config: SchemeConfig
+    scheme: Scheme
+    layers: list[tuple[nn.Module, SchemeLayer]]
+    retired: RetiredTable | None
+
+
+def plan_swap(base: Any, architecture: Architecture, config: SchemeConfig) -> Plan:
+    """Make the modules of a swap without touching the model, stock or swapped.
+
+    Raises:
+        UnsupportedError, SchemeConfigError: the model cannot take the scheme, or not with these options.
+    """
+    facts = architecture.facts(base)
+    resolved = config.resolve(facts)
+    check_supported(resolved, facts)
+    scheme = scheme_class(resolved.name)(resolved, facts)
+    retired = None
+    if facts.native_table is not None and not resolved.keep_native:
+        retired = RetiredTable(facts.native_table, use_mean=not scheme.brings_whole_table())
+    layers = _plan_layers(base, architecture, resolved, scheme, facts)
+    place = {"dtype": base.dtype, "device": base.get_input_embeddings().weight.device}
+    _match(scheme, **place)
+    for module, layer in layers:
+        _match(layer, dtype=base.dtype, device=next(module.parameters()).device)
+    for module in (base, *(module for module, _ in layers)):
+        _check_forward(module)
+    return Plan(resolved, scheme, layers, retired)
+
+
+def _plan_layers(
+    base: Any, architecture: Architecture, config: SchemeConfig, scheme: Scheme, facts: ModelFacts
+) -> list[tuple[nn.Module, SchemeLayer]]:
+    modules = list(architecture.attention_modules(base))
+    if scheme.acts_in_layers:
+        chosen = range(facts.num_layers) if config.layers is None else config.layers
+        return [(module, scheme.make_layer(index)) for index, module in modules if index in chosen]
+    if facts.native_table is None and not config.keep_native:
+        # The scheme enters at the embeddings; what it replaces sits in the layers and has to be left out there.
+        return [(module, SchemeLayer()) for _, module in modules]
+    return []
+
+
+def _match(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Give new parameters the model's dtype and device; a model on the meta device keeps them there."""
+    if device.type == "meta":
+        module.to_empty(device=device)
+    module.to(dtype=dtype, device=device)
+
+
+def _check_forward(module: nn.Module) -> None:
+    """Refuse a module whose forward was replaced on the instance: changing its class would silently do nothing.
+
+    Accelerate's hooks do replace it, but say what they call, and `_retype` redirects that.
+    """
+    if "forward" in vars(module) and "_old_forward" not in vars(module):
+        raise UnsupportedError(
+            f"the forward of {type(module).__name__} was replaced on the instance by another tool, so a swap would not "
+            "take effect. Swap before that tool patches the model, or load the model anew."
+        )
+
+
+def _retype(module: nn.Module, new_class: type) -> None:
+    module.__class__ = new_class
+    if "_old_forward" in vars(module):
+        module._old_forward = new_class.forward.__get__(module)  # type: ignore[attr-defined]
+
+
+def apply_plan(base: Any, architecture: Architecture, plan: Plan, to_swapped: ToSwapped) -> None:
+    """Carry out a plan: plain assignments that cannot fail half-way."""
+    if hasattr(base, "pos_scheme"):
+        remove_scheme(base, architecture)
+    for module, layer in plan.layers:
+        module.pos_scheme = layer
+        module.pos_keep_native = plan.config.keep_native  # type: ignore[assignment]
+        _retype(module, to_swapped(type(module)))
+    if plan.retired is not None and architecture.table_path is not None:
+        base.set_submodule(architecture.table_path, plan.retired)
+    base.pos_scheme = plan.scheme
+    _retype(base, to_swapped(type(base)))
+
+
+def remove_scheme(base: Any, architecture: Architecture) -> None:
+    """Give a swapped base model its stock modules and classes back."""
+    for _, module in architecture.attention_modules(base):
+        stock = getattr(type(module), "stock_class", None)
+        if stock is not None:
+            _retype(module, stock)
+            del module.pos_scheme, module.pos_keep_native
+    table = architecture.position_table(base)
+    if isinstance(table, RetiredTable) and architecture.table_path is not None:
+        base.set_submodule(architecture.table_path, table.revive())
+    del base.pos_scheme
+    _retype(base, type(base).stock_class)
+
+
+@contextmanager
+def natively(base: Any, architecture: Architecture) -> Iterator[None]:
+    """Let a swapped base model run its stock mechanism within a `with` block; scheme modules stay where they are."""
+    modules = [base, *(module for _, module in architecture.attention_modules(base))]
+    swapped = [(module, type(module)) for module in modules if "stock_class" in vars(type(module))]
+    table = architecture.position_table(base)
+    try:
+        for module, swapped_type in swapped:
+            _retype(module, swapped_type.stock_class)  # type: ignore[attr-defined]
+        if isinstance(table, RetiredTable) and architecture.table_path is not None:
+            base.set_submodule(architecture.table_path, table.revive())
+        yield
+    finally:
+        if isinstance(table, RetiredTable) and architecture.table_path is not None:
+            base.set_submodule(architecture.table_path, table)
+        for module, swapped_type in swapped:
+            _retype(module, swapped_type)

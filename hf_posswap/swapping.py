@@ -1,0 +1,190 @@
+"""Swap, restore and ask: the scheme of a model, in place."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_posswap.architectures import Architecture, architecture_of
+from hf_posswap.attention import explain_path
+from hf_posswap.auto_classes import auto_classes
+from hf_posswap.biases import Bias
+from hf_posswap.checkpoint import REMOTE_CODE_FILE, make_entry
+from hf_posswap.configuration import PREFIX, config_class_of, stock_config_class
+from hf_posswap.errors import AlreadySwappedError, NotSwappedError
+from hf_posswap.modeling import register_models, swapped_class
+from hf_posswap.modules import longest_position_of
+from hf_posswap.positions import Positions
+from hf_posswap.schemes import Scheme, SchemeConfig, SchemeLayer, as_config
+from hf_posswap.structure import Plan, apply_plan, natively, plan_swap, remove_scheme
+
+
+def is_swapped(model: Any) -> bool:
+    """Return whether the model's positional mechanism was swapped by hf_posswap."""
+    return "stock_class" in vars(type(getattr(model, "base_model", model)))
+
+
+def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace: bool = False) -> Any:
+    """Swap the positional mechanism of a model, in place.
+
+    Args:
+        model: a transformers model of a supported architecture, with or without a head.
+        pos_scheme: a scheme's name ("alibi", "rope:yarn:factor=4"), a dict with "name" and options, or a config object.
+        replace: put the scheme in the place of one that was swapped in before.
+
+    Returns:
+        The same model. Its class, its config's class and the modules concerned have changed.
+
+    Raises:
+        UnknownNameError: no such scheme.
+        SchemeConfigError: a bad option.
+        UnsupportedError: the architecture is not supported, or cannot take the scheme; the reason is given.
+        AlreadySwappedError: the model is swapped and `replace` is not set.
+        BackendError: the model's attention backend cannot carry the scheme.
+        Nothing has changed after an error.
+    """
+    config = as_config(pos_scheme)
+    architecture = architecture_of(model.config)
+    if is_swapped(model) and not replace:
+        entry = model.config.pos_scheme
+        raise AlreadySwappedError(
+            f"the model has scheme {entry['name']!r} already, swapped in for {entry['native']!r}. Pass replace=True to "
+            f"put {config.name!r} in its place, or call hf_posswap.restore(model) first."
+        )
+    base = model.base_model
+    plan = plan_swap(base, architecture, config)
+    planned_path(plan, model)
+    apply_plan(base, architecture, plan, swapped_class)
+    _mark(model, architecture, plan)
+    return model
+
+
+def restore(model: Any) -> Any:
+    """Give a swapped model its stock mechanism, modules and classes back, in place.
+
+    Bit for bit the stock model if nothing was trained; trained weights stay as they are.
+
+    Returns:
+        The same model.
+
+    Raises:
+        NotSwappedError: the model is not swapped.
+    """
+    architecture = architecture_of(model.config)
+    if not is_swapped(model):
+        raise NotSwappedError(
+            f"the model is a stock {type(model).__name__}: there is nothing to restore. "
+            "hf_posswap.swap(model, scheme) swaps; is_swapped(model) tells."
+        )
+    remove_scheme(model.base_model, architecture)
+    if "stock_class" in vars(type(model)):
+        model.__class__ = type(model).stock_class
+    config = model.config
+    config.__class__ = stock_config_class(architecture)
+    for name in ("pos_scheme", "auto_map"):
+        vars(config).pop(name, None)
+    return model
+
+
+@contextmanager
+def without_scheme(model: Any) -> Iterator[Any]:
+    """Let a swapped model run its stock mechanism within a `with` block; its scheme is back afterwards.
+
+    Raises:
+        NotSwappedError: the model is not swapped.
+    """
+    if not is_swapped(model):
+        raise NotSwappedError(f"the model is a stock {type(model).__name__}; it has no scheme to leave out.")
+    with natively(model.base_model, architecture_of(model.config)):
+        yield model
+
+
+def longest_position(model: Any) -> int | None:
+    """Return how many positions the model can represent, or None if its scheme has no limit.
+
+    For a stock model with RoPE that is None too: its angles have no end, whatever it was trained to read.
+    """
+    architecture = architecture_of(model.config)
+    if is_swapped(model):
+        return longest_position_of(model.base_model)
+    return train_length(model) if architecture.table_path is not None else None
+
+
+def train_length(model: Any) -> int:
+    """Return the longest text that the stock model was trained to read."""
+    architecture_of(model.config)
+    return model.config.max_position_embeddings
+
+
+def native_scheme(model: Any) -> str:
+    """Return the name of the stock model's scheme."""
+    return architecture_of(model.config).native
+
+
+def planned_path(plan: Plan, model: Any) -> str:
+    """Say which attention path a planned or carried-out swap takes.
+
+    Raises:
+        BackendError: the model's attention backend cannot carry the scheme.
+    """
+    layer = plan.layers[0][1] if plan.layers else SchemeLayer()
+    return path_of(plan.scheme, layer, model)
+
+
+def path_of(scheme: Scheme, layer: SchemeLayer, model: Any) -> str:
+    """Say which attention path a scheme takes in a model.
+
+    Raises:
+        BackendError: the model's attention backend cannot carry the scheme.
+    """
+    device = model.base_model.get_input_embeddings().weight.device
+    kind = None if device.type == "meta" else _bias_kind(scheme, layer, device)
+    return explain_path(kind, layer.mixes_values, model.config._attn_implementation, device.type)
+
+
+@torch.no_grad()
+def _bias_kind(scheme: Scheme, layer: SchemeLayer, device: torch.device) -> type[Bias] | None:
+    """Ask the layer for the bias of a text of two tokens, and return its kind."""
+    facts = scheme.facts
+    steps = torch.arange(2, device=device).unsqueeze(0)
+    positions = Positions(steps, steps, 0, facts.causal)
+    query = torch.zeros(1, facts.num_heads, 2, facts.head_dim, device=device)
+    bias = layer.bias(query, positions, scheme.prepare(positions), 1.0)
+    return None if bias is None else type(bias)
+
+
+def _mark(model: Any, architecture: Architecture, plan: Plan) -> None:
+    """Let the model's and its config's class, and the config's entry, say what was swapped."""
+    config = model.config
+    previous = getattr(config, "pos_scheme", None) or {}
+    origin = previous.get("base_model") or _public_name(config._name_or_path)
+    config.__class__ = config_class_of(architecture)
+    config.pos_scheme = make_entry(plan.config, architecture.native, origin)
+    module = REMOTE_CODE_FILE.removesuffix(".py")
+    config.auto_map = {"AutoConfig": f"{module}.{config_class_of(architecture).__name__}"} | {
+        auto: f"{module}.{PREFIX}{stock}" for auto, stock in auto_classes(architecture).items()
+    }
+    model.__class__ = swapped_class(type(model))
+    register_models(architecture)
+    _forget_gguf(model)
+
+
+def _public_name(name_or_path: str) -> str | None:
+    """Return a Hub name as it is, and of a folder its name only: paths of this computer are nobody else's business."""
+    return (Path(name_or_path).name if Path(name_or_path).exists() else name_or_path) or None
+
+
+def _forget_gguf(model: Any) -> None:
+    """Drop the marks of a GGUF file from a model whose weights transformers has already made plain floats.
+
+    transformers keeps calling such a model quantised and refuses to save it.
+    """
+    method = getattr(getattr(model, "quantization_method", None), "value", getattr(model, "quantization_method", None))
+    if method != "gguf":
+        return
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        vars(model).pop(name, None)
+    for name in ("quantization_config", "_is_quantized"):
+        vars(model.config).pop(name, None)

@@ -1,0 +1,3 @@
+"""The version of hf_posswap."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""The invariants, over every scheme × architecture cell that the registries declare."""

@@ -1,0 +1,160 @@
+"""The cells of the matrix, generated from the registries, and the small models they are tested on."""
+
+import dataclasses
+import importlib
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+import hf_posswap
+from hf_posswap.architectures import Architecture, architectures
+from hf_posswap.errors import PosSwapError, SchemeConfigError
+from hf_posswap.configuration import stock_config_class
+from hf_posswap.schemes import SchemeConfig, SchemeLayer, schemes
+
+TRAIN_LENGTH = 32
+VOCABULARY = 97
+HEADS = 4
+HEAD_DIM = 8
+LAYERS = 3
+
+REQUIRED_OPTIONS: dict[str, dict[str, Any]] = {
+    "longrope": {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0]},
+}
+"""Options without which a variant cannot be made."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One scheme with some options, in one architecture and mode."""
+
+    architecture: str
+    causal: bool
+    config: SchemeConfig
+    label: str
+
+    def __str__(self) -> str:
+        return f"{self.architecture}-{'causal' if self.causal else 'encoder'}-{self.label}"
+
+    @property
+    def is_default(self) -> bool:
+        return ":" not in self.label
+
+    def stock(self) -> Any:
+        """A stock model with random weights, in float32 and in eval mode."""
+        return small_model(self.architecture, self.causal)
+
+    def swapped(self, randomised: bool = True) -> Any:
+        """The same model with the scheme in, its parameters away from zero."""
+        model = hf_posswap.swap(self.stock(), self.config)
+        if randomised:
+            randomise(model)
+        return model
+
+
+def scheme_variants() -> list[tuple[str, SchemeConfig]]:
+    """Every scheme with its defaults, with each choice of its variant option, and with each switch flipped."""
+    found: list[tuple[str, SchemeConfig]] = []
+    for scheme in sorted(schemes, key=lambda item: item.name):
+        config_class = scheme.config_class
+        found.append((scheme.name, config_class()))
+        for field in dataclasses.fields(config_class):
+            if field.name == config_class.variant_option:
+                for choice in field.metadata["choices"]:
+                    options = {field.name: choice} | REQUIRED_OPTIONS.get(choice, {})
+                    found.append((f"{scheme.name}:{choice}", config_class.from_options(options)))
+            elif isinstance(field.default, bool) and field.name != "keep_native":
+                options = {field.name: not field.default}
+                try:
+                    found.append((f"{scheme.name}:{field.name}", config_class.from_options(options)))
+                except SchemeConfigError:
+                    continue  # the switch needs another option beside it; EXTRA_VARIANTS has such pairs
+    return found + [(label, hf_posswap.parse_scheme(label)) for label in EXTRA_VARIANTS]
+
+
+EXTRA_VARIANTS = (
+    "alibi:trainable=true:per_layer=true",
+    "rope:partial_rotary_factor=0.5",
+    "learned:last-row:length=48",
+    "learned:hierarchical:length=48",
+    "none:recalibration=0.5",
+)
+
+
+def all_cells() -> list[Cell]:
+    """Every cell, supported or not."""
+    return [
+        Cell(architecture.name, causal, config, label)
+        for architecture in sorted(architectures, key=lambda item: item.name)
+        for causal in architecture.modes
+        for label, config in scheme_variants()
+    ]
+
+
+def refusal(cell: Cell) -> PosSwapError | None:
+    """The error with which the model refuses the cell, or None."""
+    try:
+        cell.swapped(randomised=False)
+    except PosSwapError as error:
+        return error
+    return None
+
+
+@cache
+def supported_cells() -> list[Cell]:
+    return [cell for cell in all_cells() if refusal(cell) is None]
+
+
+@cache
+def default_cells() -> list[Cell]:
+    """The supported cells with default options: what slower invariants run over."""
+    return [cell for cell in supported_cells() if cell.is_default]
+
+
+def small_config(architecture: str, causal: bool, **extra: Any) -> Any:
+    """A stock config of three layers, by the names that all families share."""
+    family: Architecture = architectures.get(architecture)
+    return stock_config_class(family)(
+        vocab_size=VOCABULARY, hidden_size=HEADS * HEAD_DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
+        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=TRAIN_LENGTH, is_decoder=causal,
+        initializer_range=0.25, pad_token_id=0, bos_token_id=1, eos_token_id=2, **_without_dropout(family), **extra,
+    )  # fmt: skip
+
+
+def _without_dropout(family: Architecture) -> dict[str, float]:
+    """Every dropout probability of the family's config, at zero."""
+    fields = dataclasses.fields(stock_config_class(family))
+    return {f.name: 0.0 for f in fields if f.name.endswith(("_pdrop", "_dropout", "_dropout_prob")) and f.default}
+
+
+def small_model(architecture: str, causal: bool, seed: int = 0, **extra: Any) -> Any:
+    torch.manual_seed(seed)
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
+    return auto.from_config(small_config(architecture, causal, **extra)).eval()
+
+
+def scheme_parameters(model: Any) -> list[torch.nn.Parameter]:
+    """The parameters that the swap added."""
+    modules = [model.base_model.pos_scheme, *(m for m in model.modules() if isinstance(m, SchemeLayer))]
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+def randomise(model: Any, seed: int = 1) -> None:
+    """Move the scheme's parameters away from where they start, which for many is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in scheme_parameters(model):
+            parameter += 0.5 * torch.randn(parameter.shape, generator=generator).to(parameter)
+
+
+def random_tokens(batch: int, length: int, seed: int = 2) -> Tensor:
+    """Tokens other than the special ones."""
+    return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def class_of(architecture: str, name: str) -> Any:
+    return getattr(importlib.import_module(architectures.get(architecture).modeling_module), name)

@@ -1,0 +1,85 @@
+"""Invariant 5: with a cache, token by token or in chunks, the model computes what it computes without."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from tests.matrix.cells import Cell, default_cells, random_tokens, supported_cells
+
+CAUSAL = [cell for cell in supported_cells() if cell.causal]
+DEFAULT_CAUSAL = [cell for cell in default_cells() if cell.causal]
+LENGTH = 24
+"""Below the train length, so that schemes that look at the text's length keep to one set of angles."""
+
+
+def decode(model: Any, tokens: torch.Tensor, chunks: list[int], cache: Any) -> torch.Tensor:
+    """Logits of all tokens, fed to the model in chunks."""
+    parts, start = [], 0
+    with torch.no_grad():
+        for chunk in chunks:
+            out = model(tokens[:, start : start + chunk], past_key_values=cache, use_cache=True)
+            parts.append(out.logits)
+            start += chunk
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("cell", CAUSAL, ids=str)
+@pytest.mark.parametrize("chunks", [[1] * LENGTH, [10, 1, 1, 12], [7, 17]], ids=["tokens", "mixed", "chunks"])
+def test_cached_equals_uncached(cell: Cell, chunks: list[int]) -> None:
+    model = cell.swapped()
+    tokens = random_tokens(2, LENGTH)
+    with torch.no_grad():
+        expected = model(tokens, use_cache=False).logits
+    actual = decode(model, tokens, chunks, DynamicCache(config=model.config))
+    torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cell", CAUSAL, ids=str)
+def test_static_cache_equals_uncached(cell: Cell) -> None:
+    model = cell.swapped()
+    tokens = random_tokens(2, LENGTH)
+    with torch.no_grad():
+        expected = model(tokens, use_cache=False).logits
+    cache = StaticCache(config=model.config, max_cache_len=LENGTH + 5)
+    actual = decode(model, tokens, [9, 1, 1, 13], cache)
+    torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-4)
+
+
+def greedy(model: Any, tokens: torch.Tensor, mask: torch.Tensor, new: int) -> torch.Tensor:
+    """Greedy continuation without any cache."""
+    for _ in range(new):
+        with torch.no_grad():
+            logits = model(tokens, attention_mask=mask, use_cache=False).logits[:, -1]
+        tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    return tokens
+
+
+@pytest.mark.parametrize("cell", DEFAULT_CAUSAL, ids=str)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_generate_continues_a_left_padded_batch_as_recomputation_does(cell: Cell, cache: str) -> None:
+    model = cell.swapped()
+    tokens = random_tokens(3, 12)
+    mask = torch.ones_like(tokens)
+    mask[0, :5] = 0
+    mask[1, :1] = 0
+    tokens = tokens * mask
+    model.generation_config.eos_token_id = None
+    generated = model.generate(
+        tokens, attention_mask=mask, max_new_tokens=8, do_sample=False, cache_implementation=cache, pad_token_id=0,
+        disable_compile=True,
+    )  # fmt: skip
+    assert torch.equal(generated, greedy(model, tokens, mask, 8))
+
+
+@pytest.mark.parametrize("cell", DEFAULT_CAUSAL, ids=str)
+def test_beam_search_with_and_without_a_cache(cell: Cell) -> None:
+    model = cell.swapped()
+    model.generation_config.eos_token_id = None
+    tokens = random_tokens(2, 8)
+    settings = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "pad_token_id": 0}
+    mask = torch.ones_like(tokens)
+    cached = model.generate(tokens, attention_mask=mask, use_cache=True, **settings)
+    assert torch.equal(cached, model.generate(tokens, attention_mask=mask, use_cache=False, **settings))

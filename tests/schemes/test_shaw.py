@@ -1,0 +1,92 @@
+"""shaw against its oracle and Wav2Vec2-BERT."""
+
+import pytest
+import torch
+from transformers import Wav2Vec2BertConfig
+from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertSelfAttention
+
+from hf_posswap.attention import attend
+from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.positions import Positions
+from hf_posswap.schemes import scheme_class
+from hf_posswap.schemes.shaw import ShawConfig
+from tests.reference import (
+    CAUSAL_CALLS,
+    ENCODER_CALLS,
+    as_array,
+    assert_close_where_real,
+    build,
+    make_call,
+    model_facts,
+    run_oracle,
+    run_scheme,
+)
+
+CALLS = [(True, kind) for kind in CAUSAL_CALLS] + [(False, kind) for kind in ENCODER_CALLS]
+
+
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize(("causal", "kind"), CALLS)
+def test_equals_the_oracle(causal, kind, values):
+    facts = model_facts(causal=causal)
+    call = make_call(kind, facts)
+    scheme, layer = build(ShawConfig(max_distance=3, values=values), facts)
+    tables = {
+        "key_table": as_array(layer.key_table),
+        "value_table": as_array(layer.value_table) if values else None,
+    }
+    for backend in ("eager", "sdpa"):
+        actual = run_scheme(scheme, layer, call, backend).detach()
+        assert_close_where_real(call, actual, run_oracle("shaw", call, **tables))
+
+
+@pytest.mark.parametrize("length", [5, 40])
+def test_keys_equal_wav2vec2_bert(length):
+    config = Wav2Vec2BertConfig(
+        hidden_size=32,
+        num_attention_heads=4,
+        position_embeddings_type="relative_key",
+        left_max_position_embeddings=6,
+        right_max_position_embeddings=6,
+        attn_implementation="eager",
+    )
+    theirs = Wav2Vec2BertSelfAttention(config).eval()
+    facts = model_facts(causal=False, hidden_size=32, num_key_value_heads=4)
+    scheme, layer = build(ShawConfig(max_distance=6, values=False), facts)
+    layer.key_table = theirs.distance_embedding.weight
+    hidden = torch.randn(2, length, 32)
+    q, k, v = (
+        project(hidden).view(2, length, 4, 8).transpose(1, 2)
+        for project in (theirs.linear_q, theirs.linear_k, theirs.linear_v)
+    )
+    positions = Positions(*[torch.arange(length)[None]] * 2, offset=0, causal=False)
+    bias = layer.bias(q, positions, scheme.prepare(positions), theirs.scaling)
+    context, _ = attend(AttentionInputs(q, k, v, None, False, theirs.scaling), bias, None, "sdpa")
+    ours = theirs.linear_out(context.transpose(1, 2).reshape(2, length, 32))
+    torch.testing.assert_close(ours, theirs(hidden)[0], atol=1e-6, rtol=1e-5)  # the same float32 terms, reordered
+
+
+def test_distance_is_signed():
+    facts = model_facts(causal=False)
+    call = make_call("whole", facts)
+    scheme, layer = build(ShawConfig(max_distance=3), facts)
+    forward = run_scheme(scheme, layer, call)
+    mirrored = type(call)(**{**vars(call), **{name: getattr(call, name).flip(2) for name in ("q", "k", "v")}})
+    assert not torch.allclose(run_scheme(scheme, layer, mirrored).flip(2), forward, atol=1e-2)
+
+
+def test_starts_as_no_position():
+    facts = model_facts()
+    layer = scheme_class("shaw")(ShawConfig(), facts).make_layer(0)
+    assert layer.mixes_values
+    assert not any(parameter.any() for parameter in layer.parameters())
+    assert not scheme_class("shaw")(ShawConfig(values=False), facts).make_layer(0).mixes_values
+
+
+def test_both_tables_learn_at_every_distance_that_occurs():
+    facts = model_facts()
+    scheme, layer = build(ShawConfig(max_distance=3), facts)
+    run_scheme(scheme, layer, make_call("whole", facts), "sdpa").square().sum().backward()
+    for table in (layer.key_table, layer.value_table):
+        # In a causal model only keys to the left occur: rows 0…K.
+        assert table.grad.any(dim=1).tolist() == [True] * 4 + [False] * 3

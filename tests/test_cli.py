@@ -1,0 +1,194 @@
+"""The command line: what it prints, what it writes, and how it refuses."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import hf_posswap
+from hf_posswap.commands import app
+
+COMPARE = ["compare", "--model", "demo:gpt2", "--text", "demo:book/test"]
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def subprocess_run(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=300)
+
+
+def refused(*arguments: str) -> str:
+    """Run a command that must be refused, and return its message."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return " ".join(result.stderr.split())
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    folder = tmp_path_factory.mktemp("compare")
+    options = ["--schemes", "alibi,rope:yarn:factor=4", "--lengths", "64,256,512", "--tokens", "1024"]
+    return folder, invoke(*COMPARE, *options, "--output-dir", str(folder))
+
+
+def test_help_names_every_command() -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert all(name in result.output for name in ("schemes", "matrix", "describe", "swap", "compare"))
+
+
+def test_help_does_not_import_what_is_slow() -> None:
+    code = (
+        "import sys\nsys.argv = ['hf-posswap', '--help']\nfrom hf_posswap.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "slow = {'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {slow}' if slow else 0)"
+    )
+    result = subprocess_run(["-c", code])
+    assert result.returncode == 0, result.stderr
+
+
+def test_schemes_lists_every_scheme() -> None:
+    table = invoke("schemes")
+    assert table.exit_code == 0
+    assert all(name in table.stdout for name in hf_posswap.list_schemes())
+    entries = json.loads(invoke("schemes", "--json").stdout)
+    assert [entry["name"] for entry in entries] == hf_posswap.list_schemes()
+    assert all(entry["paper_url"] and entry["formula"] and entry["options"] for entry in entries)
+
+
+def test_matrix_shows_every_cell_with_its_reason() -> None:
+    cells = json.loads(invoke("matrix", "--json").stdout)
+    assert len(cells) == len(hf_posswap.capabilities())
+    refusals = [cell for cell in cells if not cell["supported"]]
+    assert any(cell["scheme"] == "none" and cell["mode"] == "encoder" for cell in refusals)
+    table = invoke("matrix").stdout
+    assert "gpt2 causal" in table
+    assert "Why not" in table
+
+
+def test_describe_reports_stock_and_swapped_models() -> None:
+    assert "learned" in invoke("describe", "demo:gpt2").stdout
+    report = invoke("describe", "demo:gpt2", "--pos-scheme", "alibi")
+    assert report.exit_code == 0
+    assert "alibi" in report.stdout
+    assert json.loads(invoke("describe", "demo:gpt2", "--pos-scheme", "alibi", "--json").stdout)
+
+
+def test_swap_saves_a_checkpoint_that_loads(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    result = invoke("swap", "demo:gpt2", "--pos-scheme", "alibi", "--output-dir", str(folder))
+    assert result.exit_code == 0, result.output
+    assert str(folder / "model.safetensors") in result.stdout.replace("\n", "")
+    model = hf_posswap.AutoModelForCausalLM.from_pretrained(folder)
+    assert hf_posswap.is_swapped(model)
+    assert (folder / "tokenizer.json").is_file()
+    assert invoke("describe", str(folder)).exit_code == 0
+    assert "is swapped already" in refused(
+        "compare", "--model", str(folder), "--text", "demo:books", "--schemes", "t5", "--lengths", "64"
+    )
+
+
+def test_swap_refuses_a_folder_with_something_in_it(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("x")
+    arguments = ["swap", "demo:gpt2", "--pos-scheme", "alibi", "--output-dir", str(tmp_path)]
+    assert "is not empty. Give a new folder, or --overwrite" in refused(*arguments)
+    assert invoke(*arguments, "--overwrite").exit_code == 0
+
+
+def test_compare_prints_a_table_and_names_its_files(compared: tuple[Path, Result]) -> None:
+    folder, result = compared
+    assert result.exit_code == 0, result.output
+    assert "stock" in result.stdout
+    assert "rope:yarn:factor=4" in result.stdout
+    assert "— stock: longest position 256" in result.stdout
+    assert all(str(folder / name) in result.stdout for name in ("compare.csv", "compare.json", "compare.png"))
+    assert "(2/3) alibi" in result.stderr, "progress goes to stderr"
+
+
+def test_compare_writes_tidy_files(compared: tuple[Path, Result]) -> None:
+    folder, _ = compared
+    with (folder / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * 2 * 3
+    assert {row["scheme"] for row in rows} == {"stock", "alibi", "rope:yarn:factor=4"}
+    record = json.loads((folder / "compare.json").read_text())
+    assert record["seed"] == 0
+    assert {"command", "versions", "hardware"} <= set(record["environment"])
+    assert record["rows"][0]["perplexity"] == pytest.approx(float(rows[0]["perplexity"]))
+    assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_as_json_prints_nothing_else_on_stdout(tmp_path: Path) -> None:
+    result = invoke(
+        *COMPARE, "--schemes", "alibi", "--lengths", "64", "--tokens", "64", "--json", "--output-dir", str(tmp_path)
+    )
+    assert json.loads(result.stdout) == json.loads((tmp_path / "compare.json").read_text())
+    assert "compare.png" in result.stderr
+
+
+@pytest.mark.slow
+def test_compare_runs_as_a_real_process_and_twice_alike(tmp_path: Path) -> None:
+    tables = []
+    for name in ("one", "two"):
+        options = ["--schemes", "t5", "--lengths", "64,128", "--tokens", "512", "--output-dir", str(tmp_path / name)]
+        result = subprocess_run(["-m", "hf_posswap.cli", *COMPARE, *options])
+        assert result.returncode == 0, result.stderr
+        tables.append((tmp_path / name / "compare.csv").read_bytes())
+        command = json.loads((tmp_path / name / "compare.json").read_text())["environment"]["command"]
+        assert command.startswith("python -m hf_posswap.cli compare --model demo:gpt2")
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--schemes", "alibbi", "--lengths", "64"], "unknown positional scheme 'alibbi'. Did you mean 'alibi'"),
+        (["--schemes", "alibi", "--lengths", "64,many"], "'64,many' is no list of numbers"),
+        (["--schemes", "alibi", "--lengths", ""], "no length given"),
+        (["--schemes", "alibi", "--lengths", "64", "--dtype", "int4"], "Allowed: float32, bfloat16, float16"),
+        (["--schemes", "alibi", "--lengths", "64", "--text", "/no/such.txt"], "cannot read text '/no/such.txt'"),
+        (["--schemes", "alibi", "--lengths", "64", "--output-dir", "/dev/null/x"], "cannot write to '/dev/null/x'"),
+        (["--schemes", "alibi", "--lengths", "64", "--model", "demo:bert"], "is an encoder"),
+        (["--schemes", "alibi"], "--lengths"),
+    ],
+)
+def test_compare_refuses_wrong_arguments(options: list[str], message: str) -> None:
+    assert message in refused(*COMPARE, *options).replace("│ ", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["describe", "no/such/model"], "cannot load model 'no/such/model'"),
+        (["describe", "demo:bert", "--pos-scheme", "none"], "none"),
+        (["describe", "demo:gpt2", "--pos-scheme", "rope:spiral"], "spiral"),
+        (["swap", "demo:gpt2", "--pos-scheme", "t6", "--output-dir", "x"], "unknown positional scheme 't6'"),
+        (
+            ["swap", "demo:gpt2", "--pos-scheme", "t5", "--output-dir", "x", "--dtype", "int4"],
+            "unknown --dtype 'int4'",
+        ),
+        (["fly"], "No such command 'fly'"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: list[str], message: str) -> None:
+    assert message in refused(*arguments)
+
+
+def test_unexpected_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(hf_posswap, "capabilities", fail)
+    result = invoke("matrix")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, RuntimeError)
