@@ -13,7 +13,7 @@ def auto_model_classes() -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if name.startswith("Auto") and isinstance(value, type) and hasattr(value, "_model_mapping")
+        if name.startswith("AutoModel") and isinstance(value, type) and hasattr(value, "_model_mapping")
     }
 
 

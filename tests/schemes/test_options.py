@@ -133,13 +133,13 @@ def test_a_value_of_the_wrong_type_is_refused(scheme, field):
 
 @pytest.mark.parametrize("value", [True, "many", 1.5, [8], float("nan")])
 def test_numbers_are_not_guessed(value):
-    with pytest.raises(SchemeConfigError, match="t5 option 'num_buckets' is"):
+    with pytest.raises(SchemeConfigError, match="t5 option 'num_buckets' is .*it must be an integer"):
         T5Config(num_buckets=value)
 
 
 @pytest.mark.parametrize("value", [True, "many", [2.0], float("nan"), float("inf"), pytest.param(10**400, id="huge")])
 def test_floats_are_finite_numbers(value):
-    with pytest.raises(SchemeConfigError, match="rope option 'base' is"):
+    with pytest.raises(SchemeConfigError, match="rope option 'base' is .*it must be a number or None"):
         RopeConfig(base=value)
 
 

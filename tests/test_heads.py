@@ -1,0 +1,85 @@
+"""Every head class that transformers registers for a supported architecture takes a scheme, and keeps it on disk."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import hf_posswap
+from hf_posswap.architectures import architectures
+from hf_posswap.auto_classes import auto_classes
+from tests.matrix.cells import class_of, random_tokens, small_config
+
+
+def head_classes() -> list[tuple[str, str]]:
+    """(architecture, class) for all public model classes of the modeling modules."""
+    found = []
+    for architecture in sorted(architectures, key=lambda item: item.name):
+        module = importlib.import_module(architecture.modeling_module)
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value) and issubclass(value, transformers.PreTrainedModel) and "PreTrained" not in name:
+                found.append((architecture.name, name))
+    return found
+
+
+def inputs_of(name: str) -> dict[str, Any]:
+    tokens = random_tokens(2, 12)
+    if "MultipleChoice" in name or "DoubleHeads" in name:
+        return {"input_ids": tokens[:, None].repeat(1, 3, 1), "attention_mask": torch.ones(2, 3, 12)}
+    return {"input_ids": tokens, "attention_mask": torch.ones(2, 12)}
+
+
+def run(model: Any, name: str) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        outputs = model(**inputs_of(name))
+    return {key: value for key, value in outputs.items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize(("architecture", "name"), head_classes(), ids=lambda value: value)
+@pytest.mark.parametrize("scheme", ["alibi", "sinusoidal"])
+def test_head(architecture: str, name: str, scheme: str, tmp_path: Path) -> None:
+    causal = architecture != "bert" or "LMHead" in name
+    torch.manual_seed(0)
+    stock = class_of(architecture, name)(small_config(architecture, causal)).eval()
+    before = run(stock, name)
+    model = hf_posswap.swap(stock, scheme)
+    after = run(model, name)
+    assert after.keys() == before.keys()
+    for key, value in before.items():
+        assert after[key].shape == value.shape
+        assert (after[key] - value).abs().max() > 1e-4, key
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    restored = run(hf_posswap.restore(model), name)
+    for key, value in run(loaded, name).items():
+        # The same weights at another place in memory: small heads' products may round differently.
+        torch.testing.assert_close(value, after[key], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(restored[key], before[key], atol=1e-6, rtol=1e-6)
+
+
+def test_every_registered_head_is_covered() -> None:
+    covered = set(head_classes())
+    for architecture in architectures:
+        for name in auto_classes(architecture).values():
+            assert (architecture.name, name) in covered
+
+
+def test_cross_attention_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(small_config("gpt2", True, add_cross_attention=True)).eval()
+    hf_posswap.swap(model, "alibi")
+    assert {type(block.crossattention).__name__ for block in model.transformer.h} == {"GPT2Attention"}
+    tokens, states = random_tokens(1, 10), torch.randn(1, 7, 32)
+    with torch.no_grad():
+        expected = model(tokens, encoder_hidden_states=states, use_cache=False).logits
+        cache, parts = None, []
+        for token in tokens.split(1, dim=1):
+            out = model(token, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            parts.append(out.logits)
+    torch.testing.assert_close(torch.cat(parts, 1), expected, atol=2e-4, rtol=1e-4)
