@@ -19,8 +19,8 @@ def load_and_swap(load: Callable[..., Any], *args: Any, pos_scheme: Any = None, 
     """Load a model by `load` and swap its positional mechanism; without `pos_scheme` just load.
 
     Args:
-        load: a `from_pretrained` or `from_config`; receives all other arguments, so that dtype, device_map, quantisation,
-            gguf_file, revision and the rest work as ever.
+        load: a `from_pretrained` or `from_config`; receives all other arguments, so that dtype, device_map,
+            quantisation, gguf_file, revision and the rest work as ever.
         args: positional arguments for `load`.
         pos_scheme: see `hf_posswap.swap`; checked before anything is loaded.
         kwargs: keyword arguments for `load`.

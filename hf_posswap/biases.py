@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -151,10 +150,9 @@ class RelativeContentBias(Bias):
         batch, heads = products.shape[:2]
         # Row r holds its Lk products from column (block − 1 − r) on; shifting the rows into place is a strided view.
         plane = block * width
-        shifted = products.contiguous().as_strided(
+        return products.contiguous().as_strided(
             (batch, heads, block, self.key_length), (heads * plane, plane, width - 1, 1), block - 1
         )
-        return shifted
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,9 @@ def config_from_entry(entry: Any) -> SchemeConfig:
         raise CheckpointError(f"pos_scheme in the config is {entry!r}; it must be an object with {_KEYS}.")
     version = entry.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise CheckpointError(f"pos_scheme.format_version is {version!r}; it must be a positive integer. Keys: {_KEYS}.")
+        raise CheckpointError(
+            f"pos_scheme.format_version is {version!r}; it must be a positive integer. Keys: {_KEYS}."
+        )
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"this checkpoint has pos_scheme format {version} (written by hf_posswap "
@@ -75,10 +77,10 @@ _KEYS = ", ".join(ENTRY_KEYS)
 def remote_code(architecture: str, names: list[str]) -> str:
     """Return the file that lets plain transformers load the checkpoint with `trust_remote_code=True`."""
     imports = "\n".join(f"    {name}," for name in names)
-    return f'''"""A {architecture} model whose positional mechanism was swapped by hf_posswap, which is needed to run it.
+    return f'''"""A {architecture} model whose positional mechanism was swapped by hf_posswap.
 
-Install it with `pip install hf_posswap`; then `import hf_posswap` lets the Auto classes load this checkpoint, or pass
-`trust_remote_code=True`, which runs this file.
+It runs with hf_posswap only: `pip install hf_posswap`. Then `import hf_posswap` lets the Auto classes load this
+checkpoint, or pass `trust_remote_code=True`, which runs this file.
 """
 
 import hf_posswap

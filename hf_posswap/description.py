@@ -141,7 +141,7 @@ def describe(model: Any) -> Description:
     architecture = architecture_of(model.config)
     causal = architecture.is_causal(model.config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    shared = {
+    shared: dict[str, Any] = {
         "model": type(model).__name__,
         "architecture": architecture.name,
         "mode": "causal" if causal else "encoder",

@@ -23,6 +23,7 @@ from hf_posswap.errors import CheckpointError, UnsupportedError
 from hf_posswap.modules import SwappedAttention, SwappedBaseModel
 from hf_posswap.structure import apply_plan, plan_swap
 
+
 class SwappedModel:
     """Mixin for every model class: builds the stock model, then puts the scheme of its config in."""
 
@@ -51,7 +52,7 @@ class SwappedModel:
 
 
 @cache
-def swapped_class(stock: type) -> type:
+def swapped_class(stock: Any) -> Any:
     """Return the swapped class of a stock model, base model or attention module class.
 
     A class that is swapped already is returned as it is.
@@ -84,7 +85,7 @@ def _let_outputs_be_recorded(model_class: Any) -> None:
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(model_class), model_class._can_record_outputs)
 
 
-def _with_signature(stock: type[PreTrainedModel]) -> Any:
+def _with_signature(stock: Any) -> Any:
     """A forward that shows the stock signature, which generation and Trainer inspect."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -99,7 +100,7 @@ def _doc_of(stock: type) -> str:
     return f"`{stock.__name__}` with the positional scheme that its config names; see `hf_posswap`."
 
 
-def _architecture_with(stock: type) -> Architecture:
+def _architecture_with(stock: Any) -> Architecture:
     for architecture in architectures:
         if stock.__module__ == architecture.modeling_module:
             return architecture

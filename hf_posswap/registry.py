@@ -10,7 +10,9 @@ from hf_posswap.errors import UnknownNameError
 class Named(Protocol):
     """Anything with a registered name."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name."""
 
 
 Item = TypeVar("Item", bound=Named)

@@ -132,7 +132,7 @@ def natively(base: Any, architecture: Architecture) -> Iterator[None]:
     table = architecture.position_table(base)
     try:
         for module, swapped_type in swapped:
-            _retype(module, swapped_type.stock_class)  # type: ignore[attr-defined]
+            _retype(module, swapped_type.stock_class)
         if isinstance(table, RetiredTable) and architecture.table_path is not None:
             base.set_submodule(architecture.table_path, table.revive())
         yield

@@ -166,7 +166,8 @@ def _mark(model: Any, architecture: Architecture, plan: Plan) -> None:
     config.auto_map = {"AutoConfig": f"{module}.{config_class_of(architecture).__name__}"} | {
         auto: f"{module}.{PREFIX}{stock}" for auto, stock in auto_classes(architecture).items()
     }
-    model.__class__ = swapped_class(type(model))
+    stock: Any = type(model)
+    model.__class__ = swapped_class(stock)
     register_models(architecture)
     _forget_gguf(model)
 

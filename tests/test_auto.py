@@ -161,6 +161,8 @@ def test_public_names() -> None:
 
 
 def test_results_are_what_the_signature_says(checkpoint: Path) -> None:
-    model: Any = hf_posswap.AutoModelForCausalLM.from_pretrained(checkpoint, pos_scheme={"name": "t5", "per_layer": True})
+    model: Any = hf_posswap.AutoModelForCausalLM.from_pretrained(
+        checkpoint, pos_scheme={"name": "t5", "per_layer": True}
+    )
     assert model.config.pos_scheme["options"]["per_layer"] is True
     assert model.config.pos_scheme["base_model"] == "stock"

@@ -76,7 +76,9 @@ def test_rope_scalings_equal_stock_transformers(smollm2: Any, tokens: torch.Tens
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_swapped_gguf_model_is_saved_and_loaded(smollm2_source: ModelSource, tokens: torch.Tensor, tmp_path: Path) -> None:
+def test_a_swapped_gguf_model_is_saved_and_loaded(
+    smollm2_source: ModelSource, tokens: torch.Tensor, tmp_path: Path
+) -> None:
     model = hf_posswap.AutoModelForCausalLM.from_pretrained(
         smollm2_source.path, dtype=torch.bfloat16, pos_scheme="alibi", **smollm2_source.from_pretrained_kwargs
     )

@@ -75,6 +75,7 @@ class Architecture(ABC):
 
     def complete_inputs(self, arguments: dict[str, Any], batch: int, length: int, device: torch.device) -> None:
         """Fill in arguments of the base model's forward that would otherwise come from length-limited buffers."""
+        return
 
     def is_causal(self, config: Any) -> bool:
         """Return whether self-attention is causal under this config."""

@@ -25,7 +25,7 @@ class Bert(Architecture):
         """See `Architecture.project`."""
         shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
         layers = (module.query, module.key, module.value)
-        return tuple(layer(hidden_states).view(shape).transpose(1, 2) for layer in layers)  # type: ignore[return-value]
+        return tuple(layer(hidden_states).view(shape).transpose(1, 2) for layer in layers)
 
     def merge(self, module: Any, context: Tensor) -> Tensor:
         """The output projection is in another module, BertSelfOutput."""

@@ -24,7 +24,7 @@ class GPT2(Architecture):
         """See `Architecture.project`."""
         shape = (*hidden_states.shape[:-1], -1, module.head_dim)
         q, k, v = module.c_attn(hidden_states).split(module.split_size, dim=2)
-        return tuple(x.view(shape).transpose(1, 2) for x in (q, k, v))  # type: ignore[return-value]
+        return tuple(x.view(shape).transpose(1, 2) for x in (q, k, v))
 
     def merge(self, module: Any, context: Tensor) -> Tensor:
         """See `Architecture.merge`."""
@@ -41,4 +41,3 @@ class GPT2(Architecture):
         if module.reorder_and_upcast_attn and module.config._attn_implementation == "eager":
             return module._upcast_and_reordered_attn(inputs.q, inputs.k, inputs.v, inputs.mask)
         return super().attend_natively(module, inputs, arguments)
-

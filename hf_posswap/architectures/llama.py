@@ -40,7 +40,7 @@ class Llama(Architecture):
         """See `Architecture.project`."""
         shape = (*hidden_states.shape[:-1], -1, module.head_dim)
         layers = (module.q_proj, module.k_proj, module.v_proj)
-        return tuple(layer(hidden_states).view(shape).transpose(1, 2) for layer in layers)  # type: ignore[return-value]
+        return tuple(layer(hidden_states).view(shape).transpose(1, 2) for layer in layers)
 
     def merge(self, module: Any, context: Tensor) -> Tensor:
         """See `Architecture.merge`."""
@@ -65,14 +65,18 @@ class Llama(Architecture):
         scaling = parameters.pop("rope_type", "default").replace("default", "none")
         unknown = sorted(set(parameters) - set(OPTION_OF_KEY))
         if scaling not in OPTIONS_OF_SCALING or unknown:
+            what = f"parameters {unknown}" if unknown else f"rope_type {scaling!r}"
             raise UnsupportedError(
-                f"the model's rope_parameters {config.rope_parameters} have "
-                f"{f'parameters {unknown}' if unknown else f'rope_type {scaling!r}'} that scheme 'rope' does not know. "
-                f"Known rope_type: default, {', '.join(OPTIONS_OF_SCALING)}; known parameters: {', '.join(OPTION_OF_KEY)}."
+                f"the model's rope_parameters {config.rope_parameters} have {what} that scheme 'rope' does not know. "
+                f"Known rope_type: default, {', '.join(OPTIONS_OF_SCALING)}; parameters: {', '.join(OPTION_OF_KEY)}."
             )
         if scaling == "dynamic":
             # transformers reads the train length of this scaling from the config, not from rope_parameters.
             parameters["original_max_position_embeddings"] = config.max_position_embeddings
-        read = (*OPTIONS_OF_SCALING[scaling], "base", *(("partial_rotary_factor",) if scaling == "proportional" else ()))
+        read = (
+            *OPTIONS_OF_SCALING[scaling],
+            "base",
+            *(("partial_rotary_factor",) if scaling == "proportional" else ()),
+        )
         options = {OPTION_OF_KEY[key]: value for key, value in parameters.items() if OPTION_OF_KEY[key] in read}
         return {"scaling": scaling} | options

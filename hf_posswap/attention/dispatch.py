@@ -14,9 +14,7 @@ from hf_posswap.errors import BackendError
 BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 
 
-def attend(
-    inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, backend: str
-) -> tuple[Tensor, Tensor | None]:
+def attend(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, backend: str) -> tuple[Tensor, Tensor | None]:
     """Return the context (B, H, Lq, d) and, from eager only, the weights (B, H, Lq, Lk).
 
     Args:
@@ -51,6 +49,11 @@ def fold_for_flash(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, 
     Raises:
         BackendError: the bias has no such form; silently leaving it out is the one thing that must not happen.
     """
+    if isinstance(bias, LinearBias) and _needs_gradient(bias.slopes):
+        raise BackendError(
+            f"backend {backend!r} cannot train the slopes of a bias: their gradient would be lost in half precision. "
+            'Backends that work: eager, sdpa. Choose one with model.set_attn_implementation("sdpa").'
+        )
     if mix is None and isinstance(bias, LinearBias) and can_fold(bias, inputs.q.dtype):
         return fold_linear(inputs, bias)
     if mix is None and isinstance(bias, SeparableBias):
@@ -64,7 +67,7 @@ def fold_for_flash(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, 
 
 
 def _sdpa(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor:
-    """Choose among the sdpa paths; docs/speed.md has the measurements behind the choice."""
+    """Choose among the sdpa paths; docs/design.md has the measurements behind the choice."""
     if mix is not None:
         return mixed_attention(inputs, bias, mix)
     if bias is None:

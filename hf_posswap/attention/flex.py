@@ -1,7 +1,7 @@
 """Attention through torch's FlexAttention: the bias is a `score_mod`, compiled into the kernel."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ def flex_bias_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     elif inputs.implicit_causal:
         block_mask = causal_block_mask(inputs.query_length, inputs.key_length, inputs.q.device)
     heads = inputs.q.shape[1]
-    function = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
+    function: Any = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
     return function(
         inputs.q.contiguous(),
         repeat_heads(inputs.k, heads).contiguous(),
@@ -99,7 +99,9 @@ def _with_mask(modify: ScoreMod, mask: Tensor) -> ScoreMod:
     return modify_and_mask
 
 
-@cache
+@lru_cache(maxsize=8)
 def causal_block_mask(query_length: int, key_length: int, device: torch.device) -> BlockMask:
     """Return the block mask of causal attention without cached keys."""
-    return create_block_mask(lambda b, h, i, j: i >= j, None, None, query_length, key_length, device=str(device))
+    # Compiled, it is made block by block; uncompiled it goes through a dense mask.
+    make = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+    return make(lambda b, h, i, j: i >= j, None, None, query_length, key_length, device=str(device))

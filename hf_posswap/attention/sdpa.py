@@ -86,7 +86,7 @@ def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
             inputs.q[:, :, start:stop],
             k,
             v,
-            attn_mask=rows.to(inputs.q.dtype) if inputs.q.is_cuda else rows,
+            attn_mask=_rounded(rows, inputs.q.dtype) if inputs.q.is_cuda else rows,
             dropout_p=inputs.dropout,
             scale=inputs.scaling,
         )
@@ -98,6 +98,14 @@ def mixed_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix) -> Ten
     """Return the context where the value side reads the weights, which no fused kernel gives: blocks written out."""
     step = block_length(inputs, materialised=True)
     starts = range(0, inputs.query_length, step)
-    return torch.cat(
-        [eager_block(inputs, bias, mix, a, min(a + step, inputs.query_length))[0] for a in starts], dim=2
-    )
+    return torch.cat([eager_block(inputs, bias, mix, a, min(a + step, inputs.query_length))[0] for a in starts], dim=2)
+
+
+def _rounded(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return bias rows in the queries' dtype, which CUDA kernels ask for.
+
+    Each row is shifted to a maximum of 0, which softmax does not see, so that rounding spares its largest entries; and
+    what is hidden stays finite, so that a row hidden altogether does not become NaN.
+    """
+    shifted = rows - rows.amax(dim=-1, keepdim=True)
+    return shifted.clamp(min=torch.finfo(dtype).min).to(dtype)

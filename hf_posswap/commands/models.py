@@ -47,9 +47,7 @@ def swap(
     if dtype not in DTYPES:
         raise OutputError(f"unknown --dtype {dtype!r}. Allowed: {', '.join(DTYPES)}.")
     if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
-        raise OutputError(
-            f"{str(output_dir)!r} is not empty. Give a new folder, or --overwrite to save into this one."
-        )
+        raise OutputError(f"{str(output_dir)!r} is not empty. Give a new folder, or --overwrite to save into this one.")
     swapped = _load(model, pos_scheme, dtype)
     prepare_folder(output_dir)
     swapped.save_pretrained(output_dir)

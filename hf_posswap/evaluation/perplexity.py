@@ -134,9 +134,7 @@ def to_frame(rows: Sequence[LengthRow]) -> "pandas.DataFrame":
     try:
         import pandas
     except ImportError as error:
-        raise EvaluationError(
-            'pandas is not installed. Install it with pip install "hf_posswap[evaluate]".'
-        ) from error
+        raise EvaluationError('pandas is not installed. Install it with pip install "hf_posswap[evaluate]".') from error
     return pandas.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(LengthRow)])
 
 

@@ -51,7 +51,7 @@ class ModelFacts:
 
     @property
     def mode(self) -> str:
-        """ "causal" or "encoder"."""
+        """The kind of attention: "causal" or "encoder"."""
         return "causal" if self.causal else "encoder"
 
 
@@ -109,7 +109,9 @@ class SchemeConfig:
         """
         for key in options:
             if key not in cls.option_names():
-                raise SchemeConfigError(unknown_name_message(f"option of scheme {cls.name!r}:", key, cls.option_names()))
+                raise SchemeConfigError(
+                    unknown_name_message(f"option of scheme {cls.name!r}:", key, cls.option_names())
+                )
         return cls(**options)
 
     @classmethod
@@ -123,7 +125,9 @@ class SchemeConfig:
         options: dict[str, Any] = {}
         for key, text in texts.items():
             if key not in cls.option_names():
-                raise SchemeConfigError(unknown_name_message(f"option of scheme {cls.name!r}:", key, cls.option_names()))
+                raise SchemeConfigError(
+                    unknown_name_message(f"option of scheme {cls.name!r}:", key, cls.option_names())
+                )
             try:
                 options[key] = from_text(text, hints[key])
             except TypeError:
@@ -260,7 +264,8 @@ def _check_layers(config: SchemeConfig, scheme: type[Scheme], facts: ModelFacts)
     missing = [layer for layer in config.layers if layer >= facts.num_layers]
     if missing:
         raise SchemeConfigError(
-            f"{config.name} option 'layers' names layers {missing}, but the model has layers 0 to {facts.num_layers - 1}."
+            f"{config.name} option 'layers' names layers {missing}, but the model has layers 0 to "
+            f"{facts.num_layers - 1}."
         )
 
 

@@ -67,7 +67,9 @@ class RopeConfig(SchemeConfig):
                 )
         stretched = self.scaling in ("linear", "ntk", "dynamic", "yarn", "llama3")
         if stretched and self.factor is not None and self.factor <= 1:
-            raise SchemeConfigError(f"rope option 'factor' is {self.factor}; scaling={self.scaling!r} needs factor > 1.")
+            raise SchemeConfigError(
+                f"rope option 'factor' is {self.factor}; scaling={self.scaling!r} needs factor > 1."
+            )
         if self.beta_fast <= self.beta_slow:
             raise SchemeConfigError(f"rope needs beta_fast > beta_slow, not {self.beta_fast} <= {self.beta_slow}.")
         if self.high_freq_factor <= self.low_freq_factor:
@@ -75,17 +77,21 @@ class RopeConfig(SchemeConfig):
                 f"rope needs high_freq_factor > low_freq_factor, not {self.high_freq_factor} <= {self.low_freq_factor}."
             )
         if self.scaling == "longrope" and (self.short_factor is None or self.long_factor is None):
-            raise SchemeConfigError("rope with scaling='longrope' needs short_factor and long_factor, lists of numbers.")
+            raise SchemeConfigError(
+                "rope with scaling='longrope' needs short_factor and long_factor, lists of numbers."
+            )
 
     def resolve(self, facts: ModelFacts) -> "RopeConfig":
         """Take base, train length and, for `native`, the whole scaling from the model."""
         native = facts.native_rope or {"scaling": "none", "base": 10000.0}
         if self.scaling == "native":
-            own = {"layers": self.layers, "keep_native": self.keep_native, "interleaved": self.interleaved}
+            own: dict[str, Any] = {
+                "layers": self.layers,
+                "keep_native": self.keep_native,
+                "interleaved": self.interleaved,
+            }
             own |= {"base": self.base} if self.base is not None else {}
-            own |= (
-                {"partial_rotary_factor": self.partial_rotary_factor} if self.partial_rotary_factor != 1.0 else {}
-            )
+            own |= {"partial_rotary_factor": self.partial_rotary_factor} if self.partial_rotary_factor != 1.0 else {}
             return RopeConfig(**(native | own)).resolve(facts)
         values: dict[str, Any] = {"base": self.base or native["base"]}
         read = OPTIONS_OF_SCALING[self.scaling]
@@ -197,7 +203,7 @@ class Rope(Scheme):
         device = lengths.device
         assert config.base is not None
         if config.scaling == "linear":
-            return frequencies.plain_frequencies(rotated, config.base, device=device) / config.factor
+            return frequencies.plain_frequencies(rotated, config.base, device=device) / (config.factor or 1.0)
         if config.scaling == "ntk":
             assert config.factor is not None
             base = config.base * config.factor ** (rotated / (rotated - 2))

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from hf_posswap.schemes.rope import RopeConfig
 
 
-def plain_frequencies(rotated: int, base: float, spectrum: int | None = None, device: torch.device | None = None) -> Tensor:
+def plain_frequencies(
+    rotated: int, base: float, spectrum: int | None = None, device: torch.device | None = None
+) -> Tensor:
     """θ_n = base^(−2n/spectrum) for n = 0…rotated/2−1 (Su et al., 2104.09864, equation 15)."""
     exponent = torch.arange(0, rotated, 2, dtype=torch.int64, device=device).float() / (spectrum or rotated)
     return 1.0 / (base**exponent)
@@ -27,10 +29,13 @@ def yarn_frequencies(rotated: int, config: "RopeConfig", device: torch.device | 
     times. Between the two the ramp runs over the dimension's index, as in the authors' code, in transformers and so in
     every released checkpoint; the paper writes it over the number of turns, which gives other frequencies.
     """
-    assert config.factor is not None and config.original_length is not None and config.base is not None
+    assert config.factor is not None
+    assert config.original_length is not None
+    assert config.base is not None
+    length, base = config.original_length, config.base
 
     def dimension_of(turns: float) -> float:
-        return rotated * math.log(config.original_length / (turns * 2 * math.pi)) / (2 * math.log(config.base))
+        return rotated * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     low, high = dimension_of(config.beta_fast), dimension_of(config.beta_slow)
     if config.truncate:
@@ -38,7 +43,7 @@ def yarn_frequencies(rotated: int, config: "RopeConfig", device: torch.device | 
     low, high = max(low, 0), min(high, rotated - 1)
     if low == high:
         high += 0.001
-    positions = base_powers(rotated, config.base, device)
+    positions = base_powers(rotated, base, device)
     ramp = ((torch.arange(rotated // 2, dtype=torch.float32, device=device) - low) / (high - low)).clamp(0, 1)
     keep = 1 - ramp
     return 1.0 / (config.factor * positions) * (1 - keep) + 1.0 / positions * keep
@@ -51,7 +56,9 @@ def base_powers(rotated: int, base: float, device: torch.device | None = None) -
 
 def llama3_frequencies(rotated: int, config: "RopeConfig", device: torch.device | None = None) -> Tensor:
     """Llama 3.1's scaling: wavelengths above T/low are divided by the factor, below T/high kept, between blended."""
-    assert config.factor is not None and config.original_length is not None and config.base is not None
+    assert config.factor is not None
+    assert config.original_length is not None
+    assert config.base is not None
     frequencies = plain_frequencies(rotated, config.base, device=device)
     wavelength = 2 * math.pi / frequencies
     low, high = config.low_freq_factor, config.high_freq_factor
@@ -74,7 +81,9 @@ def proportional_frequencies(head_dim: int, config: "RopeConfig", device: torch.
 
 def dynamic_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) -> Tensor:
     """Dynamic NTK: base·(f·n/T − (f − 1))^(r/(r − 2)) for a text of n > T tokens; (B, r/2) for lengths (B, 1)."""
-    assert config.factor is not None and config.original_length is not None and config.base is not None
+    assert config.factor is not None
+    assert config.original_length is not None
+    assert config.base is not None
     length = lengths.clamp(min=config.original_length).float()
     stretch = config.factor * length / config.original_length - (config.factor - 1)
     base = config.base * stretch ** (rotated / (rotated - 2))
@@ -84,7 +93,9 @@ def dynamic_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) -> 
 
 def longrope_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) -> Tensor:
     """LongRoPE (Ding et al., 2402.13753): θ_n over a searched factor, another list for texts longer than T."""
-    assert config.short_factor is not None and config.long_factor is not None and config.base is not None
+    assert config.short_factor is not None
+    assert config.long_factor is not None
+    assert config.base is not None
     short = torch.tensor(config.short_factor, dtype=torch.float32, device=lengths.device)
     long = torch.tensor(config.long_factor, dtype=torch.float32, device=lengths.device)
     factors = torch.where(lengths > (config.original_length or 0), long, short)

@@ -76,4 +76,7 @@ class Sinusoidal(Scheme):
     def embed(self, positions: Positions) -> Tensor:
         """See `Scheme.embed`."""
         table = sinusoids(positions.query, self.facts.hidden_size, self.config.base, self.config.interleaved)
-        return table * (self.config.amplitude if self.amplitude is None else self.amplitude.float())
+        if self.amplitude is not None:
+            return table * self.amplitude.float()
+        assert self.config.amplitude is not None, "the config is resolved before the scheme is made"
+        return table * self.config.amplitude

@@ -94,7 +94,10 @@ class T5Layer(SchemeLayer):
 
 @register_scheme
 class T5Bias(Scheme):
-    """A learned scalar b[bucket(Δ), h] on the scaled scores. Starts at zero: no position, until trained or calibrated."""
+    """A learned scalar b[bucket(Δ), h] on the scaled scores.
+
+    Starts at zero: no position, until trained or calibrated.
+    """
 
     name = "t5"
     pretty_name = "T5 bias"

@@ -33,7 +33,7 @@ class TransformerXLLayer(SchemeLayer):
         self.position_weight = nn.Parameter(torch.zeros(heads * dim, scheme.facts.hidden_size))
 
     def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
-        """q + u, which gives the terms (a) and (c) of the paper's equation."""
+        """Q + u, which gives the terms (a) and (c) of the paper's equation."""
         return (q.float() + self.content_bias.float()[:, None]).to(q.dtype), k
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:

@@ -51,9 +51,7 @@ class BiasedCall:
         group = q.shape[1] // k.shape[1]
 
         def score_in(b: int) -> Callable[[int, int, int], float]:
-            return lambda h, i, j: (
-                dot(q[b, h, i], k[b, h // group, j]) * self.inputs.scaling + self.formula(b, h, i, j)
-            )
+            return lambda h, i, j: dot(q[b, h, i], k[b, h // group, j]) * self.inputs.scaling + self.formula(b, h, i, j)
 
         rows = [loop_attention(q[b], k[b], v[b], self.visible[b].tolist(), score_in(b)) for b in range(len(q))]
         return torch.from_numpy(np.stack(rows))

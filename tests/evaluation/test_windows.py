@@ -30,9 +30,7 @@ def test_windows_do_not_overlap_and_score_all_but_their_first_token(case: tuple[
 def test_the_same_tokens_are_targets_at_every_length(case: tuple[list[int], int, int]) -> None:
     lengths, text_tokens, budget = case
     planned = plan("same-targets", text_tokens, lengths, budget)
-    scored = {
-        length: [token for w in planned[length] for token in range(w.first_target, w.stop)] for length in planned
-    }
+    scored = {length: [token for w in planned[length] for token in range(w.first_target, w.stop)] for length in planned}
     targets = scored[min(lengths)]
     assert targets
     assert all(other == targets for other in scored.values())
@@ -79,9 +77,7 @@ def test_windows_are_spread_over_the_whole_text() -> None:
 
 
 def test_text_too_short_says_how_many_tokens_it_has_and_needs() -> None:
-    with pytest.raises(
-        TextTooShortError, match=r"the text has 99 tokens, and length 512 needs at least 512"
-    ) as caught:
+    with pytest.raises(TextTooShortError, match=r"the text has 99 tokens, and length 512 needs at least 512") as caught:
         plan("windows", 99, [64, 512], 1000)
     assert "lengths up to 99" in str(caught.value)
 

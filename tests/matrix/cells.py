@@ -12,8 +12,8 @@ from torch import Tensor
 
 import hf_posswap
 from hf_posswap.architectures import Architecture, architectures
-from hf_posswap.errors import PosSwapError, SchemeConfigError
 from hf_posswap.configuration import stock_config_class
+from hf_posswap.errors import PosSwapError, SchemeConfigError
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, schemes
 
 TRAIN_LENGTH = 32

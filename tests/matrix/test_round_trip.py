@@ -37,9 +37,10 @@ def test_saved_and_loaded_by_stock_auto_classes(cell: Cell, tmp_path: Path) -> N
         assert torch.equal(loaded(tokens).logits, model(tokens).logits)
         restored = hf_posswap.restore(loaded)
         assert torch.equal(restored(tokens).logits, cell.stock()(tokens).logits)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".py", ".safetensors"][
-        0 if cell.causal else 1 :
-    ]
+    assert (
+        sorted(path.suffix for path in tmp_path.iterdir())
+        == [".json", ".json", ".py", ".safetensors"][0 if cell.causal else 1 :]
+    )
 
 
 @pytest.mark.parametrize("cell", default_cells(), ids=str)
@@ -149,7 +150,8 @@ torch.set_num_threads(1)
 result = {}
 for folder in sys.argv[1:]:
     config = transformers.AutoConfig.from_pretrained(folder)
-    auto = getattr(transformers, "AutoModelForMaskedLM" if "MaskedLM" in config.architectures[0] else "AutoModelForCausalLM")
+    masked = "MaskedLM" in config.architectures[0]
+    auto = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
     with torch.no_grad():
         result[folder] = auto.from_pretrained(folder)(random_tokens(1, 16)).logits.double().sum().item()
 print(json.dumps(result))
@@ -190,7 +192,8 @@ for cell in default_cells():
         if p.grad is not None:
             worst = max(worst, (p.grad - q.grad).abs().max().item() / scale)
             assert worst < 1e-5, (str(cell), name, worst)
-print("worst", worst, "cells", len(default_cells()))
+if rank == 0:
+    print("worst", worst, "cells", len(default_cells()))
 dist.destroy_process_group()
 """
 
@@ -199,11 +202,10 @@ dist.destroy_process_group()
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     script = tmp_path / "distributed.py"
     script.write_text(DISTRIBUTED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", str(script)]
-    command[3:5] = ["--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(f"cells {len(default_cells())}") == 2
+    assert done.stdout.split()[-2:] == ["cells", str(len(default_cells()))]
 
 
 def test_weights_are_safetensors_and_hold_the_mean_row(tmp_path: Path) -> None:
