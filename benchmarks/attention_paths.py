@@ -1,7 +1,7 @@
 """Time the ways to add a relative bias to attention on this machine, as ratios to attention without any bias.
 
-All ways run in turn within each repeat, so that a change of the machine's speed meets all of them alike; the figure is the
-median of the repeats' ratios. Prints a Markdown table.
+All ways run in turn within each repeat, so that a change of the machine's speed meets all of them alike; the figure is
+the median of the repeats' ratios. Prints a Markdown table.
 """
 
 import argparse
