@@ -38,8 +38,8 @@ class SwappedModel:
                 "the stock model and call hf_posswap.swap(model, scheme), or give the config a pos_scheme."
             )
         base = self.base_model  # type: ignore[attr-defined]
-        plan = plan_swap(base, self.architecture, config_from_entry(config.pos_scheme))
-        apply_plan(base, self.architecture, plan, swapped_class)
+        plan = plan_swap(base, self.architecture, config_from_entry(config.pos_scheme), swapped_class)
+        apply_plan(base, self.architecture, plan)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

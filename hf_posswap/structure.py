@@ -25,18 +25,26 @@ class Plan:
     Attributes:
         config: the resolved config.
         scheme: the module for the base model.
-        layers: (attention module, scheme layer) pairs.
+        layers: (attention module, its new class, scheme layer) for each layer concerned.
+        base_class: the base model's new class.
         retired: what replaces the position table, or None if a table stays or there is none.
     """
 
     config: SchemeConfig
     scheme: Scheme
-    layers: list[tuple[nn.Module, SchemeLayer]]
+    layers: list[tuple[nn.Module, type, SchemeLayer]]
+    base_class: type
     retired: RetiredTable | None
 
 
-def plan_swap(base: Any, architecture: Architecture, config: SchemeConfig) -> Plan:
-    """Make the modules of a swap without touching the model, stock or swapped.
+def plan_swap(base: Any, architecture: Architecture, config: SchemeConfig, to_swapped: ToSwapped) -> Plan:
+    """Make the modules and classes of a swap without touching the model, stock or swapped.
+
+    Args:
+        base: the base model.
+        architecture: its architecture.
+        config: the scheme's options, open ones included.
+        to_swapped: see `ToSwapped`.
 
     Raises:
         UnsupportedError, SchemeConfigError: the model cannot take the scheme, or not with these options.
@@ -48,14 +56,19 @@ def plan_swap(base: Any, architecture: Architecture, config: SchemeConfig) -> Pl
     retired = None
     if facts.native_table is not None and not resolved.keep_native:
         retired = RetiredTable(facts.native_table, use_mean=not scheme.brings_whole_table())
-    layers = _plan_layers(base, architecture, resolved, scheme, facts)
-    place = {"dtype": base.dtype, "device": base.get_input_embeddings().weight.device}
-    _match(scheme, **place)
-    for module, layer in layers:
+    chosen = _plan_layers(base, architecture, resolved, scheme, facts)
+    _match(scheme, dtype=base.dtype, device=base.get_input_embeddings().weight.device)
+    for module, layer in chosen:
         _match(layer, dtype=base.dtype, device=next(module.parameters()).device)
-    for module in (base, *(module for module, _ in layers)):
         _check_forward(module)
-    return Plan(resolved, scheme, layers, retired)
+    _check_forward(base)
+    layers = [(module, to_swapped(stock_class_of(module)), layer) for module, layer in chosen]
+    return Plan(resolved, scheme, layers, to_swapped(stock_class_of(base)), retired)
+
+
+def stock_class_of(module: nn.Module) -> type:
+    """Return the stock class of a module, swapped or not."""
+    return vars(type(module)).get("stock_class", type(module))
 
 
 def _plan_layers(
@@ -96,18 +109,18 @@ def _retype(module: nn.Module, new_class: type) -> None:
         module._old_forward = new_class.forward.__get__(module)  # type: ignore[attr-defined]
 
 
-def apply_plan(base: Any, architecture: Architecture, plan: Plan, to_swapped: ToSwapped) -> None:
+def apply_plan(base: Any, architecture: Architecture, plan: Plan) -> None:
     """Carry out a plan: plain assignments that cannot fail half-way."""
     if hasattr(base, "pos_scheme"):
         remove_scheme(base, architecture)
-    for module, layer in plan.layers:
+    for module, new_class, layer in plan.layers:
         module.pos_scheme = layer
         module.pos_keep_native = plan.config.keep_native  # type: ignore[assignment]
-        _retype(module, to_swapped(type(module)))
+        _retype(module, new_class)
     if plan.retired is not None and architecture.table_path is not None:
         base.set_submodule(architecture.table_path, plan.retired)
     base.pos_scheme = plan.scheme
-    _retype(base, to_swapped(type(base)))
+    _retype(base, plan.base_class)
 
 
 def remove_scheme(base: Any, architecture: Architecture) -> None:

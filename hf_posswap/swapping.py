@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.attention import explain_path
@@ -13,12 +14,12 @@ from hf_posswap.auto_classes import auto_classes
 from hf_posswap.biases import Bias
 from hf_posswap.checkpoint import REMOTE_CODE_FILE, make_entry
 from hf_posswap.configuration import PREFIX, config_class_of, stock_config_class
-from hf_posswap.errors import AlreadySwappedError, NotSwappedError
+from hf_posswap.errors import AlreadySwappedError, NotSwappedError, UnsupportedError
 from hf_posswap.modeling import register_models, swapped_class
 from hf_posswap.modules import longest_position_of
 from hf_posswap.positions import Positions
 from hf_posswap.schemes import Scheme, SchemeConfig, SchemeLayer, as_config
-from hf_posswap.structure import Plan, apply_plan, natively, plan_swap, remove_scheme
+from hf_posswap.structure import Plan, apply_plan, natively, plan_swap, remove_scheme, stock_class_of
 
 
 def is_swapped(model: Any) -> bool:
@@ -53,12 +54,30 @@ def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace
             f"the model has scheme {entry['name']!r} already, swapped in for {entry['native']!r}. Pass replace=True to "
             f"put {config.name!r} in its place, or call hf_posswap.restore(model) first."
         )
+    _check_plain(model, architecture)
     base = model.base_model
-    plan = plan_swap(base, architecture, config)
+    new_class = swapped_class(stock_class_of(model))
+    plan = plan_swap(base, architecture, config, swapped_class)
     planned_path(plan, model)
-    apply_plan(base, architecture, plan, swapped_class)
+    apply_plan(base, architecture, plan)
+    model.__class__ = new_class
     _mark(model, architecture, plan)
     return model
+
+
+def _check_plain(model: Any, architecture: Architecture) -> None:
+    """Refuse what is no transformers model of the family itself: a wrapper around one, or one with another config."""
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"{type(model).__module__}.{type(model).__name__} is no transformers model but wraps one. Swap the "
+            "transformers model first; then wrap, adapt or compile it."
+        )
+    expected = stock_config_class(architecture)
+    if type(model.config) not in (expected, config_class_of(architecture)):
+        raise UnsupportedError(
+            f"the model's config is a {type(model.config).__name__}, not a {expected.__name__}: it may mean something "
+            f"else by the same names. Supported: models with a {expected.__name__}."
+        )
 
 
 def restore(model: Any) -> Any:
@@ -129,7 +148,7 @@ def planned_path(plan: Plan, model: Any) -> str:
     Raises:
         BackendError: the model's attention backend cannot carry the scheme.
     """
-    layer = plan.layers[0][1] if plan.layers else SchemeLayer()
+    layer = plan.layers[0][2] if plan.layers else SchemeLayer()
     return path_of(plan.scheme, layer, model)
 
 
@@ -166,8 +185,6 @@ def _mark(model: Any, architecture: Architecture, plan: Plan) -> None:
     config.auto_map = {"AutoConfig": f"{module}.{config_class_of(architecture).__name__}"} | {
         auto: f"{module}.{PREFIX}{stock}" for auto, stock in auto_classes(architecture).items()
     }
-    stock: Any = type(model)
-    model.__class__ = swapped_class(stock)
     register_models(architecture)
     _forget_gguf(model)
 

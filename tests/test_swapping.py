@@ -195,6 +195,22 @@ def test_tools_that_replaced_a_forward_are_not_overruled_silently(gpt2: Any) -> 
     assert not hf_posswap.is_swapped(gpt2)
 
 
+def test_wrappers_and_strangers_are_refused_whole(gpt2: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    class Mine(transformers.GPT2LMHeadModel):
+        pass
+
+    mine = Mine(gpt2.config)
+    with pytest.raises(UnsupportedError, match="Mine is no class of a supported architecture"):
+        hf_posswap.swap(mine, "alibi")
+    assert not hf_posswap.is_swapped(mine)
+    assert type(mine.transformer) is transformers.GPT2Model
+    adapted = get_peft_model(gpt2, LoraConfig(r=2, target_modules=["c_attn"]))
+    with pytest.raises(UnsupportedError, match="PeftModel is no transformers model but wraps one. Swap the"):
+        hf_posswap.swap(adapted, "alibi")
+
+
 def test_accelerates_hooks_are_followed(gpt2: Any) -> None:
     from accelerate.hooks import ModelHook, add_hook_to_module
 
