@@ -17,7 +17,7 @@ MODEL = Path(__file__).parent / "assets" / "gpt2-books"
 def main() -> None:
     """Walk through the life of a swap."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODEL)
-    book = (MODEL.parent / "books" / "frankenstein.txt").read_text(encoding="utf-8")
+    book = (MODEL.parent / "books" / "test" / "frankenstein.txt").read_text(encoding="utf-8")
     tokens = tokenizer(book[:8000], return_tensors="pt").input_ids[:, :1024]
 
     model = hf_posswap.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32, pos_scheme="alibi")
