@@ -34,9 +34,8 @@ def main() -> None:
         print(f"loaded by the stock Auto class as {type(loaded).__name__}, equal logits: {same}")
 
         stock = hf_posswap.restore(model)
-        print(
-            f"restored to {type(stock).__name__}, loss on 256 tokens: {stock(tokens[:, :256], labels=tokens[:, :256]).loss:.3f}"
-        )
+        short = tokens[:, :256]
+        print(f"restored to {type(stock).__name__}, loss on 256 tokens: {stock(short, labels=short).loss:.3f}")
 
 
 if __name__ == "__main__":
