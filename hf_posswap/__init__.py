@@ -21,6 +21,7 @@ _HOME = {
     "longest_position": "swapping",
     "train_length": "swapping",
     "describe": "description",
+    "calibrate": "calibration",
     "install": "auto",
     "uninstall": "auto",
     "capabilities": "capabilities",

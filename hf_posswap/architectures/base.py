@@ -114,6 +114,15 @@ class Architecture(ABC):
             if match:
                 yield int(match.group(1)), module
 
+    def blocks(self, base: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+        """Return (transformer block, its self-attention module) in the order of the layers."""
+        found = {}
+        for name, module in base.named_modules():
+            match = self.attention_path.fullmatch(name)
+            if match:
+                found[int(match.group(1))] = (base.get_submodule(name[: match.end(1)]), module)
+        return [found[layer] for layer in sorted(found)]
+
 
 def _root_mean_square(weight: Tensor) -> float:
     return 1.0 if weight.is_meta else float(weight.detach().float().square().mean().sqrt())

@@ -24,7 +24,7 @@ def describe(
     """Report what a model's positional mechanism is, or what swapping in SCHEME would do to it."""
     import hf_posswap
 
-    loaded = _load(model, pos_scheme, "float32")
+    loaded = load_swapped(model, pos_scheme, "float32")
     report = hf_posswap.describe(loaded)
     if as_json:
         print_json(report.to_dict())
@@ -41,27 +41,44 @@ def swap(
 ) -> None:
     """Swap a model's positional mechanism and save it, with its tokenizer, as a checkpoint."""
     import hf_posswap
-    from hf_posswap.demo import SourceError, load_tokenizer
-    from hf_posswap.reporting.files import OutputError, prepare_folder
+
+    check_output(output_dir, dtype, overwrite)
+    swapped = load_swapped(model, pos_scheme, dtype)
+    typer.echo(str(hf_posswap.describe(swapped)))
+    save(swapped, model, output_dir)
+
+
+def check_output(output_dir: Path, dtype: str, overwrite: bool) -> None:
+    """Refuse, before anything is loaded, a type that does not exist and a folder that holds something already.
+
+    Raises:
+        OutputError: one of these; says what is allowed.
+    """
+    from hf_posswap.reporting.files import OutputError
 
     if dtype not in DTYPES:
         raise OutputError(f"unknown --dtype {dtype!r}. Allowed: {', '.join(DTYPES)}.")
     if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
         raise OutputError(f"{str(output_dir)!r} is not empty. Give a new folder, or --overwrite to save into this one.")
-    swapped = _load(model, pos_scheme, dtype)
+
+
+def save(swapped: "PreTrainedModel", source: str, output_dir: Path) -> None:
+    """Save a swapped model with the tokenizer of the model it was made from, and name the files."""
+    from hf_posswap.demo import SourceError, load_tokenizer
+    from hf_posswap.reporting.files import prepare_folder
+
     prepare_folder(output_dir)
     swapped.save_pretrained(output_dir)
     try:
-        load_tokenizer(model).save_pretrained(output_dir)
+        load_tokenizer(source).save_pretrained(output_dir)
     except SourceError as error:
         note(f"No tokenizer was saved: {error}")
-    typer.echo(str(hf_posswap.describe(swapped)))
     typer.echo(f"\nSaved to {output_dir}:")
     for path in sorted(output_dir.iterdir()):
         typer.echo(f"  {path}")
 
 
-def _load(model: str, pos_scheme: str | None, dtype: str) -> "PreTrainedModel":
+def load_swapped(model: str, pos_scheme: str | None, dtype: str) -> "PreTrainedModel":
     """Load a model and swap it if a scheme is given, which is checked before the weights load."""
     quiet_libraries()
     import hf_posswap

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 STOCK = "stock"
 
 _OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
-_MUTED = ("#332288", "#882255", "#117733", "#44AA99", "#AA4499", "#999933", "#CC6677", "#88CCEE")
+_MUTED = ("#882255", "#117733", "#44AA99", "#AA4499", "#999933", "#CC6677", "#88CCEE")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _VARIANT_LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 

@@ -12,6 +12,7 @@ from hf_posswap.biases import Bias, LinearBias
 from hf_posswap.errors import SchemeConfigError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.relative import bias_by_distance
 
 ENCODER_FORMS = ("symmetric", "offset", "one-sided", "two-slope")
@@ -80,6 +81,14 @@ class AlibiLayer(SchemeLayer):
         if self.log_slopes is None:
             return prepared
         return alibi_bias(self.log_slopes.float().exp(), positions, self.config)
+
+    def fit(self, curve: Curve) -> bool:
+        """The slope of the line through each head's curve, if the layer's slopes learn."""
+        if self.log_slopes is None:
+            return False
+        with torch.no_grad():
+            self.log_slopes.copy_(curve.slopes().log())
+        return True
 
 
 def alibi_bias(slopes: Tensor, positions: Positions, config: AlibiConfig) -> Bias:
@@ -170,6 +179,14 @@ class Alibi(Scheme):
         if self.log_slopes is not None:
             return alibi_bias(self.log_slopes.float().exp(), positions, self.config)
         return alibi_bias(self.slopes().to(positions.query.device), positions, self.config)
+
+    def fit(self, curves: list[Curve]) -> bool:
+        """The geometric mean over layers of the slopes through their curves, if shared slopes learn."""
+        if self.log_slopes is None:
+            return False
+        with torch.no_grad():
+            self.log_slopes.copy_(torch.stack([curve.slopes().log() for curve in curves]).mean(0))
+        return True
 
     def make_layer(self, layer_index: int) -> AlibiLayer:
         """See `Scheme.make_layer`."""

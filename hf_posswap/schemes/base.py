@@ -14,6 +14,7 @@ from hf_posswap.biases import Bias
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.registry import Registry, unknown_name_message
+from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.options import checked_value, from_text, option
 
 
@@ -167,6 +168,10 @@ class SchemeLayer(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not mix values")
 
+    def fit(self, curve: Curve) -> bool:
+        """Set the layer's own parameters to what explains `curve` best; return whether there was anything to set."""
+        return False
+
 
 class Scheme(nn.Module):
     """A positional scheme as one module at the base model; per-layer parameters are in the layers it makes.
@@ -222,6 +227,10 @@ class Scheme(nn.Module):
     def prepare(self, positions: Positions) -> Any:
         """Compute once per forward what depends on positions only; every layer's hooks receive it."""
         return None
+
+    def fit(self, curves: list[Curve]) -> bool:
+        """Set the parameters that layers share to what explains their curves best; return whether there are any."""
+        return False
 
     def make_layer(self, layer_index: int) -> SchemeLayer:
         """Make the module that acts in one layer."""

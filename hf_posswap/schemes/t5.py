@@ -11,6 +11,7 @@ from hf_posswap.biases import Bias
 from hf_posswap.errors import SchemeConfigError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.relative import bias_by_distance
 
 
@@ -77,12 +78,21 @@ def bucket_bias(table: Tensor, positions: Positions, config: T5Config, buckets: 
     )
 
 
+def fitted_table(curves: list[Curve], config: T5Config, causal: bool) -> Tensor:
+    """Return the table (num_buckets, H) of weighted bucket means over the curves of one or several layers."""
+    buckets = t5_bucket(curves[0].distances, config.num_buckets, config.max_distance, causal)
+    total = torch.stack([curve.weights for curve in curves])
+    values = (total * torch.stack([curve.values for curve in curves])).sum(0) / total.sum(0).clamp(min=1e-12)
+    return Curve(curves[0].distances, values, total.sum(0)).mean_by_group(buckets, config.num_buckets).t()
+
+
 class T5Layer(SchemeLayer):
     """Hands the layer its bias; holds the table if each layer has its own."""
 
     def __init__(self, scheme: "T5Bias") -> None:
         super().__init__()
         self.config = scheme.config
+        self.causal = scheme.facts.causal
         self.table = scheme.make_table() if scheme.config.per_layer else None
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
@@ -90,6 +100,14 @@ class T5Layer(SchemeLayer):
         if self.table is None:
             return prepared
         return bucket_bias(self.table, positions, self.config, prepared)
+
+    def fit(self, curve: Curve) -> bool:
+        """Bucket means, if the layer has a table."""
+        if self.table is None:
+            return False
+        with torch.no_grad():
+            self.table.copy_(fitted_table([curve], self.config, self.causal))
+        return True
 
 
 @register_scheme
@@ -126,6 +144,14 @@ class T5Bias(Scheme):
         if self.table is None:
             return buckets
         return bucket_bias(self.table, positions, self.config, buckets)
+
+    def fit(self, curves: list[Curve]) -> bool:
+        """Bucket means over all layers, if they share the table."""
+        if self.table is None:
+            return False
+        with torch.no_grad():
+            self.table.copy_(fitted_table(curves, self.config, self.facts.causal))
+        return True
 
     def make_layer(self, layer_index: int) -> T5Layer:
         """See `Scheme.make_layer`."""

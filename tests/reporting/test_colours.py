@@ -7,12 +7,13 @@ from hf_posswap.reporting.colours import colour_of, looks
 from hf_posswap.schemes import list_schemes
 
 
-def test_registered_schemes_have_colours_of_their_own() -> None:
+def test_registered_schemes_have_looks_of_their_own() -> None:
     names = ["stock", *list_schemes()]
     colours = [colour_of(name) for name in names]
     assert all(re.fullmatch("#[0-9A-F]{6}", colour) for colour in colours)
-    same = [(one, two) for one, two in combinations(names, 2) if colour_of(one) == colour_of(two)]
-    assert not same
+    # Colours that colour-blind readers can tell apart are few; the marker tells what shares one.
+    drawn = {name: (look.colour, look.marker) for name, look in looks(names).items()}
+    assert not [(one, two) for one, two in combinations(names, 2) if drawn[one] == drawn[two]]
 
 
 def test_a_scheme_has_the_same_colour_whatever_stands_beside_it() -> None:

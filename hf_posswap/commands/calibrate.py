@@ -1,0 +1,80 @@
+"""`hf-posswap calibrate`: swap a scheme in, start it from what the old weights know, and save it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_posswap.commands.console import SCHEME_HELP, JsonOption, ModelArgument, print_json, print_table
+from hf_posswap.commands.models import DtypeOption, check_output, load_swapped, save
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hf_posswap.calibration import CalibrationReport
+
+
+def calibrate(
+    model: ModelArgument,
+    pos_scheme: Annotated[str, typer.Option("--pos-scheme", metavar="SCHEME", help=SCHEME_HELP)],
+    text: Annotated[list[str], typer.Option("--text", metavar="FILE", help="Text to calibrate on; repeatable.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", metavar="DIR", help="Where to save the model.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to read.", min=2)] = 8192,
+    length: Annotated[int, typer.Option(help="Tokens read at once; at most the train length.", min=2)] = 512,
+    dtype: DtypeOption = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Save into a folder that is not empty.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Swap a scheme in, fit its parameters to the old model's attention without any training, and save the model."""
+    check_output(output_dir, dtype, overwrite)
+    swapped = load_swapped(model, pos_scheme, dtype)
+    from hf_posswap.calibration import calibrate as fit
+    from hf_posswap.commands.layers import layer_progress
+    from hf_posswap.swapping import train_length
+
+    batches = read_batches(model, text, tokens, min(length, train_length(swapped)))
+    with layer_progress("calibrating") as progress:
+        report = fit(swapped, batches, progress)
+    if as_json:
+        print_json(asdict(report))
+    else:
+        _print_report(report)
+    save(swapped, model, output_dir)
+
+
+def read_batches(model: str, texts: list[str], tokens: int, length: int) -> "list[Tensor]":
+    """Return about `tokens` tokens of the texts as batches (1, length), the same number from each text.
+
+    Raises:
+        CalibrationError: a text is shorter than one window; says how many tokens it has.
+    """
+    from hf_posswap.calibration import CalibrationError
+    from hf_posswap.demo import load_tokenizer, resolve_texts
+
+    tokenizer = load_tokenizer(model)
+    sources = [source for name in texts for source in resolve_texts(name)]
+    windows = max(1, tokens // (length * len(sources)))
+    batches: list[Tensor] = []
+    for source in sources:
+        ids = tokenizer(source.read(), return_tensors="pt", add_special_tokens=False).input_ids[0]
+        if len(ids) < length:
+            raise CalibrationError(
+                f"{source.name} has {len(ids)} tokens; calibration reads {length} at once. Give a longer text, or a "
+                f"--length of at most {len(ids)}."
+            )
+        batches += [ids[start : start + length][None] for start in range(0, len(ids) - length + 1, length)][:windows]
+    return batches
+
+
+def _print_report(report: "CalibrationReport") -> None:
+    if report.loss_stock is not None and report.loss_before is not None and report.loss_after is not None:
+        rows = [("stock", report.loss_stock), ("swapped", report.loss_before), ("calibrated", report.loss_after)]
+        print_table(
+            f"Loss on the {report.tokens} tokens of calibration, in nats a token",
+            ["model", "loss", "above stock"],
+            [(name, f"{loss:.3f}", f"{loss - report.loss_stock:+.3f}") for name, loss in rows],
+            right=["loss", "above stock"],
+        )
+    worst = [(str(layer), str(head), f"{share:.0%}") for layer, head, share in report.worst_heads(5)]
+    print_table("Heads that a bias by distance explains least", ["layer", "head", "explained"], worst, ["explained"])

@@ -1,0 +1,104 @@
+"""A free bias per layer, head and distance, constant beyond a limit: what calibration fits directly.
+
+Shaw's clipping in the place of T5's buckets; Swin's table in one dimension (Liu et al., 2103.14030, equation 4).
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.biases import Bias
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.curves import Curve
+from hf_posswap.schemes.relative import bias_by_distance
+
+DEFAULT_LONGEST = 1023
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeBiasConfig(SchemeConfig):
+    """Options of `relative_bias`."""
+
+    name: ClassVar[str] = "relative_bias"
+
+    max_distance: int | None = option(
+        None, "R: keys farther away share the bias at R. None: the train length minus one, at most 1023.", minimum=1
+    )
+
+    def resolve(self, facts: ModelFacts) -> "RelativeBiasConfig":
+        """Take R from the model's train length."""
+        longest = self.max_distance or max(1, min(facts.train_length - 1, DEFAULT_LONGEST))
+        return dataclasses.replace(self, max_distance=longest)
+
+
+def clipped(distance: Tensor, first: int, last: int) -> Tensor:
+    """Return the table column of each distance: int64, its place among first…last, ends included."""
+    return distance.clamp(first, last) - first
+
+
+class RelativeBiasLayer(SchemeLayer):
+    """The table of one layer: (H, R + 1) for Δ = 0…R in a causal model, (H, 2R + 1) for −R…R in an encoder."""
+
+    def __init__(self, scheme: "RelativeBiasScheme") -> None:
+        super().__init__()
+        self.first = scheme.first_distance()
+        self.last = scheme.longest()
+        self.table = nn.Parameter(torch.zeros(scheme.facts.num_heads, scheme.entries()))
+
+    def bias(self, q: Tensor, positions: Positions, prepared: Tensor | None, scaling: float) -> Bias:
+        """See `SchemeLayer.bias`."""
+        table = self.table.float()
+        if prepared is not None:
+            return bias_by_distance(positions, lambda _: table[:, prepared])
+        return bias_by_distance(positions, lambda distance: table[:, clipped(distance, self.first, self.last)])
+
+    def fit(self, curve: Curve) -> bool:
+        """The curve itself, smoothed where few pairs were seen; distances never seen take the nearest seen one's."""
+        wanted = torch.arange(self.table.shape[1], device=curve.values.device) + self.first
+        with torch.no_grad():
+            self.table.copy_(curve.smoothed().at(wanted))
+        return True
+
+
+@register_scheme
+class RelativeBiasScheme(Scheme):
+    """One scalar per layer, head and distance, added to the scaled scores; keys farther than R share the last one.
+
+    Starts at zero: no position, until trained or calibrated.
+    """
+
+    name = "relative_bias"
+    pretty_name = "Relative bias"
+    paper = "Liu et al. 2021, Swin Transformer: Hierarchical Vision Transformer using Shifted Windows"
+    paper_url = "https://arxiv.org/abs/2103.14030"
+    formula = "s + b[l, h, clip(Δ, −R, R)]"
+    summary = "A free scalar per layer, head and distance, added to the scores: what calibration fits directly."
+    config_class = RelativeBiasConfig
+    config: RelativeBiasConfig
+
+    def longest(self) -> int:
+        """Return R."""
+        assert self.config.max_distance is not None, "the config is resolved before the scheme is made"
+        return self.config.max_distance
+
+    def first_distance(self) -> int:
+        """Return the distance of a table's first entry."""
+        return 0 if self.facts.causal else -self.longest()
+
+    def entries(self) -> int:
+        """Return the number of entries for a head."""
+        return self.longest() + 1 - self.first_distance()
+
+    def prepare(self, positions: Positions) -> Tensor | None:
+        """Table columns of `positions.distances`; None where positions skip."""
+        if not positions.by_index:
+            return None
+        return clipped(positions.distances, self.first_distance(), self.longest())
+
+    def make_layer(self, layer_index: int) -> RelativeBiasLayer:
+        """See `Scheme.make_layer`."""
+        return RelativeBiasLayer(self)

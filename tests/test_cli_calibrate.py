@@ -1,0 +1,51 @@
+"""`hf-posswap calibrate` on real weights, and its refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+from typer.testing import CliRunner, Result
+
+import hf_posswap
+from hf_posswap.commands import app
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["calibrate", *arguments])
+
+
+def test_calibrated_checkpoint(tmp_path: Path) -> None:
+    what = ["demo:gpt2", "--pos-scheme", "relative_bias", "--text", "demo:book/train"]
+    result = run(*what, "--tokens", "1024", "--length", "256", "--output-dir", str(tmp_path / "out"), "--json")
+    assert result.exit_code == 0, result.output
+    report, _ = json.JSONDecoder().raw_decode(result.stdout)
+    assert report["tokens"] == 1024
+    assert report["loss_stock"] < report["loss_after"] < report["loss_before"]
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert hf_posswap.is_swapped(loaded)
+    assert loaded.transformer.h[0].attn.pos_scheme.table.abs().sum() > 0
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "text", "extra", "message"),
+    [
+        ("alibi", "demo:book/train", [], "has no parameters that calibration can fit"),
+        ("t5", "short.txt", [], "tokens; calibration reads 256 at once"),
+        ("t5", "missing.txt", [], "missing.txt"),
+        ("t5x", "demo:book/train", [], "Did you mean 't5'"),
+        ("t5", "demo:book/train", ["--dtype", "int8"], "unknown --dtype 'int8'"),
+    ],
+)
+def test_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, text: str, extra: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("short.txt").write_text("A short text.")
+    result = run(
+        "demo:gpt2", "--pos-scheme", scheme, "--text", text, "--tokens", "512", "--output-dir", "out", *extra
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not Path("out").exists()
