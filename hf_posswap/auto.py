@@ -1,21 +1,28 @@
 """Drop-in Auto classes that take `pos_scheme=`, and `install()`, which teaches it to transformers' own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, wraps
 from types import TracebackType
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from hf_posswap.auto_classes import auto_model_classes
-from hf_posswap.errors import UnknownNameError
+from hf_posswap.calibration import calibrate, text_windows
+from hf_posswap.errors import SchemeConfigError, UnknownNameError
 from hf_posswap.registry import unknown_name_message
 from hf_posswap.schemes import as_config
-from hf_posswap.swapping import swap
+from hf_posswap.swapping import swap, train_length
+
+CALIBRATION_LENGTH = 512
+"""Tokens read at once when calibrating on plain texts, or the train length if that is shorter."""
 
 
-def load_and_swap(load: Callable[..., Any], *args: Any, pos_scheme: Any = None, **kwargs: Any) -> Any:
+def load_and_swap(
+    load: Callable[..., Any], *args: Any, pos_scheme: Any = None, calibration: Any = None, **kwargs: Any
+) -> Any:
     """Load a model by `load` and swap its positional mechanism; without `pos_scheme` just load.
 
     Args:
@@ -23,33 +30,55 @@ def load_and_swap(load: Callable[..., Any], *args: Any, pos_scheme: Any = None, 
             quantisation, gguf_file, revision and the rest work as ever.
         args: positional arguments for `load`.
         pos_scheme: see `hf_posswap.swap`; checked before anything is loaded.
+        calibration: texts to calibrate the scheme on (see `hf_posswap.calibrate`): a list of strings, read with the
+            tokenizer of the same name, or batches of token ids (B, L), such as a DataLoader's. None: do not calibrate.
         kwargs: keyword arguments for `load`.
 
     Returns:
         What `load` returns, its model swapped.
     """
     if pos_scheme is None:
+        if calibration is not None:
+            raise SchemeConfigError("calibration= fits a scheme that is swapped in: give pos_scheme= too.")
         return load(*args, **kwargs)
     config = as_config(pos_scheme)
     loaded = load(*args, **kwargs)
-    swap(loaded[0] if isinstance(loaded, tuple) else loaded, config)
+    model = swap(loaded[0] if isinstance(loaded, tuple) else loaded, config)
+    if calibration is not None:
+        calibrate(model, _batches(calibration, model, args, kwargs))
     return loaded
+
+
+def _batches(calibration: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield token ids from strings, tensors, or dictionaries with "input_ids"."""
+    length = min(CALIBRATION_LENGTH, train_length(model))
+    tokenizer = None
+    for item in [calibration] if isinstance(calibration, str) else calibration:
+        if isinstance(item, str):
+            if tokenizer is None:
+                known = {key: kwargs[key] for key in ("gguf_file", "revision", "subfolder", "token") if key in kwargs}
+                tokenizer = AutoTokenizer.from_pretrained(*args[:1], **known)
+            yield from text_windows(tokenizer, item, length)
+        else:
+            yield item if isinstance(item, Tensor) else item["input_ids"]
 
 
 class PosSwapAuto:
     """Mixin that gives a transformers Auto class the argument `pos_scheme`."""
 
     @classmethod
-    def from_pretrained(cls, *args: Any, pos_scheme: Any = None, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, pos_scheme: Any = None, calibration: Any = None, **kwargs: Any) -> Any:
         """Load a pretrained model and swap its positional mechanism.
 
         Args:
             args: as in transformers.
             pos_scheme: a scheme's name ("alibi", "rope:yarn:factor=4"), a dict with "name" and options, or a config
                 object such as `RopeConfig()`. None: exactly as in transformers.
+            calibration: texts or batches of token ids to start the scheme's parameters from, see `load_and_swap`.
             kwargs: as in transformers.
         """
-        return load_and_swap(super().from_pretrained, *args, pos_scheme=pos_scheme, **kwargs)  # type: ignore[misc]
+        load = super().from_pretrained  # type: ignore[misc]
+        return load_and_swap(load, *args, pos_scheme=pos_scheme, calibration=calibration, **kwargs)
 
     @classmethod
     def from_config(cls, *args: Any, pos_scheme: Any = None, **kwargs: Any) -> Any:
@@ -107,7 +136,7 @@ def uninstall() -> None:
 
 def _taking_scheme(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
-    def from_pretrained(cls: type, *args: Any, pos_scheme: Any = None, **kwargs: Any) -> Any:
-        return load_and_swap(function.__get__(cls), *args, pos_scheme=pos_scheme, **kwargs)
+    def from_pretrained(cls: type, *args: Any, pos_scheme: Any = None, calibration: Any = None, **kwargs: Any) -> Any:
+        return load_and_swap(function.__get__(cls), *args, pos_scheme=pos_scheme, calibration=calibration, **kwargs)
 
     return from_pretrained

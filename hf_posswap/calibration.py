@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from hf_posswap.architectures import Architecture, architecture_of
-from hf_posswap.biases import RelativeBias
 from hf_posswap.errors import NotSwappedError, PosSwapError, UnsupportedError
 from hf_posswap.modules import CONTEXT, ForwardContext
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.structure import natively
 from hf_posswap.swapping import is_swapped, without_scheme
 
-ROUNDS = 4
-"""Rounds of alternating least squares between row constants and the curve; the fit changes little after three."""
+ROUNDS = 3
+"""Rounds of alternating least squares between row constants and the curve."""
+QUERY_STEP = 4
+"""Every fourth query is compared: neighbours say much the same, and all of them would cost four times as much."""
 
 
 class CalibrationError(PosSwapError):
@@ -105,6 +106,21 @@ def calibrate(
     finally:
         model.train(training)
     return CalibrationReport(sum(text.numel() for text in texts), stock, before, after, explained)
+
+
+def text_windows(tokenizer: Any, text: str, length: int, name: str = "the text") -> list[Tensor]:
+    """Return a text's tokens as batches of one window each, int64, (1, length), without overlap.
+
+    Raises:
+        CalibrationError: the text is shorter than one window; says how many tokens it has.
+    """
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
+    if len(ids) < length:
+        raise CalibrationError(
+            f"{name} has {len(ids)} tokens; calibration reads {length} at once. Give a longer text, or read at most "
+            f"{len(ids)} tokens at once."
+        )
+    return [ids[start : start + length][None] for start in range(0, len(ids) - length + 1, length)]
 
 
 def mean_loss(model: Any, texts: list[Tensor]) -> float | None:
@@ -191,7 +207,7 @@ def _attention_inputs(block: nn.Module, attention: nn.Module, stream: Stream) ->
 def _scores(
     base: Any, architecture: Architecture, block: nn.Module, attention: Any, teacher: Stream, student: Stream
 ) -> tuple[Tensor, Tensor]:
-    """Return the scaled scores (B, H, L, L) of the stock layer, and of the swapped one without its bias."""
+    """Return the scaled scores of the stock layer, and of the swapped one without its bias; see `fit_curve`."""
     with natively(base, architecture):
         hidden, keywords = _attention_inputs(block, attention, teacher)
     q, k, _ = architecture.project(attention, hidden)
@@ -207,14 +223,20 @@ def _scores(
 
 def _products(q: Tensor, k: Tensor, scaling: float) -> Tensor:
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    return (q @ k.transpose(-1, -2)).float() * scaling
+    return (q[:, :, compared_queries(q.shape[2], q.device)] @ k.transpose(-1, -2)).float() * scaling
+
+
+def compared_queries(length: int, device: torch.device | None = None) -> Tensor:
+    """Return the indices of the queries that are compared in a text of this length, the last one among them."""
+    return torch.arange((length - 1) % QUERY_STEP, length, QUERY_STEP, device=device)
 
 
 def fit_curve(pairs: list[tuple[Tensor, Tensor]], causal: bool) -> tuple[Curve, Tensor]:
     """Return the bias by distance that explains stock − swapped scores best, and the share it explains for each head.
 
     Args:
-        pairs: (stock, swapped) scaled scores, float32, (B, H, L, L), for each batch.
+        pairs: (stock, swapped) scaled scores of the compared queries with all keys, float32, (B, H, n, L), for each
+            batch.
         causal: whether keys after the query are hidden.
     """
     heads, length = pairs[0][0].shape[1], max(stock.shape[-1] for stock, _ in pairs)
@@ -245,9 +267,10 @@ def _widened(values: Tensor, length: int) -> Tensor:
 def _round(stock: Tensor, swapped: Tensor, values: Tensor, causal: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One round for one batch: weights and weighted values by distance, and the variance left and to explain."""
     length = stock.shape[-1]
-    bias = RelativeBias(values, length, length).rows(0, length)
-    hidden = torch.ones(length, length, dtype=torch.bool, device=stock.device).triu(1)
-    seen = torch.ones_like(hidden) if not causal else ~hidden
+    keys = torch.arange(length, device=stock.device)
+    distance = compared_queries(length, stock.device)[:, None] - keys[None, :]
+    bias = values[:, distance + length - 1]
+    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     minimum = torch.finfo(torch.float32).min
     shares = (scores.masked_fill(~seen, minimum).softmax(-1) for scores in (stock, swapped + bias))
     weight = (sum(shares) + seen / seen.sum(-1, keepdim=True)) / 3
@@ -258,13 +281,11 @@ def _round(stock: Tensor, swapped: Tensor, values: Tensor, causal: bool) -> tupl
     residual = (weight * (target - bias).square()).sum((0, 2, 3))
     centred = difference - (weight * difference).sum(-1, keepdim=True) / row_weight
     variance = (weight * centred.square()).sum((0, 2, 3))
-    return _by_distance(weight.sum(0)), _by_distance((weight * target).sum(0)), residual, variance
+    place = (distance + length - 1).flatten()
+    return _by_distance(weight.sum(0), place), _by_distance((weight * target).sum(0), place), residual, variance
 
 
-def _by_distance(matrix: Tensor) -> Tensor:
-    """Return the sums (H, 2L − 1) of a matrix (H, L, L) along its diagonals, by ascending distance i − j."""
-    heads, length, _ = matrix.shape
-    width = 2 * length - 1
-    skewed = matrix.new_zeros(heads, length, width)
-    skewed.as_strided((heads, length, length), (length * width, width + 1, 1)).copy_(matrix.flip(-1))
-    return skewed.sum(1)
+def _by_distance(matrix: Tensor, place: Tensor) -> Tensor:
+    """Return the sums (H, 2L − 1) of a matrix (H, n, L) over equal distances, whose places are given flat."""
+    heads, _, length = matrix.shape
+    return matrix.new_zeros(heads, 2 * length - 1).index_add(1, place, matrix.flatten(1))

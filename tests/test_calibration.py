@@ -8,10 +8,14 @@ import transformers
 
 import hf_posswap
 from hf_posswap.biases import RelativeBias
-from hf_posswap.calibration import CalibrationError, calibrate, fit_curve
+from hf_posswap.calibration import CalibrationError, calibrate, compared_queries, fit_curve
 from hf_posswap.demo import load_tokenizer, resolve_texts
-from hf_posswap.errors import NotSwappedError, UnsupportedError
+from hf_posswap.errors import NotSwappedError, SchemeConfigError, UnsupportedError
 from tests.matrix.cells import TRAIN_LENGTH, random_tokens, small_model
+
+
+def of_compared_queries(scores: torch.Tensor) -> torch.Tensor:
+    return scores[:, :, compared_queries(scores.shape[-1])]
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -21,9 +25,9 @@ def test_a_bias_by_distance_is_recovered_up_to_a_constant(causal: bool) -> None:
     swapped = torch.randn(4, 3, length, length)
     rows = torch.randn(4, 3, length, 1)
     stock = swapped + RelativeBias(values, length, length).rows(0, length) + rows
-    curve, explained = fit_curve(
-        [(stock[:2], swapped[:2]), (stock[2:, ..., :16, :16], swapped[2:, ..., :16, :16])], causal
-    )
+    texts = [(stock[:2], swapped[:2]), (stock[2:, ..., :16, :16], swapped[2:, ..., :16, :16])]
+    pairs = [(of_compared_queries(one), of_compared_queries(two)) for one, two in texts]
+    curve, explained = fit_curve(pairs, causal)
     first = length - 1 if causal else 0
     difference = (curve.values - values)[:, first:]
     # Values of standard deviation 1. Alternating least squares comes this close in its rounds: what is left is a slow
@@ -36,7 +40,7 @@ def test_a_bias_by_distance_is_recovered_up_to_a_constant(causal: bool) -> None:
 
 def test_scores_that_do_not_differ_by_distance_are_not_explained() -> None:
     stock, swapped = torch.randn(8, 2, 32, 32), torch.randn(8, 2, 32, 32)
-    _, explained = fit_curve([(stock, swapped)], causal=True)
+    _, explained = fit_curve([(of_compared_queries(stock), of_compared_queries(swapped))], causal=True)
     assert (explained < 0.3).all()
 
 
@@ -102,3 +106,23 @@ def test_on_real_weights_calibration_wins_back_a_third_of_the_loss(
     assert report.loss_after is not None
     # Measured on 16 such texts: 1.27 nats lost before, 0.64 after, on another book.
     assert report.loss_after - report.loss_stock < 0.67 * (report.loss_before - report.loss_stock)
+
+
+def test_while_loading(gpt2_books_path: Any, book: torch.Tensor) -> None:
+    text = resolve_texts("demo:book/train")[0].read()[:6000]
+    load = hf_posswap.AutoModelForCausalLM.from_pretrained
+    by_text = load(gpt2_books_path, pos_scheme="t5", calibration=[text], dtype=torch.float32)
+    ids = load_tokenizer("demo:gpt2")(text, return_tensors="pt").input_ids[0]
+    windows = list(ids[: len(ids) // 256 * 256].view(-1, 1, 256))
+    by_tensor = load(gpt2_books_path, pos_scheme="t5", calibration=windows, dtype=torch.float32)
+    by_loader = load(
+        gpt2_books_path, pos_scheme="t5", calibration=[{"input_ids": window} for window in windows], dtype=torch.float32
+    )
+    table = by_text.transformer.pos_scheme.table
+    assert table.abs().sum() > 0
+    assert torch.equal(by_tensor.transformer.pos_scheme.table, table)
+    assert torch.equal(by_loader.transformer.pos_scheme.table, table)
+    with pytest.raises(CalibrationError, match=r"has \d+ tokens; calibration reads 256 at once"):
+        load(gpt2_books_path, pos_scheme="t5", calibration=["A short text"], dtype=torch.float32)
+    with pytest.raises(SchemeConfigError, match="give pos_scheme= too"):
+        load(gpt2_books_path, calibration=[text])

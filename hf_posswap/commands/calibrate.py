@@ -49,22 +49,13 @@ def read_batches(model: str, texts: list[str], tokens: int, length: int) -> "lis
     Raises:
         CalibrationError: a text is shorter than one window; says how many tokens it has.
     """
-    from hf_posswap.calibration import CalibrationError
+    from hf_posswap.calibration import text_windows
     from hf_posswap.demo import load_tokenizer, resolve_texts
 
     tokenizer = load_tokenizer(model)
     sources = [source for name in texts for source in resolve_texts(name)]
-    windows = max(1, tokens // (length * len(sources)))
-    batches: list[Tensor] = []
-    for source in sources:
-        ids = tokenizer(source.read(), return_tensors="pt", add_special_tokens=False).input_ids[0]
-        if len(ids) < length:
-            raise CalibrationError(
-                f"{source.name} has {len(ids)} tokens; calibration reads {length} at once. Give a longer text, or a "
-                f"--length of at most {len(ids)}."
-            )
-        batches += [ids[start : start + length][None] for start in range(0, len(ids) - length + 1, length)][:windows]
-    return batches
+    each = max(1, tokens // (length * len(sources)))
+    return [window for s in sources for window in text_windows(tokenizer, s.read(), length, s.name)[:each]]
 
 
 def _print_report(report: "CalibrationReport") -> None:

@@ -28,4 +28,4 @@ def test_variants_share_the_colour_and_differ_in_line() -> None:
 
 
 def test_a_scheme_nobody_chose_a_colour_for_gets_the_same_one_in_every_run() -> None:
-    assert colour_of("my_new_scheme:option=1") == "#117733"
+    assert colour_of("my_new_scheme:option=1") == "#AA4499"
