@@ -40,7 +40,7 @@ class CalibrationReport:
         loss_before: the same of the swapped model before calibration.
         loss_after: the same after it.
         explained: for each layer and head, the share of the weighted variance of score differences that the curve
-            explains: 1 is all, 0 none. Heads near 0 attend by what a bias of the distance cannot say.
+            explains: 1 is all, 0 none. Heads near 0 or below attend by what a bias of the distance cannot say.
     """
 
     tokens: int
@@ -231,18 +231,19 @@ def compared_queries(length: int, device: torch.device | None = None) -> Tensor:
     return torch.arange((length - 1) % QUERY_STEP, length, QUERY_STEP, device=device)
 
 
-def fit_curve(pairs: list[tuple[Tensor, Tensor]], causal: bool) -> tuple[Curve, Tensor]:
+def fit_curve(pairs: list[tuple[Tensor, Tensor]], causal: bool, rounds: int = ROUNDS) -> tuple[Curve, Tensor]:
     """Return the bias by distance that explains stock − swapped scores best, and the share it explains for each head.
 
     Args:
         pairs: (stock, swapped) scaled scores of the compared queries with all keys, float32, (B, H, n, L), for each
             batch.
         causal: whether keys after the query are hidden.
+        rounds: rounds of alternating least squares.
     """
     heads, length = pairs[0][0].shape[1], max(stock.shape[-1] for stock, _ in pairs)
     values = pairs[0][0].new_zeros(heads, 2 * length - 1)
     weights = values
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         sums = [_round(stock, swapped, _window(values, stock.shape[-1]), causal) for stock, swapped in pairs]
         weights, weighted = (torch.stack([_widened(item[n], length) for item in sums]).sum(0) for n in (0, 1))
         values = weighted / weights.clamp(min=1e-12)

@@ -27,15 +27,16 @@ def test_a_bias_by_distance_is_recovered_up_to_a_constant(causal: bool) -> None:
     stock = swapped + RelativeBias(values, length, length).rows(0, length) + rows
     texts = [(stock[:2], swapped[:2]), (stock[2:, ..., :16, :16], swapped[2:, ..., :16, :16])]
     pairs = [(of_compared_queries(one), of_compared_queries(two)) for one, two in texts]
-    curve, explained = fit_curve(pairs, causal)
-    first = length - 1 if causal else 0
-    difference = (curve.values - values)[:, first:]
-    # Values of standard deviation 1. Alternating least squares comes this close in its rounds: what is left is a slow
-    # trend that the row constants nearly explain. A constant per head stays free.
-    assert (difference - difference.mean(1, keepdim=True)).abs().max() < 0.15
+    curve, explained = fit_curve(pairs, causal, rounds=20)
+    seen = (curve.weights > 0).all(0)
+    difference = (curve.values - values)[:, seen]
+    # Values of standard deviation 1, a constant per head free. Alternating least squares converges slowly along a trend
+    # that the row constants nearly explain: this close after 20 rounds.
+    assert (difference - difference.mean(1, keepdim=True)).abs().max() < 0.05
     assert (explained > 0.99).all()
-    if causal:
-        assert (curve.weights[:, :first] == 0).all()
+    # All distances are seen but the future in causal models, and in encoders a few that only skipped queries have.
+    assert not seen[: length - 1].any() if causal else seen[3:].all()
+    assert seen[length - 1 :].all()
 
 
 def test_scores_that_do_not_differ_by_distance_are_not_explained() -> None:
@@ -56,7 +57,7 @@ def test_only_the_scheme_changes(architecture: str, causal: bool, scheme: str) -
     assert model.training
     assert report.tokens == 2 * TRAIN_LENGTH + 60
     assert len(report.explained) == 3
-    assert all(0 <= share <= 1 for row in report.explained for share in row)
+    assert all(share <= 1 for row in report.explained for share in row)
     assert (report.loss_after is not None) == causal
     assert len(report.worst_heads(4)) == 4
 
