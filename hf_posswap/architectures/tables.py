@@ -13,14 +13,14 @@ class RetiredTable(nn.Module):
 
     Args:
         rows: the stock position table, (rows, D).
-        use_mean: False if the new scheme brings a whole table of its own; zeros then stand in.
+        use_mean: False if the new scheme brings a whole table of its own; zeros that do not learn then stand in.
     """
 
     def __init__(self, rows: Tensor, use_mean: bool) -> None:
         super().__init__()
         rows = rows.detach()
         mean = rows[1:].float().mean(0, keepdim=True).to(rows.dtype) if len(rows) > 1 else rows.clone()
-        self.weight = nn.Parameter(mean if use_mean else torch.zeros_like(mean))
+        self.weight = nn.Parameter(mean if use_mean else torch.zeros_like(mean), requires_grad=use_mean)
         self.table = nn.Buffer(rows.clone())
 
     def forward(self, position_ids: Tensor) -> Tensor:

@@ -118,11 +118,21 @@ def default_cells() -> list[Cell]:
 def small_config(architecture: str, causal: bool, **extra: Any) -> Any:
     """A stock config of three layers, by the names that all families share."""
     family: Architecture = architectures.get(architecture)
-    return stock_config_class(family)(
-        vocab_size=VOCABULARY, hidden_size=HEADS * HEAD_DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=2, intermediate_size=48, max_position_embeddings=TRAIN_LENGTH, is_decoder=causal,
-        initializer_range=0.25, pad_token_id=0, bos_token_id=1, eos_token_id=2, **_without_dropout(family), **extra,
-    )  # fmt: skip
+    shared = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HEADS * HEAD_DIM,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": TRAIN_LENGTH,
+        "is_decoder": causal,
+        "initializer_range": 0.25,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return stock_config_class(family)(**(shared | _without_dropout(family) | extra))
 
 
 def _without_dropout(family: Architecture) -> dict[str, float]:

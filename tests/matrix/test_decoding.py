@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from tests.matrix.cells import Cell, default_cells, random_tokens, supported_cells
+import hf_posswap
+from tests.matrix.cells import TRAIN_LENGTH, Cell, default_cells, random_tokens, small_model, supported_cells
 
 CAUSAL = [cell for cell in supported_cells() if cell.causal]
 DEFAULT_CAUSAL = [cell for cell in default_cells() if cell.causal]
@@ -45,6 +46,19 @@ def test_static_cache_equals_uncached(cell: Cell) -> None:
     cache = StaticCache(config=model.config, max_cache_len=LENGTH + 5)
     actual = decode(model, tokens, [9, 1, 1, 13], cache)
     torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "cell", [cell for cell in CAUSAL if "dynamic" in cell.label or "longrope" in cell.label], ids=str
+)
+def test_cached_keys_turn_anew_as_the_text_grows(cell: Cell) -> None:
+    """With one layer, what is cached does not depend on angles: the last token must come out as without a cache."""
+    model = hf_posswap.swap(small_model(cell.architecture, True, num_hidden_layers=1), cell.config)
+    tokens = random_tokens(2, 2 * TRAIN_LENGTH)
+    with torch.no_grad():
+        expected = model(tokens, use_cache=False).logits[:, -1]
+    actual = decode(model, tokens, [TRAIN_LENGTH - 4, *[1] * 8, TRAIN_LENGTH - 5, 1], DynamicCache(config=model.config))
+    torch.testing.assert_close(actual[:, -1], expected, atol=2e-4, rtol=1e-4)
 
 
 def greedy(model: Any, tokens: torch.Tensor, mask: torch.Tensor, new: int) -> torch.Tensor:
