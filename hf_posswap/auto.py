@@ -64,7 +64,10 @@ def _batches(calibration: Any, model: Any, args: tuple[Any, ...], kwargs: dict[s
 
 
 class PosSwapAuto:
-    """Mixin that gives a transformers Auto class the argument `pos_scheme`."""
+    """Mixin that gives a transformers Auto class the argument `pos_scheme`.
+
+    mypy does not see the stock class that stands after a mixin; that is what the ignored errors here are about.
+    """
 
     @classmethod
     def from_pretrained(cls, *args: Any, pos_scheme: Any = None, calibration: Any = None, **kwargs: Any) -> Any:

@@ -18,7 +18,10 @@ PREFIX = "PosSwap"
 
 
 class SwappedConfig:
-    """Mixin for the config of a swapped model: validates `pos_scheme` and writes the remote-code file beside it."""
+    """Mixin for the config of a swapped model: validates `pos_scheme` and writes the remote-code file beside it.
+
+    mypy does not see the stock class that stands after a mixin; that is what the ignored errors here are about.
+    """
 
     pos_scheme: dict[str, Any] | None
     stock_class: ClassVar[type]

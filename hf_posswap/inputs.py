@@ -30,9 +30,11 @@ def positions_of(arguments: dict[str, Any], length: int, device: torch.device, c
     counted = _counted_positions(mask, key_length)
     key = torch.arange(key_length, device=device).unsqueeze(0) if counted is None else counted.to(device)
     expected = _from_offset(key, offset, length, key_length)
+    # Where the mask hides tokens in the middle of a text, indices count them and positions do not.
+    by_index = counted is None or not _has_holes(mask)
     given = arguments.get("position_ids")
     if given is None:
-        return Positions(expected, key, offset, causal)
+        return Positions(expected, key, offset, causal, by_index)
     given = (given.unsqueeze(0) if given.dim() == 1 else given).to(device)
     if not cached and mask is None:
         # Where position_ids skip, a new document begins and is masked from the others (`document_mask`).
@@ -42,7 +44,7 @@ def positions_of(arguments: dict[str, Any], length: int, device: torch.device, c
         if _equal_where_visible(given, _from_offset(seen, offset, length, key_length), None, cached):
             return Positions(given, seen, offset, causal)
     if _equal_where_visible(given, expected, mask, cached):
-        return Positions(given, key, offset, causal)
+        return Positions(given, key, offset, causal, by_index)
     if cached:
         return Positions(given, key, offset, causal, by_index=None)
     return Positions(given, _pad_keys(given, key_length), offset, causal, by_index=False)
@@ -55,6 +57,14 @@ def _counted_positions(mask: Any, key_length: int) -> Tensor | None:
     if not torch.compiler.is_compiling() and bool(mask.all()):
         return None
     return _count(mask.long(), key_length)
+
+
+def _has_holes(mask: Any) -> bool:
+    """Whether a 2D mask hides tokens between visible ones; while a graph is traced, padding is all it may hide."""
+    if torch.compiler.is_compiling():
+        return False
+    begins = torch.diff(mask.long(), prepend=torch.zeros_like(mask[:, :1]).long(), dim=1) == 1
+    return bool((begins.sum(1) > 1).any())
 
 
 def _seen_by_last_query(mask: Tensor, key_length: int) -> Tensor:

@@ -25,7 +25,10 @@ from hf_posswap.structure import apply_plan, plan_swap
 
 
 class SwappedModel:
-    """Mixin for every model class: builds the stock model, then puts the scheme of its config in."""
+    """Mixin for every model class: builds the stock model, then puts the scheme of its config in.
+
+    mypy does not see the stock class that stands after a mixin; that is what the ignored errors here are about.
+    """
 
     stock_class: ClassVar[type[PreTrainedModel]]
     architecture: ClassVar[Architecture]

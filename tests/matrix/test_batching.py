@@ -52,6 +52,21 @@ def test_packed_equals_separate(cell: Cell, backend: str, use_cache: bool) -> No
 
 
 @pytest.mark.parametrize("cell", default_cells(), ids=str)
+@pytest.mark.parametrize("given", [False, True], ids=["counted", "given"])
+def test_a_text_with_hidden_tokens_equals_the_text_without_them(cell: Cell, given: bool) -> None:
+    model = cell.swapped()
+    tokens = random_tokens(2, 16)
+    mask = torch.ones(2, 16, dtype=torch.long)
+    mask[:, 5:9] = 0
+    kept = mask[0].bool()
+    positions = {"position_ids": (mask.cumsum(1) - 1)} if given else {}
+    with torch.no_grad():
+        expected = model(tokens[:, kept]).logits
+        actual = model(tokens, attention_mask=mask, **positions).logits[:, kept]
+    torch.testing.assert_close(actual, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cell", default_cells(), ids=str)
 def test_positions_that_skip_are_read_as_given(cell: Cell) -> None:
     """With an explicit mask, positions may skip (as in PoSE training): the same text with its gap filled and hidden."""
     model = cell.swapped()
