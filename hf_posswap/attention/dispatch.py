@@ -7,6 +7,7 @@ from hf_posswap.attention.eager import eager_attention
 from hf_posswap.attention.flex import FLEX_BIASES, flex_bias_attention
 from hf_posswap.attention.folding import can_fold, fold_linear, fold_separable
 from hf_posswap.attention.inputs import AttentionInputs, Mix
+from hf_posswap.attention.relative_gradient import learned_relative_attention
 from hf_posswap.attention.sdpa import blockwise_attention, mixed_attention, plain_attention, relative_attention
 from hf_posswap.biases import Bias, LinearBias, RelativeBias, SeparableBias
 from hf_posswap.errors import BackendError
@@ -80,8 +81,11 @@ def _sdpa(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor
         return plain_attention(fold_separable(inputs, bias))[..., : inputs.v.shape[-1]]
     if isinstance(bias, RelativeBias) and inputs.q.is_cuda and inputs.dropout == 0:
         return flex_bias_attention(inputs, bias)
-    if isinstance(bias, RelativeBias) and inputs.mask is None and not _needs_gradient(bias.values):
-        return relative_attention(inputs, bias)
+    if isinstance(bias, RelativeBias) and inputs.mask is None:
+        if not _needs_gradient(bias.values):
+            return relative_attention(inputs, bias)
+        if inputs.dropout == 0 and not torch.compiler.is_compiling():
+            return learned_relative_attention(inputs, bias)
     return blockwise_attention(inputs, bias)
 
 

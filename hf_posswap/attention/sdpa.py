@@ -42,17 +42,25 @@ def plain_attention(inputs: AttentionInputs) -> Tensor:
     )
 
 
+def reversed_values(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
+    """Return the vector (H, Lq + Lk − 1) behind the strided view of a `RelativeBias`, its future at −inf.
+
+    See `RelativeBias.flipped_rows`. The future are the distances below 0, if causality is meant but not in a mask.
+    """
+    values = bias.values.to(inputs.q.device, bias_dtype(inputs.q))
+    if inputs.implicit_causal:
+        future = torch.arange(values.shape[-1], device=values.device) < inputs.key_length - 1
+        values = values.masked_fill(future, float("-inf"))
+    return values.flip(-1)
+
+
 def relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
     """Return the context of attention with a `RelativeBias` and no explicit mask: the bias is a strided view.
 
     Queries are taken in reverse within a block (`RelativeBias.flipped_rows`). In causal attention the values of Δ < 0
     are −inf, which is the mask, and keys beyond the block's last query are not touched.
     """
-    values = bias.values.to(inputs.q.device, bias_dtype(inputs.q))
-    if inputs.implicit_causal:
-        future = torch.arange(values.shape[-1], device=values.device) < inputs.key_length - 1
-        values = values.masked_fill(future, float("-inf"))
-    reversed_values = values.flip(-1)
+    source = reversed_values(inputs, bias)
     heads = inputs.q.shape[1]
     k, v = repeat_heads(inputs.k, heads), repeat_heads(inputs.v, heads)
     blocks = []
@@ -60,7 +68,7 @@ def relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
     for start in range(0, inputs.query_length, step):
         stop = min(start + step, inputs.query_length)
         seen = stop if inputs.implicit_causal else inputs.key_length
-        rows = bias.flipped_rows(start, stop, reversed_values)[:, :, :seen]
+        rows = bias.flipped_rows(start, stop, source)[:, :, :seen]
         context = F.scaled_dot_product_attention(
             inputs.q[:, :, start:stop].flip(2),
             k[:, :, :seen],

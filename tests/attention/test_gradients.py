@@ -1,13 +1,18 @@
 """Gradients through every bias kind, against float64 autograd of attention written out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
-from hf_posswap.attention import attend
+from hf_posswap.attention import attend, relative_gradient
 from hf_posswap.attention.folding import fold_linear
 from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.attention.relative_gradient import learned_relative_attention
 from hf_posswap.attention.sdpa import plain_attention
-from hf_posswap.biases import LinearBias
+from hf_posswap.biases import LinearBias, RelativeBias
 from tests.attention.kinds import KINDS, make_biased_call
 from tests.reference import dense_attention
 
@@ -77,3 +82,223 @@ def test_slopes_learn_in_half_precision(dtype, length):
     (expected,) = gradients(truth, [slopes], weights)
     # Half precision rounds every score's gradient by 2^−9; a folded bias would be off by tens of per cent at 1024.
     torch.testing.assert_close(actual, expected, atol=0.01 * expected.abs().max().item(), rtol=0.01)
+
+
+LEARNED_CALLS = {
+    # batch, heads, key heads, queries, keys, causal
+    "causal": (2, 4, 4, 37, 37, True),
+    "causal, shared key heads": (3, 6, 2, 37, 37, True),
+    "causal, one key head": (2, 4, 1, 37, 37, True),
+    "causal, empty cache behind": (2, 4, 2, 21, 30, True),
+    "one query": (2, 4, 2, 1, 23, True),
+    "encoder": (2, 4, 4, 37, 37, False),
+    "encoder, cached offset": (3, 6, 2, 19, 41, False),
+}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of 8 rows of scores and tiles of one key head: several ragged blocks and groups in a short text."""
+    monkeypatch.setattr(relative_gradient, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(relative_gradient, "TILE_ELEMENTS", 1)
+
+
+def learned_call(call, dtype, device="cpu"):
+    """A call laid out as in a model (heads after length in memory), its leaves, values in float32 or better."""
+    batch, heads, key_heads, queries, keys, causal = LEARNED_CALLS[call]
+    shapes = [(batch, queries, heads, 6), (batch, keys, key_heads, 6), (batch, keys, key_heads, 6)]
+    q, k, v = (torch.randn(shape, device=device).to(dtype).transpose(1, 2).requires_grad_() for shape in shapes)
+    values = torch.randn(heads, queries + keys - 1, device=device, dtype=torch.promote_types(dtype, torch.float32))
+    bias = RelativeBias(values.requires_grad_(), queries, keys)
+    return AttentionInputs(q, k, v, None, causal, 0.3), bias, (q, k, v, values)
+
+
+def written_out(inputs, bias, leaves, grad):
+    """The context and the gradients in float64."""
+    visible = torch.ones(inputs.query_length, inputs.key_length, dtype=torch.bool, device=grad.device)
+    if inputs.implicit_causal:
+        visible = visible.tril()
+    rows = bias.rows(0, inputs.query_length)
+    context = dense_attention(inputs.q, inputs.k, inputs.v, rows, visible, inputs.scaling)
+    return context, torch.autograd.grad(context, leaves, grad.double())
+
+
+@pytest.mark.parametrize("tile", [1, 400, 2**19], ids=["a key head", "some heads", "everything"])
+@pytest.mark.parametrize("call", LEARNED_CALLS)
+def test_learned_values_get_the_written_out_gradient(call, tile, monkeypatch):
+    monkeypatch.setattr(relative_gradient, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(relative_gradient, "TILE_ELEMENTS", tile)
+    inputs, bias, leaves = learned_call(call, torch.float64)
+    context = learned_relative_attention(inputs, bias)
+    grad = torch.randn_like(context)
+    expected_context, expected = written_out(inputs, bias, leaves, grad)
+    torch.testing.assert_close(context, expected_context, atol=1e-13, rtol=1e-12)
+    for a, b in zip(torch.autograd.grad(context, leaves, grad), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-13, rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("call", LEARNED_CALLS)
+@pytest.mark.usefixtures("small_blocks")
+def test_learned_values_get_a_float32_gradient_in_any_dtype(call, dtype):
+    inputs, bias, leaves = learned_call(call, dtype)
+    context = learned_relative_attention(inputs, bias)
+    grad = torch.randn_like(context)
+    actual = torch.autograd.grad(context, leaves, grad)
+    expected = written_out(inputs, bias, leaves, grad)[1]
+    assert context.dtype == dtype
+    # A result in half precision is one rounding off; in bfloat16, P and dS and each block's sums are rounded as well.
+    rounding = {torch.float32: 2e-6, torch.bfloat16: 2**-6, torch.float16: 2**-10}[dtype]
+    for a, b in zip(actual[:3], expected[:3], strict=True):
+        torch.testing.assert_close(a, b, atol=rounding * b.abs().max().item(), rtol=0)
+    torch.testing.assert_close(actual[3], expected[3], atol=2e-6 * expected[3].abs().max().item(), rtol=0)
+
+
+class ProductCounter(TorchDispatchMode):
+    """Counts the multiplications in batched matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.multiplications = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm_):
+            self.multiplications += args[-2].numel() * args[-1].shape[-1]
+        return func(*args, **(kwargs or {}))
+
+
+def gradients_and_work(inputs, bias, leaves, grad):
+    """The gradients of the leaves, and the multiplications in the backward pass's matrix products."""
+    context = learned_relative_attention(inputs, bias)
+    with ProductCounter() as counter:
+        result = torch.autograd.grad(context, leaves, grad)
+    return result, counter.multiplications
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (0, 3), (1, 2)])
+def test_only_what_needs_a_gradient_is_computed(wanted):
+    inputs, bias, leaves = learned_call("encoder, cached offset", torch.float32)
+    grad = torch.randn_like(inputs.q)
+    expected = written_out(inputs, bias, leaves, grad)[1]
+    for i, leaf in enumerate(leaves):
+        leaf.requires_grad_(i in wanted)
+    actual, work = gradients_and_work(inputs, bias, [leaves[i] for i in wanted], grad)
+    for i, a in zip(wanted, actual, strict=True):
+        torch.testing.assert_close(a, expected[i], atol=2e-5, rtol=1e-5)
+    products = 1 + any(i != 2 for i in wanted)  # for P, and for dP unless v alone learns
+    products += sum(i != 3 for i in wanted)
+    assert work == products * inputs.q.numel() * inputs.key_length
+
+
+def test_the_future_is_skipped():
+    length = 1024
+    q, k, v = (torch.randn(1, 2, length, 8).requires_grad_() for _ in range(3))
+    bias = RelativeBias(torch.randn(2, 2 * length - 1).requires_grad_(), length, length)
+    inputs = AttentionInputs(q, k, v, None, True, 0.3)
+    everything = gradients_and_work(replace(inputs, causal=False), bias, [q, k, v, bias.values], torch.ones_like(q))[1]
+    causal = gradients_and_work(inputs, bias, [q, k, v, bias.values], torch.ones_like(q))[1]
+    assert causal <= 0.57 * everything  # a half, and half a block of 128 queries
+
+
+def test_small_gradients_survive_float16():
+    inputs, bias, (*_, v, values) = learned_call("causal", torch.float16)
+    q, k = ((x * factor).detach().requires_grad_() for x, factor in ((inputs.q, 64), (inputs.k, 1 / 64)))
+    inputs = replace(inputs, q=q, k=k)
+    grad = torch.randn_like(inputs.q) * 2**-13
+    actual = torch.autograd.grad(learned_relative_attention(inputs, bias), [k, v, values], grad)
+    expected = written_out(inputs, bias, [k, v, values], grad)[1]
+    # dS is of the order of 2^−13/37, below float16's smallest normal number, 2^−14; its sum times queries is not.
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), atol=2**-25, rtol=2**-10)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_future_gets_no_gradient_and_an_expanded_gradient_is_taken():
+    inputs, bias, (*_, values) = learned_call("causal", torch.float32)
+    (gradient,) = torch.autograd.grad(learned_relative_attention(inputs, bias).sum(), [values], retain_graph=True)
+    assert (gradient[:, : inputs.key_length - 1] == 0).all()
+    ones = torch.ones_like(inputs.q)
+    expected = torch.autograd.grad(learned_relative_attention(inputs, bias), [values], ones)[0]
+    assert torch.equal(gradient, expected)
+
+
+def sdpa_gradients(inputs, bias, leaves, grad):
+    return torch.autograd.grad(attend(inputs, bias, None, "sdpa")[0], leaves, grad)
+
+
+def test_the_sdpa_path_is_taken_exactly_when_the_values_learn():
+    def path_of(inputs, bias):
+        node = attend(inputs, bias, None, "sdpa")[0].grad_fn
+        return node is not None and node.name() == "_LearnedRelativeAttentionBackward"
+
+    inputs, bias, _ = learned_call("causal", torch.float32)
+    linear = LinearBias(torch.rand(4).requires_grad_(), torch.arange(-36, 37), 37, 37)
+    assert path_of(inputs, bias)
+    assert path_of(inputs, linear)
+    assert path_of(replace(inputs, causal=False), bias)
+    assert not path_of(inputs, RelativeBias(bias.values.detach(), 37, 37))
+    assert not path_of(replace(inputs, dropout=0.1), bias)
+    assert not path_of(replace(inputs, mask=torch.ones(2, 1, 37, 37, dtype=torch.bool).tril()), bias)
+    with torch.no_grad():
+        assert not path_of(inputs, bias)
+
+
+def test_learned_values_work_under_checkpointing():
+    inputs, bias, leaves = learned_call("causal, shared key heads", torch.float32)
+    grad = torch.randn_like(inputs.q)
+
+    def context(q, k, v, values):
+        return attend(replace(inputs, q=q, k=k, v=v), replace(bias, values=values), None, "sdpa")[0]
+
+    again = torch.autograd.grad(checkpoint(context, *leaves, use_reentrant=False), leaves, grad)
+    for a, b in zip(again, sdpa_gradients(inputs, bias, leaves, grad), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_backward_pass_inside_autocast_rounds_nothing():
+    inputs, bias, leaves = learned_call("causal", torch.float32)
+    context = attend(inputs, bias, None, "sdpa")[0]
+    grad = torch.randn_like(context)
+    expected = torch.autograd.grad(context, leaves, grad, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = torch.autograd.grad(context, leaves, grad)
+    for a, b in zip(actual, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_differentiating_twice_is_refused():
+    inputs, bias, (*_, values) = learned_call("causal", torch.float32)
+    context = attend(inputs, bias, None, "sdpa")[0]
+    (gradient,) = torch.autograd.grad(context.square().sum(), [values], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_learned_values_get_the_same_gradient_when_compiled(backend):
+    inputs, bias, leaves = learned_call("causal, shared key heads", torch.float32)
+    grad = torch.randn_like(inputs.q)
+
+    def context(q, k, v, values):
+        return attend(replace(inputs, q=q, k=k, v=v), replace(bias, values=values), None, "sdpa")[0]
+
+    compiled = torch.compile(context, fullgraph=True, backend=backend)
+    actual = torch.autograd.grad(compiled(*leaves), leaves, grad)
+    for a, b in zip(actual, sdpa_gradients(inputs, bias, leaves, grad), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("call", LEARNED_CALLS)
+@pytest.mark.usefixtures("small_blocks")
+def test_learned_values_get_the_written_out_gradient_on_cuda(call, dtype):
+    inputs, bias, leaves = learned_call(call, dtype, "cuda")
+    context = learned_relative_attention(inputs, bias)
+    grad = torch.randn_like(context)
+    expected = written_out(inputs, bias, leaves, grad)[1]
+    rounding = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2**-6}[dtype]
+    for a, b in zip(torch.autograd.grad(context, leaves, grad), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=rounding * b.abs().max().item(), rtol=0)

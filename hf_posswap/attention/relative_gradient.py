@@ -1,0 +1,222 @@
+"""Attention whose `RelativeBias` learns: the fused forward pass, and a backward pass in blocks of queries.
+
+torch's fused kernels give no gradient of a mask. Here the forward pass is the fused kernel over a strided view and
+keeps q, k, v and the bias vector alone. The backward pass makes the scores of a block of queries again, for a few heads
+at a time. With P = softmax(scaling·q·kᵀ + bias), the gradient of the scores is dS = P ∘ (dP − rowsum(P ∘ dP)) with
+dP = dO·vᵀ (FlashAttention, Dao et al. 2022, appendix B.2), and the gradient of the bias at a distance is the sum of dS
+over the diagonal of that distance.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
+from hf_posswap.attention.sdpa import blockwise_attention, relative_attention, reversed_values
+from hf_posswap.biases import RelativeBias
+
+BLOCK_ROWS = 128
+"""Rows of scores per key head and block: queries × query heads that share the key head. Measured best of 32…256 on
+a CPU, between 512 and 8192 tokens."""
+TILE_ELEMENTS = 2**19
+"""Scores held at a time: as many key heads and batch rows are taken together as stay below it, at least one."""
+
+
+def learned_relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
+    """Return the context (B, H, Lq, d) of attention with a `RelativeBias`, no explicit mask and no dropout.
+
+    Gradients reach q, k, v and the bias's values, which are also all that is kept for the backward pass. The gradient
+    of the values is summed in float32 (float64 for float64 queries) from gradients of scores that were never rounded to
+    half precision. Differentiating twice raises torch's RuntimeError for once-differentiable functions.
+    """
+    tensors = (inputs.q, inputs.k, inputs.v, bias.values)
+    context: Tensor = _LearnedRelativeAttention.apply(*tensors, inputs.causal, inputs.scaling)
+    return context
+
+
+class _LearnedRelativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, values: Tensor, causal: bool, scaling: float) -> Tensor:
+        ctx.save_for_backward(q, k, v, values)
+        ctx.causal, ctx.scaling = causal, scaling
+        inputs = AttentionInputs(q, k, v, None, causal, scaling)
+        bias = RelativeBias(values, inputs.query_length, inputs.key_length)
+        # Only the CPU's fused kernel takes a mask whose rows overlap in memory.
+        return relative_attention(inputs, bias) if q.device.type == "cpu" else blockwise_attention(inputs, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, values = ctx.saved_tensors
+        inputs = AttentionInputs(q, k, v, None, ctx.causal, ctx.scaling)
+        bias = RelativeBias(values, inputs.query_length, inputs.key_length)
+        with torch.autocast(q.device.type, enabled=False):  # it would round the scores
+            gradients = relative_gradients(inputs, bias, grad, ctx.needs_input_grad[:4])
+        return (*gradients, None, None)
+
+
+def relative_gradients(
+    inputs: AttentionInputs, bias: RelativeBias, grad: Tensor, wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients of q, k, v and the bias's values, None for those that are not wanted.
+
+    Args:
+        inputs: the attention call, without mask and dropout.
+        bias: its bias.
+        grad: gradient of the context, (B, H, Lq, d).
+        wanted: which of the four gradients are asked for.
+    """
+    source = reversed_values(inputs, bias)
+    tensors = (inputs.q, inputs.k, inputs.v)
+    results = [torch.empty_like(x) if want else None for x, want in zip(tensors, wanted[:3], strict=True)]
+    by_distance = torch.zeros_like(source)
+    for group in head_groups(inputs):
+        backward = _GroupBackward(inputs, group, grad, wanted)
+        for start in range(0, inputs.query_length, group.block):
+            stop = min(start + group.block, inputs.query_length)
+            rows = bias.flipped_rows(start, stop, source)[group.heads]
+            diagonals = backward.add_block(start, stop, rows)
+            if diagonals is not None:
+                first = inputs.query_length - stop
+                by_distance[group.heads, first : first + diagonals.shape[-1]] += diagonals
+        backward.store(results)
+    return [*results, by_distance.flip(-1).to(bias.values) if wanted[3] else None]
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """Batch rows and heads that are computed together.
+
+    Attributes:
+        batch: batch rows.
+        key_heads: heads of k and v.
+        heads: heads of q that attend to them.
+        block: queries per block.
+    """
+
+    batch: slice
+    key_heads: slice
+    heads: slice
+    block: int
+
+
+def head_groups(inputs: AttentionInputs) -> Iterator[HeadGroup]:
+    """Cut batch rows and heads so that a block's scores stay below `TILE_ELEMENTS`, one key head's at least."""
+    batch, key_heads, keys = inputs.k.shape[:3]
+    sharing = inputs.q.shape[1] // key_heads
+    block = max(1, BLOCK_ROWS // sharing)
+    one_head = sharing * block * (keys + block)
+    head_step = min(key_heads, max(1, TILE_ELEMENTS // one_head))
+    batch_step = min(batch, max(1, TILE_ELEMENTS // (one_head * head_step)))
+    for row in range(0, batch, batch_step):
+        for head in range(0, key_heads, head_step):
+            last = min(head + head_step, key_heads)
+            heads = slice(head * sharing, last * sharing)
+            yield HeadGroup(slice(row, min(row + batch_step, batch)), slice(head, last), heads, block)
+
+
+class _GroupBackward:
+    """The backward pass of one group of heads: sums over its blocks of queries, in float32 or better.
+
+    Queries are in reverse throughout, as a strided bias wants them. Shapes: N = batch rows × key heads of the group,
+    G = query heads per key head, n = queries of a block, m = keys that the block sees. Products with P and dS take
+    bfloat16 in bfloat16, as in the fused kernels; float16 is too narrow for dS and goes through float32.
+    """
+
+    def __init__(self, inputs: AttentionInputs, group: HeadGroup, grad: Tensor, wanted: Sequence[bool]) -> None:
+        self.inputs, self.group, self.wanted = inputs, group, wanted
+        self.exact = bias_dtype(inputs.q)
+        self.product = torch.bfloat16 if inputs.q.dtype == torch.bfloat16 else self.exact
+        self.q, self.grad = (x[group.batch, group.heads].to(self.product).flip(2) for x in (inputs.q, grad))
+        k, v = (x[group.batch, group.key_heads].flatten(0, 1).contiguous() for x in (inputs.k, inputs.v))
+        self.k = k.to(self.product)
+        self.k_exact, self.v_exact = k.to(self.exact).mT, v.to(self.exact).mT
+        self.grad_q = torch.empty_like(self.q, dtype=self.exact)
+        # (N, d, Lk): with the keys last, a product with a block's scores is the faster one.
+        self.grad_k, self.grad_v = (torch.zeros(x.shape, dtype=self.exact, device=x.device) for x in (k.mT, v.mT))
+
+    def add_block(self, start: int, stop: int, rows: Tensor) -> Tensor | None:
+        """Add what the queries start…stop−1 contribute; return the gradient of their bias, summed over diagonals.
+
+        Args:
+            start: first query.
+            stop: one past the last query.
+            rows: the bias of these queries in reverse, (heads, n, Lk).
+
+        Returns:
+            (heads, n + m − 1), in the order of `reversed_values` from its element Lq − stop on; None if not wanted.
+        """
+        wants_q, wants_k, wants_v, wants_values = self.wanted
+        seen = stop if self.inputs.implicit_causal else self.inputs.key_length
+        block = slice(self.inputs.query_length - stop, self.inputs.query_length - start)
+        q, grad = (x[:, :, block].reshape(len(self.k), -1, x.shape[-1]) for x in (self.q, self.grad))
+        weights = self._weights(q, rows[..., :seen])
+        if wants_v:
+            _accumulate(self.grad_v[..., :seen], grad.mT, weights.to(self.product))
+        if not (wants_q or wants_k or wants_values):
+            return None
+        padded = self._score_gradients(weights, grad, stop - start)
+        scores = padded[..., :seen].to(self.product)
+        if wants_q:
+            self.grad_q[:, :, block] = torch.bmm(scores, self.k[:, :seen]).view_as(self.grad_q[:, :, block])
+        if wants_k:
+            _accumulate(self.grad_k[..., :seen], q.mT, scores)
+        return diagonal_sums(padded.view(*self.q.shape[:2], stop - start, -1)) if wants_values else None
+
+    def _weights(self, q: Tensor, rows: Tensor) -> Tensor:
+        """Return P of a block, (N, G·n, m)."""
+        scores = torch.bmm(q.to(self.exact), self.k_exact[..., : rows.shape[-1]])
+        by_head = scores.view(*self.q.shape[:2], *rows.shape[1:])
+        torch.add(rows, by_head, alpha=self.inputs.scaling, out=by_head)
+        return torch.softmax(scores, dim=-1)
+
+    def _score_gradients(self, weights: Tensor, grad: Tensor, padding: int) -> Tensor:
+        """Return dS of a block, followed by columns of zeros, (N, G·n, m + padding)."""
+        seen = weights.shape[-1]
+        padded = weights.new_empty(*weights.shape[:2], seen + padding)
+        padded[..., seen:] = 0
+        scores = padded[..., :seen]
+        torch.mul(weights, torch.bmm(grad.to(self.exact), self.v_exact[..., :seen]), out=scores)
+        # Not rowsum(dO ∘ O): the context was rounded to the queries' dtype, and the sums over diagonals would show it.
+        scores.addcmul_(weights, scores.sum(-1, keepdim=True), value=-1)
+        return padded
+
+    def store(self, results: Sequence[Tensor | None]) -> None:
+        """Write the gradients of this group's part of q, k and v into those of the whole."""
+        group, scaling = self.group, self.inputs.scaling
+        grad_q, grad_k, grad_v = results
+        if grad_q is not None:
+            grad_q[group.batch, group.heads] = (self.grad_q.flip(2) * scaling).to(grad_q.dtype)
+        for total, own in ((grad_k, self.grad_k * scaling), (grad_v, self.grad_v)):
+            if total is not None:
+                part = total[group.batch, group.key_heads]
+                part.copy_(own.mT.view(part.shape))
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add the batched product a·b, made in their dtype, to a total in its own."""
+    if a.dtype == total.dtype:
+        total.baddbmm_(a, b)
+    else:
+        total += torch.bmm(a, b)
+
+
+def diagonal_sums(padded: Tensor) -> Tensor:
+    """Sum a block over the batch and over its anti-diagonals, row + column = constant, without a copy.
+
+    In memory, a matrix of n rows and m + n columns, read in rows of m + n − 1, has each row moved right by one more
+    than the row above: anti-diagonals become columns. (The relative shift of Transformer-XL, appendix B, in reverse.)
+
+    Args:
+        padded: contiguous, (B, H, n, m + n), the last n columns zero.
+
+    Returns:
+        (H, n + m − 1).
+    """
+    queries, columns = padded.shape[-2:]
+    shifted = padded.flatten(-2)[..., : queries * (columns - 1)].unflatten(-1, (queries, columns - 1))
+    return shifted.sum(dim=(0, 2))
