@@ -6,17 +6,33 @@ queries (`rows`), which any backend can use; the attention backends exploit the 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 
 class Bias(ABC):
     """A value added to the scaled score of each (head, query, key)."""
 
+    proportional_to: ClassVar[str] = ""
+    """The tensor field to which all rows are proportional, if there is one."""
+
     @abstractmethod
     def rows(self, start: int, stop: int) -> Tensor:
         """Bias of the queries start…stop−1: float32, broadcastable to (B, H, stop − start, Lk)."""
+
+    def scaled(self, share: Tensor) -> "Bias":
+        """Return this bias at a share 0…1 (0-dim) of its strength: of the same kind, or dense if no field scales it."""
+        if not self.proportional_to:
+            return DenseBias(lambda start, stop: _scaled(self.rows(start, stop), share))
+        return replace(self, **{self.proportional_to: _scaled(getattr(self, self.proportional_to), share)})  # type: ignore[type-var]
+
+
+def _scaled(values: Tensor, share: Tensor) -> Tensor:
+    """Return share · values; −∞, which hides a key, becomes ln(1 − share): the key's weight shrinks to 1 − share."""
+    return torch.where(values.isneginf(), torch.log1p(-share), values * share)
 
 
 @dataclass(frozen=True)
@@ -28,6 +44,8 @@ class RelativeBias(Bias):
         query_length: Lq.
         key_length: Lk.
     """
+
+    proportional_to = "values"
 
     values: Tensor
     query_length: int
@@ -71,6 +89,8 @@ class LinearBias(Bias):
         key_length: Lk.
     """
 
+    proportional_to = "slopes"
+
     slopes: Tensor
     distances: Tensor
     query_length: int
@@ -95,6 +115,8 @@ class SeparableBias(Bias):
         right: float32, (H, Lk, F).
     """
 
+    proportional_to = "left"
+
     left: Tensor
     right: Tensor
 
@@ -112,6 +134,8 @@ class ClippedContentBias(Bias):
         table: float32, (R, d), one row per index.
         index_rows: gives the row index for the queries start…stop−1: int64, (B|1, stop − start, Lk).
     """
+
+    proportional_to = "table"
 
     query: Tensor
     table: Tensor
@@ -137,6 +161,8 @@ class RelativeContentBias(Bias):
         table: float32, (H, Lq + Lk − 1, d), ordered as `Positions.distances`.
         key_length: Lk.
     """
+
+    proportional_to = "table"
 
     query: Tensor
     table: Tensor

@@ -146,8 +146,8 @@ def _make_document_mask(model: Any, position_ids: Tensor, documents: Tensor, cau
     return create_bidirectional_mask(**shared, and_mask_function=packed_sequence_mask_function(documents))
 
 
-def check_positions(positions: Positions, limit: int | None, scheme: str) -> None:
-    """Refuse positions that a bounded scheme does not have.
+def check_positions(positions: Positions, limit: int | None, scheme: str, ramped: bool = False) -> None:
+    """Refuse positions that a bounded scheme does not have, or the old table that a ramp still reads (`ramped`).
 
     Raises:
         PositionError: a position at or past the limit; names the limit.
@@ -158,6 +158,12 @@ def check_positions(positions: Positions, limit: int | None, scheme: str) -> Non
         torch._assert_async((positions.query < limit).all(), f"position past the longest position {limit}")
         return
     longest = int(positions.query.max()) + 1
+    if longest > limit and ramped:
+        raise PositionError(
+            f"the text reaches position {longest}, but while the ramp to scheme {scheme!r} lasts, the old position "
+            f"table is still read, and it has {limit} rows. Cut the text to {limit} tokens, or end the ramp: "
+            "hf_posswap.ramp.set_ramp(model, None)."
+        )
     if longest > limit:
         raise PositionError(
             f"the text reaches position {longest}, but scheme {scheme!r} has positions for {limit} tokens only. "

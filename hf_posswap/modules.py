@@ -12,22 +12,59 @@ import torch
 from torch import Tensor, nn
 
 from hf_posswap.architectures.base import Architecture
+from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.attention import attend
 from hf_posswap.attention.dispatch import fold_for_flash
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.inputs import check_positions, document_mask, positions_of
 from hf_posswap.positions import Positions
-from hf_posswap.schemes.base import Scheme, SchemeLayer
+from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
 
 CONTEXT = "pos_context"
 """Keyword that carries the `ForwardContext` from the base model to the attention modules."""
 
 
+class Ramp(NamedTuple):
+    """How far a model has come from its old mechanism to the scheme, see `hf_posswap.ramp`.
+
+    Attributes:
+        share: strength of the scheme, 0…1, 0-dim float32 on the CPU: a tensor, so that a compiled model takes any.
+        native: what turned q and k in the stock layers, as a scheme; None if nothing did, or if it stays.
+        layer: the layer of `native`, one for all as it has no parameters.
+    """
+
+    share: Tensor
+    native: Scheme | None = None
+    layer: SchemeLayer | None = None
+
+
+class LayerRamp(NamedTuple):
+    """What a ramp hands to every layer, so that a layer that is computed again in the backward pass has the same share.
+
+    Attributes:
+        share: strength of the scheme.
+        native: the old mechanism in a layer, at strength 1 − share.
+        prepared: what its scheme prepared.
+    """
+
+    share: Tensor
+    native: PartialLayer | None = None
+    prepared: Any = None
+
+
 class ForwardContext(NamedTuple):
-    """What the base model hands to every layer: positions, and what the scheme prepared from them."""
+    """What the base model hands to every layer: positions, what the scheme prepared from them, and the ramp if any."""
 
     positions: Positions
     prepared: Any
+    ramp: LayerRamp | None = None
+
+    def stages(self, layer: SchemeLayer) -> list[tuple[SchemeLayer | PartialLayer, Any]]:
+        """Return what acts in a layer, in order, each with what was prepared for it: the scheme comes last."""
+        if self.ramp is None:
+            return [(layer, self.prepared)]
+        partial = (PartialLayer(layer, self.ramp.share), self.prepared)
+        return [partial] if self.ramp.native is None else [(self.ramp.native, self.ramp.prepared), partial]
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -54,34 +91,38 @@ class SwappedAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Take and return what the stock module does."""
         module: Any = self
-        positions, prepared = arguments.pop(CONTEXT)
-        layer, architecture = module.pos_scheme, module.architecture
+        context: ForwardContext = arguments.pop(CONTEXT)
+        positions, architecture = context.positions, module.architecture
+        stages = context.stages(module.pos_scheme)
+        layer, prepared = stages[-1]
         q, k, v = architecture.project(self, hidden_states)
         if module.pos_keep_native:
             q, k = architecture.rotate_natively(self, q, k, arguments)
         with full_precision(hidden_states):
-            q, k = layer.transform(q, k, positions, prepared)
+            for stage, ready in stages:
+                q, k = stage.transform(q, k, positions, ready)
         if past_key_values is not None:
             cache = getattr(past_key_values, "self_attention_cache", past_key_values)
             k, v = cache.update(k, v, module.layer_idx)
         with full_precision(hidden_states):
-            q, k = layer.transform_cached(q, k, positions, prepared)
+            for stage, ready in stages:
+                q, k = stage.transform_cached(q, k, positions, ready)
             bias = layer.bias(q, positions, prepared, module.scaling)
         dropout = architecture.attention_dropout(self) if self.training else 0.0
         inputs = AttentionInputs(q, k, v, attention_mask, module.is_causal, module.scaling, dropout)
         mix = (lambda weights, start: layer.mix(weights, start, positions, prepared)) if layer.mixes_values else None
         backend = module.config._attn_implementation
         if bias is None and mix is None:
-            context, weights = architecture.attend_natively(self, inputs, arguments)
+            output, weights = architecture.attend_natively(self, inputs, arguments)
         elif backend.startswith("flash_attention"):
             folded = fold_for_flash(inputs, bias, mix, backend)
-            context, weights = architecture.attend_natively(self, folded, arguments)
-            context = context[..., : v.shape[-1]]
+            output, weights = architecture.attend_natively(self, folded, arguments)
+            output = output[..., : v.shape[-1]]
         else:
             with full_precision(hidden_states):
-                context, weights = attend(inputs, bias, mix, backend)
-            context = context.transpose(1, 2)
-        return architecture.merge(self, context), weights
+                output, weights = attend(inputs, bias, mix, backend)
+            output = output.transpose(1, 2)
+        return architecture.merge(self, output), weights
 
 
 class SwappedBaseModel(nn.Module):
@@ -90,6 +131,7 @@ class SwappedBaseModel(nn.Module):
     architecture: ClassVar[Architecture]
     stock_arguments: ClassVar[tuple[str, ...]]
     pos_scheme: Scheme
+    pos_ramp: Ramp | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Take and return what the stock base model does."""
@@ -135,19 +177,34 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     batch, length = given.shape[:2]
     causal = architecture.is_causal(model.config)
     positions = positions_of(arguments, length, given.device, causal)
-    check_positions(positions, longest_position_of(model), scheme.name)
+    limit = longest_position_of(model)
+    check_positions(positions, limit, scheme.name, ramped=limit != scheme.longest_position() and _reads_retired(model))
     mask = document_mask(model, arguments, batch, length, causal)
     if mask is not None:
         arguments["attention_mask"] = mask
     arguments["position_ids"] = positions.query
     architecture.complete_inputs(arguments, batch, length, given.device)
     with full_precision(model.get_input_embeddings().weight):
-        added, prepared = scheme.embed(positions), scheme.prepare(positions)
+        added, context = _prepared(model, positions)
     if added is not None:
         embeds = model.get_input_embeddings()(tokens) if embeds is None else embeds
         arguments["inputs_embeds"] = embeds + added.to(embeds.dtype)
         arguments["input_ids"] = None
-    arguments[CONTEXT] = ForwardContext(positions, prepared)
+    arguments[CONTEXT] = context
+
+
+def _prepared(model: Any, positions: Positions) -> tuple[Tensor | None, ForwardContext]:
+    """Return what the scheme adds to the embeddings, and the forward context; in a ramp, at its share."""
+    scheme: Scheme = model.pos_scheme
+    added = scheme.embed(positions)
+    if model.pos_ramp is None:
+        return added, ForwardContext(positions, scheme.prepare(positions))
+    share, native, layer = model.pos_ramp
+    ramp = LayerRamp(share)
+    if native is not None:
+        ramp = LayerRamp(share, PartialLayer(layer, 1 - share), native.prepare_at(positions, 1 - share))
+    context = ForwardContext(positions, scheme.prepare_at(positions, share), ramp)
+    return None if added is None else added * share, context
 
 
 def longest_position_of(base: Any) -> int | None:
@@ -156,5 +213,12 @@ def longest_position_of(base: Any) -> int | None:
     table = base.architecture.position_table(base)
     if isinstance(table, nn.Embedding):
         limits.append(table.num_embeddings)
+    if _reads_retired(base):
+        limits.append(table.table.shape[0])
     known = [limit for limit in limits if limit is not None]
     return min(known) if known else None
+
+
+def _reads_retired(base: Any) -> bool:
+    """Return whether a ramp lets the base model still read the position table that was swapped out."""
+    return base.pos_ramp is not None and isinstance(base.architecture.position_table(base), RetiredTable)

@@ -134,6 +134,7 @@ def remove_scheme(base: Any, architecture: Architecture) -> None:
     if isinstance(table, RetiredTable) and architecture.table_path is not None:
         base.set_submodule(architecture.table_path, table.revive())
     del base.pos_scheme
+    vars(base).pop("pos_ramp", None)
     _retype(base, type(base).stock_class)
 
 

@@ -2,6 +2,9 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_posswap.schemes.base import blend
 
 
 class RetiredTable(nn.Module):
@@ -16,6 +19,9 @@ class RetiredTable(nn.Module):
         use_mean: False if the new scheme brings a whole table of its own; zeros that do not learn then stand in.
     """
 
+    ramp_share: Tensor | None = None
+    """In a ramp, how much of the mean row stands in the place of the table, 0…1 (0-dim)."""
+
     def __init__(self, rows: Tensor, use_mean: bool) -> None:
         super().__init__()
         rows = rows.detach()
@@ -24,8 +30,9 @@ class RetiredTable(nn.Module):
         self.table = nn.Buffer(rows.clone())
 
     def forward(self, position_ids: Tensor) -> Tensor:
-        """Return (1, 1, D), whatever the positions."""
-        return self.weight.unsqueeze(0)
+        """Return (1, 1, D), whatever the positions; in a ramp (B|1, L, D), for positions that the table has."""
+        mean = self.weight.unsqueeze(0)
+        return mean if self.ramp_share is None else blend(F.embedding(position_ids, self.table), mean, self.ramp_share)
 
     def revive(self) -> nn.Embedding:
         """Return the stock table as the module it was."""

@@ -12,7 +12,7 @@ from hf_posswap.biases import Bias, LinearBias
 from hf_posswap.errors import SchemeConfigError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
-from hf_posswap.schemes.curves import Curve
+from hf_posswap.schemes.curves import Curve, fitted_slopes
 from hf_posswap.schemes.relative import bias_by_distance
 
 ENCODER_FORMS = ("symmetric", "offset", "one-sided", "two-slope")
@@ -74,6 +74,7 @@ class AlibiLayer(SchemeLayer):
     def __init__(self, scheme: "Alibi") -> None:
         super().__init__()
         self.config = scheme.config
+        self.heads = scheme.facts.num_heads
         self.log_slopes = scheme.make_log_slopes() if scheme.config.per_layer else None
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
@@ -83,11 +84,11 @@ class AlibiLayer(SchemeLayer):
         return alibi_bias(self.log_slopes.float().exp(), positions, self.config)
 
     def fit(self, curve: Curve) -> bool:
-        """The slope of the line through each head's curve, if the layer's slopes learn."""
+        """The slope with which the form's penalty explains each head's curve best, if the layer's slopes learn."""
         if self.log_slopes is None:
             return False
         with torch.no_grad():
-            self.log_slopes.copy_(curve.slopes().log())
+            self.log_slopes.copy_(fitted_slopes([curve], unit_penalty(curve.distances, self.heads, self.config)).log())
         return True
 
 
@@ -104,6 +105,13 @@ def alibi_bias(slopes: Tensor, positions: Positions, config: AlibiConfig) -> Bia
             return LinearBias(slopes, positions.distances, positions.query_length, positions.key_length)
         return bias_by_distance(positions, lambda distance: -_outer(slopes, distance))
     return bias_by_distance(positions, lambda distance: _encoder_values(slopes, distance, config))
+
+
+def unit_penalty(distances: Tensor, num_heads: int, config: AlibiConfig) -> Tensor:
+    """Return what a slope of 1 takes off at distances (N,) in the config's form: float32, (H, N)."""
+    if config.form == "causal":
+        return distances.float().expand(num_heads, -1)
+    return -_encoder_values(torch.ones(num_heads, device=distances.device), distances, config)
 
 
 def _outer(slopes: Tensor, distance: Tensor) -> Tensor:
@@ -181,11 +189,12 @@ class Alibi(Scheme):
         return alibi_bias(self.slopes().to(positions.query.device), positions, self.config)
 
     def fit(self, curves: list[Curve]) -> bool:
-        """The geometric mean over layers of the slopes through their curves, if shared slopes learn."""
+        """The slopes that explain the curves of all layers best, if shared slopes learn."""
         if self.log_slopes is None:
             return False
         with torch.no_grad():
-            self.log_slopes.copy_(torch.stack([curve.slopes().log() for curve in curves]).mean(0))
+            penalty = unit_penalty(curves[0].distances, self.facts.num_heads, self.config)
+            self.log_slopes.copy_(fitted_slopes(curves, penalty).log())
         return True
 
     def make_layer(self, layer_index: int) -> AlibiLayer:

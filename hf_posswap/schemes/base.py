@@ -8,6 +8,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from hf_posswap.biases import Bias
@@ -144,6 +145,8 @@ class SchemeLayer(nn.Module):
 
     mixes_values: ClassVar[bool] = False
     """Whether `mix` adds to the output, which then needs the attention weights."""
+    scales_in_prepare: ClassVar[bool] = False
+    """Whether `Scheme.prepare_at` is all that a ramp takes for the transforms, see there."""
 
     def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
         """Change q (B, H, Lq, d) and the new keys k (B, Hkv, Lq, d) before the cache."""
@@ -168,9 +171,64 @@ class SchemeLayer(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not mix values")
 
+    def content_groups(self, distances: Tensor) -> Tensor | None:
+        """Return the group of each distance, any int64 in its shape, over which `fit` needs sums by query.
+
+        For a bias that reads the query: its layer finds the sums in `Curve.content`. None: the curve is enough.
+        """
+        return None
+
     def fit(self, curve: Curve) -> bool:
         """Set the layer's own parameters to what explains `curve` best; return whether there was anything to set."""
         return False
+
+
+def blend(old: Tensor, new: Tensor, share: Tensor) -> Tensor:
+    """Return (1 − share)·old + share·new in old's dtype, computed in float32 or wider; exact at 0 and 1."""
+    if old is new:
+        return old
+    wide = torch.promote_types(old.dtype, torch.float32)
+    return (old.to(wide) * (1 - share) + new.to(wide) * share).to(old.dtype)
+
+
+class PartialLayer:
+    """A scheme's layer at a share of its strength, with the hooks of `SchemeLayer`; `prepared` is of `prepare_at`.
+
+    Args:
+        layer: the scheme's layer.
+        share: 0…1, 0-dim.
+    """
+
+    def __init__(self, layer: SchemeLayer, share: Tensor) -> None:
+        self.layer = layer
+        self.share = share
+
+    @property
+    def mixes_values(self) -> bool:
+        """See `SchemeLayer.mixes_values`."""
+        return self.layer.mixes_values
+
+    def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
+        """See `SchemeLayer.transform`."""
+        return self._blended(q, k, self.layer.transform(q, k, positions, prepared))
+
+    def transform_cached(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
+        """See `SchemeLayer.transform_cached`."""
+        return self._blended(q, k, self.layer.transform_cached(q, k, positions, prepared))
+
+    def _blended(self, q: Tensor, k: Tensor, transformed: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.layer.scales_in_prepare:
+            return transformed
+        return blend(q, transformed[0], self.share), blend(k, transformed[1], self.share)
+
+    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias | None:
+        """See `SchemeLayer.bias`."""
+        bias = self.layer.bias(q, positions, prepared, scaling)
+        return None if bias is None else bias.scaled(self.share)
+
+    def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
+        """See `SchemeLayer.mix`."""
+        return self.layer.mix(weights, start, positions, prepared) * self.share
 
 
 class Scheme(nn.Module):
@@ -193,6 +251,8 @@ class Scheme(nn.Module):
     supports_encoder: ClassVar[bool] = True
     encoder_refusal: ClassVar[str] = ""
     """Why an encoder cannot take the scheme, if it cannot."""
+    calibration_refusal: ClassVar[str] = ""
+    """Why calibration can fit none of the scheme's parameters, if it has some and it cannot."""
 
     def __init__(self, config: SchemeConfig, facts: ModelFacts) -> None:
         super().__init__()
@@ -227,6 +287,15 @@ class Scheme(nn.Module):
     def prepare(self, positions: Positions) -> Any:
         """Compute once per forward what depends on positions only; every layer's hooks receive it."""
         return None
+
+    def prepare_at(self, positions: Positions, share: Tensor) -> Any:
+        """Compute what `prepare` does, for a ramp that has brought the scheme to a share 0…1 (0-dim) of its strength.
+
+        By default the layers' transforms stay whole, and q and k are blended linearly with what they make of them. That
+        is wrong for turns: between a vector and a turned one lies a shorter one, and its length would depend on the
+        absolute position. A scheme that turns q and k scales its angles here and has `SchemeLayer.scales_in_prepare`.
+        """
+        return self.prepare(positions)
 
     def fit(self, curves: list[Curve]) -> bool:
         """Set the parameters that layers share to what explains their curves best; return whether there are any."""

@@ -82,6 +82,10 @@ class Learned(Scheme):
     config_class = LearnedConfig
     config: LearnedConfig
     acts_in_layers = False
+    calibration_refusal = (
+        "it adds to the embeddings, from where no layer's scores follow by least squares. It starts from the model's "
+        "own table where there is one; train it, or choose a scheme that acts in the layers."
+    )
 
     def __init__(self, config: LearnedConfig, facts: ModelFacts) -> None:
         super().__init__(config, facts)

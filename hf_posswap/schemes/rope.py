@@ -135,6 +135,8 @@ def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
 class RopeLayer(SchemeLayer):
     """Turns q and k of one layer."""
 
+    scales_in_prepare = True
+
     def __init__(self, interleaved: bool) -> None:
         super().__init__()
         self.interleaved = interleaved
@@ -220,18 +222,24 @@ class Rope(Scheme):
             return frequencies.proportional_frequencies(rotated, config, device)
         return frequencies.plain_frequencies(rotated, config.base, device=device)
 
-    def rotation(self, positions: Tensor, theta: Tensor) -> Rotation:
-        """Return cos and sin for positions (B|1, L) and θ (r/2,) or (B, r/2)."""
+    def rotation(self, positions: Tensor, theta: Tensor, share: Tensor | None = None) -> Rotation:
+        """Return cos and sin for positions (B|1, L) and θ (r/2,) or (B, r/2), of a share of each angle in a ramp."""
         angles = positions[..., None].float() * (theta if theta.dim() == 1 else theta[:, None])
         doubled = angles.repeat_interleave(2, -1) if self.config.interleaved else torch.cat((angles, angles), -1)
-        factor = frequencies.attention_factor(self.config)
+        factor: Any = frequencies.attention_factor(self.config)
+        if share is not None:
+            doubled, factor = doubled * share, factor**share
         return Rotation((doubled.cos() * factor)[:, None], (doubled.sin() * factor)[:, None])
 
     def prepare(self, positions: Positions) -> Rotations:
         """Angles of this forward, shared by all layers."""
+        return self.prepare_at(positions, None)
+
+    def prepare_at(self, positions: Positions, share: Tensor | None) -> Rotations:
+        """See `Scheme.prepare_at`: every angle is scaled by the share; None: the angles as they are."""
         theta = self.frequencies(positions.row_lengths())
-        query = self.rotation(positions.query, theta)
-        key = self.rotation(positions.key, theta) if self.keeps_raw_keys() else None
+        query = self.rotation(positions.query, theta, share)
+        key = self.rotation(positions.key, theta, share) if self.keeps_raw_keys() else None
         return Rotations(query, key)
 
     def make_layer(self, layer_index: int) -> RopeLayer:

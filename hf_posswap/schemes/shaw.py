@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from hf_posswap.biases import Bias, ClippedContentBias
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.curves import Curve
+
+RIDGE = 0.1
+"""Penalty on fitted vectors, see `ContentSums.coefficients`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +42,7 @@ class ShawLayer(SchemeLayer):
 
     def index_rows(self, positions: Positions, start: int, stop: int) -> Tensor:
         """Return the table row of each query start…stop−1 and key, int64, (B|1, stop − start, Lk)."""
-        k = self.max_distance
-        return (-positions.distance_rows(start, stop)).clamp(-k, k) + k
+        return self.content_groups(positions.distance_rows(start, stop))
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
         """q·a^K_c/√d, equation 5 of the paper."""
@@ -54,6 +57,24 @@ class ShawLayer(SchemeLayer):
         by_distance = weights.new_zeros(*weights.shape[:3], self.value_table.shape[0], dtype=torch.float32)
         by_distance = by_distance.scatter_add(-1, index, weights.float())
         return by_distance @ self.value_table.float()
+
+    def content_groups(self, distances: Tensor) -> Tensor:
+        """The key table's row of each distance."""
+        return (-distances).clamp(-self.max_distance, self.max_distance) + self.max_distance
+
+    def fit(self, curve: Curve) -> bool:
+        """The key vectors that explain the scores of all heads best; rows never seen take the nearest seen one's.
+
+        The value table stays as it is: scores say nothing about it.
+        """
+        sums = curve.content
+        assert sums is not None, "content_groups asks for it"
+        vectors = sums.over_heads().coefficients(RIDGE)[0]
+        rows = torch.arange(self.key_table.shape[0], device=sums.groups.device)
+        nearest = (rows[:, None] - sums.groups[None, :]).abs().argmin(dim=1)
+        with torch.no_grad():
+            self.key_table.copy_(vectors[nearest.cpu()])
+        return True
 
 
 @register_scheme

@@ -61,6 +61,10 @@ class Sinusoidal(Scheme):
     config_class = SinusoidalConfig
     config: SinusoidalConfig
     acts_in_layers = False
+    calibration_refusal = (
+        "its amplitude acts at the embeddings, from where no layer's scores follow by least squares. It starts at the "
+        "size that the model is used to; train it, or choose a scheme that acts in the layers."
+    )
 
     def __init__(self, config: SinusoidalConfig, facts: ModelFacts) -> None:
         super().__init__(config, facts)

@@ -11,7 +11,7 @@ from hf_posswap.biases import Bias
 from hf_posswap.errors import SchemeConfigError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
-from hf_posswap.schemes.curves import Curve
+from hf_posswap.schemes.curves import Curve, pooled
 from hf_posswap.schemes.relative import bias_by_distance
 
 
@@ -78,12 +78,10 @@ def bucket_bias(table: Tensor, positions: Positions, config: T5Config, buckets: 
     )
 
 
-def fitted_table(curves: list[Curve], config: T5Config, causal: bool) -> Tensor:
-    """Return the table (num_buckets, H) of weighted bucket means over the curves of one or several layers."""
-    buckets = t5_bucket(curves[0].distances, config.num_buckets, config.max_distance, causal)
-    total = torch.stack([curve.weights for curve in curves])
-    values = (total * torch.stack([curve.values for curve in curves])).sum(0) / total.sum(0).clamp(min=1e-12)
-    return Curve(curves[0].distances, values, total.sum(0)).mean_by_group(buckets, config.num_buckets).t()
+def fitted_table(curve: Curve, config: T5Config, causal: bool) -> Tensor:
+    """Return the table (num_buckets, H) of a curve's weighted bucket means."""
+    buckets = t5_bucket(curve.distances, config.num_buckets, config.max_distance, causal)
+    return curve.mean_by_group(buckets, config.num_buckets).t()
 
 
 class T5Layer(SchemeLayer):
@@ -106,7 +104,7 @@ class T5Layer(SchemeLayer):
         if self.table is None:
             return False
         with torch.no_grad():
-            self.table.copy_(fitted_table([curve], self.config, self.causal))
+            self.table.copy_(fitted_table(curve, self.config, self.causal))
         return True
 
 
@@ -150,7 +148,7 @@ class T5Bias(Scheme):
         if self.table is None:
             return False
         with torch.no_grad():
-            self.table.copy_(fitted_table(curves, self.config, self.facts.causal))
+            self.table.copy_(fitted_table(pooled(curves), self.config, self.facts.causal))
         return True
 
     def make_layer(self, layer_index: int) -> T5Layer:

@@ -1,6 +1,6 @@
 """Transformer-XL's relative positions (Dai et al., 1901.02860, section 3.3)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from hf_posswap.biases import Bias, DenseBias, RelativeContentBias
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.content import log_groups
+from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.sinusoids import sinusoids
+
+RIDGE = 0.01
+"""Penalty on the fitted W_R, see `ContentSums.coefficients`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,54 @@ class TransformerXLLayer(SchemeLayer):
         table = self.project(sinusoids(occurring, self.position_weight.shape[1], self.base, interleaved=False))
         products = query[:, :, start:stop] @ table.transpose(-1, -2)
         return products.gather(-1, index[:, None].expand(*products.shape[:3], -1))
+
+    def content_groups(self, distances: Tensor) -> Tensor:
+        """Near distances one by one, far ones a few for each doubling."""
+        return log_groups(distances)
+
+    def fit(self, curve: Curve) -> bool:
+        """The W_R whose products with the queries explain the scores of each head best, with a v that holds still.
+
+        v points where the queries vary least and is several times as long as they are there, so that W_R can say what
+        does not depend on the query as well as what does. u stays as it is.
+        """
+        sums = curve.content
+        assert sums is not None, "content_groups asks for it"
+        query = sums.query - (self.content_bias.float() * sums.scaling)[:, None]
+        still = still_vectors(query)
+        basis, directions = self._basis(curve, sums.groups)
+        found = replace(sums, query=query + still[:, None]).coefficients(RIDGE, basis)
+        with torch.no_grad():
+            self.position_bias.copy_(still / sums.scaling)
+            self.position_weight.copy_((found.transpose(1, 2) @ directions).flatten(0, 1))
+        return True
+
+    def _basis(self, curve: Curve, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how each group's mean r_Δ is made (G, m) of m combinations, and these (m, D): float64.
+
+        Scaled such that a vector r_Δ, whose squared length is D/2, counts as one of length 1.
+        """
+        width = self.position_weight.shape[1]
+        vectors = sinusoids(curve.distances, width, self.base, interleaved=False).cpu().double()
+        members = (self.content_groups(curve.distances)[None] == groups[:, None]) * curve.weights.sum(0)
+        shares = (members / members.sum(1, keepdim=True)).cpu().double()
+        scale = (2 / width) ** 0.5
+        left, sizes, directions = torch.linalg.svd(shares @ vectors * scale, full_matrices=False)
+        return left * sizes, directions * scale
+
+
+def still_vectors(query: Tensor, strength: float = 10.0) -> Tensor:
+    """Return a shift for each head, (H, d), along the direction in which its queries (H, n, d) vary least.
+
+    With it, the shifted queries' mean in that direction is `strength` times the root mean square of a query's entries.
+    """
+    mean = query.mean(1)
+    centred = query - mean[:, None]
+    _, directions = torch.linalg.eigh((centred.transpose(1, 2) @ centred / query.shape[1]).cpu().double())
+    direction = directions[..., 0].to(query)
+    along = (mean * direction).sum(-1, keepdim=True)
+    size = strength * query.square().mean((1, 2)).sqrt()[:, None]
+    return (size - along.abs()) * torch.where(along < 0, -direction, direction)
 
 
 @register_scheme

@@ -1,0 +1,181 @@
+"""From the queries and keys of a layer to the bias by distance, and the sums by query, that explain its old scores."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_posswap.calibration.streams import Projections, compared_queries
+from hf_posswap.errors import PosSwapError
+from hf_posswap.schemes.content import ContentSums
+from hf_posswap.schemes.curves import Curve
+
+TINY = 1e-12
+"""Keeps a mean over nothing at zero."""
+
+
+class CalibrationError(PosSwapError):
+    """A text that cannot be calibrated on, or a setting that makes no sense."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How calibration weighs and iterates; the defaults are what measured best, see docs/calibration.md.
+
+    A pair of query and key weighs the mean of three shares, each of which sums to 1 over the keys of a query.
+
+    Attributes:
+        teacher: part of the attention that the stock model pays.
+        student: part of the attention that the swapped model pays, with the curve found so far.
+        uniform: part of nobody in particular: every key alike.
+        rounds: rounds of alternating least squares between row constants and the curve, at least 1.
+        follow: fit each layer on what the fitted layers below it give. False: on the stock model's hidden states.
+
+    Raises (on construction):
+        CalibrationError: a negative part, no part above 0, or no round.
+    """
+
+    teacher: float = 1 / 3
+    student: float = 1 / 3
+    uniform: float = 1 / 3
+    rounds: int = 3
+    follow: bool = True
+
+    def __post_init__(self) -> None:
+        parts = (self.teacher, self.student, self.uniform)
+        if min(parts) < 0 or max(parts) == 0:
+            raise CalibrationError(
+                f"the parts (teacher, student, uniform) of a pair's weight are {parts}; none may be negative, and one "
+                "must be greater than 0. Leave them out for a third each."
+            )
+        if self.rounds < 1:
+            raise CalibrationError(f"rounds is {self.rounds}; it must be 1 or more. Leave it out for 3.")
+
+
+def fit_curve(samples: Sequence[Projections], causal: bool, settings: FitSettings) -> tuple[Curve, Tensor]:
+    """Return the bias by distance that explains stock − swapped scores best, and the share it explains for each head.
+
+    Args:
+        samples: a layer's queries and keys of each batch.
+        causal: whether keys after the query are hidden.
+        settings: weights of the pairs, and rounds.
+    """
+    length = max(sample.length for sample in samples)
+    heads, device = samples[0].stock_query.shape[1], samples[0].stock_query.device
+    curve = _Sums.zeros(heads, length, device).curve()
+    for _ in range(settings.rounds):
+        total = _Sums.zeros(heads, length, device)
+        for sample, text in _texts(samples):
+            total.add(_compare(sample, text, curve, causal, settings))
+        curve = total.curve()
+    return curve, total.explained()
+
+
+def sum_by_query(
+    samples: Sequence[Projections], curve: Curve, groups: Tensor, causal: bool, settings: FitSettings
+) -> ContentSums:
+    """Return each compared query's sums over groups of distances, for a layer whose bias reads the query.
+
+    Args:
+        samples: a layer's queries and keys of each batch.
+        curve: the fitted curve, with which the student's share of the weights is made.
+        groups: the group of each of the curve's distances, int64, (N,).
+        causal: whether keys after the query are hidden.
+        settings: weights of the pairs.
+    """
+    seen = (curve.weights > 0).all(0)
+    names = groups[seen].unique()
+    places = torch.searchsorted(names, groups).clamp(max=len(names) - 1)  # unseen ones weigh nothing: any place will do
+    queries, weights, differences = [], [], []
+    for sample, text in _texts(samples):
+        queries.append(sample.scaled_queries(text))
+        pairs = _compare(sample, text, curve, causal, settings)
+        place = places[pairs.distance - curve.distances[0]].expand_as(pairs.weight)
+        zeros = pairs.weight.new_zeros(*pairs.weight.shape[:2], len(names))
+        weights.append(zeros.scatter_add(-1, place, pairs.weight))
+        differences.append(zeros.scatter_add(-1, place, pairs.weight * pairs.difference))
+        del pairs, place  # before the next text's are made
+    query, weight, difference = (torch.cat(parts, dim=1) for parts in (queries, weights, differences))
+    return ContentSums(names, query, weight, difference, samples[0].scaling)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The compared pairs of one text.
+
+    Attributes:
+        distance: int64, (n, L).
+        difference: stock − swapped scores, (H, n, L).
+        bias: of the curve found so far, (H, n, L).
+        weight: (H, n, L); 0 for hidden pairs.
+    """
+
+    distance: Tensor
+    difference: Tensor
+    bias: Tensor
+    weight: Tensor
+
+
+def _texts(samples: Sequence[Projections]) -> Iterator[tuple[Projections, int]]:
+    """Yield every text's batch, and its place there: work goes text by text, with the scores of one in memory."""
+    for sample in samples:
+        for text in range(len(sample)):
+            yield sample, text
+
+
+def _compare(sample: Projections, text: int, curve: Curve, causal: bool, settings: FitSettings) -> _Pairs:
+    """Return the pairs of one text, weighed with the curve found so far."""
+    keys = torch.arange(sample.length, device=curve.values.device)
+    distance = compared_queries(sample.length, keys.device)[:, None] - keys[None, :]
+    seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    stock, swapped = sample.scores(text)
+    bias = curve.values[:, distance - curve.distances[0]]
+    return _Pairs(distance, stock - swapped, bias, _weigh(stock, swapped + bias, seen, settings))
+
+
+def _weigh(stock: Tensor, swapped: Tensor, seen: Tensor, settings: FitSettings) -> Tensor:
+    """Return each pair's weight: the parts' mix of stock attention, swapped attention and none in particular."""
+    minimum = torch.finfo(torch.float32).min
+    weight = (settings.uniform * seen / seen.sum(-1, keepdim=True)).expand_as(stock)
+    for part, scores in ((settings.teacher, stock), (settings.student, swapped)):
+        if part:
+            weight = weight + part * scores.masked_fill(~seen, minimum).softmax(-1)
+    return weight
+
+
+@dataclass
+class _Sums:
+    """What one round adds up over all texts; by distance Δ = 1 − L…L − 1, (H, 2L − 1), or by head, (H,)."""
+
+    weights: Tensor
+    weighted: Tensor
+    residual: Tensor
+    variance: Tensor
+
+    @classmethod
+    def zeros(cls, heads: int, length: int, device: torch.device) -> "_Sums":
+        """Return sums over nothing for texts of up to `length` tokens."""
+        shapes = ((heads, 2 * length - 1), (heads, 2 * length - 1), (heads,), (heads,))
+        return cls(*(torch.zeros(shape, device=device) for shape in shapes))
+
+    def add(self, pairs: _Pairs) -> None:
+        """Add one text: row constants are the weighted means of what the bias leaves."""
+        weight, row = pairs.weight, pairs.weight.sum(-1, keepdim=True)
+        constant = (weight * (pairs.difference - pairs.bias)).sum(-1, keepdim=True) / row
+        target = pairs.difference - constant
+        place = (pairs.distance + self.weights.shape[1] // 2).flatten()
+        self.weights.index_add_(1, place, weight.flatten(1))
+        self.weighted.index_add_(1, place, (weight * target).flatten(1))
+        self.residual += (weight * (target - pairs.bias).square()).sum((1, 2))
+        centred = pairs.difference - (weight * pairs.difference).sum(-1, keepdim=True) / row
+        self.variance += (weight * centred.square()).sum((1, 2))
+
+    def curve(self) -> Curve:
+        """Return the weighted means by distance."""
+        distances = torch.arange(self.weights.shape[1], device=self.weights.device) - self.weights.shape[1] // 2
+        return Curve(distances, self.weighted / self.weights.clamp(min=TINY), self.weights)
+
+    def explained(self) -> Tensor:
+        """Return the share of the variance that the round's bias explained, (H,)."""
+        return 1 - self.residual / self.variance.clamp(min=TINY)

@@ -1,0 +1,199 @@
+"""Calibrate a swapped model: layer after layer, with the losses before and after."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_posswap.architectures import architecture_of
+from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, sum_by_query
+from hf_posswap.calibration.streams import Projections, enter, projections
+from hf_posswap.errors import NotSwappedError, UnsupportedError
+from hf_posswap.schemes.curves import Curve
+from hf_posswap.structure import natively
+from hf_posswap.swapping import is_swapped, without_scheme
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration has made the model worse on the very texts it read."""
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What calibration did.
+
+    Attributes:
+        tokens: number of tokens read.
+        loss_stock: mean −ln p of the stock model on them, in nats; None for a model without a language modelling loss.
+        loss_before: the same of the swapped model before calibration.
+        loss_after: the same after it.
+        explained: for each layer and head, the share of the weighted variance of score differences that the curve
+            explains: 1 is all, 0 none. Heads near 0 or below attend by what a bias of the distance cannot say.
+    """
+
+    tokens: int
+    loss_stock: float | None
+    loss_before: float | None
+    loss_after: float | None
+    explained: list[list[float]]
+
+    @property
+    def worse(self) -> bool:
+        """Whether the loss is known to have risen."""
+        return self.loss_before is not None and self.loss_after is not None and self.loss_after > self.loss_before
+
+    def worst_heads(self, count: int = 10) -> list[tuple[int, int, float]]:
+        """Return (layer, head, explained) of the heads that fit worst."""
+        heads = [(layer, head, share) for layer, row in enumerate(self.explained) for head, share in enumerate(row)]
+        return sorted(heads, key=lambda item: item[2])[:count]
+
+
+@torch.no_grad()
+def calibrate(
+    model: Any,
+    batches: Iterable[Tensor],
+    progress: Callable[[int, int], None] | None = None,
+    settings: FitSettings | None = None,
+) -> CalibrationReport:
+    """Fit the parameters of a swapped model's scheme to the stock model's attention, layer after layer.
+
+    Args:
+        model: a swapped model whose scheme has parameters that calibration can fit; changed in place.
+        batches: token ids, int64, (B, L), all of one length and without padding. A few thousand tokens are enough.
+        progress: called with (layers done, layers).
+        settings: how to weigh and iterate. None: the defaults, which measured best.
+
+    Returns:
+        Losses before and after, and how well each head was fitted.
+
+    Warns:
+        CalibrationWarning: the loss on these texts is higher than before.
+
+    Raises:
+        NotSwappedError: the model is not swapped.
+        UnsupportedError: the scheme has nothing to fit.
+        CalibrationError: no batches, or texts shorter than 2 tokens.
+    """
+    refusal = calibration_refusal(model)
+    if refusal is not None:
+        raise UnsupportedError(refusal)
+    texts = [batch.to(model.device) for batch in batches]
+    if not texts or min(text.shape[1] for text in texts) < 2:
+        raise CalibrationError("calibration needs at least one batch of texts of 2 tokens or more; there is none.")
+    training = model.training
+    model.eval()
+    try:
+        before = mean_loss(model, texts)
+        explained = _fit_layers(model, texts, progress, settings or FitSettings())
+        after = mean_loss(model, texts)
+        with without_scheme(model):
+            stock = mean_loss(model, texts)
+    finally:
+        model.train(training)
+    report = CalibrationReport(sum(text.numel() for text in texts), stock, before, after, explained)
+    if report.worse:
+        warnings.warn(
+            f"calibration raised the loss on the texts it read from {before:.3f} to {after:.3f} nats a token. Scheme "
+            f"{model.base_model.pos_scheme.name!r} now matches the stock model's attention as well as it can, but its "
+            "start was better. Swap again to undo it, give each layer parameters of its own (per_layer=true) if the "
+            "scheme has that option, or choose another scheme.",
+            CalibrationWarning,
+            stacklevel=3,  # the decorator is a frame of its own
+        )
+    return report
+
+
+def calibration_refusal(model: Any) -> str | None:
+    """Return why calibration cannot fit a swapped model's scheme, or None if it can.
+
+    Raises:
+        NotSwappedError: the model is not swapped.
+    """
+    if not is_swapped(model):
+        raise NotSwappedError(
+            "calibration fits the scheme of a swapped model: call hf_posswap.swap(model, scheme) first."
+        )
+    base = model.base_model
+    layers = (module.pos_scheme for _, module in architecture_of(model.config).blocks(base) if _is_swapped(module))
+    if not any(True for part in (base.pos_scheme, *layers) for _ in part.parameters()):
+        return _nothing_to_fit(base.pos_scheme.name)
+    if base.pos_scheme.calibration_refusal:
+        return f"calibration cannot fit scheme {base.pos_scheme.name!r}: {base.pos_scheme.calibration_refusal}"
+    return None
+
+
+def _nothing_to_fit(name: str) -> str:
+    return f"scheme {name!r} has no parameters that calibration can fit with these options."
+
+
+def _is_swapped(attention: Any) -> bool:
+    return "stock_class" in vars(type(attention))
+
+
+def text_windows(tokenizer: Any, text: str, length: int, name: str = "the text") -> list[Tensor]:
+    """Return a text's tokens as batches of one window each, int64, (1, length), without overlap.
+
+    Raises:
+        CalibrationError: the text is shorter than one window; says how many tokens it has.
+    """
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
+    if len(ids) < length:
+        raise CalibrationError(
+            f"{name} has {len(ids)} tokens; calibration reads {length} at once. Give a longer text, or read at most "
+            f"{len(ids)} tokens at once."
+        )
+    return [ids[start : start + length][None] for start in range(0, len(ids) - length + 1, length)]
+
+
+def mean_loss(model: Any, texts: list[Tensor]) -> float | None:
+    """Return the mean −ln p over the texts' tokens, or None if the model has no language modelling loss."""
+    if not architecture_of(model.config).is_causal(model.config) or model.get_output_embeddings() is None:
+        return None
+    losses = [float(model(text, labels=text, use_cache=False).loss) * text[:, 1:].numel() for text in texts]
+    return sum(losses) / sum(text[:, 1:].numel() for text in texts)
+
+
+def _fit_layers(
+    model: Any, texts: list[Tensor], progress: Callable[[int, int], None] | None, settings: FitSettings
+) -> list[list[float]]:
+    base, architecture = model.base_model, architecture_of(model.config)
+    blocks = architecture.blocks(base)
+    with natively(base, architecture):
+        teachers = [enter(base, blocks[0][0], text) for text in texts]
+    students = [enter(base, blocks[0][0], text) for text in texts]
+    pairs = list(zip(teachers, students, strict=True))
+    curves, explained, fitted = [], [], False
+    attention: Any
+    for done, (block, attention) in enumerate(blocks, start=1):
+        if _is_swapped(attention):
+            samples = [projections(base, architecture, block, attention, *streams) for streams in pairs]
+            curve, share = _measure(attention, samples, architecture.is_causal(model.config), settings)
+            del samples
+            fitted = attention.pos_scheme.fit(curve) or fitted
+            curves.append(replace(curve, content=None))
+            explained.append(share.tolist())
+        for teacher, student in pairs:
+            with natively(base, architecture):
+                teacher.step(block)
+            if settings.follow:
+                student.step(block)
+            else:
+                student.hidden = teacher.hidden
+        if progress is not None:
+            progress(done, len(blocks))
+    shared = bool(curves) and base.pos_scheme.fit(curves)
+    if not shared and not fitted:
+        raise UnsupportedError(_nothing_to_fit(base.pos_scheme.name))
+    return explained
+
+
+def _measure(attention: Any, samples: list[Projections], causal: bool, settings: FitSettings) -> tuple[Curve, Tensor]:
+    """Return a layer's curve, with the sums by query if the scheme asks for them, and the share each head explains."""
+    curve, share = fit_curve(samples, causal, settings)
+    groups = attention.pos_scheme.content_groups(curve.distances)
+    if groups is None:
+        return curve, share
+    return replace(curve, content=sum_by_query(samples, curve, groups, causal, settings)), share

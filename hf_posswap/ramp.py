@@ -1,0 +1,116 @@
+"""The ramp: a swapped model on its way from the old positional mechanism to the new one, for healing.
+
+A share from 0 to 1 says how far it has come: at 0 the model computes what the stock model does, at 1 what the swapped
+one does, and between the two every part changes continuously. The training loop sets the share before each step.
+
+- A position table that was swapped out gives (1 − share)·row + share·what the swap left in its place.
+- Old rotary angles are scaled by 1 − share. That is position interpolation with ever shorter steps (Chen et al.,
+  2306.15595, equation 4), so that scores go on depending on the distance alone.
+- What the scheme embeds, its angles, biases and value side are scaled by the share.
+
+Under `keep_native` the old mechanism stays whole, and only the scheme comes in.
+"""
+
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.errors import NotSwappedError, PosSwapError
+from hf_posswap.modules import Ramp, SwappedBaseModel
+from hf_posswap.schemes import scheme_class
+from hf_posswap.schemes.base import Scheme
+
+
+class RampError(PosSwapError):
+    """A share that is none, or a model whose old mechanism cannot be faded out."""
+
+
+def set_ramp(model: nn.Module, share: float | None) -> None:
+    """Set how far a swapped model has come from its old positional mechanism to its scheme.
+
+    Neither checkpoints nor the config know of a ramp. `swap(..., replace=True)` and `restore` end it. While it lasts, a
+    position table that was swapped out is still read, so that texts must not be longer than the table. A forward keeps
+    the share it began with, also where gradient checkpointing computes it again; a compiled model is compiled anew when
+    a ramp begins or ends, but not for a new share.
+
+    Args:
+        model: a swapped model, or what wraps one: an adapter, a compiled or a distributed model.
+        share: strength of the scheme, from 0 (the stock model) to 1 (the swapped one). None ends the ramp; it has no
+            effect where there is none.
+
+    Raises:
+        NotSwappedError: there is no swapped model in `model`.
+        RampError: the share is no number from 0 to 1, or the old mechanism cannot be faded out.
+        Nothing has changed after an error.
+    """
+    base = _swapped_base(model)
+    ramp = None if share is None else _ramp_at(base, _checked(share))
+    _assign(base, "pos_ramp", ramp)
+    for module in base.modules():  # adapters have copies of the retired table
+        if isinstance(module, RetiredTable):
+            _assign(module, "ramp_share", None if ramp is None else ramp.share)
+
+
+def ramp_share(model: nn.Module) -> float | None:
+    """Return how far a swapped model has come, or None if no ramp is on.
+
+    Raises:
+        NotSwappedError: there is no swapped model in `model`.
+    """
+    ramp = _swapped_base(model).pos_ramp
+    return None if ramp is None else float(ramp.share)
+
+
+def _swapped_base(model: nn.Module) -> Any:
+    for module in model.modules():
+        if isinstance(module, SwappedBaseModel):
+            return module
+    raise NotSwappedError(
+        f"a ramp leads from the old mechanism of a swapped model to the new one, and there is no swapped model in this "
+        f"{type(model).__name__}: call hf_posswap.swap(model, scheme) first."
+    )
+
+
+def _assign(module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute, or for None remove it, as its class says None."""
+    if value is None:
+        vars(module).pop(name, None)
+    else:
+        setattr(module, name, value)
+
+
+def _checked(share: Any) -> float:
+    if not isinstance(share, bool) and isinstance(share, Real) and 0 <= float(share) <= 1:
+        return float(share)
+    raise RampError(
+        f"the share of a ramp is {share!r}; it must be a number from 0 (the stock model) to 1 (the swapped one), or "
+        "None to end the ramp."
+    )
+
+
+def _ramp_at(base: Any, share: float) -> Ramp:
+    """Return the ramp at a share; a new tensor each time, so that forwards that have begun keep theirs."""
+    native, layer = _old_turns(base) if base.pos_ramp is None else base.pos_ramp[1:]
+    return Ramp(torch.tensor(share, dtype=torch.float32, device="cpu"), native, layer)
+
+
+def _old_turns(base: Any) -> tuple[Scheme | None, Any]:
+    """Return what turned q and k in the stock layers, as a scheme and its layer; None twice if nothing there fades.
+
+    Raises:
+        RampError: the old mechanism is neither a table nor turns.
+    """
+    facts = base.pos_scheme.facts
+    if base.pos_scheme.config.keep_native or isinstance(base.architecture.position_table(base), RetiredTable):
+        return None, None
+    if facts.native_rope is None:
+        raise RampError(
+            f"the old mechanism of {facts.architecture!r} ({facts.native!r}) cannot be faded out: a ramp fades "
+            "position tables and rotary angles. Train without a ramp, or swap with keep_native=True."
+        )
+    native_class = scheme_class(facts.native)
+    scheme = native_class(native_class.config_class().resolve(facts), facts)
+    return scheme, scheme.make_layer(0)

@@ -1,0 +1,116 @@
+"""What calibration measures for schemes whose bias reads the query: sums by query, and least squares in vectors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+STEPS = 100
+"""Most steps of conjugate gradients; thanks to the preconditioner ten to twenty reach the tolerance."""
+TOLERANCE = 1e-6
+"""Conjugate gradients stop when the preconditioned residual has shrunk by this factor."""
+
+
+@dataclass(frozen=True)
+class ContentSums:
+    """Stock − swapped scores of one layer, summed for each query over groups of relative distances.
+
+    That is all that least squares needs in order to fit a bias q·a_g, with a vector a_g for each group g and a free
+    constant for each query: Σ w·(difference − constant − q·a_g)² over all pairs of query and key.
+
+    Attributes:
+        groups: names of the G groups that have pairs, int64, (G,), ascending.
+        query: scaled queries, as they meet the bias: float32, (H, n, d).
+        weights: total weight of a query's pairs in each group, float32, (H, n, G).
+        differences: their differences times their weights, float32, (H, n, G).
+        scaling: the factor on q·k that is in `query`.
+    """
+
+    groups: Tensor
+    query: Tensor
+    weights: Tensor
+    differences: Tensor
+    scaling: float
+
+    def over_heads(self) -> "ContentSums":
+        """Return the sums with all heads' queries as one head's, for vectors that heads share."""
+        parts = {name: getattr(self, name).flatten(0, 1)[None] for name in ("query", "weights", "differences")}
+        return replace(self, **parts)
+
+    def coefficients(self, ridge: float, basis: Tensor | None = None) -> Tensor:
+        """Return X with which the vectors basis·X explain the differences best: float64, on the CPU, (H, m, d).
+
+        Exact least squares with each query's constant eliminated, plus a penalty λ·|X|², by conjugate gradients. They
+        are preconditioned with what the normal matrix would be if queries and weights were independent, a Kronecker
+        product, so that a few steps do what a matrix of (m·d)² would be needed for.
+
+        Args:
+            ridge: λ > 0, as a share of a group's mean weight times the mean square of a query's entries.
+            basis: float64, (G, m). None: the vectors themselves, m = G.
+        """
+        query, weights, differences = (x.cpu().double() for x in (self.query, self.weights, self.differences))
+        basis = torch.eye(len(self.groups), dtype=torch.float64) if basis is None else basis.cpu()
+        total = weights.sum(-1, keepdim=True)
+        share = weights / total
+        between = basis.t() @ (torch.diag_embed(weights.sum(1)) - share.transpose(1, 2) @ weights) @ basis
+        among = (query * total).transpose(1, 2) @ query / total.sum(1, keepdim=True)
+        penalty = ridge * weights.sum((1, 2)) / len(self.groups) * among.diagonal(dim1=1, dim2=2).mean(1)
+        penalty = penalty[:, None, None]
+
+        def normal(x: Tensor) -> Tensor:
+            bias = query @ (basis @ x).transpose(1, 2)
+            centred = weights * (bias - (share * bias).sum(-1, keepdim=True))
+            return basis.t() @ (centred.transpose(1, 2) @ query) + penalty * x
+
+        centred = differences - share * differences.sum(-1, keepdim=True)
+        left, right = torch.linalg.eigh(between), torch.linalg.eigh(among)
+        spectrum = left[0].clamp(min=0)[:, :, None] * right[0].clamp(min=0)[:, None, :] + penalty
+
+        def precondition(x: Tensor) -> Tensor:
+            return left[1] @ ((left[1].transpose(1, 2) @ x @ right[1]) / spectrum) @ right[1].transpose(1, 2)
+
+        return conjugate_gradients(normal, precondition, basis.t() @ (centred.transpose(1, 2) @ query))
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], wanted: Tensor
+) -> Tensor:
+    """Solve apply(x) = wanted for symmetric positive operators, one for each entry of the first dimension.
+
+    Args:
+        apply: the operators, on (H, m, d).
+        precondition: approximate inverses of them, symmetric and positive.
+        wanted: float64, (H, m, d).
+    """
+    tiny = torch.finfo(wanted.dtype).tiny
+    solution, residual = torch.zeros_like(wanted), wanted
+    direction = preconditioned = precondition(residual)
+    size = first = _inner(residual, preconditioned)
+    for _ in range(STEPS):
+        if (size <= TOLERANCE**2 * first).all():
+            break
+        applied = apply(direction)
+        step = size / _inner(direction, applied).clamp(min=tiny)
+        solution, residual = solution + step * direction, residual - step * applied
+        preconditioned = precondition(residual)
+        size, before = _inner(residual, preconditioned), size
+        direction = preconditioned + size / before.clamp(min=tiny) * direction
+    return solution
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    return (left * right).sum((1, 2), keepdim=True)
+
+
+def log_groups(distances: Tensor, exact: int = 32, per_octave: int = 8) -> Tensor:
+    """Return a group for each distance: one each up to `exact`, then so many for each doubling; negative for Δ < 0.
+
+    Args:
+        distances: int64, (N,).
+        exact: largest |Δ| with a group of its own.
+        per_octave: groups from one |Δ| to its double.
+    """
+    size = distances.abs()
+    far = exact + 1 + (torch.log2(size.clamp(min=exact + 1).double() / (exact + 1)) * per_octave).long()
+    return distances.sign() * torch.where(size <= exact, size, far)
