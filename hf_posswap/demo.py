@@ -20,6 +20,7 @@ PREFIX = "demo:"
 ASSETS = Path(__file__).resolve().parent.parent / "examples" / "assets"
 BOOKS = {"train": "train/jos-boys.txt", "valid": "valid/chance.txt", "test": "test/frankenstein.txt"}
 MEASURING_BOOKS = ("valid", "test")
+TRAINING_NAME, TRAINING_FOLDER = "demo:books/train", "books/train/excerpts"
 
 
 class SourceError(PosSwapError):
@@ -89,7 +90,7 @@ def resolve_model(name: str) -> ModelSource:
 
 
 def resolve_texts(name: str) -> list[TextSource]:
-    """Return the texts a name means: `demo:books`, `demo:book/valid` (or train, test), or the path of a file.
+    """Return the texts a name means: `demo:books`, `demo:books/train`, `demo:book/valid` (or train, test), or a file.
 
     Raises:
         SourceError: an unknown `demo:` name, or the books are not there.
@@ -98,6 +99,8 @@ def resolve_texts(name: str) -> list[TextSource]:
         return [TextSource(Path(name).name, Path(name))]
     if name == "demo:books":
         return [_book(split) for split in MEASURING_BOOKS]
+    if name == TRAINING_NAME:
+        return [TextSource(path.name, path) for path in sorted(_asset(TRAINING_FOLDER, name).glob("*.txt"))]
     split = name.removeprefix("demo:book/")
     if split not in BOOKS:
         raise SourceError(f"unknown demo text {name!r}. Allowed: {_text_names()}.")
@@ -241,4 +244,4 @@ def _book(split: str) -> TextSource:
 
 
 def _text_names() -> str:
-    return ", ".join(["demo:books", *(f"demo:book/{split}" for split in BOOKS)])
+    return ", ".join(["demo:books", TRAINING_NAME, *(f"demo:book/{split}" for split in BOOKS)])

@@ -120,7 +120,9 @@ def test_demo_books_are_the_two_to_measure_on() -> None:
 def test_the_books_are_those_of_their_manifest() -> None:
     folder = demo.ASSETS / "books"
     entries = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
-    assert {entry["file"] for entry in entries} == set(demo.BOOKS.values())
+    excerpts = {f"train/excerpts/{text.name}" for text in demo.resolve_texts("demo:books/train")}
+    assert len(excerpts) == 50
+    assert {entry["file"] for entry in entries} == set(demo.BOOKS.values()) | excerpts
     for entry in entries:
         content = (folder / entry["file"]).read_bytes()
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
@@ -130,7 +132,7 @@ def test_the_books_are_those_of_their_manifest() -> None:
 
 @pytest.mark.parametrize("name", ["demo:book/other", "demo:nothing"])
 def test_unknown_demo_text_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(SourceError, match=f"unknown demo text '{name}'. Allowed: demo:books, demo:book/train"):
+    with pytest.raises(SourceError, match=f"unknown demo text '{name}'. Allowed: demo:books, demo:books/train, demo:b"):
         demo.resolve_texts(name)
 
 
