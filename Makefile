@@ -7,6 +7,7 @@ PIP_FLAGS ?=
 PYTEST_FLAGS ?= -n 2
 OLDEST_TRANSFORMERS ?= 5.17.*
 DEMO_DIR ?= outputs/demo
+STUDY_DIR ?= outputs/study-small
 
 VENV := .venv
 VENV_OLDEST := .venv-oldest
@@ -15,7 +16,7 @@ INSTALL = -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-oldest lint demo clean
+.PHONY: help env test test-oldest lint demo study-small clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +56,9 @@ demo: $(VENV)/stamp ## compare schemes on a small GPT-2 and on SmolLM2
 		--schemes rope,none,alibi,t5,rope:yarn --lengths 256,512,1024,2048 \
 		--tokens 2048 --output-dir $(DEMO_DIR)/llama
 	@echo; echo "The demo wrote:"; ls -1 $(DEMO_DIR)/gpt2/compare.* $(DEMO_DIR)/llama/compare.* | sed 's/^/  /'
+
+study-small: $(VENV)/stamp ## what calibration and healing give back, on small real models: hours on two cores
+	HF_HUB_OFFLINE=1 PYTHONPATH=. $(VENV)/bin/python benchmarks/study_small.py gpt2 llama bert --output-dir $(STUDY_DIR)
 
 clean: ## remove environments, caches and outputs
 	rm -rf $(VENV) $(VENV_OLDEST) outputs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

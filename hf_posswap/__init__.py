@@ -22,6 +22,8 @@ _HOME = {
     "train_length": "swapping",
     "describe": "description",
     "calibrate": "calibration",
+    "heal": "training.loop",
+    "HealingOptions": "training.options",
     "install": "auto",
     "uninstall": "auto",
     "capabilities": "capabilities",
@@ -72,6 +74,11 @@ def _register() -> None:
     register_deferred()
 
 
+def _teach_peft() -> None:
+    importlib.import_module("hf_posswap.training.peft_hooks")
+
+
 when_imported("transformers.models.auto.configuration_auto", _register)
+when_imported("peft", _teach_peft)
 
 __all__ = [*_HOME, "__version__"]

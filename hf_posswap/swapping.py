@@ -66,11 +66,16 @@ def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace
 
 
 def _check_plain(model: Any, architecture: Architecture) -> None:
-    """Refuse what is no transformers model of the family itself: a wrapper around one, or one with another config."""
+    """Refuse what is no transformers model of the family itself: a wrapper, another config, or one with adapters."""
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(
             f"{type(model).__module__}.{type(model).__name__} is no transformers model but wraps one. Swap the "
             "transformers model first; then wrap, adapt or compile it."
+        )
+    if vars(model).get("peft_config"):
+        raise UnsupportedError(
+            f"the model has adapters {list(model.peft_config)}, made for the scheme it has now. Swap first, then "
+            "adapt; peft's merge_and_unload() or unload() makes a model plain again."
         )
     expected = stock_config_class(architecture)
     if type(model.config) not in (expected, config_class_of(architecture)):

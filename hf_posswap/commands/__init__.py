@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hf_posswap.commands import calibrate, catalogue, compare, models
+from hf_posswap.commands import calibrate, catalogue, compare, finetune, models
 from hf_posswap.errors import PosSwapError
 
 
@@ -33,4 +33,5 @@ app.command("matrix")(catalogue.matrix)
 app.command("describe")(models.describe)
 app.command("swap")(models.swap)
 app.command("calibrate")(calibrate.calibrate)
+app.command("finetune")(finetune.finetune)
 app.command("compare")(compare.compare)

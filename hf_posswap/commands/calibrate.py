@@ -11,8 +11,10 @@ from hf_posswap.commands.models import DtypeOption, check_output, load_swapped, 
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from hf_posswap.calibration import CalibrationReport
+    from hf_posswap.training import HealingReport
 
 
 def calibrate(
@@ -22,6 +24,13 @@ def calibrate(
     output_dir: Annotated[Path, typer.Option("--output-dir", metavar="DIR", help="Where to save the model.")],
     tokens: Annotated[int, typer.Option(help="Tokens to read.", min=2)] = 8192,
     length: Annotated[int, typer.Option(help="Tokens read at once; at most the train length.", min=2)] = 512,
+    refine_tokens: Annotated[
+        int,
+        typer.Option(
+            help="Then train the scheme's parameters alone on this many tokens, against the stock model's outputs.",
+            min=0,
+        ),
+    ] = 0,
     dtype: DtypeOption = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Save into a folder that is not empty.")] = False,
     as_json: JsonOption = False,
@@ -30,17 +39,30 @@ def calibrate(
     check_output(output_dir, dtype, overwrite)
     swapped = load_swapped(model, pos_scheme, dtype)
     from hf_posswap.calibration import calibrate as fit
-    from hf_posswap.commands.layers import layer_progress
+    from hf_posswap.commands.counting import count_progress
     from hf_posswap.swapping import train_length
 
     batches = read_batches(model, text, tokens, min(length, train_length(swapped)))
-    with layer_progress("calibrating") as progress:
+    with count_progress("calibrating", "layer") as progress:
         report = fit(swapped, batches, progress)
+    refined = _refine(swapped, model, text, refine_tokens) if refine_tokens else None
     if as_json:
-        print_json(asdict(report))
+        print_json(asdict(report) | {"refinement": None if refined is None else refined.to_dict()})
     else:
         _print_report(report)
+        if refined is not None:
+            _print_refinement(refined)
     save(swapped, model, output_dir)
+
+
+def _refine(swapped: "PreTrainedModel", model: str, texts: list[str], tokens: int) -> "HealingReport":
+    from hf_posswap.commands.counting import count_progress
+    from hf_posswap.demo import load_tokenizer
+    from hf_posswap.training import from_files, refine
+
+    documents, _ = from_files(texts)
+    with count_progress("refining", "step") as progress:
+        return refine(swapped, documents, load_tokenizer(model), tokens, progress=progress)
 
 
 def read_batches(model: str, texts: list[str], tokens: int, length: int) -> "list[Tensor]":
@@ -56,6 +78,16 @@ def read_batches(model: str, texts: list[str], tokens: int, length: int) -> "lis
     sources = [source for name in texts for source in resolve_texts(name)]
     each = max(1, tokens // (length * len(sources)))
     return [window for s in sources for window in text_windows(tokenizer, s.read(), length, s.name)[:each]]
+
+
+def _print_refinement(report: "HealingReport") -> None:
+    first, last = (report.history[place]["loss"] for place in (0, -1))
+    print_table(
+        f"Distance to the stock model's outputs over {report.tokens} tokens of refinement (the objective's units)",
+        ["first step", "last step"],
+        [(f"{first:.4f}", f"{last:.4f}")],
+        right=["first step", "last step"],
+    )
 
 
 def _print_report(report: "CalibrationReport") -> None:

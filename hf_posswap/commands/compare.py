@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_posswap.commands.console import SCHEME_HELP, JsonOption, note, print_table, quiet_libraries
+from hf_posswap.commands.console import (
+    SCHEME_HELP,
+    JsonOption,
+    note,
+    parse_numbers,
+    print_table,
+    quiet_libraries,
+    split_list,
+)
 
 if TYPE_CHECKING:
     from hf_posswap.evaluation.comparison import Observer, Prepared
@@ -50,9 +58,9 @@ def compare(
 
     settings = comparison.Settings(
         model=model,
-        schemes=tuple(_split(schemes)),
+        schemes=tuple(split_list(schemes)),
         texts=tuple(text),
-        lengths=tuple(_numbers(lengths)),
+        lengths=tuple(parse_numbers(lengths, "--lengths")),
         tokens=tokens,
         seed=seed,
         dtype=_checked_dtype(dtype),
@@ -110,19 +118,6 @@ def _progress(prepared: "Prepared") -> "Iterator[Observer]":
         return
     with BarObserver(prepared) as observer:
         yield observer
-
-
-def _split(values: str) -> list[str]:
-    return [value.strip() for value in values.split(",") if value.strip()]
-
-
-def _numbers(values: str) -> list[int]:
-    try:
-        return [int(value) for value in _split(values)]
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{values!r} is no list of numbers of tokens. Write it as 256,512,1024.", param_hint="--lengths"
-        ) from error
 
 
 def _checked_dtype(dtype: str) -> str:

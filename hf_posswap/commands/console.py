@@ -50,3 +50,22 @@ def quiet_libraries() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def split_list(values: str) -> list[str]:
+    """Return the items of a list written with commas."""
+    return [value.strip() for value in values.split(",") if value.strip()]
+
+
+def parse_numbers(values: str, option: str) -> list[int]:
+    """Return the whole numbers of a list written with commas.
+
+    Raises:
+        typer.BadParameter: something is no whole number.
+    """
+    try:
+        return [int(value) for value in split_list(values)]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{values!r} is no list of numbers of tokens. Write it as 256,512,1024.", param_hint=option
+        ) from error

@@ -1,4 +1,4 @@
-"""A progress bar over the layers of a model, on stderr."""
+"""A progress bar over things that are counted, such as the layers of a model, on stderr."""
 
 import contextlib
 import sys
@@ -8,10 +8,10 @@ from hf_posswap.commands.console import note
 
 
 @contextlib.contextmanager
-def layer_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (layers done, layers): a bar in a terminal, a line each quarter elsewhere."""
+def count_progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total): a bar in a terminal, a line each quarter elsewhere."""
     if not sys.stderr.isatty():
-        yield lambda done, total: note(f"{what}: layer {done} of {total}") if done % max(1, total // 4) == 0 else None
+        yield lambda done, total: note(f"{what}: {unit} {done} of {total}") if done % max(1, total // 4) == 0 else None
         return
     from rich.console import Console
     from rich.progress import Progress

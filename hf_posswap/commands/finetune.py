@@ -1,0 +1,202 @@
+"""`hf-posswap finetune`: swap, calibrate, heal with Accelerate, and the control; runs under `accelerate launch` too."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hf_posswap.commands.console import SCHEME_HELP, JsonOption, note, parse_numbers, print_json, quiet_libraries
+from hf_posswap.commands.models import check_output
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+HEALING, TEXTS, MEASURING, RUN = "How to heal", "What to heal on", "Measuring", "The run"
+
+
+def finetune(
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="A folder, a Hub name, a GGUF file, or demo:gpt2, demo:bert, …")
+    ],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", metavar="DIR", help="Where the model, checkpoints and result go.")
+    ],
+    pos_scheme: Annotated[
+        str | None,
+        typer.Option("--pos-scheme", metavar="SCHEME", help=f"{SCHEME_HELP} Not needed for a swapped model."),
+    ] = None,
+    train_file: Annotated[
+        list[str] | None,
+        typer.Option("--train-file", metavar="FILE", help="A UTF-8 text; repeatable.", rich_help_panel=TEXTS),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A datasets dataset or folder, streamed.", rich_help_panel=TEXTS),
+    ] = None,
+    dataset_split: Annotated[str, typer.Option(help="Its split.", rich_help_panel=TEXTS)] = "train",
+    text_column: Annotated[str, typer.Option(help="Its column of texts.", rich_help_panel=TEXTS)] = "text",
+    tokens: Annotated[
+        int | None, typer.Option(help="Tokens to heal on; or give --steps.", rich_help_panel=TEXTS)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", rich_help_panel=TEXTS)] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(help="Tokens read at once. Default: the train length, at most 512.", rich_help_panel=TEXTS),
+    ] = None,
+    packing: Annotated[
+        bool | None,
+        typer.Option(help="Several documents in a window, masked from each other.", rich_help_panel=TEXTS),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows a process reads at once.", rich_help_panel=HEALING)] = 8,
+    accumulation: Annotated[int, typer.Option(help="Batches that make one step.", rich_help_panel=HEALING)] = 1,
+    objective: Annotated[
+        str | None,
+        typer.Option(metavar="lm|mlm|embedding", help="Default: what the head is for.", rich_help_panel=HEALING),
+    ] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill", help="Learn from the stock model's outputs.", rich_help_panel=HEALING)
+    ] = False,
+    distill_weight: Annotated[
+        float, typer.Option(help="Their weight; the rest is the objective's own loss.", rich_help_panel=HEALING)
+    ] = 1.0,
+    ramp: Annotated[
+        bool, typer.Option("--ramp", help="Fade the old mechanism out, the new one in.", rich_help_panel=HEALING)
+    ] = False,
+    ramp_share: Annotated[
+        float, typer.Option(help="Share of the steps that the fading takes.", rich_help_panel=HEALING)
+    ] = 0.5,
+    train: Annotated[
+        str, typer.Option(metavar="all|scheme", help="All weights, or the scheme's only.", rich_help_panel=HEALING)
+    ] = "all",
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(help="Train adapters of this rank, and the scheme, not the weights.", rich_help_panel=HEALING),
+    ] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Fit the scheme to the old weights first, if it can be.", rich_help_panel=HEALING)
+    ] = True,
+    learning_rate: Annotated[float, typer.Option(help="Peak, for the weights.", rich_help_panel=HEALING)] = 3e-4,
+    scheme_learning_rate: Annotated[
+        float, typer.Option(help="Peak, for the scheme's parameters.", rich_help_panel=HEALING)
+    ] = 1e-2,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.", rich_help_panel=HEALING)] = 0.01,
+    warmup: Annotated[
+        float, typer.Option(help="Share of the steps in which the rate rises.", rich_help_panel=HEALING)
+    ] = 0.05,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.", rich_help_panel=HEALING)] = 1.0,
+    precision: Annotated[
+        str, typer.Option(metavar="no|bf16", help="bf16: compute in bfloat16.", rich_help_panel=RUN)
+    ] = "no",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=RUN)
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of order, masks and dropout.", rich_help_panel=RUN)] = 0,
+    checkpoint_every: Annotated[
+        int, typer.Option(help="Steps between checkpoints; 0: none.", rich_help_panel=RUN)
+    ] = 200,
+    keep_checkpoints: Annotated[int, typer.Option(help="How many stay.", rich_help_panel=RUN)] = 2,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.", rich_help_panel=RUN)
+    ] = False,
+    log_with: Annotated[
+        str | None, typer.Option(metavar="TRACKER", help="tensorboard, wandb, …", rich_help_panel=RUN)
+    ] = None,
+    control: Annotated[
+        bool, typer.Option("--control", help="Heal the unswapped model in the same way.", rich_help_panel=MEASURING)
+    ] = False,
+    eval_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--eval-file", metavar="FILE", help="A text to measure on; repeatable.", rich_help_panel=MEASURING
+        ),
+    ] = None,
+    eval_lengths: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,…", help="Tokens to read at once then.", rich_help_panel=MEASURING),
+    ] = None,
+    eval_tokens: Annotated[
+        int, typer.Option(help="About how many tokens to read at each length.", rich_help_panel=MEASURING)
+    ] = 16384,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a folder that is not empty.", rich_help_panel=RUN)
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Swap a scheme in, calibrate it, and heal the model: a fine-tune with little text whose teacher may be stock."""
+    quiet_libraries()
+    from hf_posswap.commands.healing_progress import healing_progress
+    from hf_posswap.training.documents import from_dataset, from_files
+    from hf_posswap.training.experiment import Experiment, run_experiment
+    from hf_posswap.training.options import HealingError, HealingOptions
+
+    options = HealingOptions(
+        tokens=tokens,
+        steps=steps,
+        length=length,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        objective=objective,  # type: ignore[arg-type]
+        distill=distill_weight if distill else 0.0,
+        ramp=ramp_share if ramp else 0.0,
+        train=train,  # type: ignore[arg-type]
+        learning_rate=learning_rate,
+        scheme_learning_rate=scheme_learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        clip=clip,
+        precision=precision,  # type: ignore[arg-type]
+        gradient_checkpointing=gradient_checkpointing,
+        packing=packing,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+    )
+    if (dataset is None) == (not train_file):
+        raise HealingError("give the text to heal on: either --train-file FILE or --dataset NAME.")
+    check_output(output_dir, "float32", overwrite or resume)
+    documents, facts = from_files(train_file) if train_file else from_dataset(str(dataset), dataset_split, text_column)
+    measured, _ = from_files(eval_file or [])
+    experiment = Experiment(
+        model=model,
+        pos_scheme=pos_scheme,
+        documents=documents,
+        texts=facts,
+        options=options,
+        output_dir=output_dir,
+        calibrate=calibrate,
+        lora_rank=lora_rank,
+        control=control,
+        evaluation=tuple(map(str, measured)),
+        lengths=() if eval_lengths is None else tuple(parse_numbers(eval_lengths, "--eval-lengths")),
+        evaluation_tokens=eval_tokens,
+        resume=resume,
+        column=text_column,
+        log_with=log_with,
+    )
+    try:
+        with healing_progress() as observer:
+            result = run_experiment(experiment, observer)
+    except KeyboardInterrupt as error:
+        _note_way_on(output_dir)
+        raise typer.Exit(INTERRUPTED) from error
+    if observer.main:
+        _report(result, output_dir, as_json)
+
+
+def _note_way_on(output_dir: Path) -> None:
+    from hf_posswap.training.checkpoints import checkpoints_in
+
+    checkpoints = [path for folder in (output_dir, output_dir / "control") for path in checkpoints_in(folder)]
+    if checkpoints:
+        note(f"Interrupted. The same command with --resume goes on from {checkpoints[-1]}.")
+    else:
+        note("Interrupted before the first checkpoint; --checkpoint-every says how often one is written.")
+
+
+def _report(result: dict[str, Any], output_dir: Path, as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+        return
+    from hf_posswap.commands.healing_tables import print_result
+
+    print_result(result)
+    typer.echo(f"Saved to {output_dir}: the healed model, its tokenizer, checkpoints and healing.json.")

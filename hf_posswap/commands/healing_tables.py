@@ -1,0 +1,44 @@
+"""What a healing experiment found, as tables."""
+
+from typing import Any
+
+import typer
+
+from hf_posswap.commands.console import print_table
+
+MODELS = ("stock", "swapped", "calibrated", "healed", "control")
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print the losses of healing, and what was measured by length."""
+    rows = [
+        (name, f"{run['history'][0]['loss']:.4f}", f"{run['history'][-1]['loss']:.4f}", f"{run['tokens']:,}")
+        for name, run in (("healed", result["healing"]), ("control", result["control"]))
+        if run is not None and run["history"]
+    ]
+    print_table(
+        "Loss of healing (nats a token, or what the objective counts)",
+        ["model", "first step", "last step", "tokens"],
+        rows,
+        ["first step", "last step", "tokens"],
+    )
+    measured = [name for name in MODELS if name in result["evaluation"]]
+    if not measured:
+        return
+    lengths = [row["length"] for row in result["evaluation"][measured[0]]]
+    key, title = _quantity(result["evaluation"][measured[0]][0])
+    body = [(name, *(_cell(row[key]) for row in result["evaluation"][name])) for name in measured]
+    print_table(title, ["model", *map(str, lengths)], body, list(map(str, lengths)))
+    notes = {f"{name}: {row['note']}" for name in measured for row in result["evaluation"][name] if row["note"]}
+    for line in sorted(notes):
+        typer.echo(f"— {line}")
+
+
+def _quantity(row: dict[str, Any]) -> tuple[str, str]:
+    if "cosine" in row:
+        return "cosine", "Cosine to the stock model's embeddings, by length of the text"
+    return "loss", "Loss on the texts of --eval-file, in nats a token, by context length (the same target tokens)"
+
+
+def _cell(value: float | None) -> str:
+    return "—" if value is None else f"{value:.4f}"

@@ -1,0 +1,69 @@
+"""How far a model's text embeddings still agree with the stock model's."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_posswap.errors import PositionError
+
+
+@dataclass(frozen=True)
+class AgreementRow:
+    """Agreement at one length.
+
+    Attributes:
+        length: tokens of each text, special tokens included.
+        cosine: mean cosine of the two models' embeddings, or None if it could not be measured.
+        lowest: the smallest of them.
+        texts: number of texts.
+        note: why there is no cosine.
+    """
+
+    length: int
+    cosine: float | None
+    lowest: float | None
+    texts: int
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def embedding_agreement(
+    model: Any, stock: Any, texts: Sequence[Tensor], lengths: Sequence[int], first: Sequence[int], last: Sequence[int]
+) -> list[AgreementRow]:
+    """Return the mean cosine between mean-pooled embeddings of a model and of the stock model, by length.
+
+    Args:
+        model: an encoder without a head.
+        stock: the stock model to agree with.
+        texts: token ids, int64 (n,), without special tokens.
+        lengths: tokens read at once, special tokens included; windows do not overlap.
+        first: special tokens before each window.
+        last: special tokens after it.
+    """
+    rows = []
+    for length in sorted(lengths):
+        inner = length - len(first) - len(last)
+        windows = [part for text in texts for part in text.split(inner) if len(part) == inner]
+        if not windows:
+            rows.append(AgreementRow(length, None, None, 0, "the texts are shorter than this"))
+            continue
+        framed = [torch.tensor([[*first, *window.tolist(), *last]], device=model.device) for window in windows]
+        try:
+            cosines = [float(F.cosine_similarity(_embedding(model, ids), _embedding(stock, ids))) for ids in framed]
+        except PositionError as error:
+            rows.append(AgreementRow(length, None, None, 0, str(error)))
+            continue
+        rows.append(AgreementRow(length, sum(cosines) / len(cosines), min(cosines), len(cosines)))
+    return rows
+
+
+def _embedding(model: Any, ids: Tensor) -> Tensor:
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float().mean(1)

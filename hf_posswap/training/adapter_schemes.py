@@ -1,0 +1,281 @@
+"""peft on swapped models: every adapter carries the scheme it was trained with, and refuses a base with another one.
+
+Whatever peft injects into a swapped model (`get_peft_model`, `add_adapter`, `hf_posswap.training.adapters.add_lora`)
+trains the scheme's own parameters in full beside its own, as peft does with a new classifier, and saves them. On disk
+such an adapter is of a peft type of its own, "POSSWAP_LORA" for "LORA": peft without hf_posswap does not know it and
+fails. In memory its config is a subclass of peft's with a `pos_scheme` entry; all else stays peft's.
+
+`hf_posswap.training.peft_hooks` has peft use what is here.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, ClassVar
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from hf_posswap.architectures import architectures
+from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.checkpoint import config_from_entry, validate_entry
+from hf_posswap.errors import PosSwapError
+from hf_posswap.modules import SwappedAttention, SwappedBaseModel
+
+SCHEME = "pos_scheme"
+"""Name of the scheme's modules in a model, and of the scheme's entry in a config."""
+TYPE_PREFIX, CLASS_PREFIX = "POSSWAP_", "PosSwap"
+
+
+class AdapterError(PosSwapError):
+    """An adapter that does not fit the model's positional scheme, or cannot be made or loaded as asked."""
+
+
+class CarriesScheme:
+    """Mixin for a peft config: says which scheme the adapter was trained with.
+
+    mypy does not see the stock class that stands after a mixin; that is what the ignored errors here are about.
+    """
+
+    plain_class: ClassVar[type]
+    pos_scheme: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        validate_entry(self.pos_scheme)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values under the type that peft alone does not know."""
+        values = super().to_dict()  # type: ignore[misc]
+        return values | {"peft_type": carrying_type(values["peft_type"])}
+
+
+def carrying_type(peft_type: Any) -> str:
+    """Return the type that an adapter of a peft type bears on disk: "POSSWAP_LORA" for "LORA"."""
+    return TYPE_PREFIX + getattr(peft_type, "value", peft_type)
+
+
+@cache
+def carrying_class(plain: Any) -> Any:
+    """Return the subclass of a peft config class that carries a scheme, made once: `PosSwapLoraConfig` and the like."""
+    name = plain.__name__
+    made = dataclasses.make_dataclass(
+        CLASS_PREFIX + name,
+        [(SCHEME, dict[str, Any] | None, dataclasses.field(default=None))],
+        bases=(CarriesScheme, plain),
+        namespace={"plain_class": plain, "__doc__": f"`{name}` of an adapter that carries a positional scheme."},
+    )
+    made.__module__ = __name__
+    return made
+
+
+def carrying(config: Any, entry: dict[str, Any] | None) -> Any:
+    """Return a peft config that carries a scheme's entry, or that carries none.
+
+    A plain config becomes a carrying one in place, since people go on using theirs. One that was used with another
+    scheme before stays as it is, since that model goes on using it; its copy is returned.
+    """
+    present = getattr(config, SCHEME, None)
+    if present == entry:
+        return config
+    if present is not None:
+        config = copy.copy(config)
+        config.__class__ = config.plain_class
+        del config.pos_scheme
+    if entry is not None:
+        plain: Any = type(config)
+        config.__class__ = carrying_class(plain)
+        config.pos_scheme = copy.deepcopy(entry)
+    return config
+
+
+class CarriedModule(ModulesToSaveWrapper):
+    """Stands in the place of one of the scheme's modules: holds the base's own, frozen, and a copy for each adapter."""
+
+    original_module: Any
+    modules_to_save: Any
+
+    def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
+        """Return names of the adapter's parameters by their names on disk."""
+        if adapter_name not in self.modules_to_save:
+            return {}
+        own = self.modules_to_save[adapter_name].named_parameters()
+        return {name: f"modules_to_save.{adapter_name}.{name}" for name, _ in own}
+
+    def adapter_state_dict(self, adapter_name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the adapter's parameters by their names on disk."""
+        return {name: state_dict[inside] for name, inside in self.adapter_state_dict_load_map(adapter_name).items()}
+
+    def kept(self, merge: bool, adapter_names: list[str] | None) -> nn.Module:
+        """Return the module that stays when adapters go: the merged adapter's, or else the base's own.
+
+        Raises:
+            AdapterError: several adapters are merged, and each has its own.
+        """
+        merged = [name for name in adapter_names or self.active_adapters if name in self.modules_to_save]
+        if not merge or not merged:
+            return self.original_module
+        if len(merged) > 1:
+            raise AdapterError(
+                f"adapters {merged} cannot be merged together: each has its own values of the scheme's parameters. "
+                "Merge one: merge_and_unload(adapter_names=[name])."
+            )
+        return self.modules_to_save[merged[0]]
+
+
+class _TableInterface(RetiredTable):
+    """A `RetiredTable` for whoever asks, with no tensors of its own: the wrapper hands on those inside it."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+
+class CarriedTable(CarriedModule, _TableInterface):
+    """Stands in the place of a `RetiredTable`, and can do what that can. Its adapters share the table of the base."""
+
+    def update(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Give an adapter its mean row; its table is not saved, since it is the base's."""
+        super().update(adapter_name, *args, **kwargs)
+        self.modules_to_save[adapter_name].table = nn.Buffer(self.original_module.table, persistent=False)
+
+    def kept(self, merge: bool, adapter_names: list[str] | None) -> nn.Module:
+        """See `CarriedModule.kept`; the table of what stays is saved again."""
+        module: Any = super().kept(merge, adapter_names)
+        if module is self.original_module:
+            return module
+        whole = copy.deepcopy(self.original_module)
+        whole.weight = module.weight
+        return whole
+
+
+def entry_in(model: nn.Module) -> dict[str, Any] | None:
+    """Return the `pos_scheme` entry of the swapped model that a module is or contains; None if there is none."""
+    base: Any = next((module for module in model.modules() if isinstance(module, SwappedBaseModel)), None)
+    return None if base is None else base.config.pos_scheme
+
+
+def places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Yield (parent, name) of each module with parameters of the scheme, mean rows of retired tables included."""
+    for module in model.modules():
+        if not isinstance(module, SwappedBaseModel | SwappedAttention):
+            continue
+        if next(module.pos_scheme.parameters(), None) is not None:
+            yield module, SCHEME
+        if isinstance(module, SwappedAttention) or module.pos_scheme.brings_whole_table():
+            continue
+        if isinstance(module.architecture.position_table(module), RetiredTable):
+            path, _, name = str(module.architecture.table_path).rpartition(".")
+            yield module.get_submodule(path), name
+
+
+def carry(tuner: BaseTuner, model: nn.Module, adapter_name: str) -> None:
+    """Give an adapter its copies of the scheme's modules, as peft does with `modules_to_save`."""
+    for parent, name in list(places(model)):
+        module: Any = getattr(parent, name)
+        if isinstance(module, CarriedModule):
+            module.update(adapter_name)
+        else:
+            wrapper: Any = CarriedTable if isinstance(module, RetiredTable) else CarriedModule
+            module = wrapper(module, adapter_name)
+            module.set_adapter([])
+            setattr(parent, name, module)
+        if adapter_name in tuner.active_adapters:
+            module.set_adapter(adapter_name, inference_mode=tuner.peft_config[adapter_name].inference_mode)
+
+
+def release(model: nn.Module, merge: bool, adapter_names: list[str] | None) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Put what is kept in the place of each wrapper, and return the wrappers with their places.
+
+    Raises:
+        AdapterError: several adapters are to be merged. Nothing has changed.
+    """
+    found = [(parent, name, getattr(parent, name)) for parent, name in places(model)]
+    wrappers = [place for place in found if isinstance(place[2], CarriedModule)]
+    kept = [wrapper.kept(merge, adapter_names) for _, _, wrapper in wrappers]
+    for (parent, name, _), module in zip(wrappers, kept, strict=True):
+        setattr(parent, name, module)
+    return wrappers
+
+
+def exclude_scheme(config: Any, model: nn.Module) -> None:
+    """Keep adapter layers out of the scheme's modules, which are trained in full."""
+    names = [name for name, _ in model.named_modules() if SCHEME in name.split(".")[:-1]]
+    if not names or not hasattr(config, "exclude_modules"):
+        return
+    if isinstance(config.exclude_modules, str):
+        config.exclude_modules = rf"(?:{config.exclude_modules})|(?:.*\.)?{SCHEME}\..*"
+    else:
+        config.exclude_modules = {*(config.exclude_modules or ()), *names}
+
+
+def check_scheme(adapter: dict[str, Any] | None, model: nn.Module, source: str) -> None:
+    """Refuse a base model whose positional scheme is not the one an adapter was trained with.
+
+    Args:
+        adapter: the adapter's `pos_scheme` entry, or None for an adapter of a stock model.
+        model: the base model.
+        source: name of the adapter, for the message.
+
+    Raises:
+        AdapterError: names both schemes and the way out.
+        CheckpointError: the entry is malformed, or of a newer format.
+    """
+    base = entry_in(model)
+    load = f"hf_posswap.training.adapters.load_adapter({source!r}, base=model)"
+    if adapter is None and base is None:
+        return
+    if adapter is None:
+        raise AdapterError(
+            f"adapter {source!r} was trained on a stock model, whose scheme is {_native(model, base)}, but this base "
+            f"model is swapped to {_in_words(base)}. Load it on the stock model (hf_posswap.restore(model) gives that "
+            "back), or train one for the swapped model: hf_posswap.training.adapters.add_lora(model, rank)."
+        )
+    config_from_entry(adapter)
+    if base is None:
+        raise AdapterError(
+            f"adapter {source!r} was trained on a model swapped to {_in_words(adapter)}, but this base model has its "
+            f"stock scheme {_native(model, adapter)}. {load} swaps it and puts the adapter on."
+        )
+    if config_from_entry(adapter) != config_from_entry(base):
+        raise AdapterError(
+            f"adapter {source!r} was trained on a model swapped to {_in_words(adapter, base)}, but this base model is "
+            f"swapped to {_in_words(base, adapter)}. Load the base anew or call hf_posswap.restore(model); then "
+            f"{load} swaps it as the adapter says."
+        )
+
+
+def _in_words(entry: Any, other: Any = None) -> str:
+    """Return a scheme's name, and the options in which it differs from another scheme of that name."""
+    if other is None or other["name"] != entry["name"]:
+        return f"scheme {entry['name']!r}"
+    options, others = config_from_entry(entry).to_dict(), config_from_entry(other).to_dict()
+    differing = [f"{key}={value!r}" for key, value in options.items() if others[key] != value]
+    return f"scheme {entry['name']!r} with {', '.join(differing)}"
+
+
+def _native(model: Any, entry: Any) -> str:
+    """Return the name of a model's stock scheme; of an unsupported family, that of the swapped model at hand."""
+    model_type = str(getattr(getattr(model, "config", None), "model_type", "")).removeprefix("posswap_")
+    return repr(architectures.get(model_type).native if model_type in architectures.names() else entry["native"])
+
+
+def __getattr__(name: str) -> Any:
+    """Find the carrying config class of that name, for pickle."""
+    for plain in set(PEFT_TYPE_TO_CONFIG_MAPPING.values()):
+        if name == CLASS_PREFIX + plain.__name__:
+            return carrying_class(plain)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _register() -> None:
+    """Register a carrying type for each kind of adapter that is injected into layers."""
+    for peft_type, tuner in list(PEFT_TYPE_TO_TUNER_MAPPING.items()):
+        if isinstance(tuner, type) and issubclass(tuner, BaseTuner):
+            plain = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
+            PEFT_TYPE_TO_CONFIG_MAPPING[carrying_type(peft_type)] = carrying_class(plain)
+
+
+_register()

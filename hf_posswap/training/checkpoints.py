@@ -1,0 +1,206 @@
+"""Checkpoints of a healing run: whole or not there at all, safetensors and JSON only, never unpickled.
+
+A checkpoint holds weights, optimizer state and the history of losses. Learning rates, masked tokens, dropout and the
+order of the text follow from the options and the step, so they need no saving.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+from hf_posswap.training.options import HealingError
+
+PREFIX = "checkpoint-"
+WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+SEPARATOR = "/"
+"""Between a weight's name and the name of a moment of it, in the optimizer's file."""
+FORMAT_VERSION = 1
+
+
+class CheckpointError(HealingError):
+    """A checkpoint that cannot be written, is broken, or belongs to another run."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands.
+
+    Attributes:
+        step: optimizer steps done.
+        history: one row for each step.
+        run: what makes the run what it is: options, texts and model; only an equal run may go on from here.
+    """
+
+    step: int
+    history: list[dict[str, Any]]
+    run: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: Any, state: RunState, keep: int, writes: bool) -> None:
+    """Write `folder`/checkpoint-<step>, then remove older ones down to `keep`.
+
+    Every process calls this, since sharded weights are gathered from all of them; one writes.
+
+    Args:
+        folder: the run's output folder.
+        model: the model as Accelerate prepared it.
+        optimizer: the optimizer as Accelerate prepared it.
+        state: where the run stands.
+        keep: how many of the newest checkpoints stay.
+        writes: whether this process is the one that writes.
+
+    Raises:
+        CheckpointError: the files cannot be written; earlier checkpoints are as they were.
+    """
+    weights, optimizer_state = _gathered(model, optimizer)
+    if not writes:
+        return
+    final = folder / f"{PREFIX}{state.step:07d}"
+    temporary = folder / f".{final.name}.partial"
+    try:
+        for unfinished in folder.glob(f".{PREFIX}*.partial"):  # of a run that was killed while it wrote
+            shutil.rmtree(unfinished, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        moments = {
+            f"{name}{SEPARATOR}{key}": value
+            for name, entries in optimizer_state["state"].items()
+            for key, value in entries.items()
+        }
+        save_file(_storable(weights), temporary / WEIGHTS)
+        save_file(_storable(moments), temporary / OPTIMIZER)
+        content = {"format_version": FORMAT_VERSION, "step": state.step, "run": state.run, "history": state.history}
+        groups = {"param_groups": optimizer_state["param_groups"]}
+        (temporary / STATE).write_text(json.dumps(content | groups), encoding="utf-8")
+        temporary.replace(final)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write checkpoint {str(final)!r}: {error}. Earlier checkpoints are intact: make room, then go on "
+            "from the newest with --resume."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in checkpoints_in(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    found = (path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+    return sorted(path for path in found if path.name.removeprefix(PREFIX).isdigit())
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, run: Mapping[str, Any]) -> RunState:
+    """Put a checkpoint's weights and optimizer state into a prepared model and optimizer.
+
+    Raises:
+        CheckpointError: it is broken, or belongs to a run with other options, texts or model; nothing has changed.
+    """
+    try:
+        content = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state = RunState(content["step"], content["history"], content["run"])
+        _require_same_run(path, state.run, run)
+        weights: dict[str, Any] = dict(load_file(path / WEIGHTS))
+        optimizer_state = {"state": _unflattened(load_file(path / OPTIMIZER)), "param_groups": content["param_groups"]}
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(_broken_message(path, error)) from error
+    options = StateDictOptions(full_state_dict=True)
+    aliases = _aliases(get_model_state_dict(model))
+    _require_same_tensors(path, weights, aliases)
+    weights |= {name: weights[first] for name, first in aliases.items() if name not in weights}
+    set_model_state_dict(model, weights, options=options)
+    set_optimizer_state_dict(model, _inner(optimizer), optimizer_state, options=options)
+    return state
+
+
+def _broken_message(path: Path, error: Exception) -> str:
+    others = [other.name for other in checkpoints_in(path.parent) if other != path]
+    way_out = f"go on from {others[-1]}" if others else "start again without --resume"
+    return f"checkpoint {str(path)!r} is broken ({type(error).__name__}: {error}). Remove it and {way_out}."
+
+
+def _require_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    wanted = json.loads(json.dumps(now))
+    for key in sorted(set(saved) | set(wanted)):
+        before, after = saved.get(key), wanted.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            _require_same_run(path, before, after)
+        elif before != after:
+            raise CheckpointError(
+                f"checkpoint {str(path)!r} belongs to another run: {key} was {before!r} there and is {after!r} now. "
+                "Give what was given then, or start anew in another folder."
+            )
+
+
+def _require_same_tensors(path: Path, weights: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:
+    missing = sorted(name for name, first in aliases.items() if name not in weights and first not in weights)
+    unknown = sorted(set(weights) - set(aliases))
+    if missing or unknown:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} does not fit the model: missing {missing[:3]}, unknown {unknown[:3]}."
+        )
+
+
+def _gathered(model: nn.Module, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return whole weights and optimizer state on the CPU, however they are sharded."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    # Gathering copies a tied weight once for each of its names; the shards still show that it is one.
+    aliases = _aliases(get_model_state_dict(model))
+    weights = get_model_state_dict(model, options=options)
+    return (
+        {name: value for name, value in weights.items() if aliases.get(name) == name},
+        dict(get_optimizer_state_dict(model, _inner(optimizer), options=options)),
+    )
+
+
+def _unflattened(moments: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the optimizer's moments by the name of their weight."""
+    result: dict[str, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        name, _, moment = key.rpartition(SEPARATOR)
+        result.setdefault(name, {})[moment] = value
+    return result
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """Return torch's optimizer inside Accelerate's."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _aliases(tensors: Mapping[str, Any]) -> dict[str, str]:
+    """Return, for each name of a tensor, whole or sharded, the first name of it: safetensors stores a tensor once."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    result = {}
+    for name, value in tensors.items():
+        if isinstance(value, Tensor):
+            held = value.to_local() if isinstance(value, DTensor) else value
+            result[name] = first.setdefault((held.data_ptr(), tuple(value.shape)), name) if held.numel() else name
+    return result
+
+
+def tied_names(model: nn.Module) -> set[str]:
+    """Return the names in a model's state dict that only repeat a weight named before."""
+    return {name for name, first in _aliases(model.state_dict()).items() if name != first}
+
+
+def _storable(values: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors as safetensors takes them: contiguous, and tied ones once."""
+    aliases = _aliases(values)
+    return {name: values[name].contiguous() for name, first in aliases.items() if name == first}

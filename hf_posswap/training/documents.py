@@ -1,0 +1,59 @@
+"""Where documents come from: text files, or a `datasets` dataset, streamed."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hf_posswap.demo import resolve_texts
+from hf_posswap.training.options import HealingError
+from hf_posswap.training.texts import Documents
+
+
+def from_files(names: Sequence[str]) -> tuple[Documents, list[dict[str, Any]]]:
+    """Return the texts of files or `demo:` names, and what identifies them: name, length and SHA-256.
+
+    Raises:
+        SourceError: a file that is missing, empty or not UTF-8.
+    """
+    texts, facts = [], []
+    for source in (source for name in names for source in resolve_texts(name)):
+        text = source.read()
+        texts.append(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        facts.append({"name": source.name, "characters": len(text), "sha256": digest})
+    return texts, facts
+
+
+class _Stream:
+    """A streamed dataset that says which it is when it cannot be read."""
+
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset, self.name = dataset, name
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        try:
+            yield from self.dataset
+        except (OSError, ValueError) as error:
+            raise HealingError(f"cannot read dataset {self.name!r}: {error}") from error
+
+
+def from_dataset(name: str, split: str = "train", column: str = "text") -> tuple[Documents, list[dict[str, Any]]]:
+    """Return a dataset of the Hub or of a local folder, streamed, and what identifies it.
+
+    Raises:
+        HealingError: the package `datasets` is missing, or the dataset, split or column is.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise HealingError(
+            'the package datasets is not installed. Install it with pip install "hf_posswap[train]".'
+        ) from error
+    try:
+        dataset = datasets.load_dataset(name, split=split, streaming=True)
+        columns = dataset.column_names
+    except (OSError, ValueError) as error:
+        raise HealingError(f"cannot load split {split!r} of dataset {name!r}: {error}") from error
+    if columns is not None and column not in columns:
+        raise HealingError(f"dataset {name!r} has no column {column!r}. Its columns: {', '.join(columns)}.")
+    return _Stream(dataset, name), [{"dataset": name, "split": split, "column": column}]

@@ -1,0 +1,293 @@
+"""One healing experiment from end to end: stock, swapped, calibrated, healed, and the control; one result for all.
+
+What is measured is measured on texts that nothing learnt from.
+"""
+
+import copy
+import dataclasses
+import itertools
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.tracking import get_available_trackers
+
+from hf_posswap.architectures import architecture_of
+from hf_posswap.auto import CALIBRATION_LENGTH, auto_class
+from hf_posswap.auto_classes import auto_classes
+from hf_posswap.calibration import CalibrationReport, calibrate, calibration_refusal
+from hf_posswap.demo import load_config, load_model, load_tokenizer
+from hf_posswap.evaluation.agreement import embedding_agreement
+from hf_posswap.evaluation.environment import collect_environment
+from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.perplexity import perplexity_by_length
+from hf_posswap.reporting.files import OutputError, write_text
+from hf_posswap.schemes import parse_scheme
+from hf_posswap.swapping import is_swapped, restore, swap, train_length
+from hf_posswap.training.distribution import SHARDED, make_accelerator
+from hf_posswap.training.loop import HealingObserver, heal
+from hf_posswap.training.objectives import objective_for, objectives
+from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.teacher import plain_model, readable_length
+from hf_posswap.training.texts import Documents, Windows, special_tokens
+
+FORMAT_VERSION = 1
+RESULT_FILE = "healing.json"
+CONTROL_FOLDER = "control"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What to do.
+
+    Attributes:
+        model: name of the model, see `hf_posswap.demo.load_model`; stock, or swapped already.
+        pos_scheme: the scheme to swap in, as on the command line; None: the model is swapped already.
+        documents: texts to heal on.
+        texts: what identifies them, for the result and for resuming; JSON-ready.
+        options: how to heal.
+        output_dir: where the healed model, checkpoints and the result go; None: nothing is written.
+        calibrate: fit the scheme to the old weights before healing, on the first documents, if it has parameters.
+        calibration_tokens: tokens to read for that.
+        lora_rank: train low-rank adapters of this rank and the scheme's parameters, not the weights.
+        control: heal the stock model too, on the same tokens in the same order and schedule, with the objective's own
+            loss: a model that is its own teacher learns nothing.
+        evaluation: texts to measure on, none of them among the documents.
+        lengths: tokens to read at once when measuring; empty: the healing length.
+        evaluation_tokens: about how many tokens to read at each length.
+        resume: go on where an interrupted run stopped.
+        column: column of the documents with the texts, if they are mappings.
+        log_with: trackers of Accelerate, such as "tensorboard".
+    """
+
+    model: str
+    pos_scheme: str | None = None
+    documents: Documents = field(repr=False)
+    texts: list[dict[str, Any]]
+    options: HealingOptions
+    output_dir: Path | None = None
+    calibrate: bool = True
+    calibration_tokens: int = 8192
+    lora_rank: int | None = None
+    control: bool = False
+    evaluation: tuple[str, ...] = field(default=(), repr=False)
+    lengths: tuple[int, ...] = ()
+    evaluation_tokens: int = 16384
+    resume: bool = False
+    column: str = "text"
+    log_with: str | None = None
+
+
+class ExperimentObserver(HealingObserver):
+    """Hears, besides the steps, which stage is under way."""
+
+    def stage(self, name: str) -> None:
+        """Called when a stage begins."""
+
+
+def run_experiment(experiment: Experiment, observer: ExperimentObserver | None = None) -> dict[str, Any]:
+    """Carry out an experiment and return its result, JSON-ready.
+
+    The result has, for each of "stock", "swapped", "calibrated", "healed" and "control" that took place, `evaluation`
+    rows by length; the losses of healing and of the control, step by step; options, texts, versions and hardware.
+
+    Raises:
+        PosSwapError: a model, scheme, text or option that does not fit; see `heal`.
+    """
+    return _Conductor(experiment, observer or ExperimentObserver()).run()
+
+
+class _Conductor:
+    """Carries out one experiment."""
+
+    def __init__(self, experiment: Experiment, observer: ExperimentObserver) -> None:
+        self.experiment, self.observer = experiment, observer
+        self.scheme = None if experiment.pos_scheme is None else parse_scheme(experiment.pos_scheme)
+        self.accelerator = make_accelerator(experiment.options, **_tracking(experiment))
+        if experiment.log_with is not None:
+            self.accelerator.init_trackers("hf_posswap", experiment.options.to_dict())
+        self.tokenizer = load_tokenizer(experiment.model)
+        self.evaluation_ids = [self._tokens(text) for text in experiment.evaluation]
+        self._sharded = self.accelerator.distributed_type in SHARDED
+        if self._sharded and experiment.evaluation and (experiment.lora_rank or experiment.output_dir is None):
+            raise HealingError(
+                "a sharded model is measured as it was saved, whole: give an output folder, and leave out --lora-rank "
+                "or --eval-file."
+            )
+        self.stock: Any = None
+        self.evaluations: dict[str, list[dict[str, Any]]] = {}
+
+    def run(self) -> dict[str, Any]:
+        experiment = self.experiment
+        model = self._load()
+        self._check(model)
+        self._swap_and_measure(model)
+        entry = model.config.pos_scheme
+        calibration = self._calibrate(model)
+        report, model = self._heal(model, experiment.options, experiment.output_dir, "healed")
+        del model
+        control = None
+        if experiment.control:
+            folder = None if experiment.output_dir is None else experiment.output_dir / CONTROL_FOLDER
+            options = dataclasses.replace(experiment.options, distill=0.0, ramp=0.0)
+            control, _ = self._heal(self._load_stock(), options, folder, "control")
+        self.accelerator.end_training()
+        result = {
+            "format_version": FORMAT_VERSION,
+            "model": experiment.model,
+            "pos_scheme": entry,
+            "texts": experiment.texts,
+            "options": experiment.options.to_dict(),
+            "lora_rank": experiment.lora_rank,
+            "evaluation": self.evaluations,
+            "calibration": None if calibration is None else asdict(calibration),
+            "healing": report.to_dict(),
+            "control": None if control is None else control.to_dict(),
+            "processes": self.accelerator.num_processes,
+            "environment": collect_environment(),
+        }
+        if experiment.output_dir is not None and self.accelerator.is_main_process:
+            _write(experiment.output_dir / RESULT_FILE, json.dumps(result, indent=1, ensure_ascii=False))
+        return result
+
+    def _load(self) -> Any:
+        """Load the model, with the head its objective trains if one is named."""
+        self._stage("loading")
+        name, objective = self.experiment.model, self.experiment.options.objective
+        torch.manual_seed(self.experiment.options.seed)
+        if objective is None:
+            return load_model(name)
+        auto_name = objectives.get(objective).auto_class
+        config = load_config(name)
+        if auto_name not in auto_classes(architecture_of(config)):
+            raise HealingError(
+                f"objective {objective!r} does not fit {name!r}: a {config.model_type} has no {auto_name}. Leave "
+                "--objective out, and the model's own head decides."
+            )
+        return load_model(name, auto_class=auto_class(auto_name), config=config)
+
+    def _check(self, model: Any) -> None:
+        """Refuse, before anything long begins, what cannot be healed or controlled."""
+        experiment = self.experiment
+        if self.scheme is None and not is_swapped(model):
+            raise HealingError(
+                f"model {experiment.model!r} is stock: name the scheme to swap in with --pos-scheme, or give a swapped "
+                "model."
+            )
+        objective = objective_for(model, experiment.options.objective)
+        if experiment.control and objective.name == "embedding" and experiment.options.distill > 0:
+            raise HealingError(
+                "a control says nothing for objective 'embedding' with distill: the stock model is its own teacher, "
+                "and its cosine to itself is 1. Leave out --control."
+            )
+
+    def _load_stock(self) -> Any:
+        model = self._load()
+        return restore(model) if is_swapped(model) else model
+
+    def _swap_and_measure(self, model: Any) -> None:
+        """Swap the loaded model, measuring it before and after."""
+        if self.evaluation_ids:
+            stock = copy.deepcopy(model)
+            self.stock = (restore(stock) if is_swapped(stock) else stock).to(self.accelerator.device).eval()
+            self._measure("stock", self.stock)
+        if self.scheme is not None:
+            swap(model, self.scheme, replace=True)
+        self._measure("swapped", model)
+
+    def _calibrate(self, model: Any) -> CalibrationReport | None:
+        experiment = self.experiment
+        # A model that came swapped may be healed already, past its start; its weights are no longer stock.
+        if not experiment.calibrate or self.scheme is None or calibration_refusal(model) is not None:
+            return None
+        self._stage("calibrating")
+        length = min(CALIBRATION_LENGTH, train_length(model))
+        windows = Windows(experiment.documents, self.tokenizer, length, packing=True, column=experiment.column)
+        count = max(1, experiment.calibration_tokens // length)
+        report = calibrate(model.to(self.accelerator.device), itertools.islice(windows.whole(), count))
+        self._measure("calibrated", model)
+        return report
+
+    def _heal(self, model: Any, options: HealingOptions, folder: Path | None, name: str) -> tuple[Any, Any]:
+        experiment = self.experiment
+        self._stage("healing" if name == "healed" else "healing the control")
+        if experiment.lora_rank is not None:
+            from hf_posswap.training.adapters import add_lora
+
+            model = add_lora(model, experiment.lora_rank)
+        report = heal(
+            model,
+            experiment.documents,
+            self.tokenizer,
+            options,
+            output_dir=folder,
+            resume=experiment.resume,
+            run={"model": experiment.model, "pos_scheme": experiment.pos_scheme, "texts": experiment.texts},
+            column=experiment.column,
+            accelerator=self.accelerator,
+            observer=self.observer,
+        )
+        self.accelerator.free_memory()  # or else the optimizer stays while the control is healed
+        self._measure(name, self._whole(model, folder))
+        return report, model
+
+    def _whole(self, model: Any, folder: Path | None) -> Any:
+        """Return a healed model that one process can run alone: a sharded one is loaded as it was saved."""
+        if self._sharded and self.evaluation_ids and self.accelerator.is_main_process:
+            return load_model(str(folder))
+        return model
+
+    def _measure(self, name: str, model: Any) -> None:
+        """Measure a model by length on the evaluation texts, in the main process."""
+        if not self.evaluation_ids or not self.accelerator.is_main_process:
+            return
+        self._stage(f"measuring the {name} model")
+        experiment = self.experiment
+        lengths = experiment.lengths or (experiment.options.length or readable_length(self.stock),)
+        model = plain_model(model).to(self.accelerator.device)
+        objective = objective_for(self.stock, experiment.options.objective).name
+        if objective == "lm":
+            rows = perplexity_by_length(
+                model, self.evaluation_ids, lengths, "same-targets", budget=experiment.evaluation_tokens
+            )
+            self.evaluations[name] = [asdict(row) for row in rows]
+        elif objective == "embedding":
+            agreement = embedding_agreement(
+                model.eval(), self.stock, self.evaluation_ids, lengths, *special_tokens(self.tokenizer)
+            )
+            self.evaluations[name] = [row.to_dict() for row in agreement]
+        else:
+            raise EvaluationError(f"objective {objective!r} is not measured by length; leave out --eval-file.")
+
+    def _tokens(self, text: str) -> torch.Tensor:
+        ids = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return torch.tensor(ids)
+
+    def _stage(self, name: str) -> None:
+        if self.accelerator.is_main_process:
+            self.observer.stage(name)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {str(path)!r}: {error}. The healed model beside it is whole: make room, then run again with "
+            "--resume."
+        ) from error
+
+
+def _tracking(experiment: Experiment) -> dict[str, Any]:
+    if experiment.log_with is None:
+        return {}
+    installed = [str(tracker.value) for tracker in get_available_trackers()]
+    if experiment.log_with not in installed:
+        raise HealingError(
+            f"cannot log with {experiment.log_with!r}. Trackers that are installed here: "
+            f"{', '.join(installed) or 'none'}. Take one of them, or install its package."
+        )
+    folder = experiment.output_dir or Path()
+    return {"log_with": experiment.log_with, "project_dir": str(folder / "logs")}

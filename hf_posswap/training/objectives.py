@@ -1,0 +1,271 @@
+"""What a healed model is asked for: the next token, a masked token, or a text's embedding; and what its teacher says.
+
+Each objective gives sums over tokens or texts and their count, so that the mean over several batches and processes is
+that over all of their tokens.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hf_posswap.architectures import architecture_of
+from hf_posswap.registry import Registry
+from hf_posswap.training.options import HealingError
+from hf_posswap.training.texts import Window, collate
+
+IGNORED = -100
+"""Label of a token that is not scored, as in transformers."""
+MASKED_SHARE = 0.15
+TEMPERATURE = 0.05
+
+Inputs = dict[str, Tensor]
+
+
+class Objective(ABC):
+    """One objective.
+
+    Args:
+        distill: weight in [0, 1] of the teacher's outputs as the target.
+        readable: longest text the teacher can read.
+        tokenizer: the model's tokenizer.
+    """
+
+    name: ClassVar[str]
+    auto_class: ClassVar[str]
+    """The Auto class that loads a model for this objective."""
+
+    def __init__(self, distill: float, readable: int, tokenizer: Any) -> None:
+        self.distill, self.readable, self.tokenizer = distill, readable, tokenizer
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.pad_token_id = 0 if pad is None else pad
+
+    @classmethod
+    @abstractmethod
+    def suits(cls, model: Any) -> bool:
+        """Return whether a model has the head this objective trains."""
+
+    def batch(self, windows: list[Window], generator: torch.Generator) -> Inputs:
+        """Return the model's inputs (B, L), and `labels` if the objective has them."""
+        return collate(windows, self.pad_token_id)
+
+    @abstractmethod
+    def count(self, batch: Inputs) -> int:
+        """Return how many tokens or texts a batch scores."""
+
+    @abstractmethod
+    def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
+        """Return the sum of the losses that `count` counts, a float32 scalar."""
+
+    def check_length(self, length: int) -> None:
+        """Refuse a length at which the teacher has nothing to say; raise `HealingError`."""
+        return
+
+    @staticmethod
+    def freeze_idle(model: Any) -> None:
+        """Freeze weights that the loss does not reach; processes wait for each other's gradient of the rest."""
+        return
+
+
+objectives: Registry[type[Objective]] = Registry("objective")
+
+
+def register_objective(objective: type[Objective]) -> type[Objective]:
+    """Class decorator that adds an objective to the registry under its `name`."""
+    return objectives.register(objective)
+
+
+def objective_for(model: Any, name: str | None) -> type[Objective]:
+    """Return the objective called `name`, or the one that the model's head is for.
+
+    Raises:
+        HealingError: the model has no head for it; says which class to load.
+    """
+    if name is None:
+        return next(objective for objective in objectives if objective.suits(model))
+    objective = objectives.get(name)
+    if not objective.suits(model):
+        fitting = next(other for other in objectives if other.suits(model))
+        raise HealingError(
+            f"objective {name!r} does not fit {type(model).__name__}. Load the model with "
+            f"hf_posswap.{objective.auto_class}, or take objective {fitting.name!r}, which fits."
+        )
+    return objective
+
+
+def _has_token_head(model: Any) -> bool:
+    return model.get_output_embeddings() is not None
+
+
+def _labelled(model: Any, batch: Inputs) -> tuple[Inputs, Tensor]:
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    return inputs, batch["labels"]
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return KL(teacher ‖ student) of logits (…, V), in nats, (…)."""
+    log_student, log_teacher = F.log_softmax(student.float(), dim=-1), F.log_softmax(teacher.float(), dim=-1)
+    return F.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(-1)
+
+
+@register_objective
+class LanguageModelling(Objective):
+    """−ln p of the next token; the teacher's distribution over it where the teacher can read."""
+
+    name = "lm"
+    auto_class = "AutoModelForCausalLM"
+
+    @classmethod
+    def suits(cls, model: Any) -> bool:
+        return _has_token_head(model) and architecture_of(model.config).is_causal(model.config)
+
+    def batch(self, windows: list[Window], generator: torch.Generator) -> Inputs:
+        """`labels` are shifted: at each token the next one, unless that begins another document."""
+        inputs = super().batch(windows, generator)
+        ids = inputs["input_ids"]
+        labels = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
+        if "attention_mask" in inputs:
+            labels = labels.masked_fill(F.pad(inputs["attention_mask"][:, 1:], (0, 1)) == 0, IGNORED)
+        if "position_ids" in inputs:
+            labels = labels.masked_fill(F.pad(inputs["position_ids"][:, 1:], (0, 1)) == 0, IGNORED)
+        return inputs | {"labels": labels}
+
+    def count(self, batch: Inputs) -> int:
+        return int((batch["labels"] != IGNORED).sum())
+
+    def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
+        """Beyond what the teacher can read, the objective's own loss stands alone."""
+        inputs, labels = _labelled(model, batch)
+        logits = model(**inputs, use_cache=False).logits
+        scored = labels != IGNORED
+        weight = torch.zeros_like(labels, dtype=torch.float32)
+        if teacher is not None:
+            weight[:, : self.readable] = self.distill
+        losses = logits.new_zeros(labels.shape, dtype=torch.float32)
+        if bool((weight[scored] < 1).any()):
+            flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+            losses = losses + (1 - weight) * flat.view_as(losses)
+        if teacher is not None:
+            readable = {name: value[:, : self.readable] for name, value in inputs.items()}
+            with torch.no_grad():
+                target = teacher(**readable, use_cache=False).logits
+            kl = divergence(logits[:, : self.readable], target)
+            losses = losses + weight * F.pad(kl, (0, losses.shape[1] - kl.shape[1]))
+        return losses[scored].sum()
+
+
+@register_objective
+class MaskedLanguageModelling(Objective):
+    """−ln p of masked tokens (BERT: 15% of them; of these 80% masked, 10% replaced, 10% kept), or the teacher's."""
+
+    name = "mlm"
+    auto_class = "AutoModelForMaskedLM"
+
+    @classmethod
+    def suits(cls, model: Any) -> bool:
+        return _has_token_head(model) and not architecture_of(model.config).is_causal(model.config)
+
+    def batch(self, windows: list[Window], generator: torch.Generator) -> Inputs:
+        inputs = super().batch(windows, generator)
+        ids = inputs["input_ids"]
+        mask_id = self.tokenizer.mask_token_id
+        if mask_id is None:
+            raise HealingError("objective 'mlm' needs a tokenizer with a mask token; this one has none.")
+        special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
+        chosen = (torch.rand(ids.shape, generator=generator) < MASKED_SHARE) & ~special
+        chance = torch.rand(ids.shape, generator=generator)
+        other = torch.randint(len(self.tokenizer), ids.shape, generator=generator)
+        hidden = torch.where(chance < 0.8, mask_id, torch.where(chance < 0.9, other, ids))
+        labels = ids.masked_fill(~chosen, IGNORED)
+        return inputs | {"input_ids": torch.where(chosen, hidden, ids), "labels": labels}
+
+    def count(self, batch: Inputs) -> int:
+        return int((batch["labels"] != IGNORED).sum())
+
+    def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
+        inputs, labels = _labelled(model, batch)
+        chosen = labels != IGNORED
+        logits = model(**inputs).logits[chosen]
+        total = logits.new_zeros((), dtype=torch.float32)
+        if self.distill < 1:
+            own = F.cross_entropy(logits.float(), labels[chosen], reduction="sum")
+            total = total + (1 - self.distill) * own
+        if teacher is not None:
+            with torch.no_grad():
+                target = teacher(**inputs).logits[chosen]
+            total = total + self.distill * divergence(logits, target).sum()
+        return total
+
+    def check_length(self, length: int) -> None:
+        _require_readable(self, length)
+
+
+@register_objective
+class Embedding(Objective):
+    """The direction of a text's embedding, the mean of its last hidden states.
+
+    Alone: two halves of one text are to lie closer than halves of other texts in the batch (independent cropping,
+    Izacard et al., 2112.09118, with an in-batch softmax at temperature 0.05). With the teacher: 1 − cosine to the stock
+    model's embedding, plus the mean of 1 − cosine over the text's tokens.
+    """
+
+    name = "embedding"
+    auto_class = "AutoModel"
+
+    @classmethod
+    def suits(cls, model: Any) -> bool:
+        return not _has_token_head(model)
+
+    @staticmethod
+    def freeze_idle(model: Any) -> None:
+        """The pooler transforms the first token's hidden state; a text's embedding is the mean over all tokens."""
+        for name, weight in model.named_parameters():
+            if "pooler" in name.split("."):
+                weight.requires_grad_(False)
+
+    def count(self, batch: Inputs) -> int:
+        return batch["input_ids"].shape[0]
+
+    def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        hidden = model(**batch).last_hidden_state.float()
+        total = hidden.new_zeros(())
+        if self.distill < 1:
+            total = total + (1 - self.distill) * _contrast(hidden, mask)
+        if teacher is not None:
+            with torch.no_grad():
+                target = teacher(**batch).last_hidden_state.float()
+            texts = 1 - F.cosine_similarity(pooled(hidden, mask), pooled(target, mask), dim=-1)
+            tokens = (1 - F.cosine_similarity(hidden, target, dim=-1)) * mask
+            total = total + self.distill * (texts + tokens.sum(1) / mask.sum(1)).sum()
+        return total
+
+    def check_length(self, length: int) -> None:
+        _require_readable(self, length)
+
+
+def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean (B, D) of hidden states (B, L, D) where the mask (B, L) is 1."""
+    kept = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def _contrast(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Sum over texts of −ln softmax of each left half's cosine to its own right half among all right halves."""
+    if hidden.shape[0] < 2:
+        raise HealingError("objective 'embedding' without distill contrasts texts: batch_size must be at least 2.")
+    left = (mask.cumsum(1) * 2 <= mask.sum(1, keepdim=True)) & (mask == 1)
+    right = ~left & (mask == 1)
+    halves = [F.normalize(pooled(hidden, half), dim=-1) for half in (left, right)]
+    scores = halves[0] @ halves[1].t() / TEMPERATURE
+    return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction="sum")
+
+
+def _require_readable(objective: Objective, length: int) -> None:
+    if objective.distill > 0 and length > objective.readable:
+        raise HealingError(
+            f"the stock model reads {objective.readable} tokens, so it cannot teach objective {objective.name!r} at "
+            f"length {length}. Give a length of at most {objective.readable}, or distill=0."
+        )

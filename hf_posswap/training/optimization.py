@@ -1,0 +1,75 @@
+"""The optimizer and its learning rates."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.training.options import HealingError, HealingOptions
+
+
+def scheme_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a swapped model's own parameters by name: its scheme's, and the mean row left of a position table."""
+    retired = [name for name, module in model.named_modules() if isinstance(module, RetiredTable)]
+    return {
+        name: weight
+        for name, weight in model.named_parameters()
+        if "pos_scheme" in name.split(".") or name.rpartition(".")[0] in retired
+    }
+
+
+def choose_trained(model: nn.Module, options: HealingOptions) -> None:
+    """Let only the parameters learn that the options say, in place. Adapters have chosen for themselves.
+
+    Raises:
+        HealingError: the scheme has no parameters to train.
+    """
+    if options.train != "scheme":
+        return
+    own = scheme_parameters(model)
+    if not own:
+        raise HealingError(
+            "train='scheme' has nothing to train: the scheme has no parameters with these options. Take train='all' "
+            "or a scheme with parameters, such as alibi:trainable=true, t5 or relative_bias."
+        )
+    model.requires_grad_(False)
+    for weight in own.values():
+        weight.requires_grad_(True)
+
+
+def parameter_groups(model: nn.Module, options: HealingOptions) -> list[dict[str, Any]]:
+    """Return optimizer groups: the scheme's parameters, matrices, and the rest; each with its peak learning rate."""
+    own = {id(weight) for weight in scheme_parameters(model).values()}
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    scheme = [weight for weight in learning if id(weight) in own]
+    matrices = [weight for weight in learning if id(weight) not in own and weight.dim() >= 2]
+    vectors = [weight for weight in learning if id(weight) not in own and weight.dim() < 2]
+    rate = options.learning_rate
+    groups = [
+        {"params": scheme, "peak": options.scheme_learning_rate, "weight_decay": 0.0},
+        {"params": matrices, "peak": rate, "weight_decay": options.weight_decay},
+        {"params": vectors, "peak": rate, "weight_decay": 0.0},
+    ]
+    return [group | {"lr": group["peak"]} for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, options: HealingOptions) -> torch.optim.Optimizer:
+    """Return AdamW with β = (0.9, 0.95) over what learns."""
+    return torch.optim.AdamW(parameter_groups(model, options), betas=(0.9, 0.95))
+
+
+def rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Return the share of the peak learning rate at a step (from 0): a linear rise, then a cosine down to 0."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    done = (step - rising) / max(1, steps - rising)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_learning_rate(optimizer: Any, factor: float) -> None:
+    """Set each group's learning rate to a share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor

@@ -1,0 +1,155 @@
+"""What peft does differently on swapped models, once this module has been imported.
+
+`import hf_posswap` has it imported as soon as peft is. A few methods, through which all adapters come and go, first
+look at the model's scheme; on stock models with stock adapters they do what they did.
+"""
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import peft
+from peft.config import PeftConfigMixin
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import constants
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.integrations.peft import PeftAdapterMixin
+from transformers.utils import find_adapter_config_file
+
+from hf_posswap.architectures import architectures
+from hf_posswap.errors import PosSwapError
+
+# As a module, since it may be just importing peft, and so this one, when this is read.
+from hf_posswap.training import adapter_schemes as schemes
+
+SOURCE = "_posswap_source"
+"""Where a config keeps what it was loaded from; a new config has none."""
+SOURCE_ARGUMENTS = ("subfolder", "revision")
+DOWNLOAD_ARGUMENTS = (*SOURCE_ARGUMENTS, "cache_dir", "force_download", "local_files_only", "token")
+
+
+def _injecting(stock: Callable[..., None]) -> Callable[..., None]:
+    """Wrap the method through which an adapter, new or loaded, enters a model, whatever door of peft it came by."""
+
+    @wraps(stock)
+    def inject_adapter(self: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        config, entry = self.peft_config[adapter_name], schemes.entry_in(model)
+        source = vars(config).get(SOURCE)
+        if source is None:
+            config = self.peft_config[adapter_name] = schemes.carrying(config, entry)
+        else:
+            try:
+                schemes.check_scheme(getattr(config, schemes.SCHEME, None), model, source[0])
+            except PosSwapError:
+                del self.peft_config[adapter_name]
+                raise
+        if entry is not None:
+            schemes.exclude_scheme(config, model)
+        stock(self, model, adapter_name, *args, **kwargs)
+        if entry is not None:
+            schemes.carry(self, model, adapter_name)
+
+    return inject_adapter
+
+
+def _unloading(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the method that takes adapters off: it moves weights and biases as only layers have them."""
+
+    @wraps(stock)
+    def unload(self: Any, merge: bool = True, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Any:
+        wrappers = schemes.release(self.model, merge, adapter_names)
+        try:
+            return stock(self, merge, *args, adapter_names=adapter_names, **kwargs)
+        except BaseException:
+            for parent, name, wrapper in wrappers:
+                setattr(parent, name, wrapper)
+            raise
+
+    return unload
+
+
+def _remembering(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the loading of a config: what is loaded has to fit the model, what is new takes the model's scheme."""
+
+    @wraps(stock)
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        config = stock(cls, pretrained_model_name_or_path, *args, **kwargs)
+        subfolder = args[0] if args else kwargs.get("subfolder")
+        vars(config)[SOURCE] = _source(pretrained_model_name_or_path, kwargs | {"subfolder": subfolder})
+        return config
+
+    return from_pretrained
+
+
+def _reloading(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the loading of weights: into an adapter that is there already, peft loads without reading the config."""
+
+    @wraps(stock)
+    def load_adapter(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        present = self.peft_config.get(adapter_name)
+        if present is not None and vars(present).get(SOURCE) != _source(model_id, kwargs):
+            download = {key: kwargs[key] for key in DOWNLOAD_ARGUMENTS if kwargs.get(key) is not None}
+            file = find_adapter_config_file(str(model_id), **download)
+            if file is not None:
+                values = json.loads(Path(file).read_text(encoding="utf-8"))
+                schemes.check_scheme(values.get(schemes.SCHEME), self, str(model_id))
+        return stock(self, model_id, adapter_name, *args, **kwargs)
+
+    return load_adapter
+
+
+def _source(name: Any, arguments: dict[str, Any]) -> tuple[Any, ...]:
+    return (str(name), *(arguments.get(key) for key in SOURCE_ARGUMENTS))
+
+
+def _finding(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap the `load_adapter` of transformers, which in older versions misses the modules that adapters replace."""
+
+    @wraps(stock)
+    def load_adapter(self: Any, peft_model_id: Any = None, adapter_name: Any = None, *args: Any, **kwargs: Any) -> Any:
+        renamings = _renamings(self, adapter_name or "default")
+        if renamings:
+            given = kwargs.get("weight_mapping") or getattr(kwargs.get("load_config"), "weight_mapping", None)
+            kwargs["weight_mapping"] = [*(given or get_model_conversion_mapping(self)), *renamings]
+        return stock(self, peft_model_id, adapter_name, *args, **kwargs)
+
+    return load_adapter
+
+
+def _renamings(model: nn.Module, adapter_name: str) -> list[WeightRenaming]:
+    """Return how the scheme's parameters on disk are named in a model with the adapter."""
+    names = {module: name for name, module in model.named_modules()}
+    found = []
+    for parent, name in schemes.places(model):
+        place = f"{names[parent]}.{name}".removeprefix(".")
+        module: Any = getattr(parent, name)
+        own = module.original_module if isinstance(module, schemes.CarriedModule) else module
+        for tensor, _ in own.named_parameters():
+            found.append(WeightRenaming(f"{place}.{tensor}", f"{place}.modules_to_save.{adapter_name}.{tensor}"))
+    return found
+
+
+def _replace(owner: type, name: str, wrap: Callable[..., Any]) -> None:
+    stock = vars(owner)[name]
+    setattr(owner, name, classmethod(wrap(stock.__func__)) if isinstance(stock, classmethod) else wrap(stock))
+
+
+def _teach_default_targets() -> None:
+    """Let peft adapt the same layers of a swapped model as of the stock one when none are named."""
+    for name, mapping in vars(constants).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_"):
+            for architecture in architectures.names():
+                if architecture in mapping:
+                    mapping.setdefault(f"posswap_{architecture}", mapping[architecture])
+
+
+_teach_default_targets()
+_replace(BaseTuner, "inject_adapter", _injecting)
+_replace(BaseTuner, "_unload_and_optionally_merge", _unloading)
+_replace(PeftConfigMixin, "from_pretrained", _remembering)
+_replace(peft.PeftModel, "load_adapter", _reloading)
+_replace(PeftAdapterMixin, "load_adapter", _finding)

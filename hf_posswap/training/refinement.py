@@ -1,0 +1,66 @@
+"""The second stage of calibration: gradient steps on the scheme's own parameters against the stock model's outputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+from hf_posswap.auto import CALIBRATION_LENGTH
+from hf_posswap.swapping import train_length
+from hf_posswap.training.loop import HealingObserver, HealingReport, heal
+from hf_posswap.training.options import HealingOptions
+from hf_posswap.training.texts import Documents
+
+LEARNING_RATE = 0.05
+
+
+class _Progress(HealingObserver):
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self.report, self.steps = report, 0
+
+    def started(self, steps: int, done: int) -> None:
+        self.steps = steps
+
+    def step(self, row: dict[str, Any]) -> None:
+        self.report(row["step"], self.steps)
+
+
+def refine(
+    model: Any,
+    documents: Documents,
+    tokenizer: Any,
+    tokens: int,
+    *,
+    batch_size: int = 4,
+    learning_rate: float = LEARNING_RATE,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> HealingReport:
+    """Train a swapped model's scheme alone, its weights frozen, until its outputs come close to the stock model's.
+
+    Args:
+        model: a swapped model, best calibrated; changed in place.
+        documents: texts; no labels are needed.
+        tokenizer: the model's tokenizer.
+        tokens: how many to read.
+        batch_size: windows of a step.
+        learning_rate: peak; biases are of the order of 1, so it is larger than for weights.
+        seed: of the order of the windows.
+        progress: called with (steps done, steps).
+
+    Returns:
+        The divergence from the stock model in nats a token, step by step.
+
+    Raises:
+        HealingError: the scheme has no parameters, or the text is too short; see `heal`.
+    """
+    options = HealingOptions(
+        tokens=tokens,
+        length=min(CALIBRATION_LENGTH, train_length(model)),
+        batch_size=batch_size,
+        distill=1.0,
+        train="scheme",
+        scheme_learning_rate=learning_rate,
+        checkpoint_every=0,
+        seed=seed,
+    )
+    observer = None if progress is None else _Progress(progress)
+    return heal(model, documents, tokenizer, options, observer=observer)

@@ -1,0 +1,233 @@
+"""From documents to windows of tokens, in an order that the seed alone decides, one document in memory at a time."""
+
+import random
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_posswap.training.options import HealingError
+
+Documents = Iterable[str | Mapping[str, Any]]
+"""Texts, or mappings with a column of texts; read anew in each pass."""
+SHUFFLED_TOKENS = 2**22
+"""Tokens of the windows that wait to be drawn at random: a larger text is shuffled locally, never held whole."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens read at once.
+
+    Attributes:
+        ids: token ids.
+        positions: the position of each token in its document, counted from the window's start.
+    """
+
+    ids: list[int]
+    positions: list[int]
+
+
+class Windows:
+    """An endless stream of windows: the documents pass by pass, each pass in another order.
+
+    Args:
+        documents: texts, or mappings with a column of texts (such as a `datasets` dataset, streaming or not). They are
+            read anew in each pass, so this must be no iterator that ends.
+        tokenizer: a transformers tokenizer.
+        length: tokens of a window.
+        packing: fill windows with several documents, an end-of-text token between them. Otherwise each document is cut
+            into windows, between the tokenizer's special tokens if it has such, and its last window may be shorter.
+        seed: of the order.
+        column: the column with the texts.
+
+    Raises (on iteration):
+        HealingError: no documents, empty ones only, or less text than one window.
+    """
+
+    def __init__(
+        self,
+        documents: Documents,
+        tokenizer: Any,
+        length: int,
+        packing: bool,
+        seed: int = 0,
+        column: str = "text",
+    ) -> None:
+        if isinstance(documents, Iterator):
+            raise HealingError(
+                "the documents are an iterator that ends after one pass. Give a list, a datasets dataset, or any "
+                "object whose __iter__ starts anew."
+            )
+        if isinstance(documents, str):
+            documents = [documents]
+        self.documents, self.tokenizer, self.length, self.packing = documents, tokenizer, length, packing
+        self.seed, self.column = seed, column
+
+    def __iter__(self) -> Iterator[Window]:
+        passes = 0
+        while True:
+            windows = self._packed() if self.packing else self._cut()
+            empty = True
+            chance = random.Random(f"{self.seed}/{passes}")
+            for window in _shuffled(windows, chance, max(1, SHUFFLED_TOKENS // self.length)):
+                empty = False
+                yield window
+            if empty:
+                raise self._too_short()
+            passes += 1
+
+    def whole(self) -> Iterator[Tensor]:
+        """Yield full windows of one document each, int64 (1, length), in the order of one pass."""
+        found = False
+        for window in self._packed() if self.packing else self._cut():
+            if len(window.ids) == self.length and window.positions[-1] == self.length - 1:
+                found = True
+                yield torch.tensor([window.ids])
+        if not found:
+            raise self._too_short()
+
+    def _texts(self) -> Iterator[str]:
+        for document in self.documents:
+            if isinstance(document, str):
+                yield document
+                continue
+            if self.column not in document:
+                raise HealingError(
+                    f"the documents have no column {self.column!r}. Their columns: {', '.join(map(str, document))}."
+                )
+            text = document[self.column]
+            if not isinstance(text, str):
+                raise HealingError(
+                    f"column {self.column!r} of the documents holds a {type(text).__name__}, {text!r:.40}, where a "
+                    "text should be. Give a column of texts, and leave rows without one out."
+                )
+            yield text
+
+    def _tokens(self) -> Iterator[list[int]]:
+        for text in self._texts():
+            ids = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+            if ids:
+                yield ids
+
+    def _packed(self) -> Iterator[Window]:
+        """Windows of full length; what is left over at the end of a pass is not read."""
+        end = self.tokenizer.eos_token_id
+        ids: list[int] = []
+        positions: list[int] = []
+        for document in self._tokens():
+            document = document if end is None else [*document, end]
+            start = 0
+            while start < len(document):
+                taken = document[start : start + self.length - len(ids)]
+                ids += taken
+                positions += range(len(taken))
+                start += len(taken)
+                if len(ids) == self.length:
+                    yield Window(ids, positions)
+                    ids, positions = [], []
+
+    def _cut(self) -> Iterator[Window]:
+        first, last = special_tokens(self.tokenizer)
+        inner = self.length - len(first) - len(last)
+        if inner < 1:
+            raise HealingError(f"length {self.length} leaves no room between the special tokens; give at least 3.")
+        for document in self._tokens():
+            for start in range(0, len(document), inner):
+                ids = [*first, *document[start : start + inner], *last]
+                if len(ids) > len(first) + len(last) + 1 or inner == 1:
+                    yield Window(ids, list(range(len(ids))))
+
+    def _too_short(self) -> HealingError:
+        tokens = sum(len(ids) for ids in self._tokens())
+        if tokens == 0:
+            return HealingError("there is no text to heal with: every document is empty. Give a file with text in it.")
+        return HealingError(
+            f"the text has {tokens} tokens, less than one window of {self.length}. Give more text, or a shorter "
+            f"length: at most {tokens} (--length)."
+        )
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return what a BERT-like tokenizer puts before and after a text; nothing for other tokenizers."""
+    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+        return [], []
+    return [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+
+
+def _shuffled(windows: Iterator[Window], chance: random.Random, room: int) -> Iterator[Window]:
+    """Draw windows at random from among `room` that wait, which are held as plain 32-bit integers."""
+    waiting: list[tuple[array[int], array[int]]] = []
+    for window in windows:
+        waiting.append((array("i", window.ids), array("i", window.positions)))
+        if len(waiting) > room:
+            place = chance.randrange(len(waiting))
+            waiting[place], waiting[-1] = waiting[-1], waiting[place]
+            yield _unpacked(waiting.pop())
+    chance.shuffle(waiting)
+    yield from map(_unpacked, waiting)
+
+
+def _unpacked(stored: "tuple[array[int], array[int]]") -> Window:
+    return Window(stored[0].tolist(), stored[1].tolist())
+
+
+def batches(windows: Iterable[Window], size: int, process: int, processes: int, skip: int) -> Iterator[list[Window]]:
+    """Yield this process's batches: of every `processes` batches in the common order, the one with its number.
+
+    So n processes read in one round what one process reads in n, and the order does not depend on how many there are.
+
+    Args:
+        windows: the common order.
+        size: windows in a batch.
+        process: this process's number, from 0.
+        processes: how many there are.
+        skip: batches of this process to leave out at the start, read before a restart.
+    """
+    batch: list[Window] = []
+    number = 0
+    for window in windows:
+        batch.append(window)
+        if len(batch) < size:
+            continue
+        if number % processes == process and number // processes >= skip:
+            yield batch
+        number += 1
+        batch = []
+
+
+def collate(windows: list[Window], pad_token_id: int) -> dict[str, Tensor]:
+    """Return windows as a model's inputs, int64 (B, L).
+
+    `position_ids` are there only if a window holds several documents, `attention_mask` only if some are shorter than
+    others: without both, attention takes its fastest path.
+    """
+    longest = max(len(window.ids) for window in windows)
+    ids = torch.full((len(windows), longest), pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, window in enumerate(windows):
+        ids[row, : len(window.ids)] = torch.tensor(window.ids)
+        mask[row, : len(window.ids)] = 1
+    inputs = {"input_ids": ids}
+    if not bool(mask.all()):
+        return inputs | {"attention_mask": mask}
+    positions = torch.tensor([window.positions for window in windows])
+    if bool((positions != torch.arange(longest)).any()):
+        inputs["position_ids"] = positions
+    return inputs
+
+
+def check_vocabulary(tokenizer: Any, model: Any) -> None:
+    """Refuse a tokenizer whose tokens the model has no embeddings for.
+
+    Raises:
+        HealingError: it has more tokens than the model.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise HealingError(
+            f"the tokenizer does not match the model: it has {len(tokenizer)} tokens, the model has embeddings for "
+            f"{rows}. Give the model's own tokenizer, or call model.resize_token_embeddings({len(tokenizer)})."
+        )

@@ -1,0 +1,143 @@
+"""`hf-posswap finetune` and the experiment behind it, on real weights, and their refusals."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner, Result
+
+import hf_posswap
+from hf_posswap.commands import app
+from hf_posswap.training import Experiment, HealingError, HealingOptions, run_experiment
+
+SHORT = ["--length", "32", "--batch-size", "2", "--steps", "3", "--checkpoint-every", "0"]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["finetune", *arguments])
+
+
+def test_one_command_swaps_calibrates_heals_and_measures_beside_a_control(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    what = ["--model", "demo:gpt2", "--pos-scheme", "t5:per_layer=true", "--train-file", "demo:book/train"]
+    measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32,300", "--eval-tokens", "600"]
+    result = run(*what, *SHORT, *measured, "--distill", "--control", "--output-dir", str(out), "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report == json.loads((out / "healing.json").read_text())
+    losses = {name: {row["length"]: row["loss"] for row in rows} for name, rows in report["evaluation"].items()}
+    assert set(losses) == {"stock", "swapped", "calibrated", "healed", "control"}
+    assert losses["stock"][32] < losses["calibrated"][32] < losses["swapped"][32]
+    assert losses["stock"][300] is None
+    assert losses["healed"][300] is not None
+    assert len(report["healing"]["history"]) == len(report["control"]["history"]) == 3
+    assert report["pos_scheme"]["name"] == "t5"
+    assert report["texts"][0]["name"] == "jos-boys.txt"
+    assert report["environment"]["versions"]["torch"] == torch.__version__
+    healed = transformers.AutoModelForCausalLM.from_pretrained(out)
+    control = transformers.AutoModelForCausalLM.from_pretrained(out / "control")
+    assert hf_posswap.is_swapped(healed)
+    assert not hf_posswap.is_swapped(control)
+    assert transformers.AutoTokenizer.from_pretrained(out).vocab_size == 4096
+    again = run("--model", str(out), "--train-file", "demo:book/train", *SHORT, "--output-dir", str(tmp_path / "more"))
+    assert again.exit_code == 0, again.output
+
+
+def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
+    what = [
+        "--model",
+        "demo:gpt2",
+        "--pos-scheme",
+        "relative_bias",
+        "--train-file",
+        "demo:book/train",
+        "--lora-rank",
+        "4",
+    ]
+    result = run(*what, *SHORT, "--output-dir", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert json.loads((tmp_path / "out" / "healing.json").read_text())["healing"]["parameters"] < 3e6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pos-scheme", "alibi", *SHORT], "give the text to heal on"),
+        (["--pos-scheme", "alibi", "--train-file", "demo:book/train"], "give a budget of tokens or of steps"),
+        (["--train-file", "demo:book/train", *SHORT], "name the scheme to swap in"),
+        (["--pos-scheme", "alibj", "--train-file", "demo:book/train", *SHORT], "Did you mean 'alibi'"),
+        (["--pos-scheme", "alibi", "--train-file", "missing.txt", *SHORT], "cannot read text 'missing.txt'"),
+        (["--pos-scheme", "alibi", "--train-file", "empty.txt", *SHORT], "is empty"),
+        (["--pos-scheme", "alibi", "--train-file", "short.txt", *SHORT], "less than one window of 32"),
+        (["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--objective", "mlm"], "does not fit"),
+        (
+            [
+                "--pos-scheme",
+                "learned:length=512",
+                "--train-file",
+                "demo:book/train",
+                *SHORT,
+                "--eval-file",
+                "short.txt",
+            ],
+            "tokens",
+        ),
+    ],
+)
+def test_bad_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("short.txt").write_text("A short text.")
+    Path("empty.txt").write_text("")
+    result = run("--model", "demo:gpt2", "--output-dir", "out", *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert not list(Path().glob("out/*.safetensors"))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, gpt2_books_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    transformers.AutoModelForCausalLM.from_pretrained(gpt2_books_path).save_pretrained(folder)
+    from hf_posswap.demo import load_tokenizer
+
+    load_tokenizer("demo:bert").save_pretrained(folder)
+    result = run(
+        "--model", str(folder), "--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT,
+        "--output-dir", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "the tokenizer does not match the model" in result.output
+
+
+def test_a_control_of_the_embedding_objective_would_be_its_own_teacher(tmp_path: Path) -> None:
+    experiment = Experiment(
+        model="demo:bert",
+        pos_scheme="alibi",
+        documents=["text " * 500],
+        texts=[],
+        options=HealingOptions(steps=1, distill=1.0, objective="embedding"),
+        control=True,
+    )
+    with pytest.raises(HealingError, match="control says nothing"):
+        run_experiment(experiment)
+
+
+def test_refinement_brings_the_scheme_closer_to_the_stock_model(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app,
+        [
+            "calibrate", "demo:gpt2", "--pos-scheme", "t5:per_layer=true", "--text", "demo:book/train",
+            "--tokens", "1024", "--refine-tokens", "16384", "--output-dir", str(tmp_path / "out"), "--json",
+        ],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report, _ = json.JSONDecoder().raw_decode(result.stdout)
+    history = report["refinement"]["history"]
+    assert sum(row["loss"] for row in history[-4:]) < 0.9 * sum(row["loss"] for row in history[:4])
+    stock = transformers.AutoModelForCausalLM.from_pretrained("examples/assets/gpt2-books", dtype=torch.float32)
+    refined = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(stock.transformer.wte.weight, refined.transformer.wte.weight)
+    assert torch.equal(stock.transformer.h[3].mlp.c_fc.weight, refined.transformer.h[3].mlp.c_fc.weight)

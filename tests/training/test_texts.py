@@ -1,0 +1,123 @@
+import itertools
+
+import datasets
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_posswap.training.options import HealingError
+from hf_posswap.training.texts import Window, Windows, batches, check_vocabulary, collate
+from tests.training.helpers import SPECIAL, WORDS, WordTokenizer, gpt2, text
+
+
+def one_pass(windows: Windows, count: int) -> list[Window]:
+    return list(itertools.islice(windows, count))
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8), length=st.integers(2, 16))
+def test_packing_keeps_every_token_in_order_and_restarts_positions(sizes, length):
+    documents = [text(size, seed) for seed, size in enumerate(sizes)]
+    tokenizer = WordTokenizer()
+    expected = [
+        token for document in documents if document for token in [*tokenizer(document)["input_ids"], SPECIAL["[END]"]]
+    ]
+    windows = Windows(documents, tokenizer, length, packing=True)
+    packed = list(windows._packed())
+    assert [token for window in packed for token in window.ids] == expected[: len(packed) * length]
+    assert len(packed) == len(expected) // length
+    for window in packed:
+        assert window.positions[0] == 0
+        for before, token, position in zip(window.ids, window.ids[1:], window.positions[1:], strict=False):
+            assert position == 0 or before != SPECIAL["[END]"], token
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6), length=st.integers(4, 16))
+def test_cutting_frames_each_window_and_never_crosses_documents(sizes, length):
+    documents = [text(size, seed) for seed, size in enumerate(sizes)]
+    tokenizer = WordTokenizer(bert=True)
+    windows = list(Windows(documents, tokenizer, length, packing=False)._cut())
+    assert all(w.ids[0] == SPECIAL["[CLS]"] and w.ids[-1] == SPECIAL["[SEP]"] for w in windows)
+    assert all(len(w.ids) <= length and w.positions == list(range(len(w.ids))) for w in windows)
+    pieces = [tokenizer(document)["input_ids"] for document in documents]
+    inner = length - 2
+    expected = [ids[start : start + inner] for ids in pieces for start in range(0, len(ids), inner)]
+    assert [w.ids[1:-1] for w in windows] == [piece for piece in expected if len(piece) > 1]
+
+
+def test_the_seed_alone_decides_the_order_and_each_pass_has_another():
+    make = lambda seed: Windows([text(400)], WordTokenizer(), 8, packing=True, seed=seed)  # noqa: E731
+    first, again, other = (one_pass(make(seed), 100) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert sorted(first[:50], key=str) == sorted(first[50:], key=str)
+    assert first[:50] != first[50:]
+
+
+def test_a_text_larger_than_the_shuffle_buffer_is_read_whole(monkeypatch):
+    monkeypatch.setattr("hf_posswap.training.texts.SHUFFLED_TOKENS", 4 * 8)
+    windows = Windows([text(400)], WordTokenizer(), 8, packing=True)
+    assert sorted(one_pass(windows, 50), key=str) == sorted(windows._packed(), key=str)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_out_the_order_of_one(processes):
+    def read(process, of):
+        windows = Windows([text(800)], WordTokenizer(), 8, packing=True)
+        return list(itertools.islice(batches(windows, 2, process, of, 0), 12))
+
+    alone = read(0, 1)
+    together = [read(process, processes) for process in range(processes)]
+    rounds = 12 // processes
+    assert [batch for number in range(rounds) for batch in (part[number] for part in together)] == alone[:12]
+
+
+def test_what_was_read_before_a_restart_is_skipped():
+    def read(skip, count):
+        windows = Windows([text(800)], WordTokenizer(), 8, packing=True)
+        return list(itertools.islice(batches(windows, 2, 1, 2, skip), count))
+
+    assert read(3, 5) == read(0, 8)[3:]
+
+
+def test_datasets_stream_and_a_missing_column_is_named():
+    rows = datasets.Dataset.from_dict({"body": [text(40), text(40, 1)]}).to_iterable_dataset()
+    windows = Windows(rows, WordTokenizer(), 8, packing=True, column="body")
+    assert one_pass(windows, 30) == one_pass(Windows([text(40), text(40, 1)], WordTokenizer(), 8, True), 30)
+    with pytest.raises(HealingError, match="no column 'text'. Their columns: body"):
+        next(iter(Windows(rows, WordTokenizer(), 8, packing=True)))
+
+
+def test_texts_that_cannot_fill_a_window_say_how_many_tokens_they_have():
+    with pytest.raises(HealingError, match=r"the text has 6 tokens, less than one window of 8.*at most 6"):
+        next(iter(Windows([text(6)], WordTokenizer(end=False), 8, packing=True)))
+    with pytest.raises(HealingError, match="every document is empty"):
+        next(iter(Windows(["", ""], WordTokenizer(), 8, packing=True)))
+    with pytest.raises(HealingError, match="iterator that ends after one pass"):
+        Windows(iter([text(50)]), WordTokenizer(), 8, packing=True)
+
+
+def test_a_batch_has_positions_or_a_mask_only_where_they_are_needed():
+    whole = Window([5, 6, 7], [0, 1, 2])
+    assert set(collate([whole, whole], 0)) == {"input_ids"}
+    packed = collate([whole, Window([5, 6, 7], [0, 0, 1])], 0)
+    assert packed["position_ids"].tolist() == [[0, 1, 2], [0, 0, 1]]
+    padded = collate([whole, Window([5, 6], [0, 1])], 9)
+    assert padded["input_ids"].tolist() == [[5, 6, 7], [5, 6, 9]]
+    assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert padded["input_ids"].dtype == torch.int64
+
+
+def test_whole_windows_are_full_and_of_one_document():
+    windows = Windows([text(20), text(20, 1)], WordTokenizer(), 8, packing=True)
+    found = [ids[0].tolist() for ids in windows.whole()]
+    assert found == [w.ids for w in windows._packed() if w.positions == list(range(8))]
+    assert 0 < len(found) < len(list(windows._packed()))
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused():
+    with pytest.raises(HealingError, match=f"it has {WORDS + 3} tokens, the model has embeddings for {WORDS}"):
+        check_vocabulary(WordTokenizer(size=WORDS + 3), gpt2())
+    check_vocabulary(WordTokenizer(size=WORDS - 3), gpt2())
