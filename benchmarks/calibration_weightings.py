@@ -36,7 +36,7 @@ SCHEMES = (
     "shaw",
     "transformer_xl",
 )
-COLUMNS = ("model", "length", "windows", "scheme", "way", "stock", "swapped", "calibrated")
+COLUMNS = ("model", "length", "windows", "test_windows", "scheme", "way", "stock", "swapped", "calibrated")
 
 
 def windows_of(model: str, text: str, length: int, count: int) -> list[Tensor]:
@@ -60,13 +60,9 @@ def add_row(path: Path, row: dict[str, str]) -> None:
         writer.writerow(row)
 
 
-def print_table(rows: list[dict[str, str]], model: str) -> None:
-    """Print a model's results: a row for each way, a column for each scheme."""
-    losses = {
-        (row["way"], row["scheme"]): float(row["calibrated"]) - float(row["stock"])
-        for row in rows
-        if row["model"] == model
-    }
+def print_table(rows: list[dict[str, str]]) -> None:
+    """Print results of one model and length: a row for each way, a column for each scheme."""
+    losses = {(row["way"], row["scheme"]): float(row["calibrated"]) - float(row["stock"]) for row in rows}
     schemes = [scheme for scheme in SCHEMES if any(scheme == other for _, other in losses)]
     print("| way | " + " | ".join(schemes) + " |\n" + "| --- " * (len(schemes) + 1) + "|")
     for way in WAYS:
@@ -81,37 +77,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="demo:gpt2")
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--windows", type=int, default=16, help="windows of each book")
+    parser.add_argument("--windows", type=int, default=16, help="windows to calibrate on")
+    parser.add_argument("--test-windows", type=int, default=16, help="windows to measure on")
     parser.add_argument("--schemes", nargs="+", default=SCHEMES[:3], choices=SCHEMES)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--output", type=Path, default=Path("docs/results/calibration-weightings.csv"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    key = {"model": arguments.model, "length": str(arguments.length), "windows": str(arguments.windows)}
+    key = {name: str(getattr(arguments, name)) for name in COLUMNS[:4]}
     wanted = [key | {"scheme": scheme, "way": way} for scheme in arguments.schemes for way in arguments.ways]
     known = [{name: row[name] for name in wanted[0]} for row in read_rows(arguments.output)]
     missing = [cell for cell in wanted if cell not in known]
     if missing:
         measure(missing, arguments)
-    print_table(read_rows(arguments.output), arguments.model)
+    print_table([row for row in read_rows(arguments.output) if key.items() <= row.items()])
 
 
 def measure(cells: list[dict[str, str]], arguments: argparse.Namespace) -> None:
     """Measure the cells one after the other, with a line of progress for each."""
-    train, test = (
-        windows_of(arguments.model, f"demo:book/{split}", arguments.length, arguments.windows)
-        for split in ("train", "test")
-    )
+    train = windows_of(arguments.model, "demo:book/train", arguments.length, arguments.windows)
+    test = windows_of(arguments.model, "demo:book/test", arguments.length, arguments.test_windows)
     model = load_model(arguments.model)
     stock = mean_loss(model, test)
+    swapped: dict[str, float | None] = {}
     for done, cell in enumerate(cells, start=1):
         hf_posswap.swap(model, cell["scheme"], replace=True)
-        swapped = mean_loss(model, test)
-        hf_posswap.calibrate(model, train, settings=WAYS[cell["way"]])
-        calibrated = mean_loss(model, test)
-        losses = {"stock": stock, "swapped": swapped, "calibrated": calibrated}
+        if cell["scheme"] not in swapped:
+            swapped[cell["scheme"]] = mean_loss(model, test)
+        hf_posswap.calibrate(model, train, settings=WAYS[cell["way"]], measure=False)
+        losses = {"stock": stock, "swapped": swapped[cell["scheme"]], "calibrated": mean_loss(model, test)}
         add_row(arguments.output, cell | {name: f"{loss:.4f}" for name, loss in losses.items()})
-        print(f"{done} of {len(cells)}: {cell['scheme']}, {cell['way']}: {calibrated - stock:.4f}", file=sys.stderr)
+        above = losses["calibrated"] - stock
+        print(f"{done} of {len(cells)}: {cell['scheme']}, {cell['way']}: {above:.4f}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ class CalibrationReport:
 
     Attributes:
         tokens: number of tokens read.
-        loss_stock: mean −ln p of the stock model on them, in nats; None for a model without a language modelling loss.
+        loss_stock: mean −ln p of the stock model on them, in nats; None for a model without a language modelling loss,
+            or if losses were not measured.
         loss_before: the same of the swapped model before calibration.
         loss_after: the same after it.
         explained: for each layer and head, the share of the weighted variance of score differences that the curve
@@ -57,6 +58,7 @@ def calibrate(
     batches: Iterable[Tensor],
     progress: Callable[[int, int], None] | None = None,
     settings: FitSettings | None = None,
+    measure: bool = True,
 ) -> CalibrationReport:
     """Fit the parameters of a swapped model's scheme to the stock model's attention, layer after layer.
 
@@ -65,6 +67,7 @@ def calibrate(
         batches: token ids, int64, (B, L), all of one length and without padding. A few thousand tokens are enough.
         progress: called with (layers done, layers).
         settings: how to weigh and iterate. None: the defaults, which measured best.
+        measure: compute the losses, too, which takes about as long as the fit.
 
     Returns:
         Losses before and after, and how well each head was fitted.
@@ -86,11 +89,11 @@ def calibrate(
     training = model.training
     model.eval()
     try:
-        before = mean_loss(model, texts)
+        before = mean_loss(model, texts) if measure else None
         explained = _fit_layers(model, texts, progress, settings or FitSettings())
-        after = mean_loss(model, texts)
+        after = mean_loss(model, texts) if measure else None
         with without_scheme(model):
-            stock = mean_loss(model, texts)
+            stock = mean_loss(model, texts) if measure else None
     finally:
         model.train(training)
     report = CalibrationReport(sum(text.numel() for text in texts), stock, before, after, explained)
