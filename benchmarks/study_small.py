@@ -24,7 +24,7 @@ from hf_posswap.demo import load_model, load_tokenizer
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.environment import collect_environment
-from hf_posswap.evaluation.perplexity import perplexity_by_length
+from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.reporting.files import write_text
 from hf_posswap.training import HealingOptions, from_files, heal, refine
 from hf_posswap.training.texts import special_tokens
@@ -75,7 +75,7 @@ class Gpt2Study:
 
     def losses(self, model: Any) -> dict[int, float]:
         """Return the losses on the measuring books, the same target tokens at each context length."""
-        rows = perplexity_by_length(model, self.texts, GPT2_LENGTHS, "same-targets", budget=self.budget)
+        rows = perplexity_rows(model, self.texts, GPT2_LENGTHS, ("same-targets",), budget=self.budget)
         return {row.length: row.loss for row in rows if row.loss is not None}
 
     def start(self, scheme: str, start: str) -> Any:
@@ -142,7 +142,7 @@ def llama(table: Table, arguments: argparse.Namespace) -> None:
     windows = text_windows(tokenizer, str(next(iter(documents))), 512)[:16]
 
     def loss(model: Any) -> float:
-        found = perplexity_by_length(model, ids, [512], "windows", budget=16384)[0].loss
+        found = perplexity_rows(model, ids, [512], ("windows",), budget=16384)[0].loss
         return math.nan if found is None else found
 
     stock = loss(load_model("demo:llama"))

@@ -17,7 +17,7 @@ import torch
 from hf_posswap import AutoModelForCausalLM, calibrate, swap
 from hf_posswap.calibration import calibration_refusal
 from hf_posswap.demo import load_config, load_model, load_tokenizer
-from hf_posswap.evaluation.perplexity import perplexity_by_length
+from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.training import HealingOptions, Windows, from_files, heal, make_accelerator
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     def show(name: str, model: torch.nn.Module) -> None:
         if accelerator.is_main_process:
             # The last tokens of each window are scored at every length, so that only the context before them grows.
-            rows = perplexity_by_length(model, texts, lengths, "same-targets", budget=arguments.eval_tokens)
+            rows = perplexity_rows(model, texts, lengths, ("same-targets",), budget=arguments.eval_tokens)
             cells = ["-" if row.loss is None else f"{row.loss:.3f}" for row in rows]
             print(f"{name:<12}" + "".join(f"{cell:>8}" for cell in cells), flush=True)
 

@@ -14,7 +14,7 @@ from hf_posswap.demo import TextSource, load_config, load_model, load_tokenizer,
 from hf_posswap.errors import PosSwapError, UnsupportedError
 from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.perplexity import PROTOCOLS, LengthRow, gap_row, perplexity_by_length, planned_tokens
+from hf_posswap.evaluation.perplexity import PROTOCOLS, LengthRow, gap_row, perplexity_rows, planned_tokens
 from hf_posswap.evaluation.windows import check_lengths
 from hf_posswap.schemes import parse_scheme
 
@@ -176,11 +176,11 @@ def _measure_scheme(prepared: Prepared, scheme: str, observer: Observer) -> tupl
     rows: list[LengthRow] = []
     for protocol in PROTOCOLS:
         observer.stage(scheme, protocol)
-        rows += perplexity_by_length(
+        rows += perplexity_rows(
             model,
             [ids for _, ids in prepared.texts],
             settings.lengths,
-            protocol,
+            (protocol,),
             budget=settings.tokens,
             seed=settings.seed,
             progress=observer.tokens,

@@ -5,8 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +16,7 @@ from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.token_loss import Head, find_head, input_device, token_losses
 from hf_posswap.evaluation.windows import PROTOCOLS, Protocol, Window, plan
 
-if TYPE_CHECKING:
-    import pandas
-
-__all__ = ["PROTOCOLS", "LengthRow", "Protocol", "perplexity_by_length", "to_frame"]
+__all__ = ["PROTOCOLS", "LengthRow", "Protocol", "gap_row", "perplexity_rows", "planned_tokens"]
 
 Progress = Callable[[int], None]
 """Called with the number of tokens just read."""
@@ -55,11 +51,11 @@ class LengthRow:
     seconds: float = 0.0
 
 
-def perplexity_by_length(
+def perplexity_rows(
     model: nn.Module,
     token_ids: Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]],
     lengths: Sequence[int],
-    protocol: Protocol = "windows",
+    protocols: Sequence[Protocol] = PROTOCOLS,
     *,
     budget: int = 8192,
     seed: int = 0,
@@ -76,41 +72,42 @@ def perplexity_by_length(
         model: a causal language model, swapped or stock. It is measured in evaluation mode and left as it was.
         token_ids: one text as integers of shape (n,), or several as a sequence of such; windows never cross texts.
         lengths: tokens to read at once.
-        protocol: "windows" (non-overlapping windows) or "same-targets" (the same tokens, ever longer context).
-        budget: about how many tokens the model may read for each length, all texts together.
+        protocols: "windows" (non-overlapping windows), "same-targets" (the same tokens, ever longer context), or both.
+        budget: about how many tokens the model may read for each length and protocol, all texts together.
         seed: of the bootstrap; windows are chosen without chance.
         batch_tokens: how many tokens may be read in one forward pass; a longer window is read alone.
         positions_per_chunk: how many positions are turned into logits at a time.
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:
-        One row for each length, in ascending order.
+        For each protocol one row for each length, in ascending order.
 
     Raises:
         EvaluationError: a model, a length, a budget or a protocol that cannot be measured.
         TextTooShortError: a text has fewer tokens than the longest length.
     """
     texts = _as_texts(token_ids)
-    plans = [plan(protocol, len(text), lengths, max(1, budget // len(texts))) for text in texts]
+    share = max(1, budget // len(texts))
+    plans = {protocol: [plan(protocol, len(text), lengths, share) for text in texts] for protocol in protocols}
     limit = _longest_position(model)
+    rows = []
     with _evaluation_mode(model):
-        head = find_head(model)
-        rows = []
-        for length in plans[0]:
-            if limit is not None and length > limit:
-                rows.append(gap_row(protocol, length, f"longest position {limit}"))
-                continue
-            planned = [(text, windows[length]) for text, windows in zip(texts, plans, strict=True)]
-            measure = _Measure(model, head, batch_tokens, positions_per_chunk, progress)
-            rows.append(_measure_length(measure, protocol, length, planned, seed))
+        measure = _Measure(model, find_head(model), batch_tokens, positions_per_chunk, progress)
+        for protocol, of_texts in plans.items():
+            for length in of_texts[0]:
+                if limit is not None and length > limit:
+                    rows.append(gap_row(protocol, length, f"longest position {limit}"))
+                    continue
+                planned = [(text, windows[length]) for text, windows in zip(texts, of_texts, strict=True)]
+                rows.append(_measure_length(measure, protocol, length, planned, seed))
     return rows
 
 
 def planned_tokens(text_tokens: Sequence[int], lengths: Sequence[int], protocol: Protocol, budget: int) -> int:
-    """How many tokens `perplexity_by_length` will read in all for texts of these lengths; for progress bars.
+    """How many tokens `perplexity_rows` will read in all for texts of these lengths; for progress bars.
 
     Raises:
-        EvaluationError: see `perplexity_by_length`; asking early finds a text that is too short before a model loads.
+        EvaluationError: see `perplexity_rows`; asking early finds a text that is too short before a model loads.
     """
     share = max(1, budget // len(text_tokens))
     return sum(
@@ -123,19 +120,6 @@ def planned_tokens(text_tokens: Sequence[int], lengths: Sequence[int], protocol:
 def gap_row(protocol: str, length: int, note: str) -> LengthRow:
     """Row of a length that was not measured, saying why."""
     return LengthRow(protocol, length, None, None, None, None, tokens=0, windows=0, note=note)
-
-
-def to_frame(rows: Sequence[LengthRow]) -> "pandas.DataFrame":
-    """Return the rows as a pandas data frame, one column for each field of `LengthRow`.
-
-    Raises:
-        EvaluationError: pandas is not installed.
-    """
-    try:
-        import pandas
-    except ImportError as error:
-        raise EvaluationError('pandas is not installed. Install it with pip install "hf_posswap[evaluate]".') from error
-    return pandas.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(LengthRow)])
 
 
 @dataclass(frozen=True)

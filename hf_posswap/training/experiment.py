@@ -22,7 +22,7 @@ from hf_posswap.demo import load_config, load_model, load_tokenizer
 from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.perplexity import perplexity_by_length
+from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.reporting.files import OutputError, write_text
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.swapping import is_swapped, restore, swap, train_length
@@ -249,8 +249,8 @@ class _Conductor:
         model = plain_model(model).to(self.accelerator.device)
         objective = objective_for(self.stock, experiment.options.objective).name
         if objective == "lm":
-            rows = perplexity_by_length(
-                model, self.evaluation_ids, lengths, "same-targets", budget=experiment.evaluation_tokens
+            rows = perplexity_rows(
+                model, self.evaluation_ids, lengths, ("same-targets",), budget=experiment.evaluation_tokens
             )
             self.evaluations[name] = [asdict(row) for row in rows]
         elif objective == "embedding":

@@ -1,6 +1,7 @@
 """Loss against length, on real weights, against the obvious loop."""
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from transformers import BertLMHeadModel, BertModel
 
 import hf_posswap
 from hf_posswap.demo import ModelSource, load_model, load_tokenizer, resolve_texts
-from hf_posswap.evaluation import EvaluationError, TextTooShortError, perplexity_by_length, to_frame
-from hf_posswap.evaluation.perplexity import planned_tokens
+from hf_posswap.evaluation import EvaluationError, TextTooShortError, perplexity_by_length
+from hf_posswap.evaluation.frames import to_frame
+from hf_posswap.evaluation.perplexity import LengthRow, perplexity_rows, planned_tokens
 from hf_posswap.evaluation.windows import PROTOCOLS, plan
 
 
@@ -41,7 +43,7 @@ def obvious_loop(model: nn.Module, ids: Tensor, protocol: str, length: int, leng
 
 
 def test_more_context_helps_a_model_within_its_train_length(gpt2: nn.Module, book: Tensor) -> None:
-    short, long = perplexity_by_length(gpt2, book, [16, 256], "same-targets", budget=4096)
+    short, long = perplexity_rows(gpt2, book, [16, 256], ("same-targets",), budget=4096)
     assert short.tokens == long.tokens
     assert long.loss < short.loss
 
@@ -49,7 +51,7 @@ def test_more_context_helps_a_model_within_its_train_length(gpt2: nn.Module, boo
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_agrees_with_the_obvious_loop(gpt2: nn.Module, book: Tensor, protocol: str) -> None:
     lengths, budget = [32, 100, 256], 2048
-    rows = perplexity_by_length(gpt2, book, lengths, protocol, budget=budget)
+    rows = perplexity_rows(gpt2, book, lengths, (protocol,), budget=budget)
     assert [row.length for row in rows] == lengths
     for row in rows:
         assert row.loss == pytest.approx(obvious_loop(gpt2, book, protocol, row.length, lengths, budget), abs=1e-4)
@@ -62,7 +64,7 @@ def test_agrees_with_the_obvious_loop_on_a_real_llama(smollm2_source: ModelSourc
     model = load_model("demo:llama")
     text = resolve_texts("demo:book/test")[0].read()[:8000]
     ids = torch.tensor(load_tokenizer("demo:llama")(text, verbose=False)["input_ids"])
-    rows = perplexity_by_length(model, ids, [128, 256], budget=512)
+    rows = perplexity_rows(model, ids, [128, 256], ("windows",), budget=512)
     for row in rows:
         assert row.loss == pytest.approx(obvious_loop(model, ids, "windows", row.length, [128, 256], 512), abs=1e-4)
     assert rows[0].perplexity < 100, "a real model, reading real text"
@@ -72,14 +74,14 @@ def test_a_head_that_is_a_network_is_found(minilm_path: Path) -> None:
     """BERT's head transforms before it embeds: its output embedding alone would give other logits."""
     model = BertLMHeadModel.from_pretrained(minilm_path, is_decoder=True).eval()
     ids = torch.arange(1000, 1100)
-    (row,) = perplexity_by_length(model, ids, [50], budget=100)
+    (row,) = perplexity_rows(model, ids, [50], ("windows",), budget=100)
     assert row.loss == pytest.approx(obvious_loop(model, ids, "windows", 50, [50], 100), abs=1e-4)
 
 
 @pytest.mark.parametrize("setting", [{"batch_tokens": 1}, {"positions_per_chunk": 7}, {"batch_tokens": 10_000}])
 def test_how_much_is_computed_at_once_changes_nothing(gpt2: nn.Module, book: Tensor, setting: dict[str, int]) -> None:
-    (usual,) = perplexity_by_length(gpt2, book, [64], budget=512)
-    (other,) = perplexity_by_length(gpt2, book, [64], budget=512, **setting)
+    (usual,) = perplexity_rows(gpt2, book, [64], ("windows",), budget=512)
+    (other,) = perplexity_rows(gpt2, book, [64], ("windows",), budget=512, **setting)
     assert other.loss == pytest.approx(usual.loss, abs=1e-5)
 
 
@@ -87,7 +89,7 @@ def test_the_head_never_sees_more_positions_than_a_chunk(gpt2: nn.Module, book: 
     seen: list[int] = []
     handle = gpt2.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output[..., 0].numel()))
     try:
-        perplexity_by_length(gpt2, book, [256], budget=1024, positions_per_chunk=50)
+        perplexity_rows(gpt2, book, [256], budget=1024, positions_per_chunk=50)
     finally:
         handle.remove()
     assert max(seen) == 50
@@ -95,7 +97,7 @@ def test_the_head_never_sees_more_positions_than_a_chunk(gpt2: nn.Module, book: 
 
 def test_a_length_past_the_longest_position_is_a_stated_gap(gpt2: nn.Module, book: Tensor) -> None:
     assert hf_posswap.longest_position(gpt2) == 256
-    reads, gap = perplexity_by_length(gpt2, book, [256, 257], budget=600)
+    reads, gap = perplexity_rows(gpt2, book, [256, 257], ("windows",), budget=600)
     assert reads.loss is not None
     assert reads.note == ""
     assert (gap.length, gap.loss, gap.perplexity, gap.tokens) == (257, None, None, 0)
@@ -104,23 +106,23 @@ def test_a_length_past_the_longest_position_is_a_stated_gap(gpt2: nn.Module, boo
 
 def test_several_texts_are_weighted_by_their_tokens(gpt2: nn.Module, book: Tensor) -> None:
     one, two = book[:256], book[3000:3256]
-    (both,) = perplexity_by_length(gpt2, [one, two], [128], budget=512)
-    (first,) = perplexity_by_length(gpt2, one, [128], budget=256)
-    (second,) = perplexity_by_length(gpt2, two, [128], budget=256)
+    (both,) = perplexity_rows(gpt2, [one, two], [128], ("windows",), budget=512)
+    (first,) = perplexity_rows(gpt2, one, [128], ("windows",), budget=256)
+    (second,) = perplexity_rows(gpt2, two, [128], ("windows",), budget=256)
     assert both.tokens == first.tokens + second.tokens
     weighted = (first.loss * first.tokens + second.loss * second.tokens) / both.tokens
     assert both.loss == pytest.approx(weighted, abs=1e-6)
 
 
 def test_lists_of_integers_are_texts_too(gpt2: nn.Module, book: Tensor) -> None:
-    (as_list,) = perplexity_by_length(gpt2, book[:200].tolist(), [64], budget=128)
-    (as_tensor,) = perplexity_by_length(gpt2, book[:200], [64], budget=128)
+    (as_list,) = perplexity_rows(gpt2, book[:200].tolist(), [64], ("windows",), budget=128)
+    (as_tensor,) = perplexity_rows(gpt2, book[:200], [64], ("windows",), budget=128)
     assert as_list.loss == as_tensor.loss
 
 
 def test_the_same_seed_gives_the_same_rows(gpt2: nn.Module, book: Tensor) -> None:
     def measure(seed: int) -> list[object]:
-        rows = perplexity_by_length(gpt2, book, [64, 128], budget=1024, seed=seed)
+        rows = perplexity_rows(gpt2, book, [64, 128], budget=1024, seed=seed)
         return [(row.loss, row.loss_low, row.loss_high) for row in rows]
 
     assert measure(3) == measure(3)
@@ -130,49 +132,56 @@ def test_the_same_seed_gives_the_same_rows(gpt2: nn.Module, book: Tensor) -> Non
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_progress_adds_up_to_what_was_planned(gpt2: nn.Module, book: Tensor, protocol: str) -> None:
     read: list[int] = []
-    perplexity_by_length(gpt2, book, [32, 64], protocol, budget=512, progress=read.append)
+    perplexity_rows(gpt2, book, [32, 64], (protocol,), budget=512, progress=read.append)
     assert sum(read) == planned_tokens([len(book)], [32, 64], protocol, 512)
 
 
 def test_the_model_is_left_in_its_mode(gpt2: nn.Module, book: Tensor) -> None:
     gpt2.train()
     try:
-        perplexity_by_length(gpt2, book, [64], budget=64)
+        perplexity_rows(gpt2, book, [64], budget=64)
         assert gpt2.training
     finally:
         gpt2.eval()
 
 
-def test_rows_become_a_data_frame(gpt2: nn.Module, book: Tensor) -> None:
-    frame = to_frame(perplexity_by_length(gpt2, book, [64, 300], budget=300))
-    assert list(frame["length"]) == [64, 300]
-    assert frame["loss"].isna().tolist() == [False, True]
-    assert frame["note"].tolist() == ["", "longest position 256"]
+def test_python_gets_a_data_frame_of_both_protocols(gpt2: nn.Module, book: Tensor) -> None:
+    frame = perplexity_by_length(gpt2, book, [64, 300], budget=300)
+    assert frame["protocol"].tolist() == ["windows", "windows", "same-targets", "same-targets"]
+    assert frame["length"].tolist() == [64, 300, 64, 300]
+    assert frame["loss"].isna().tolist() == [False, True, False, True]
+    assert frame["note"].tolist() == ["", "longest position 256"] * 2
 
 
 def test_no_rows_become_an_empty_data_frame_with_columns() -> None:
-    assert "perplexity" in to_frame([]).columns
+    assert "perplexity" in to_frame([], LengthRow).columns
+
+
+def test_without_pandas_nothing_long_begins(gpt2: nn.Module, book: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(EvaluationError, match=r'pip install "hf_posswap\[evaluate\]"'):
+        perplexity_by_length(gpt2, book, [64], progress=lambda count: pytest.fail("the model was read"))
 
 
 def test_a_text_too_short_is_refused(gpt2: nn.Module, book: Tensor) -> None:
     with pytest.raises(TextTooShortError, match="the text has 10 tokens"):
-        perplexity_by_length(gpt2, book[:10], [64])
+        perplexity_rows(gpt2, book[:10], [64])
 
 
 def test_no_text_is_refused(gpt2: nn.Module) -> None:
     with pytest.raises(EvaluationError, match="no text given"):
-        perplexity_by_length(gpt2, [], [64])
+        perplexity_rows(gpt2, [], [64])
 
 
 def test_a_model_without_a_head_is_refused(minilm_path: Path, book: Tensor) -> None:
     with pytest.raises(EvaluationError, match="BertModel has no language-model head"):
-        perplexity_by_length(BertModel.from_pretrained(minilm_path), book, [64])
+        perplexity_rows(BertModel.from_pretrained(minilm_path), book, [64])
 
 
 def test_an_encoder_is_refused(minilm_path: Path, book: Tensor) -> None:
     model = BertLMHeadModel.from_pretrained(minilm_path)
     with pytest.raises(EvaluationError, match="it reads in both directions"):
-        perplexity_by_length(model, book, [64])
+        perplexity_rows(model, book, [64])
 
 
 def test_a_head_that_does_more_than_project_is_refused(book: Tensor) -> None:
@@ -187,7 +196,7 @@ def test_a_head_that_does_more_than_project_is_refused(book: Tensor) -> None:
 
     model.forward = scaled
     with pytest.raises(EvaluationError, match="its logits are not its head applied to its last hidden states"):
-        perplexity_by_length(model, book, [64])
+        perplexity_rows(model, book, [64])
 
 
 def test_a_loss_that_is_not_finite_is_a_stated_gap(book: Tensor) -> None:
@@ -195,6 +204,6 @@ def test_a_loss_that_is_not_finite_is_a_stated_gap(book: Tensor) -> None:
     with torch.no_grad():
         # Position 100 is past the probe and within the length: only the measurement meets it.
         model.transformer.wpe.weight[100] = float("nan")
-    (row,) = perplexity_by_length(model, book, [128], budget=256)
+    (row,) = perplexity_rows(model, book, [128], ("windows",), budget=256)
     assert row.loss is None
     assert row.note == "the loss is nan"

@@ -1,0 +1,53 @@
+"""The measurements as pandas data frames, a row for each measured value: what users of Python call."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.perplexity import LengthRow, perplexity_rows
+
+if TYPE_CHECKING:
+    import pandas
+
+Parameters = ParamSpec("Parameters")
+
+
+def to_frame(rows: Sequence[Any], row_type: type[Any]) -> "pandas.DataFrame":
+    """Return rows, instances of one dataclass, as a pandas data frame with a column for each of its fields.
+
+    Raises:
+        EvaluationError: pandas is not installed.
+    """
+    pandas = _pandas()
+    return pandas.DataFrame([asdict(row) for row in rows], columns=[field.name for field in fields(row_type)])
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise EvaluationError('pandas is not installed. Install it with pip install "hf_posswap[evaluate]".') from error
+    return pandas
+
+
+def _framed(
+    name: str, row_type: type[Any], measure: Callable[Parameters, Sequence[Any]]
+) -> "Callable[Parameters, pandas.DataFrame]":
+    """Return `measure` under another name, with its rows as a data frame."""
+
+    @functools.wraps(measure)
+    def framed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> "pandas.DataFrame":
+        _pandas()  # before anything long is measured
+        return to_frame(measure(*args, **kwargs), row_type)
+
+    framed.__name__ = framed.__qualname__ = name
+    framed.__doc__ = f"As a pandas data frame, the columns of which are the fields of `{row_type.__name__}`:\n\n" + (
+        measure.__doc__ or ""
+    )
+    del framed.__wrapped__  # signature() would promise a list
+    return framed
+
+
+perplexity_by_length = _framed("perplexity_by_length", LengthRow, perplexity_rows)

@@ -1,0 +1,75 @@
+"""Finished parts of a long measurement, one file each, so that an interrupted one goes on where it stopped."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.reporting.files import prepare_folder, write_text
+
+FOLDER = "unfinished"
+IDENTITY_FILE = "identity.json"
+
+
+class Parts:
+    """The parts in the folder `unfinished` of a results folder, which is there until `finish`.
+
+    Args:
+        output_dir: the results folder.
+        identity: what the parts depend on (settings, texts, model), JSON-ready.
+
+    Raises:
+        EvaluationError: the folder has parts of another measurement, or one that cannot be read.
+        OutputError: the folder cannot be written to.
+    """
+
+    def __init__(self, output_dir: Path, identity: Mapping[str, Any]) -> None:
+        self.folder = prepare_folder(output_dir / FOLDER)
+        kept = self.folder / IDENTITY_FILE
+        wanted = json.loads(json.dumps(identity))
+        if kept.exists():
+            self._require_same(_read(kept), wanted)
+        else:
+            write_text(kept, json.dumps(wanted, indent=1, ensure_ascii=False))
+
+    def __len__(self) -> int:
+        """Return how many parts are finished."""
+        return sum(path.name != IDENTITY_FILE for path in self.folder.glob("*.json"))
+
+    def get(self, name: str) -> Any:
+        """Return what was kept under `name`, or None."""
+        path = self._path(name)
+        return _read(path) if path.exists() else None
+
+    def put(self, name: str, value: Any) -> None:
+        """Keep a JSON-ready value under `name`, atomically."""
+        write_text(self._path(name), json.dumps(value, ensure_ascii=False))
+
+    def finish(self) -> None:
+        """Remove the folder: the result is written."""
+        shutil.rmtree(self.folder)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"part-{quote(name, safe='')}.json"
+
+    def _require_same(self, kept: Any, wanted: Mapping[str, Any]) -> None:
+        for key in sorted(set(kept) | set(wanted)):
+            if kept.get(key) != wanted.get(key):
+                raise EvaluationError(
+                    f"{str(self.folder)!r} holds an unfinished measurement with another {key}: {kept.get(key)!r} "
+                    f"there, {wanted.get(key)!r} now. Give what was given then to go on, another --output-dir, or "
+                    "--overwrite to start anew."
+                )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(
+            f"cannot read {str(path)!r}, a part of an unfinished measurement: {error}. Remove it, and it is measured "
+            "again."
+        ) from error
