@@ -19,7 +19,7 @@ from hf_posswap.commands.console import (
 )
 
 if TYPE_CHECKING:
-    from hf_posswap.evaluation.comparison import Observer, Prepared
+    from hf_posswap.comparison import Observer, Prepared
 
 PROTOCOL_TITLES = {
     "windows": "Perplexity, non-overlapping windows",
@@ -52,7 +52,7 @@ def compare(
 ) -> None:
     """Measure how well a model reads, by length, as it is and with each scheme swapped in."""
     quiet_libraries()
-    from hf_posswap.evaluation import comparison
+    from hf_posswap import comparison
     from hf_posswap.reporting.comparison_files import to_json, write_comparison
     from hf_posswap.reporting.files import prepare_folder
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hf_posswap.commands.console import note
-from hf_posswap.evaluation.comparison import Observer, Prepared
+from hf_posswap.comparison import Observer, Prepared
 
 
 class LineObserver(Observer):

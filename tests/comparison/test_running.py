@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 import hf_posswap
+from hf_posswap.comparison import Observer, Settings, prepare, run, running
 from hf_posswap.demo import load_model
 from hf_posswap.errors import PosSwapError, UnsupportedError
-from hf_posswap.evaluation import comparison
-from hf_posswap.evaluation.comparison import Observer, Settings, prepare, run
 
 SETTINGS = Settings(
     model="demo:gpt2", schemes=("alibi", "t5"), texts=("demo:book/test",), lengths=(128, 64, 512), tokens=1024
@@ -107,7 +106,7 @@ def test_an_unsupported_cell_is_known_before_anything_is_loaded(monkeypatch: pyt
 def test_wrong_settings_are_refused_before_the_model_loads(
     values: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison, "load_model", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(running, "load_model", lambda *args, **kwargs: pytest.fail("a model was loaded"))
     with pytest.raises(PosSwapError, match=message):
         prepare(changed(**values))
 

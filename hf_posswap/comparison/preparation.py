@@ -1,54 +1,19 @@
-"""Comparing schemes on one model: the same text and lengths for the stock model and for each scheme swapped in.
+"""Finds everything that cannot work before anything long starts."""
 
-`prepare` finds everything that cannot work before anything long starts; `run` loads the model once for each scheme,
-swaps and measures.
-"""
-
-import copy
-import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_posswap.demo import TextSource, load_config, load_model, load_tokenizer, resolve_texts
-from hf_posswap.errors import PosSwapError, UnsupportedError
-from hf_posswap.evaluation.environment import collect_environment
+from hf_posswap.comparison.settings import STOCK, Settings
+from hf_posswap.demo import TextSource, load_config, load_tokenizer, resolve_texts
+from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.perplexity import PROTOCOLS, LengthRow, gap_row, perplexity_rows, planned_tokens
+from hf_posswap.evaluation.perplexity import PROTOCOLS, planned_tokens
 from hf_posswap.evaluation.windows import check_lengths
 from hf_posswap.schemes import parse_scheme
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
-
-FORMAT_VERSION = 1
-STOCK = "stock"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to compare.
-
-    Attributes:
-        model: a folder, a Hub name, a GGUF file or a `demo:` name.
-        schemes: scheme specifications such as "alibi" or "rope:yarn:factor=4".
-        texts: files or `demo:` names.
-        lengths: tokens to read at once.
-        tokens: about how many tokens are read for each length, protocol and scheme.
-        seed: of the bootstrap and of anything a scheme draws at random.
-        dtype: in which the model computes.
-        device: on which it computes, such as "cpu" or "cuda"; None picks CUDA where there is one.
-    """
-
-    model: str
-    schemes: tuple[str, ...]
-    texts: tuple[str, ...]
-    lengths: tuple[int, ...]
-    tokens: int = 8192
-    seed: int = 0
-    dtype: str = "float32"
-    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,19 +49,6 @@ class Prepared:
         return [STOCK, *(scheme for scheme in self.settings.schemes if scheme not in refused)]
 
 
-class Observer:
-    """Told what `run` is doing; does nothing. Override what is of interest."""
-
-    def stage(self, scheme: str, stage: str) -> None:
-        """Called when `scheme` starts "loading", or measuring with a protocol."""
-
-    def tokens(self, count: int) -> None:
-        """Called when `count` more tokens have been read."""
-
-    def scheme_done(self, scheme: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Called with all rows of a scheme."""
-
-
 def prepare(settings: Settings) -> Prepared:
     """Check the settings against the model and the texts, and tokenise the texts.
 
@@ -120,72 +72,6 @@ def prepare(settings: Settings) -> Prepared:
     counts = [len(ids) for _, ids in texts]
     tokens = sum(planned_tokens(counts, settings.lengths, protocol, settings.tokens) for protocol in PROTOCOLS)
     return Prepared(settings, config, texts, refusals, tokens)
-
-
-def run(prepared: Prepared, observer: Observer | None = None) -> dict[str, Any]:
-    """Measure stock and each scheme, and return the content of compare.json.
-
-    A scheme whose swap is refused only once the model is there becomes rows without a loss, which say why.
-    """
-    observer = observer or Observer()
-    settings = prepared.settings
-    reasons = {refusal.scheme: refusal.reason for refusal in prepared.refusals}
-    rows: list[dict[str, Any]] = []
-    train_length = None
-    for scheme in (STOCK, *settings.schemes):
-        if scheme in reasons:
-            measured = _gap_rows(settings, reasons[scheme])
-        else:
-            measured, train_length = _measure_scheme(prepared, scheme, observer)
-        labelled = [{"model": settings.model, "scheme": scheme, **asdict(row)} for row in measured]
-        rows += labelled
-        observer.scheme_done(scheme, labelled)
-    return {
-        "format_version": FORMAT_VERSION,
-        "model": settings.model,
-        "train_length": train_length,
-        "seed": settings.seed,
-        "settings": asdict(settings),
-        "texts": [
-            {"name": source.name, "tokens": len(ids), "sha256": _sha256(source)} for source, ids in prepared.texts
-        ],
-        "environment": collect_environment(),
-        "rows": rows,
-    }
-
-
-def _measure_scheme(prepared: Prepared, scheme: str, observer: Observer) -> tuple[list[LengthRow], int]:
-    """Load, swap and measure one scheme; return its rows and the stock model's train length."""
-    import torch
-
-    import hf_posswap
-
-    settings = prepared.settings
-    observer.stage(scheme, "loading")
-    # A copy, for a swap changes the configuration of its model.
-    model = load_model(
-        settings.model, hf_posswap.AutoModelForCausalLM, config=copy.deepcopy(prepared.config), dtype=settings.dtype
-    ).to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    train_length = hf_posswap.train_length(model)
-    if scheme != STOCK:
-        torch.manual_seed(settings.seed)  # a scheme may start from random numbers
-        try:
-            hf_posswap.swap(model, parse_scheme(scheme))
-        except PosSwapError as error:
-            return _gap_rows(settings, str(error)), train_length
-    rows: list[LengthRow] = []
-    for protocol in PROTOCOLS:
-        observer.stage(scheme, protocol)
-        rows += perplexity_rows(
-            model,
-            [ids for _, ids in prepared.texts],
-            settings.lengths,
-            (protocol,),
-            budget=settings.tokens,
-            seed=settings.seed,
-            progress=observer.tokens,
-        )
-    return rows, train_length
 
 
 def _normalised(settings: Settings) -> Settings:
@@ -233,11 +119,3 @@ def _tokenise(tokenizer: Any, text: str) -> "Tensor":
 
     # verbose=False: a text longer than the model's limit is the point, and needs no warning.
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
-
-
-def _gap_rows(settings: Settings, reason: str) -> list[LengthRow]:
-    return [gap_row(protocol, length, reason) for protocol in PROTOCOLS for length in settings.lengths]
-
-
-def _sha256(source: TextSource) -> str:
-    return hashlib.sha256(source.path.read_bytes()).hexdigest()
