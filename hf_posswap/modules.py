@@ -92,19 +92,48 @@ class SwappedAttention(nn.Module):
         """Take and return what the stock module does."""
         module: Any = self
         context: ForwardContext = arguments.pop(CONTEXT)
+        q, k, v = module.architecture.project(self, hidden_states)
+        output, weights = self.attend(q, k, v, context, attention_mask, past_key_values, arguments)
+        return module.architecture.merge(self, output), weights
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        context: ForwardContext,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        arguments: dict[str, Any] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what attention with the scheme makes of projected q (B, H, L, d), k and v (B, Hkv, L, d).
+
+        Args:
+            q: queries.
+            k: keys of the same tokens.
+            v: their values.
+            context: see `ForwardContext`.
+            attention_mask: as transformers made it for the backend.
+            past_key_values: the cache, which k and v enter.
+            arguments: further arguments of the stock module's forward.
+
+        Returns:
+            The context (B, L, H, d), and the weights where the backend has them.
+        """
+        module: Any = self
+        arguments = arguments or {}
         positions, architecture = context.positions, module.architecture
         stages = context.stages(module.pos_scheme)
         layer, prepared = stages[-1]
-        q, k, v = architecture.project(self, hidden_states)
         if module.pos_keep_native:
             q, k = architecture.rotate_natively(self, q, k, arguments)
-        with full_precision(hidden_states):
+        with full_precision(q):
             for stage, ready in stages:
                 q, k = stage.transform(q, k, positions, ready)
         if past_key_values is not None:
             cache = getattr(past_key_values, "self_attention_cache", past_key_values)
             k, v = cache.update(k, v, module.layer_idx)
-        with full_precision(hidden_states):
+        with full_precision(q):
             for stage, ready in stages:
                 q, k = stage.transform_cached(q, k, positions, ready)
             bias = layer.bias(q, positions, prepared, module.scaling)
@@ -113,16 +142,14 @@ class SwappedAttention(nn.Module):
         mix = (lambda weights, start: layer.mix(weights, start, positions, prepared)) if layer.mixes_values else None
         backend = module.config._attn_implementation
         if bias is None and mix is None:
-            output, weights = architecture.attend_natively(self, inputs, arguments)
-        elif backend.startswith("flash_attention"):
+            return architecture.attend_natively(self, inputs, arguments)
+        if backend.startswith("flash_attention"):
             folded = fold_for_flash(inputs, bias, mix, backend)
             output, weights = architecture.attend_natively(self, folded, arguments)
-            output = output[..., : v.shape[-1]]
-        else:
-            with full_precision(hidden_states):
-                output, weights = attend(inputs, bias, mix, backend)
-            output = output.transpose(1, 2)
-        return architecture.merge(self, output), weights
+            return output[..., : v.shape[-1]], weights
+        with full_precision(q):
+            output, weights = attend(inputs, bias, mix, backend)
+        return output.transpose(1, 2), weights
 
 
 class SwappedBaseModel(nn.Module):

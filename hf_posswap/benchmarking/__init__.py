@@ -1,0 +1,6 @@
+"""What a swapped model costs: time and peak memory as ratios to the unswapped model, measured in the same run."""
+
+from hf_posswap.benchmarking.runner import run
+from hf_posswap.benchmarking.settings import BACKENDS, MODES, BenchmarkError, Settings
+
+__all__ = ["BACKENDS", "MODES", "BenchmarkError", "Settings", "run"]

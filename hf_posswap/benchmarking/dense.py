@@ -1,0 +1,60 @@
+"""The yardstick of today: a bias held as a tensor of heads × length × length and added in eager attention.
+
+That is what Composer's ALiBi for GPT-2 and transformers' BLOOM do. Stock models take such a tensor as a ready-made
+additive mask, so their own eager attention does the rest. Inference finds it ready, as a buffer; a bias that learns is
+made anew in each training step, as in transformers' T5.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_posswap.architectures import architecture_of
+from hf_posswap.benchmarking.settings import BenchmarkError
+from hf_posswap.benchmarking.shapes import swapped_copy
+from hf_posswap.benchmarking.work import MakeMask
+from hf_posswap.biases import LinearBias, RelativeBias
+from hf_posswap.positions import Positions
+
+
+def dense_model(stock: Any) -> Any:
+    """Return a copy of a stock model that runs eager attention, without positions of its own if it can."""
+    causal = architecture_of(stock.config).is_causal(stock.config)
+    model = swapped_copy(stock, "none") if causal else stock
+    model.set_attn_implementation("eager")
+    return model
+
+
+def dense_mask(swapped: Any) -> MakeMask:
+    """Return what makes the mask that holds a swapped model's bias.
+
+    Raises:
+        BenchmarkError: the scheme's bias reads the queries, or there is none.
+    """
+    causal = architecture_of(swapped.config).is_causal(swapped.config)
+    module: Any = next(architecture_of(swapped.config).attention_modules(swapped))[1]
+    facts = swapped.pos_scheme.facts
+
+    def make(queries: int, keys: int) -> Tensor:
+        steps = torch.arange(keys, device=swapped.device).unsqueeze(0)
+        positions = Positions(steps[:, keys - queries :], steps, keys - queries, causal)
+        query = torch.zeros(1, facts.num_heads, queries, facts.head_dim, device=swapped.device)
+        bias = module.pos_scheme.bias(query, positions, swapped.pos_scheme.prepare(positions), 1.0)
+        if not isinstance(bias, LinearBias | RelativeBias):
+            raise BenchmarkError(f"a dense bias stands for one that is the same for all queries, not {type(bias)}.")
+        rows = bias.rows(0, queries)
+        if causal:
+            rows = rows.masked_fill(steps[0] > steps[0, keys - queries :, None], torch.finfo(swapped.dtype).min)
+        return rows.to(swapped.dtype)
+
+    learns = any(True for part in (swapped, module) for _ in part.pos_scheme.parameters())
+    make_once = cache(torch.no_grad()(make))
+    return lambda queries, keys: make(queries, keys) if learns and torch.is_grad_enabled() else make_once(queries, keys)
+
+
+def needed_bytes(stock: Any, length: int, batch: int) -> int:
+    """Return about what eager attention with a dense bias holds at once in one layer."""
+    heads = architecture_of(stock.config).facts(stock).num_heads
+    return heads * length * length * (4 + 3 * 4 * batch)

@@ -1,0 +1,205 @@
+"""Run a benchmark cell by cell: stock and swapped model in turn within each, so that a run can stop and go on."""
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from hf_posswap.architectures import architecture_of
+from hf_posswap.benchmarking.dense import dense_mask, dense_model, needed_bytes
+from hf_posswap.benchmarking.memory import peak_bytes
+from hf_posswap.benchmarking.settings import (
+    ATTENTION_MODES,
+    DENSE,
+    STARTUP_MODES,
+    BenchmarkError,
+    Cell,
+    Settings,
+)
+from hf_posswap.benchmarking.shapes import stock_model, swapped_copy
+from hf_posswap.benchmarking.startup import import_times, load_times
+from hf_posswap.benchmarking.timing import Times, in_turn
+from hf_posswap.benchmarking.work import MakeMask, Work, attention_work, model_work
+from hf_posswap.errors import PosSwapError
+from hf_posswap.swapping import longest_position
+
+Row = dict[str, Any]
+Progress = Callable[[int, int], None]
+Save = Callable[[Sequence[Row]], object]
+
+
+class Pair(NamedTuple):
+    """What a cell compares.
+
+    Attributes:
+        stock: the unswapped model.
+        other: the swapped one, or the stock one with a dense bias.
+        mask: makes the dense bias, if `other` takes one.
+    """
+
+    stock: Any
+    other: Any
+    mask: MakeMask | None = None
+
+
+def run(
+    settings: Settings, known: Sequence[Row] = (), save: Save | None = None, progress: Progress | None = None
+) -> list[Row]:
+    """Measure every cell that is not known yet.
+
+    Args:
+        settings: what to measure.
+        known: rows of an earlier run under the same `Settings.conditions`; their cells are not measured again.
+        save: called with all rows so far after each cell.
+        progress: called with (cells done, cells in all).
+
+    Returns:
+        A row for each cell: the columns of bench.csv, and under "measured" the seconds and bytes behind the ratios.
+        A cell that cannot be measured has no ratios and a note that says why.
+
+    Raises:
+        SourceError: there is no such model.
+        BenchmarkError: there is no such device.
+    """
+    check_device(settings.device)
+    cells = list(settings.cells())
+    rows = list(known)
+    done = {cell_of(row) for row in rows}
+    models = _Models(settings)
+    for number, cell in enumerate(cells):
+        if cell not in done:
+            rows.append(_measured(settings, cell, models))
+            if save is not None:
+                save(rows)
+        if progress is not None:
+            progress(number + 1, len(cells))
+    return rows
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        BenchmarkError: it is not.
+    """
+    if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise BenchmarkError(f"there is no device {device!r} here. Allowed: cpu, and cuda where torch sees a GPU.")
+
+
+def cell_of(row: Row) -> Cell:
+    """Return the cell that a row belongs to."""
+    return Cell(*(row[name] for name in Cell._fields))
+
+
+class _Models:
+    """The pair of models at hand; the next pair takes its place."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._stock_key: tuple[str, str] | None = None
+        self._pair_key: tuple[str, str, str] | None = None
+        self._stock: Any = None
+        self._pair: Pair | PosSwapError | None = None
+
+    def pair(self, cell: Cell) -> Pair:
+        """Return the pair for a cell.
+
+        Raises:
+            PosSwapError: the model cannot take the scheme or the backend cannot carry it.
+        """
+        attention = "sdpa" if cell.backend == DENSE else cell.backend
+        if self._stock_key != (cell.dtype, attention):
+            self._stock = self._pair = self._pair_key = None
+            self._stock = stock_model(self.settings, cell.dtype, attention)
+            self._stock_key = (cell.dtype, attention)
+        if self._pair_key != (cell.scheme, cell.dtype, cell.backend):
+            self._pair = None
+            gc.collect()
+            self._pair = self._made(cell)
+            self._pair_key = (cell.scheme, cell.dtype, cell.backend)
+        if isinstance(self._pair, PosSwapError):
+            raise self._pair
+        assert self._pair is not None
+        return self._pair
+
+    def _made(self, cell: Cell) -> Pair | PosSwapError:
+        try:
+            swapped = swapped_copy(self._stock, cell.scheme)
+        except PosSwapError as error:
+            return error
+        if cell.backend == DENSE:
+            return Pair(self._stock, dense_model(self._stock), dense_mask(swapped))
+        return Pair(self._stock, swapped)
+
+
+def _measured(settings: Settings, cell: Cell, models: _Models) -> Row:
+    """Return the row of a cell."""
+    try:
+        if cell.mode in STARTUP_MODES:
+            times = import_times(settings.repeats) if cell.mode == "import" else load_times(settings, cell)
+            return make_row(settings, cell, times)
+        pair = models.pair(cell)
+        reason = gap(settings, cell, pair)
+        if reason is not None:
+            return make_row(settings, cell, note=reason)
+        return _compared(settings, cell, pair)
+    except PosSwapError as error:
+        return make_row(settings, cell, note=str(error))
+
+
+def _compared(settings: Settings, cell: Cell, pair: Pair) -> Row:
+    make = attention_work if cell.mode in ATTENTION_MODES else model_work
+    stock = make(cell.mode, pair.stock, cell.length, settings)
+    other = make(cell.mode, pair.other, cell.length, settings, pair.mask)
+    times = in_turn(stock.call, other.call, settings.repeats, settings.device)
+    return make_row(settings, cell, times, [memory_of(work, settings.device) for work in (stock, other)])
+
+
+def memory_of(work: Work, device: str) -> dict[str, int]:
+    """Return the bytes of what is there before the call, and how far the call rises above it."""
+    return {"resident": work.resident_bytes(), "peak": peak_bytes(work.call, device)}
+
+
+def gap(settings: Settings, cell: Cell, pair: Pair) -> str | None:
+    """Return why a cell is not measured, or None if it is."""
+    causal = architecture_of(pair.stock.config).is_causal(pair.stock.config)
+    if cell.mode == "decode" and not causal:
+        return "an encoder does not decode"
+    for model in pair[:2]:
+        limit = longest_position(model)
+        if limit is not None and cell.length + (cell.mode == "decode") > limit:
+            return f"the {'stock' if model is pair.stock else 'swapped'} model has {limit} positions"
+    trains = cell.mode in ("training", "attention-training")
+    if cell.backend == "flex_attention" and settings.device == "cpu" and trains:
+        return "FlexAttention has no backward pass on CPU"
+    if cell.backend == DENSE and cell.mode != "decode":
+        needed, there = needed_bytes(pair.stock, cell.length, settings.batch), _memory(settings.device)
+        if needed > there / 2:
+            return f"would hold about {needed / 2**30:.0f} GiB at once, of {there / 2**30:.0f}"
+    return None
+
+
+def _memory(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def make_row(
+    settings: Settings, cell: Cell, times: Times | None = None, memory: Sequence[dict[str, int]] = (), note: str = ""
+) -> Row:
+    """Return a cell's row: ratios, and under "measured" the seconds and bytes of stock and swapped model."""
+    row: Row = {"model": settings.model, "device": settings.device, **cell._asdict()}
+    ratio = times.ratio() if times is not None else None
+    row["time_ratio"], row["time_ratio_low"], row["time_ratio_high"] = ratio or (None, None, None)
+    totals = [entry["resident"] + entry["peak"] for entry in memory]
+    row["memory_ratio"] = totals[1] / totals[0] if totals else None
+    row["repeats"] = settings.repeats if times is not None else 0
+    row["note"] = note
+    if times is not None:
+        row["measured"] = {"seconds": {"stock": times.stock, "other": times.other}}
+    if memory:
+        row["measured"]["bytes"] = {"stock": memory[0], "other": memory[1]}
+    return row

@@ -1,0 +1,165 @@
+"""What is timed: one call of a base model or of its attention, ready to be called again and again."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from hf_posswap.architectures import architecture_of
+from hf_posswap.benchmarking.settings import Settings
+from hf_posswap.modules import ForwardContext
+from hf_posswap.positions import Positions
+
+MakeMask = Callable[[int, int], Tensor]
+"""Makes an additive mask (1, H, Lq, Lk) for the last Lq of Lk tokens."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One call, and what it needs to be there before.
+
+    Attributes:
+        call: does the work once; leaves nothing behind.
+        resident: tensors that are in memory before the call: weights, inputs, cache.
+    """
+
+    call: Callable[[], object]
+    resident: Sequence[Tensor] = field(default_factory=list)
+
+    def resident_bytes(self) -> int:
+        """Return the size of what is in memory before the call."""
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in self.resident}
+        return sum(storages.values())
+
+
+def model_work(mode: str, model: Any, length: int, settings: Settings, mask: MakeMask | None = None) -> Work:
+    """Return the work of a base model, stock or swapped.
+
+    Args:
+        mode: "prefill" (a text read at once, a causal model's cache made), "training" (forward and backward pass of
+            every parameter, without an optimizer) or "decode" (one token, `length` of them cached).
+        model: a base model without a head.
+        length: number of tokens.
+        settings: batch and seed.
+        mask: for stock models that add a dense bias: makes the mask that holds it.
+    """
+    return {"prefill": _prefill, "training": _training, "decode": _decode}[mode](model, length, settings, mask)
+
+
+def _tokens(model: Any, length: int, settings: Settings) -> Tensor:
+    generator = torch.Generator().manual_seed(settings.seed)
+    return torch.randint(model.config.vocab_size, (settings.batch, length), generator=generator).to(model.device)
+
+
+def _weights(model: Any) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _prefill(model: Any, length: int, settings: Settings, mask: MakeMask | None) -> Work:
+    tokens = _tokens(model, length, settings)
+    ready = None if mask is None else mask(length, length)
+
+    @torch.no_grad()
+    def call() -> None:
+        model(tokens, attention_mask=ready)
+
+    return Work(call, [*_weights(model), tokens, *([] if ready is None else [ready])])
+
+
+def _training(model: Any, length: int, settings: Settings, mask: MakeMask | None) -> Work:
+    tokens = _tokens(model, length, settings)
+    generator = torch.Generator().manual_seed(settings.seed)
+    gradient = torch.randn(*tokens.shape, model.config.hidden_size, generator=generator).to(model.device, model.dtype)
+    cached = {"use_cache": False} if architecture_of(model.config).is_causal(model.config) else {}
+
+    def call() -> None:
+        # In training mode dropout would take fused kernels from both models; rates of 0 are today's practice.
+        made = None if mask is None else mask(length, length)  # a bias that learns has to be made in each step
+        model(tokens, attention_mask=made, **cached)[0].backward(gradient)
+        for parameter in model.parameters():
+            parameter.grad = None
+
+    return Work(call, [*_weights(model), tokens, gradient])
+
+
+def _decode(model: Any, length: int, settings: Settings, mask: MakeMask | None) -> Work:
+    config = model.config
+    facts = architecture_of(config).facts(model)
+    shape = (settings.batch, facts.num_key_value_heads, length, facts.head_dim)
+    generator = torch.Generator().manual_seed(settings.seed)
+    cache = DynamicCache(config=config)
+    kept = []
+    for layer in range(config.num_hidden_layers):
+        pair = [torch.randn(shape, generator=generator).to(model.device, model.dtype) for _ in range(2)]
+        cache.update(*pair, layer)
+        kept.append((cache.layers[layer].keys, cache.layers[layer].values))
+    token = _tokens(model, 1, settings)
+    ready = None if mask is None else mask(1, length + 1)
+
+    @torch.no_grad()
+    def call() -> None:
+        model(token, past_key_values=cache, use_cache=True, attention_mask=ready)
+        for layer, (keys, values) in zip(cache.layers, kept, strict=True):
+            layer.keys, layer.values = keys, values
+
+    held = [tensor for pair in kept for tensor in pair]
+    return Work(call, [*_weights(model), *held, token, *([] if ready is None else [ready])])
+
+
+def attention_work(mode: str, model: Any, length: int, settings: Settings, mask: MakeMask | None = None) -> Work:
+    """Return the work of the first layer's attention alone, without its projections: q, k and v are random.
+
+    Args:
+        mode: "attention" (the forward pass) or "attention-training" (forward and backward).
+        model: a base model; a swapped one runs its scheme's part in the layer, what the forward prepares being ready.
+        length: number of tokens.
+        settings: batch and seed.
+        mask: see `model_work`.
+    """
+    architecture = architecture_of(model.config)
+    facts = architecture.facts(model)
+    generator = torch.Generator().manual_seed(settings.seed)
+    q, k, v = (
+        torch.randn(settings.batch, length, heads, facts.head_dim, generator=generator)
+        .to(model.device, model.dtype)
+        .transpose(1, 2)
+        for heads in (facts.num_heads, facts.num_key_value_heads, facts.num_key_value_heads)
+    )
+    _, module = next(architecture.attention_modules(model))
+    forward = _swapped_attention if hasattr(model, "pos_scheme") and mask is None else _stock_attention
+    trains = mode == "attention-training"
+    gradient = torch.randn(q.shape, generator=generator).to(q).transpose(1, 2)
+    leaves = [q, k, v]
+
+    def call() -> None:
+        with torch.set_grad_enabled(trains):
+            context = forward(model, module, leaves, mask)
+            if trains:
+                context.backward(gradient)
+        for tensor in (*leaves, *model.parameters()):
+            tensor.grad = None
+
+    if trains:
+        leaves = [x.requires_grad_() for x in leaves]
+    return Work(call, [q, k, v, *([gradient] if trains else [])])
+
+
+def _stock_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: MakeMask | None) -> Tensor:
+    ready = None if mask is None else mask(qkv[0].shape[2], qkv[1].shape[2])
+    stock = importlib.import_module(architecture_of(model.config).modeling_module)
+    function = stock.ALL_ATTENTION_FUNCTIONS.get_interface(
+        model.config._attn_implementation, stock.eager_attention_forward
+    )
+    return function(module, *qkv, ready, scaling=module.scaling, dropout=0.0)[0]
+
+
+def _swapped_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: MakeMask | None) -> Tensor:
+    length = qkv[0].shape[2]
+    steps = torch.arange(length, device=model.device).unsqueeze(0)
+    positions = Positions(steps, steps, 0, architecture_of(model.config).is_causal(model.config))
+    context = ForwardContext(positions, model.pos_scheme.prepare(positions))
+    return module.attend(*qkv, context)[0]
