@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hf_posswap.commands import bench, calibrate, catalogue, compare, finetune, models
+from hf_posswap.commands import bench, calibrate, catalogue, compare, evaluate, finetune, models
 from hf_posswap.errors import PosSwapError
 
 
@@ -34,5 +34,6 @@ app.command("describe")(models.describe)
 app.command("swap")(models.swap)
 app.command("calibrate")(calibrate.calibrate)
 app.command("finetune")(finetune.finetune)
+app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)

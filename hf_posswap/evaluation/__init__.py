@@ -1,12 +1,22 @@
-"""Measuring: how well a model reads text as the text grows longer."""
+"""Measuring: how well a model reads text as the text grows longer. Every function returns a pandas data frame."""
 
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
-from hf_posswap.evaluation.frames import perplexity_by_length
+from hf_posswap.evaluation.frames import (
+    loss_by_position,
+    masked_loss_by_length,
+    passkey,
+    perplexity_by_length,
+    retrieval,
+)
 from hf_posswap.evaluation.perplexity import PROTOCOLS
 
 __all__ = [
     "PROTOCOLS",
     "EvaluationError",
     "TextTooShortError",
+    "loss_by_position",
+    "masked_loss_by_length",
+    "passkey",
     "perplexity_by_length",
+    "retrieval",
 ]

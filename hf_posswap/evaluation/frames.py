@@ -5,8 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+from hf_posswap.evaluation.document_retrieval import RetrievalRow, retrieval_rows
 from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.masked import masked_loss_rows
+from hf_posswap.evaluation.passkey_retrieval import PasskeyRow, passkey_rows
 from hf_posswap.evaluation.perplexity import LengthRow, perplexity_rows
+from hf_posswap.evaluation.positions import PositionRow, position_rows
 
 if TYPE_CHECKING:
     import pandas
@@ -43,11 +47,14 @@ def _framed(
         return to_frame(measure(*args, **kwargs), row_type)
 
     framed.__name__ = framed.__qualname__ = name
-    framed.__doc__ = f"As a pandas data frame, the columns of which are the fields of `{row_type.__name__}`:\n\n" + (
-        measure.__doc__ or ""
-    )
-    del framed.__wrapped__  # signature() would promise a list
+    framed.__annotations__ = measure.__annotations__ | {"return": "pandas.DataFrame"}
+    columns = ", ".join(field.name for field in fields(row_type))
+    framed.__doc__ = f"{measure.__doc__}\nThe rows are those of a pandas data frame with the columns {columns}.\n"
     return framed
 
 
 perplexity_by_length = _framed("perplexity_by_length", LengthRow, perplexity_rows)
+loss_by_position = _framed("loss_by_position", PositionRow, position_rows)
+passkey = _framed("passkey", PasskeyRow, passkey_rows)
+masked_loss_by_length = _framed("masked_loss_by_length", LengthRow, masked_loss_rows)
+retrieval = _framed("retrieval", RetrievalRow, retrieval_rows)

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.reporting.files import prepare_folder, write_text
+from hf_posswap.reporting.files import OutputError, prepare_folder, write_text
 
 FOLDER = "unfinished"
 IDENTITY_FILE = "identity.json"
@@ -45,8 +45,18 @@ class Parts:
         return _read(path) if path.exists() else None
 
     def put(self, name: str, value: Any) -> None:
-        """Keep a JSON-ready value under `name`, atomically."""
-        write_text(self._path(name), json.dumps(value, ensure_ascii=False))
+        """Keep a JSON-ready value under `name`, atomically.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            write_text(self._path(name), json.dumps(value, ensure_ascii=False))
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {str(self.folder)!r}: {error}. What is measured is kept: make room, then run the "
+                "same command again."
+            ) from error
 
     def finish(self) -> None:
         """Remove the folder: the result is written."""

@@ -1,4 +1,4 @@
-"""Loss of each token under a causal language model, with memory bounded in the length.
+"""Loss of each token under a language model, with memory bounded in the length.
 
 The base model reads the whole window; its head then turns a few positions at a time into logits. At 16,384 tokens and
 a vocabulary of 50,000, all logits at once would be 3.3 GB in float32.
@@ -18,8 +18,9 @@ PROBE_TOKENS = 8
 Head = Callable[[Tensor], Tensor]
 
 
+@torch.no_grad()
 def find_head(model: nn.Module) -> Head:
-    """Return the module that turns the base model's last hidden states (B, L, D) into logits (B, L, vocabulary).
+    """Return the module that turns the base model's last hidden states (…, D) into logits (…, vocabulary).
 
     It is the output embedding in most models and a small network in others (BERT). A candidate is accepted only if it
     gives the model's own logits on a short probe, so a model that scales or caps its logits cannot be misread. The
@@ -28,22 +29,29 @@ def find_head(model: nn.Module) -> Head:
     Raises:
         EvaluationError: the model has no language-model head, is not causal, or no candidate reproduces its logits.
     """
-    base = base_model_of(model)
-    ids = (torch.arange(PROBE_TOKENS) % model.config.vocab_size).unsqueeze(0).to(input_device(model))  # type: ignore[union-attr,operator]
-    with torch.no_grad():
-        hidden = base(input_ids=ids, use_cache=False).last_hidden_state
-        _require_causal(model, base, ids, hidden)
-        logits = getattr(model(input_ids=ids, use_cache=False), "logits", None)
-        for candidate in (model.get_output_embeddings(), getattr(model, "cls", None)):  # type: ignore[operator]
-            if logits is None or not isinstance(candidate, nn.Module):
-                continue
-            ours = candidate(hidden)
-            if ours.shape == logits.shape and torch.allclose(ours, logits, rtol=1e-2, atol=1e-2):
-                return candidate
-    raise EvaluationError(
-        f"{type(model).__name__} cannot be measured: its logits are not its head applied to its last hidden states. "
-        "Models with a plain language-model head can, such as GPT2LMHeadModel, LlamaForCausalLM and BertLMHeadModel."
-    )
+    ids, hidden = _probe(model)
+    if not _is_causal(model, ids, hidden):
+        raise EvaluationError(
+            f"{type(model).__name__} cannot be measured: it reads in both directions, so it sees the very tokens it "
+            "is asked to predict. Measure a causal language model, or load this one with is_decoder=True."
+        )
+    return _matching_head(model, ids, hidden)
+
+
+@torch.no_grad()
+def find_masked_head(model: nn.Module) -> Head:
+    """Return the head of a masked language model, see `find_head`.
+
+    Raises:
+        EvaluationError: the model has no head, reads in one direction only, or no candidate reproduces its logits.
+    """
+    ids, hidden = _probe(model)
+    if _is_causal(model, ids, hidden):
+        raise EvaluationError(
+            f"{type(model).__name__} has no masked-token loss: it reads from left to right and does not see what "
+            "follows a masked token. Measure its loss by length instead."
+        )
+    return _matching_head(model, ids, hidden)
 
 
 def base_model_of(model: nn.Module) -> nn.Module:
@@ -56,7 +64,7 @@ def base_model_of(model: nn.Module) -> nn.Module:
     if not isinstance(base, nn.Module) or base is model:
         raise EvaluationError(
             f"{type(model).__name__} has no language-model head, so it has no loss to measure. "
-            "Load it with hf_posswap.AutoModelForCausalLM."
+            "Load it with hf_posswap.AutoModelForCausalLM or, an encoder, with hf_posswap.AutoModelForMaskedLM."
         )
     return base
 
@@ -66,18 +74,12 @@ def input_device(model: nn.Module) -> torch.device:
     return model.get_input_embeddings().weight.device  # type: ignore[operator]
 
 
-def _require_causal(model: nn.Module, base: nn.Module, ids: Tensor, hidden: Tensor) -> None:
-    """Refuse a model in which a changed last token changes what came before it."""
-    changed = ids.clone()
-    changed[:, -1] = ids[:, 0]
-    other = base(input_ids=changed, use_cache=False).last_hidden_state
-    if not torch.allclose(hidden[:, :-1], other[:, :-1], rtol=1e-3, atol=1e-3):
-        raise EvaluationError(
-            f"{type(model).__name__} cannot be measured: it reads in both directions, so it sees the very tokens it "
-            "is asked to predict. Measure a causal language model, or load this one with is_decoder=True."
-        )
+def last_hidden(base: nn.Module, ids: Tensor) -> Tensor:
+    """Return the last hidden states (B, L, D) of a base model for ids (B, L)."""
+    return base(input_ids=ids, use_cache=False).last_hidden_state
 
 
+@torch.no_grad()
 def token_losses(model: nn.Module, head: Head, ids: Tensor, first_target: int, positions_per_chunk: int) -> Tensor:
     """Return the loss of each scored token.
 
@@ -86,21 +88,51 @@ def token_losses(model: nn.Module, head: Head, ids: Tensor, first_target: int, p
         head: what `find_head(model)` returned.
         ids: int64 (B, L), windows of one length.
         first_target: index within the window of the first token scored, at least 1.
-        positions_per_chunk: number of positions of one window turned into logits at a time.
+        positions_per_chunk: number of positions turned into logits at a time.
 
     Returns:
         float32 (B, L − first_target) on the CPU: −ln p of tokens first_target … L−1, in nats.
     """
-    base = base_model_of(model)
-    with torch.no_grad():
-        hidden = base(input_ids=ids, use_cache=False).last_hidden_state[:, first_target - 1 : -1]
-        targets = ids[:, first_target:]
-        losses = torch.empty(targets.shape, dtype=torch.float32)
-        for row in range(ids.shape[0]):
-            for start in range(0, targets.shape[1], positions_per_chunk):
-                part = slice(start, start + positions_per_chunk)
-                logits = head(hidden[row, part]).float()
-                losses[row, part] = functional.cross_entropy(
-                    logits, targets[row, part].to(logits.device), reduction="none"
-                ).cpu()
+    hidden = last_hidden(base_model_of(model), ids)[:, first_target - 1 : -1]
+    targets = ids[:, first_target:]
+    return losses_of_hidden(head, hidden.flatten(0, 1), targets.flatten(), positions_per_chunk).view_as(targets.cpu())
+
+
+@torch.no_grad()
+def losses_of_hidden(head: Head, hidden: Tensor, targets: Tensor, positions_per_chunk: int) -> Tensor:
+    """Return −ln p of each target, float32 (N,) on the CPU, for hidden states (N, D) and targets int64 (N,)."""
+    losses = torch.empty(targets.shape, dtype=torch.float32)
+    for start in range(0, len(targets), positions_per_chunk):
+        part = slice(start, start + positions_per_chunk)
+        logits = head(hidden[part]).float()
+        losses[part] = functional.cross_entropy(logits, targets[part].to(logits.device), reduction="none").cpu()
     return losses
+
+
+def _probe(model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return a few ids (1, L) and the base model's hidden states for them."""
+    base = base_model_of(model)
+    ids = (torch.arange(PROBE_TOKENS) % model.config.vocab_size).unsqueeze(0).to(input_device(model))  # type: ignore[union-attr,operator]
+    return ids, last_hidden(base, ids)
+
+
+def _is_causal(model: nn.Module, ids: Tensor, hidden: Tensor) -> bool:
+    """Return whether a changed last token leaves what came before it as it was."""
+    changed = ids.clone()
+    changed[:, -1] = ids[:, 0]
+    other = last_hidden(base_model_of(model), changed)
+    return torch.allclose(hidden[:, :-1], other[:, :-1], rtol=1e-3, atol=1e-3)
+
+
+def _matching_head(model: nn.Module, ids: Tensor, hidden: Tensor) -> Head:
+    logits = getattr(model(input_ids=ids, use_cache=False), "logits", None)
+    for candidate in (model.get_output_embeddings(), getattr(model, "cls", None)):  # type: ignore[operator]
+        if logits is None or not isinstance(candidate, nn.Module):
+            continue
+        ours = candidate(hidden)
+        if ours.shape == logits.shape and torch.allclose(ours, logits, rtol=1e-2, atol=1e-2):
+            return candidate
+    raise EvaluationError(
+        f"{type(model).__name__} cannot be measured: its logits are not its head applied to its last hidden states. "
+        "Models with a plain language-model head can, such as GPT2LMHeadModel, LlamaForCausalLM and BertForMaskedLM."
+    )

@@ -87,7 +87,7 @@ def check_lengths(lengths: Sequence[int]) -> list[int]:
 def _plan_windows(text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
     """Split regions of the longest length, evenly spread over the text, into non-overlapping windows."""
     longest = lengths[-1]
-    regions = _spread(text_tokens - longest, count=max(1, budget // longest), apart=longest)
+    regions = spread(text_tokens - longest, count=max(1, budget // longest), apart=longest)
     return {
         length: [
             Window(start, start + length, start + 1)
@@ -107,7 +107,7 @@ def _plan_same_targets(text_tokens: int, lengths: Sequence[int], budget: int) ->
     longest = lengths[-1]
     targets = longest // 2
     stops = [
-        offset + longest for offset in _spread(text_tokens - longest, count=max(1, budget // longest), apart=targets)
+        offset + longest for offset in spread(text_tokens - longest, count=max(1, budget // longest), apart=targets)
     ]
     return {
         length: [
@@ -124,7 +124,7 @@ def _blocks(start: int, stop: int, size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def _spread(room: int, count: int, apart: int) -> list[int]:
+def spread(room: int, count: int, apart: int) -> list[int]:
     """Return up to `count` offsets between 0 and `room`, both included, evenly spread and at least `apart` apart."""
     count = min(count, room // apart + 1)
     if count == 1:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_posswap.evaluation.texts import special_tokens
 from hf_posswap.training.options import HealingError
 
 Documents = Iterable[str | Mapping[str, Any]]
@@ -148,13 +149,6 @@ class Windows:
             f"the text has {tokens} tokens, less than one window of {self.length}. Give more text, or a shorter "
             f"length: at most {tokens} (--length)."
         )
-
-
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return what a BERT-like tokenizer puts before and after a text; nothing for other tokenizers."""
-    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
-        return [], []
-    return [tokenizer.cls_token_id], [tokenizer.sep_token_id]
 
 
 def _shuffled(windows: Iterator[Window], chance: random.Random, room: int) -> Iterator[Window]:

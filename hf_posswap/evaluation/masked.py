@@ -1,0 +1,185 @@
+"""Loss of masked tokens of an encoder against the length of what it reads: the same masked tokens at every length.
+
+A stretch of text as long as the longest length is chosen, and 15% of its tokens are masked, once for all. At each
+length the stretch is read in windows of that length, one after the other: every length masks and scores the same
+tokens, hides the same share of what is around them, and only how much text surrounds a token grows. All chosen tokens
+become the mask token: BERT's 10% random and 10% unchanged ones are noise for training.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.errors import PositionError
+from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
+from hf_posswap.evaluation.perplexity import LengthRow, gap_row, length_row
+from hf_posswap.evaluation.processes import ALONE, Processes
+from hf_posswap.evaluation.reading import Progress, Reader
+from hf_posswap.evaluation.texts import TokenIds, as_texts, special_tokens
+from hf_posswap.evaluation.token_loss import base_model_of, last_hidden, losses_of_hidden
+from hf_posswap.evaluation.windows import check_lengths, spread
+
+MASKED_SHARE = 0.15
+PROTOCOL = "masked"
+
+
+@dataclass(frozen=True)
+class MaskedWindow:
+    """A window with masked tokens.
+
+    Attributes:
+        ids: what the model reads, int64 (L,), special tokens included.
+        places: indices within the window of the tokens scored, int64 (n,).
+        targets: the tokens that were there, int64 (n,).
+    """
+
+    ids: Tensor
+    places: Tensor
+    targets: Tensor
+
+
+def masked_loss_rows(
+    model: nn.Module,
+    tokenizer: Any,
+    token_ids: TokenIds,
+    lengths: Sequence[int],
+    *,
+    budget: int = 8192,
+    seed: int = 0,
+    batch_tokens: int = 4096,
+    positions_per_chunk: int | None = None,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+) -> list[LengthRow]:
+    """Measure the loss of masked tokens at each length: the same masked tokens at every length, token-weighted.
+
+    Args:
+        model: a masked language model, swapped or stock. It is measured in evaluation mode and left as it was.
+        tokenizer: its tokenizer, for the mask token and the special tokens around a text.
+        token_ids: one text as integers of shape (n,), without special tokens, or several as a sequence of such.
+        lengths: tokens to read at once, special tokens included.
+        budget: about how many tokens the model may read for each length, all texts together.
+        seed: of the masked tokens and of the bootstrap.
+        batch_tokens: how many tokens may be read in one forward pass; a longer window is read alone.
+        positions_per_chunk: how many positions are turned into logits at a time; None: as many as make 64 MiB.
+        processes: who shares the work (`join_processes()` under `accelerate launch`).
+        progress: called after each forward pass with the number of tokens it read.
+
+    Returns:
+        One row for each length, in ascending order, with protocol "masked". A length past the model's longest position
+        is a row without a loss, and a note that says so.
+
+    Raises:
+        EvaluationError: a model, a tokenizer, a length or a budget that cannot be measured.
+        TextTooShortError: a text has fewer tokens than the longest length needs.
+    """
+    plans = plan_masked(tokenizer, as_texts(token_ids), lengths, budget, seed)
+    with Reader(
+        model,
+        batch_tokens=batch_tokens,
+        positions_per_chunk=positions_per_chunk,
+        processes=processes,
+        progress=progress,
+    ) as reader:
+        _ = reader.masked_head
+        return [measure_masked(reader, length, windows, seed) for length, windows in plans.items()]
+
+
+def plan_masked(
+    tokenizer: Any, texts: Sequence[Tensor], lengths: Sequence[int], budget: int, seed: int
+) -> dict[int, list[MaskedWindow]]:
+    """Choose the masked tokens, and for every length the windows that show them.
+
+    Raises:
+        EvaluationError: a tokenizer without a mask token, or a length or a budget that cannot be measured.
+        TextTooShortError: a text has fewer tokens than the longest length needs.
+    """
+    if tokenizer.mask_token_id is None:
+        raise EvaluationError("this tokenizer has no mask token, so there is no masked-token loss to measure.")
+    if budget < 1:
+        raise EvaluationError(f"the budget is {budget} tokens. Give a number of tokens of at least 1.")
+    frame = special_tokens(tokenizer)
+    around = len(frame[0]) + len(frame[1])
+    ordered = check_lengths(lengths)
+    if ordered[0] <= around + 1:
+        raise EvaluationError(
+            f"length {ordered[0]} leaves no room for context between the {around} special tokens. Give at least "
+            f"{around + 2}."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    never = torch.tensor(tokenizer.all_special_ids)
+    plans: dict[int, list[MaskedWindow]] = {length: [] for length in ordered}
+    longest = ordered[-1]
+    for text in texts:
+        inner = longest - around
+        if len(text) < inner:
+            raise TextTooShortError(
+                f"the text has {len(text)} tokens, and length {longest} needs at least {inner} besides the {around} "
+                f"special tokens. Give a longer text or lengths up to {len(text) + around}."
+            )
+        count = max(1, budget // len(texts) // longest)
+        for start in spread(len(text) - inner, count, apart=inner):
+            stretch = text[start : start + inner]
+            chosen = _choose(stretch, never, generator)
+            hidden = stretch.masked_fill(chosen, tokenizer.mask_token_id)
+            for length in ordered:
+                plans[length] += _windows(stretch, hidden, chosen, length - around, frame)
+    return plans
+
+
+def measure_masked(reader: Reader, length: int, windows: Sequence[MaskedWindow], seed: int) -> LengthRow:
+    """Measure one length over all texts."""
+    started = time.perf_counter()
+    try:
+        losses = _masked_losses(reader, length, windows)
+    except PositionError as error:
+        return gap_row(PROTOCOL, length, str(error))
+    return length_row(PROTOCOL, length, losses, seed, time.perf_counter() - started)
+
+
+def _masked_losses(reader: Reader, length: int, windows: Sequence[MaskedWindow]) -> list[Tensor]:
+    """Return the losses of each window's targets, float32 (targets,)."""
+    reader.require_length(length)
+
+    def read(batch: list[MaskedWindow]) -> list[Tensor]:
+        ids = torch.stack([window.ids for window in batch]).to(reader.device)
+        hidden = last_hidden(base_model_of(reader.model), ids)
+        counts = [len(window.places) for window in batch]
+        rows = torch.repeat_interleave(torch.arange(len(batch)), torch.tensor(counts)).to(hidden.device)
+        places = torch.cat([window.places for window in batch]).to(hidden.device)
+        targets = torch.cat([window.targets for window in batch]).to(hidden.device)
+        losses = losses_of_hidden(reader.masked_head, hidden[rows, places], targets, reader.positions_per_chunk)
+        reader.was_read(ids)
+        return list(losses.split(counts))
+
+    batches = reader.batches(windows, length)
+    return [losses for batch in reader.processes.share(batches, read) for losses in batch]
+
+
+def _choose(stretch: Tensor, never: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw the tokens to mask, bool (n,): the same number in every stretch of a length, at least one."""
+    allowed = (~torch.isin(stretch, never)).nonzero().flatten()
+    if len(allowed) == 0:
+        raise EvaluationError("the text has nothing but special tokens, so nothing can be masked.")
+    count = max(1, round(MASKED_SHARE * len(allowed)))
+    drawn = allowed[torch.randperm(len(allowed), generator=generator)[:count]]
+    return torch.zeros_like(stretch, dtype=torch.bool).index_fill(0, drawn, True)
+
+
+def _windows(
+    stretch: Tensor, hidden: Tensor, chosen: Tensor, inner: int, frame: tuple[list[int], list[int]]
+) -> list[MaskedWindow]:
+    """Cut a stretch into windows of `inner` tokens; the last one reaches back, and scores only what is new."""
+    first, last = (torch.tensor(ids, dtype=torch.int64) for ids in frame)
+    windows = []
+    for new in range(0, len(stretch), inner):
+        start = min(new, len(stretch) - inner)
+        places = chosen[new : start + inner].nonzero().flatten() + new
+        if len(places):
+            ids = torch.cat([first, hidden[start : start + inner], last])
+            windows.append(MaskedWindow(ids, places - start + len(first), stretch[places]))
+    return windows

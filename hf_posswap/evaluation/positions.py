@@ -1,0 +1,125 @@
+"""Loss of a causal language model against the position in what it reads."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.errors import PositionError
+from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.perplexity import LengthRow, PlannedText, gap_row, length_row, plan_texts, window_losses
+from hf_posswap.evaluation.processes import ALONE, Processes
+from hf_posswap.evaluation.reading import Progress, Reader
+from hf_posswap.evaluation.texts import TokenIds, as_texts
+
+BINS = 16
+"""Stretches into which a window's positions are divided by default."""
+
+
+@dataclass(frozen=True)
+class PositionRow:
+    """Loss at some positions of windows of one length.
+
+    Attributes:
+        length: tokens the model reads at once.
+        position_from: the first position; a token at position i is predicted from the i tokens before it.
+        position_to: the position after the last one.
+        loss: mean −ln p of the tokens there, in nats; None where nothing could be measured, see `note`.
+        tokens: number of tokens scored.
+        note: why `loss` is missing, else empty.
+    """
+
+    length: int
+    position_from: int
+    position_to: int
+    loss: float | None
+    tokens: int
+    note: str = ""
+
+
+def position_rows(
+    model: nn.Module,
+    token_ids: TokenIds,
+    lengths: Sequence[int],
+    *,
+    bins: int = BINS,
+    budget: int = 8192,
+    batch_tokens: int = 4096,
+    positions_per_chunk: int | None = None,
+    processes: Processes = ALONE,
+    progress: Progress | None = None,
+) -> list[PositionRow]:
+    """Measure the loss by position in windows of each length: the windows of `perplexity_rows`, divided into bins.
+
+    Args:
+        model: a causal language model, swapped or stock.
+        token_ids: one text as integers of shape (n,), or several as a sequence of such.
+        lengths: tokens to read at once.
+        bins: how many stretches of positions a window is divided into; fewer where it is short.
+        budget: about how many tokens the model may read for each length, all texts together.
+        batch_tokens: how many tokens may be read in one forward pass; a longer window is read alone.
+        positions_per_chunk: how many positions are turned into logits at a time; None: as many as make 64 MiB.
+        processes: who shares the work (`join_processes()` under `accelerate launch`).
+        progress: called after each forward pass with the number of tokens it read.
+
+    Returns:
+        For each length, in ascending order, a row for each bin. A length past the model's longest position has one row
+        without a loss, and a note that says so.
+
+    Raises:
+        EvaluationError: a model, a length, a budget or a number of bins that cannot be measured.
+        TextTooShortError: a text has fewer tokens than the longest length.
+    """
+    plans = plan_texts("windows", as_texts(token_ids), lengths, budget)
+    rows: list[PositionRow] = []
+    with Reader(
+        model,
+        batch_tokens=batch_tokens,
+        positions_per_chunk=positions_per_chunk,
+        processes=processes,
+        progress=progress,
+    ) as reader:
+        _ = reader.head
+        for length, planned in plans.items():
+            rows += measure_windows(reader, length, planned, bins)[1]
+    return rows
+
+
+def measure_windows(
+    reader: Reader, length: int, planned: Sequence[PlannedText], bins: int = BINS, seed: int = 0
+) -> tuple[LengthRow, list[PositionRow]]:
+    """Read the windows of one length once, and return the row of protocol "windows" and the rows by position.
+
+    A length the model has no positions for becomes a gap in both.
+    """
+    try:
+        losses = window_losses(reader, length, planned)
+    except PositionError as error:
+        note = str(error)
+        return gap_row("windows", length, note), [PositionRow(length, 0, length, None, 0, note)]
+    return length_row("windows", length, losses, seed), rows_by_position(length, losses, bins)
+
+
+def rows_by_position(length: int, losses: Sequence[Tensor], bins: int = BINS) -> list[PositionRow]:
+    """Return the rows of one length from the losses of whole windows, float32 (length − 1,) each.
+
+    Raises:
+        EvaluationError: fewer than one bin.
+    """
+    if bins < 1:
+        raise EvaluationError(f"the number of bins is {bins}. Give at least 1.")
+    bins = min(bins, length // 2)  # position 0 is not scored: no bin is to be empty
+    edges = [number * length // bins for number in range(bins + 1)]
+    by_position = torch.stack(list(losses)).double()  # (windows, length − 1), from position 1 on
+    rows = []
+    for start, stop in itertools.pairwise(edges):
+        part = by_position[:, max(start - 1, 0) : stop - 1]
+        loss = float(part.mean())
+        if math.isfinite(loss):
+            rows.append(PositionRow(length, start, stop, loss, part.numel()))
+        else:
+            rows.append(PositionRow(length, start, stop, None, 0, f"the loss is {loss}"))
+    return rows

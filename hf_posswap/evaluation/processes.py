@@ -1,0 +1,99 @@
+"""Sharing a measurement among the processes of `accelerate launch`, with a result that their number does not change."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hf_posswap.errors import PosSwapError
+from hf_posswap.evaluation.errors import EvaluationError
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share a measurement.
+
+    Attributes:
+        index: this process's number, from 0; 0 is the main one.
+        count: how many there are.
+        device: the one this process computes on, or None to leave that open.
+    """
+
+    index: int = 0
+    count: int = 1
+    device: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.index == 0
+
+    def share(self, work: Sequence[Work], do: Callable[[Work], Result]) -> list[Result]:
+        """Return `do` of each piece of work, in order, in every process; each process does every `count`-th piece.
+
+        Raises:
+            PosSwapError: one that `do` raised, in every process.
+        """
+        if self.count == 1:
+            return [do(piece) for piece in work]
+        from accelerate.utils import gather_object
+
+        found = gather_object([self._outcome(number, do, work[number]) for number in self._own(len(work))])
+        results = [result for _, result in sorted(found, key=lambda pair: pair[0])]
+        return [_result_or_raise(result) for result in results]
+
+    def on_main(self, do: Callable[[], Result]) -> Result:
+        """Return what `do` returns in the main process, in every process.
+
+        Raises:
+            PosSwapError: one that `do` raised, in every process.
+        """
+        if self.count == 1:
+            return do()
+        from accelerate.utils import broadcast_object_list
+
+        held = [self._outcome(0, lambda _: do(), None)[1] if self.is_main else None]
+        return _result_or_raise(broadcast_object_list(held)[0])
+
+    def _own(self, pieces: int) -> range:
+        return range(self.index, pieces, self.count)
+
+    def _outcome(self, number: int, do: Callable[[Work], Result], piece: Work) -> tuple[int, Any]:
+        try:
+            return number, do(piece)
+        except PosSwapError as error:
+            return number, error
+
+
+ALONE = Processes()
+
+
+def join_processes() -> Processes:
+    """Return the processes that `accelerate launch` started, joined; this one alone if it started none.
+
+    Raises:
+        EvaluationError: several processes were started that Accelerate does not join.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return ALONE
+    import torch
+    from accelerate import PartialState
+
+    # Without cpu=True, processes on a machine without a GPU do not find each other.
+    state = PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != state.num_processes:
+        raise EvaluationError(
+            f"{started} processes were started, but Accelerate joins {state.num_processes} on device "
+            f"{str(state.device)!r}. Set ACCELERATE_USE_CPU=true to join them on the CPU, or start one process."
+        )
+    return Processes(state.process_index, state.num_processes, state.device)
+
+
+def _result_or_raise(result: Any) -> Any:
+    if isinstance(result, PosSwapError):
+        raise result
+    return result

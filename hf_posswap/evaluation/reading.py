@@ -1,0 +1,101 @@
+"""Reading windows with a model: how much of them at once, in which process, and who is told."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.errors import PositionError
+from hf_posswap.evaluation.processes import ALONE, Processes
+from hf_posswap.evaluation.token_loss import Head, find_head, find_masked_head, input_device
+
+Progress = Callable[[int], None]
+"""Called with the number of tokens just read."""
+Piece = TypeVar("Piece")
+
+LOGITS_AT_ONCE = 2**24
+"""Logits made at a time by default: 64 MiB in float32."""
+
+
+class Reader:
+    """A model that is being measured; use it as a context manager.
+
+    Within the `with` block the model is in evaluation mode; on leaving it is what it was.
+
+    Args:
+        model: a transformers model, swapped or stock.
+        batch_tokens: how many tokens may be read in one forward pass; a longer window is read alone.
+        positions_per_chunk: how many positions are turned into logits at a time; None: as many as make 64 MiB.
+        processes: who shares the work.
+        progress: called after each forward pass with the number of tokens it read.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        batch_tokens: int = 4096,
+        positions_per_chunk: int | None = None,
+        processes: Processes = ALONE,
+        progress: Progress | None = None,
+    ) -> None:
+        import hf_posswap
+
+        self.model, self.processes = model, processes
+        self.batch_tokens, self.progress = batch_tokens, progress
+        self.longest = hf_posswap.longest_position(model)
+        self.device = input_device(model)
+        rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        self.positions_per_chunk = positions_per_chunk or max(1, LOGITS_AT_ONCE // rows)
+        self._mode = contextlib.ExitStack()
+
+    @cached_property
+    def head(self) -> Head:
+        """The head of a causal language model; see `find_head`."""
+        return find_head(self.model)
+
+    @cached_property
+    def masked_head(self) -> Head:
+        """The head of a masked language model; see `find_masked_head`."""
+        return find_masked_head(self.model)
+
+    def require_length(self, length: int) -> None:
+        """Refuse a length that the model has no positions for.
+
+        Raises:
+            PositionError: says the longest position.
+        """
+        if self.longest is not None and length > self.longest:
+            raise PositionError(f"longest position {self.longest}")
+
+    def batches(self, pieces: Sequence[Piece], length: int) -> list[list[Piece]]:
+        """Cut pieces of `length` tokens each into batches; the cut does not depend on the number of processes."""
+        size = max(1, self.batch_tokens // length)
+        return [list(pieces[start : start + size]) for start in range(0, len(pieces), size)]
+
+    def was_read(self, ids: Tensor) -> None:
+        """Tell of ids (B, L) that were read, on behalf of all processes."""
+        if self.progress is not None:
+            self.progress(ids.numel() * self.processes.count)
+
+    def __enter__(self) -> "Reader":
+        self._mode.enter_context(_evaluation_mode(self.model))
+        self._mode.enter_context(torch.no_grad())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._mode.close()
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off, and back to where it was on leaving."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

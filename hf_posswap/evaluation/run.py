@@ -1,0 +1,264 @@
+"""An evaluation from end to end: checked, measured part by part, resumed where it was interrupted, and written.
+
+Under `accelerate launch` every process holds the model and measures its share of each part; the main one writes.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import hf_posswap
+from hf_posswap.architectures import architecture_of
+from hf_posswap.demo import TextSource, load_config, load_model, load_tokenizer, resolve_model, resolve_texts
+from hf_posswap.evaluation.environment import collect_environment, installed_versions
+from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.measuring import FILES, KINDS, RETRIEVAL, Measurements, Part, Rows
+from hf_posswap.evaluation.parts import FOLDER, Parts
+from hf_posswap.evaluation.processes import ALONE, Processes
+from hf_posswap.evaluation.reading import Reader
+from hf_posswap.evaluation.settings import EvaluationSettings, completed, has_masked_head, scheme_label
+from hf_posswap.evaluation.texts import tokenise
+from hf_posswap.reporting.files import OutputError
+from hf_posswap.reporting.result_files import make_result, write_result
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+class EvaluationObserver:
+    """Hears what an evaluation is doing, in the main process; does nothing. Override what is of interest."""
+
+    def started(self, parts: Sequence[Part], finished: Sequence[Part]) -> None:
+        """Called before the model loads, with all parts and those that an earlier run finished."""
+
+    def part(self, part: Part) -> None:
+        """Called when a part begins."""
+
+    def tokens(self, count: int) -> None:
+        """Called when `count` more tokens have been read."""
+
+    def part_done(self, part: Part) -> None:
+        """Called when a part is measured and kept."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is needed to measure; making it has not taken long.
+
+    Attributes:
+        settings: as given, with what was left open filled in.
+        config: the model's configuration.
+        scheme: the scheme it has when it is measured, "stock" for a stock model.
+        texts: the texts, and how many tokens each has.
+        measurements: what will be measured.
+    """
+
+    settings: EvaluationSettings
+    config: "PretrainedConfig"
+    scheme: str
+    texts: tuple[tuple[TextSource, int], ...]
+    measurements: Measurements
+
+
+def prepare_evaluation(settings: EvaluationSettings) -> Prepared:
+    """Check the settings against the model and the texts, and cut the work into parts. No weights are loaded.
+
+    Raises:
+        PosSwapError: an unknown model, a measurement that does not fit it, or a text that is missing or too short.
+    """
+    sources = [source for name in settings.texts for source in resolve_texts(name)]
+    texts = [source.read() for source in sources]
+    config = load_config(settings.model)
+    settings = completed(settings, config)
+    if settings.pos_scheme is not None and getattr(config, "pos_scheme", None) is not None:
+        raise EvaluationError(
+            f"model {settings.model!r} is swapped already ({config.pos_scheme['name']!r}). Leave out --pos-scheme, or "
+            "give the model it was made from."
+        )
+    tokenizer = load_tokenizer(settings.model)
+    ids = [tokenise(tokenizer, text) for text in texts]
+    measurements = Measurements(settings, tokenizer, texts, ids)
+    counted = tuple((source, len(of_text)) for source, of_text in zip(sources, ids, strict=True))
+    return Prepared(settings, config, scheme_label(settings, config), counted, measurements)
+
+
+def run_evaluation(
+    prepared: Prepared,
+    output_dir: Path,
+    *,
+    processes: Processes = ALONE,
+    observer: EvaluationObserver | None = None,
+    overwrite: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Measure what is not measured yet, and write the result files.
+
+    Args:
+        prepared: what `prepare_evaluation` returned.
+        output_dir: where result files go. If an earlier run of the same evaluation was interrupted there, this one
+            goes on where it stopped.
+        processes: who shares the work.
+        observer: hears of every part, in the main process.
+        overwrite: measure anew and replace results that are there.
+
+    Returns:
+        The content of each JSON file, by the file's name without its ending; in every process.
+
+    Raises:
+        EvaluationError: the folder holds results, or an unfinished evaluation with other settings.
+        OutputError: the folder cannot be written to.
+        PosSwapError: the model cannot be loaded, swapped or measured.
+    """
+    observer = observer if observer is not None and processes.is_main else EvaluationObserver()
+    folder = _Folder(prepared, output_dir, processes)
+    rows = processes.on_main(lambda: folder.open(overwrite))
+    parts = prepared.measurements.parts
+    missing = [part for part in parts if part.name not in rows]
+    observer.started(parts, [part for part in parts if part.name in rows])
+    if missing:
+        with Reader(_load(prepared, processes), processes=processes, progress=observer.tokens) as reader:
+            for part in missing:
+                observer.part(part)
+                rows[part.name] = processes.on_main(partial(folder.keep, part, part.measure(reader)))
+                observer.part_done(part)
+    return processes.on_main(lambda: folder.write([rows[part.name] for part in parts]))
+
+
+class _Folder:
+    """The results folder: what is finished in it, and how it is written. Only the main process touches it."""
+
+    def __init__(self, prepared: Prepared, path: Path, processes: Processes) -> None:
+        self.prepared, self.path, self.processes = prepared, path, processes
+        measured = prepared.settings.measurements
+        self.names = [FILES[kind] for kind in dict.fromkeys(KINDS[name] for name in measured)]
+        self.parts: Parts | None = None
+
+    def open(self, overwrite: bool) -> dict[str, Any]:
+        """Return the rows of the parts that are finished, by the part's name."""
+        if overwrite:
+            shutil.rmtree(self.path / FOLDER, ignore_errors=True)
+        elif not (self.path / FOLDER).exists():
+            self._require_free()
+        self.parts = Parts(self.path, _identity(self.prepared))
+        found = {part.name: self.parts.get(part.name) for part in self.prepared.measurements.parts}
+        return {name: rows for name, rows in found.items() if rows is not None}
+
+    def keep(self, part: Part, measured: Rows) -> dict[str, Any]:
+        """Keep a part's rows, and return them JSON-ready."""
+        rows = {kind: [asdict(row) for row in found] for kind, found in measured.items()}
+        if self.parts is not None:
+            self.parts.put(part.name, rows)
+        return rows
+
+    def write(self, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Write the result files, remove the parts, and return the content of the JSON files by name."""
+        results = self._results(rows)
+        try:
+            for name, result in results.items():
+                write_result(result, self.path, name)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {str(self.path)!r}: {error}. What is measured is kept: make room, then run the same "
+                "command again."
+            ) from error
+        if self.parts is not None:
+            self.parts.finish()
+        return results
+
+    def _results(self, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        prepared, settings = self.prepared, self.prepared.settings
+        label = {"model": settings.model, "scheme": prepared.scheme, "stage": settings.stage, "seed": settings.seed}
+        texts = [
+            {"name": source.name, "tokens": tokens, "sha256": hashlib.sha256(source.path.read_bytes()).hexdigest()}
+            for source, tokens in prepared.texts
+        ]
+        environment = collect_environment()
+        return {
+            name: make_result(
+                kind,
+                [label | row for of_part in rows for row in of_part.get(kind, [])],
+                model=settings.model,
+                seed=settings.seed,
+                settings=asdict(settings),
+                texts=texts,
+                environment=environment,
+                train_length=prepared.config.max_position_embeddings,
+                pos_scheme=getattr(prepared.config, "pos_scheme", None),
+                processes=self.processes.count,
+                **self._facts(kind),
+            )
+            for kind, name in FILES.items()
+            if name in self.names
+        }
+
+    def _facts(self, kind: str) -> dict[str, Any]:
+        """Return what the rows of a kind do not say."""
+        collection = self.prepared.measurements.collection
+        if kind != RETRIEVAL or collection is None:
+            return {}
+        return {
+            "documents": len(collection.documents),
+            "chance": collection.chance,
+            "queries_deeper_than": collection.deeper_than,
+        }
+
+    def _require_free(self) -> None:
+        there = [f"{name}.json" for name in self.names if (self.path / f"{name}.json").exists()]
+        if there:
+            raise EvaluationError(
+                f"{str(self.path)!r} holds results already: {', '.join(there)}. Give another --output-dir, or "
+                "--overwrite to replace them."
+            )
+
+
+def _load(prepared: Prepared, processes: Processes) -> "PreTrainedModel":
+    """Load the model, with the head that the measurements need, and swap it if that is asked for."""
+    settings, config = prepared.settings, prepared.config
+    device = _device(settings, processes)
+    if architecture_of(config).is_causal(config):
+        auto_class = hf_posswap.AutoModelForCausalLM
+    else:
+        auto_class = hf_posswap.AutoModelForMaskedLM if has_masked_head(config) else hf_posswap.AutoModel
+    model = load_model(settings.model, auto_class, config=config, dtype=settings.dtype)
+    if settings.pos_scheme is not None:
+        torch.manual_seed(settings.seed)  # a scheme may start from random numbers
+        hf_posswap.swap(model, settings.pos_scheme)
+    return model.to(device)
+
+
+def _device(settings: EvaluationSettings, processes: Processes) -> torch.device:
+    """Return the device to compute on.
+
+    Raises:
+        EvaluationError: it cannot be used, or one is named for several processes.
+    """
+    if processes.count > 1:
+        if settings.device is not None:
+            raise EvaluationError("leave out --device: accelerate launch gives each process its own.")
+        return processes.device
+    name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise EvaluationError(
+            f"device {name!r} cannot be used: {error}. Give cpu, or a device that is there."
+        ) from error
+
+
+def _identity(prepared: Prepared) -> dict[str, Any]:
+    """Return what finished parts depend on: with another of these, they may not be used."""
+    path = Path(resolve_model(prepared.settings.model).path)
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else []
+    versions = installed_versions()
+    return {
+        "settings": {name: value for name, value in asdict(prepared.settings).items() if name != "device"},
+        "texts": [hashlib.sha256(source.path.read_bytes()).hexdigest() for source, _ in prepared.texts],
+        "model revision": getattr(prepared.config, "_commit_hash", None),
+        "model files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "versions": {name: versions[name] for name in ("hf_posswap", "transformers", "torch", "tokenizers")},
+    }

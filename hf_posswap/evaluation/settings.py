@@ -1,0 +1,136 @@
+"""What `evaluate` is asked for, checked against the model before anything long starts."""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from hf_posswap.architectures import architecture_of
+from hf_posswap.evaluation.collection import MOST_DOCUMENTS
+from hf_posswap.evaluation.document_retrieval import POOLINGS
+from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.passkey_retrieval import DEPTHS, TRIALS
+from hf_posswap.evaluation.positions import BINS
+from hf_posswap.evaluation.windows import check_lengths
+from hf_posswap.reporting.result_files import STAGES
+from hf_posswap.schemes import parse_scheme, scheme_class
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+CAUSAL = ("loss", "positions", "passkey")
+ENCODER = ("masked", "retrieval")
+MEASUREMENTS = (*CAUSAL, *ENCODER)
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings:
+    """What to evaluate.
+
+    Attributes:
+        model: a folder, a Hub name, a GGUF file or a `demo:` name; stock or swapped.
+        texts: files or `demo:` names.
+        lengths: tokens to read at once.
+        pos_scheme: a scheme to swap in first.
+        measurements: some of `MEASUREMENTS`; empty: all that fit the model.
+        stage: what was done to the model, one of `STAGES`; None: "stock" or "swapped", as it is.
+        tokens: about how many tokens are read for each length and protocol.
+        seed: of everything drawn at random.
+        dtype: in which the model computes.
+        device: on which it computes; None picks CUDA where there is one.
+        bins: stretches of positions in loss by position.
+        depths: of pass keys, from 0 to 1.
+        trials: pass keys for each depth and length.
+        documents: how many documents at most to retrieve from.
+        document_tokens: tokens of a document; None: the longest length.
+        pooling: "mean" or "first": what embeds a text.
+
+    Raises (on construction):
+        EvaluationError: a value that is not allowed; names the allowed ones.
+        PosSwapError: an unknown scheme or a bad option of it.
+    """
+
+    model: str
+    texts: tuple[str, ...]
+    lengths: tuple[int, ...]
+    pos_scheme: str | None = None
+    measurements: tuple[str, ...] = ()
+    stage: str | None = None
+    tokens: int = 8192
+    seed: int = 0
+    dtype: str = "float32"
+    device: str | None = None
+    bins: int = BINS
+    depths: tuple[float, ...] = DEPTHS
+    trials: int = TRIALS
+    documents: int = MOST_DOCUMENTS
+    document_tokens: int | None = None
+    pooling: str = "mean"
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise EvaluationError("no text given. Give a UTF-8 text file or demo:books.")
+        object.__setattr__(self, "lengths", tuple(check_lengths(self.lengths)))
+        _require_allowed("dtype", self.dtype, DTYPES)
+        _require_allowed("pooling", self.pooling, POOLINGS)
+        if self.stage is not None:
+            _require_allowed("stage", self.stage, STAGES)
+        for name in self.measurements:
+            _require_allowed("measurement", name, MEASUREMENTS)
+        if self.tokens < 1:
+            raise EvaluationError(f"the budget is {self.tokens} tokens. Give at least 1.")
+        if self.pos_scheme is not None:
+            parse_scheme(self.pos_scheme)
+
+
+def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> EvaluationSettings:
+    """Choose the measurements and the stage that were left open, by the model's configuration.
+
+    Raises:
+        EvaluationError: a measurement that does not fit the model; names those that do.
+        UnsupportedError: an architecture that is not supported.
+    """
+    fitting: tuple[str, ...] = CAUSAL
+    if not architecture_of(config).is_causal(config):
+        fitting = tuple(name for name in ENCODER if name != "masked" or has_masked_head(config))
+    for name in settings.measurements:
+        if name not in fitting:
+            raise EvaluationError(f"{_misfit(name, settings.model)} Measurements for it: {', '.join(fitting)}.")
+    swapped = settings.pos_scheme is not None or getattr(config, "pos_scheme", None) is not None
+    found = {
+        "measurements": settings.measurements or fitting,
+        "stage": settings.stage or ("swapped" if swapped else "stock"),
+    }
+    return EvaluationSettings(**asdict(settings) | found)
+
+
+def has_masked_head(config: "PretrainedConfig") -> bool:
+    """Return whether a model's checkpoint has the head of a masked language model."""
+    return re.search("MaskedLM|PreTraining", str(getattr(config, "architectures", None))) is not None
+
+
+def scheme_label(settings: EvaluationSettings, config: "PretrainedConfig") -> str:
+    """Return the scheme that a model has when it is measured: a specification as "rope:yarn", or "stock"."""
+    if settings.pos_scheme is not None:
+        return settings.pos_scheme
+    entry: dict[str, Any] | None = getattr(config, "pos_scheme", None)
+    if entry is None:
+        return "stock"
+    config_class = scheme_class(entry["name"]).config_class
+    variant = config_class.variant_option
+    default = next((field.default for field in fields(config_class) if field.name == variant), None)
+    value = entry["options"].get(variant, default)
+    return entry["name"] if value == default else f"{entry['name']}:{value}"
+
+
+def _require_allowed(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise EvaluationError(f"unknown {what} {value!r}. Allowed: {', '.join(allowed)}.")
+
+
+def _misfit(name: str, model: str) -> str:
+    if name in CAUSAL:
+        return f"measurement {name!r} is for causal language models, and {model!r} reads in both directions."
+    if name == "masked":
+        return f"measurement 'masked' needs a masked language model, and {model!r} has no such head."
+    return f"measurement {name!r} is for encoders, and {model!r} is a causal language model."
