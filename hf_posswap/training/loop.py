@@ -24,6 +24,7 @@ from hf_posswap.training.checkpoints import (
     tied_names,
 )
 from hf_posswap.training.distribution import SHARDED, make_accelerator, settle
+from hf_posswap.training.dropout import Dropouts
 from hf_posswap.training.objectives import Inputs, LanguageModelling, Objective, objective_for
 from hf_posswap.training.optimization import choose_trained, make_optimizer, rate_factor, set_learning_rate
 from hf_posswap.training.options import HealingError, HealingOptions
@@ -208,6 +209,9 @@ class _Trainer:
         if options.gradient_checkpointing:
             self.plain.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
+        self.dropouts = Dropouts(self.plain)
+        if not options.drops_out:
+            self.dropouts.turn_off()
         self.parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self.tied = tied_names(model)
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, options))
@@ -291,6 +295,7 @@ class _Trainer:
         """End the ramp and leave the model in evaluation mode, free of what Accelerate wrapped around it."""
         if self.options.ramp > 0 and is_swapped(self.plain):
             set_ramp(self.plain, None)
+        self.dropouts.put_back()
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
         if self.options.gradient_checkpointing:
             self.plain.gradient_checkpointing_disable()

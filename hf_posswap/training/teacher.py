@@ -19,7 +19,7 @@ def stock_copy(model: Any, share: bool = True) -> Any:
         teacher = teacher.unload()  # peft: without its adapters
     if is_swapped(teacher):
         restore(teacher)
-    if teacher.is_gradient_checkpointing:
+    if any(getattr(module, "gradient_checkpointing", False) for module in teacher.modules()):
         teacher.gradient_checkpointing_disable()
     return teacher.eval().requires_grad_(False)
 
