@@ -1,15 +1,16 @@
 """What a swap did to a model, as a report that a person can read and a probe that proves it took effect."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.schemes import SchemeLayer, scheme_class
-from hf_posswap.swapping import is_swapped, longest_position, path_of, train_length, without_scheme
+from hf_posswap.swapping import is_swapped, longest_position, path_of, plain_model, train_length, without_scheme
 
 PROBE_LENGTH = 64
 PROBE_SEED = 0
@@ -46,7 +47,7 @@ class Description:
         removed: what was taken out.
         added: what was put in, and where.
         parameters_before: number of parameters of the stock model.
-        parameters_after: number of parameters now.
+        parameters_after: number of parameters now; adapters of peft are not counted, nor what they hold beside theirs.
         train_length: longest text the stock model was trained to read.
         longest_before: longest position of the stock model; None: no limit.
         longest_after: longest position now; None: no limit.
@@ -133,14 +134,15 @@ def describe(model: Any) -> Description:
     Runs the model twice on a text of at most 64 random tokens, with and without the scheme; the model is unchanged.
 
     Args:
-        model: a swapped or a stock model of a supported architecture.
+        model: a swapped or a stock model of a supported architecture; adapters of peft may be around it, and then act.
 
     Raises:
         UnsupportedError: the architecture is not supported.
     """
+    model = plain_model(model)
     architecture = architecture_of(model.config)
     causal = architecture.is_causal(model.config)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = sum(parameter.numel() for parameter in _acting_parameters(model))
     shared: dict[str, Any] = {
         "model": type(model).__name__,
         "architecture": architecture.name,
@@ -156,7 +158,7 @@ def describe(model: Any) -> Description:
             parameters_after=parameters, longest_before=longest, longest_after=longest, attention=backend, probe=None,
         )  # fmt: skip
     base = model.base_model
-    layers = [layer for layer in base.modules() if isinstance(layer, SchemeLayer)]
+    layers = [layer for layer in _acting(base) if isinstance(layer, SchemeLayer)]
     table = architecture.position_table(base)
     return Description(
         **shared,
@@ -164,7 +166,7 @@ def describe(model: Any) -> Description:
         options=model.config.pos_scheme["options"],
         removed=_removed(architecture.native, table, layers, model),
         added=_added(base, layers),
-        parameters_before=_parameters_before(model, parameters, base, layers, table),
+        parameters_before=_parameters_before(parameters, base, layers, table),
         parameters_after=parameters,
         longest_before=train_length(model) if architecture.table_path is not None else None,
         longest_after=longest_position(model),
@@ -183,9 +185,10 @@ def _removed(native: str, table: Any, layers: list[SchemeLayer], model: Any) -> 
 
 
 def _added(base: Any, layers: list[SchemeLayer]) -> str:
-    count = sum(p.numel() for p in base.pos_scheme.parameters())
+    shared = _in_force(base.pos_scheme)
+    count = sum(p.numel() for p in shared.parameters())
     inside = sum(p.numel() for layer in layers for p in layer.parameters())
-    modules = (base.pos_scheme, *layers)
+    modules = (shared, *layers)
     silent = count + inside > 0 and not any(bool(p.detach().any()) for m in modules for p in m.parameters())
     note = ", all zero: no position until trained or calibrated" if silent else ""
     if not base.pos_scheme.acts_in_layers:
@@ -193,10 +196,33 @@ def _added(base: Any, layers: list[SchemeLayer]) -> str:
     return f"in {len(layers)} layers, {count:,} shared parameters and {inside:,} in the layers{note}"
 
 
-def _parameters_before(model: Any, now: int, base: Any, layers: list[SchemeLayer], table: Any) -> int:
-    added = sum(p.numel() for module in (base.pos_scheme, *layers) for p in module.parameters())
+def _parameters_before(now: int, base: Any, layers: list[SchemeLayer], table: Any) -> int:
+    added = sum(p.numel() for module in (_in_force(base.pos_scheme), *layers) for p in module.parameters())
     retired = table.table.numel() - table.weight.numel() if isinstance(table, RetiredTable) else 0
     return now - added + retired
+
+
+def _in_force(module: Any) -> Any:
+    """Return the module that acts: peft holds the base's own, and a copy for each adapter that trains it."""
+    if not hasattr(module, "modules_to_save"):
+        return module
+    active = [name for name in module.active_adapters if name in module.modules_to_save]
+    return module.modules_to_save[active[0]] if active and not module.disable_adapters else module.original_module
+
+
+def _acting(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and those below it, without adapters' layers and copies that do not act."""
+    module = _in_force(module)
+    yield module
+    added = getattr(module, "adapter_layer_names", ())
+    for name, child in module.named_children():
+        if name not in added:
+            yield from _acting(child)
+
+
+def _acting_parameters(model: nn.Module) -> dict[nn.Parameter, None]:
+    """Return the parameters of the model itself, tied ones once."""
+    return {weight: None for module in _acting(model) for weight in module.parameters(recurse=False)}
 
 
 @torch.no_grad()
@@ -208,6 +234,7 @@ def probe(model: Any) -> Probe | None:
     Raises:
         NotSwappedError: the model is not swapped.
     """
+    model = plain_model(model)
     device = model.base_model.get_input_embeddings().weight.device
     if device.type == "meta":
         return None

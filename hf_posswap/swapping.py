@@ -22,9 +22,15 @@ from hf_posswap.schemes import Scheme, SchemeConfig, SchemeLayer, as_config
 from hf_posswap.structure import Plan, apply_plan, natively, plan_swap, remove_scheme, stock_class_of
 
 
+def plain_model(model: Any) -> Any:
+    """Return the transformers model inside peft's, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def is_swapped(model: Any) -> bool:
-    """Return whether the model's positional mechanism was swapped by hf_posswap."""
-    return "stock_class" in vars(type(getattr(model, "base_model", model)))
+    """Return whether the model's positional mechanism was swapped by hf_posswap; peft's adapters may be around it."""
+    plain = plain_model(model)
+    return "stock_class" in vars(type(getattr(plain, "base_model", plain)))
 
 
 def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace: bool = False) -> Any:
@@ -48,13 +54,13 @@ def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace
     """
     config = as_config(pos_scheme)
     architecture = architecture_of(model.config)
+    _check_plain(model, architecture)
     if is_swapped(model) and not replace:
         entry = model.config.pos_scheme
         raise AlreadySwappedError(
             f"the model has scheme {entry['name']!r} already, swapped in for {entry['native']!r}. Pass replace=True to "
             f"put {config.name!r} in its place, or call hf_posswap.restore(model) first."
         )
-    _check_plain(model, architecture)
     base = model.base_model
     new_class = swapped_class(stock_class_of(model))
     plan = plan_swap(base, architecture, config, swapped_class)
@@ -95,12 +101,18 @@ def restore(model: Any) -> Any:
 
     Raises:
         NotSwappedError: the model is not swapped.
+        UnsupportedError: peft's adapters are around the model.
     """
     architecture = architecture_of(model.config)
     if not is_swapped(model):
         raise NotSwappedError(
             f"the model is a stock {type(model).__name__}: there is nothing to restore. "
             "hf_posswap.swap(model, scheme) swaps; is_swapped(model) tells."
+        )
+    if plain_model(model) is not model:
+        raise UnsupportedError(
+            f"the model is in a {type(model).__name__} with adapters {list(model.peft_config)}, made for the scheme it "
+            "has now. peft's unload() or merge_and_unload() gives the model itself; restore that."
         )
     remove_scheme(model.base_model, architecture)
     if "stock_class" in vars(type(model)):
@@ -116,12 +128,14 @@ def restore(model: Any) -> Any:
 def without_scheme(model: Any) -> Iterator[Any]:
     """Let a swapped model run its stock mechanism within a `with` block; its scheme is back afterwards.
 
+    Adapters of peft stay where they are.
+
     Raises:
         NotSwappedError: the model is not swapped.
     """
     if not is_swapped(model):
         raise NotSwappedError(f"the model is a stock {type(model).__name__}; it has no scheme to leave out.")
-    with natively(model.base_model, architecture_of(model.config)):
+    with natively(plain_model(model).base_model, architecture_of(model.config)):
         yield model
 
 
@@ -132,7 +146,7 @@ def longest_position(model: Any) -> int | None:
     """
     architecture = architecture_of(model.config)
     if is_swapped(model):
-        return longest_position_of(model.base_model)
+        return longest_position_of(plain_model(model).base_model)
     return train_length(model) if architecture.table_path is not None else None
 
 

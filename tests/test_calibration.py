@@ -26,6 +26,7 @@ from hf_posswap.calibration import (
 )
 from hf_posswap.demo import load_tokenizer, resolve_texts
 from hf_posswap.errors import NotSwappedError, SchemeConfigError, UnsupportedError
+from hf_posswap.ramp import ramp_share, set_ramp
 from hf_posswap.schemes import check_supported, scheme_class
 from tests.matrix.cells import TRAIN_LENGTH, random_tokens, scheme_variants, small_model
 from tests.reference import model_facts
@@ -206,6 +207,17 @@ def test_bad_input() -> None:
             FitSettings(*parts)
     with pytest.raises(CalibrationError, match=r"rounds is 0; it must be 1 or more"):
         FitSettings(rounds=0)
+
+
+def test_a_model_on_a_ramp_is_refused() -> None:
+    model = hf_posswap.swap(small_model("gpt2", True), "t5")
+    set_ramp(model, 0.25)
+    with pytest.raises(CalibrationError, match=r"on a ramp, at 25% of its scheme.*set_ramp\(model, None\)"):
+        calibrate(model, [random_tokens(1, 8)])
+    assert ramp_share(model) == 0.25
+    assert not bool(model.base_model.pos_scheme.table.any())
+    set_ramp(model, None)
+    calibrate(model, [random_tokens(1, 8)])
 
 
 def test_a_higher_loss_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

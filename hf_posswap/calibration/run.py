@@ -14,7 +14,7 @@ from hf_posswap.calibration.streams import Projections, enter, projections
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.structure import natively
-from hf_posswap.swapping import is_swapped, without_scheme
+from hf_posswap.swapping import is_swapped, plain_model, without_scheme
 
 
 class CalibrationWarning(UserWarning):
@@ -78,11 +78,17 @@ def calibrate(
     Raises:
         NotSwappedError: the model is not swapped.
         UnsupportedError: the scheme has nothing to fit.
-        CalibrationError: no batches, or texts shorter than 2 tokens.
+        CalibrationError: no batches, texts shorter than 2 tokens, or a ramp that has not ended.
     """
+    model = plain_model(model)
     refusal = calibration_refusal(model)
     if refusal is not None:
         raise UnsupportedError(refusal)
+    if model.base_model.pos_ramp is not None:
+        raise CalibrationError(
+            f"the model is on a ramp, at {float(model.base_model.pos_ramp.share):.0%} of its scheme: calibration would "
+            "fit a scheme that acts in part. End the ramp first: hf_posswap.ramp.set_ramp(model, None)."
+        )
     texts = [batch.to(model.device) for batch in batches]
     if not texts or min(text.shape[1] for text in texts) < 2:
         raise CalibrationError("calibration needs at least one batch of texts of 2 tokens or more; there is none.")
@@ -115,6 +121,7 @@ def calibration_refusal(model: Any) -> str | None:
     Raises:
         NotSwappedError: the model is not swapped.
     """
+    model = plain_model(model)
     if not is_swapped(model):
         raise NotSwappedError(
             "calibration fits the scheme of a swapped model: call hf_posswap.swap(model, scheme) first."

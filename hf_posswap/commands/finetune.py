@@ -42,6 +42,10 @@ def finetune(
         int | None,
         typer.Option(help="Tokens read at once. Default: the train length, at most 512.", rich_help_panel=TEXTS),
     ] = None,
+    dropout: Annotated[
+        bool | None,
+        typer.Option(help="Drop out as the model's config says. Default: not with --distill.", rich_help_panel=HEALING),
+    ] = None,
     packing: Annotated[
         bool | None,
         typer.Option(help="Several documents in a window, masked from each other.", rich_help_panel=TEXTS),
@@ -145,6 +149,7 @@ def finetune(
         clip=clip,
         precision=precision,  # type: ignore[arg-type]
         gradient_checkpointing=gradient_checkpointing,
+        dropout=dropout,
         packing=packing,
         seed=seed,
         checkpoint_every=checkpoint_every,

@@ -1,7 +1,8 @@
 """peft on swapped models: every adapter carries the scheme it was trained with, and refuses a base with another one.
 
 Whatever peft injects into a swapped model (`get_peft_model`, `add_adapter`, `hf_posswap.training.adapters.add_lora`)
-trains the scheme's own parameters in full beside its own, as peft does with a new classifier, and saves them. On disk
+trains the scheme's own parameters in full beside its own, as peft does with a new classifier, and saves them. Prompt
+learning, which injects nothing, leaves the scheme's parameters as they are, and carries its name and options. On disk
 such an adapter is of a peft type of its own, "POSSWAP_LORA" for "LORA": peft without hf_posswap does not know it and
 fails. In memory its config is a subclass of peft's with a `pos_scheme` entry; all else stays peft's.
 
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, ClassVar
 
+from peft.config import PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
@@ -271,10 +273,11 @@ def __getattr__(name: str) -> Any:
 
 
 def _register() -> None:
-    """Register a carrying type for each kind of adapter that is injected into layers."""
-    for peft_type, tuner in list(PEFT_TYPE_TO_TUNER_MAPPING.items()):
-        if isinstance(tuner, type) and issubclass(tuner, BaseTuner):
-            plain = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
+    """Register a carrying type for each kind of adapter that is injected into layers, and each of prompt learning."""
+    for peft_type, plain in list(PEFT_TYPE_TO_CONFIG_MAPPING.items()):
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type)
+        injected = isinstance(tuner, type) and issubclass(tuner, BaseTuner)
+        if injected or issubclass(plain, PromptLearningConfig):
             PEFT_TYPE_TO_CONFIG_MAPPING[carrying_type(peft_type)] = carrying_class(plain)
 
 

@@ -25,12 +25,12 @@ from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.reporting.files import OutputError, write_text
 from hf_posswap.schemes import parse_scheme
-from hf_posswap.swapping import is_swapped, restore, swap, train_length
+from hf_posswap.swapping import is_swapped, plain_model, restore, swap, train_length
 from hf_posswap.training.distribution import SHARDED, make_accelerator
 from hf_posswap.training.loop import HealingObserver, heal
 from hf_posswap.training.objectives import objective_for, objectives
 from hf_posswap.training.options import HealingError, HealingOptions
-from hf_posswap.training.teacher import plain_model, readable_length
+from hf_posswap.training.teacher import readable_length
 from hf_posswap.training.texts import Documents, Windows, special_tokens
 
 FORMAT_VERSION = 1
@@ -59,7 +59,7 @@ class Experiment:
         evaluation_tokens: about how many tokens to read at each length.
         resume: go on where an interrupted run stopped.
         column: column of the documents with the texts, if they are mappings.
-        log_with: trackers of Accelerate, such as "tensorboard".
+        log_with: trackers of Accelerate, such as "tensorboard"; the numbers are named "healed/loss", "control/loss" …
     """
 
     model: str
@@ -228,6 +228,7 @@ class _Conductor:
             column=experiment.column,
             accelerator=self.accelerator,
             observer=self.observer,
+            tracked_as=f"{name}/",
         )
         self.accelerator.free_memory()  # or else the optimizer stays while the control is healed
         self._measure(name, self._whole(model, folder))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch.nn import functional as F
 
 from hf_posswap.ramp import set_ramp
-from hf_posswap.swapping import is_swapped, train_length, without_scheme
+from hf_posswap.swapping import is_swapped, plain_model, train_length, without_scheme
 from hf_posswap.training.checkpoints import (
     CheckpointError,
     RunState,
@@ -24,13 +24,16 @@ from hf_posswap.training.checkpoints import (
     tied_names,
 )
 from hf_posswap.training.distribution import SHARDED, make_accelerator, settle
+from hf_posswap.training.dropout import Dropouts
 from hf_posswap.training.objectives import Inputs, LanguageModelling, Objective, objective_for
 from hf_posswap.training.optimization import choose_trained, make_optimizer, rate_factor, set_learning_rate
 from hf_posswap.training.options import HealingError, HealingOptions
-from hf_posswap.training.teacher import plain_model, readable_length, stock_copy
+from hf_posswap.training.teacher import readable_length, stock_copy
 from hf_posswap.training.texts import Documents, Window, Windows, batches, check_vocabulary
 
 DEFAULT_LENGTH = 512
+TRACKED = ("loss", "learning_rate", "gradient_norm")
+"""Numbers of a step that go to trackers."""
 WORSE_THAN_GUESSING = 1.0
 """Nats above ln(vocabulary) from which a stock model cannot know the language of its tokens."""
 
@@ -85,6 +88,7 @@ def heal(
     column: str = "text",
     accelerator: Accelerator | None = None,
     observer: HealingObserver | None = None,
+    tracked_as: str = "",
 ) -> HealingReport:
     """Fine-tune a model in place: a swapped one or, as its control, a stock one.
 
@@ -100,6 +104,7 @@ def heal(
         column: column of the documents with the texts, if they are mappings.
         accelerator: made here by default.
         observer: hears of every step.
+        tracked_as: stands before the names under which trackers keep the numbers, to tell several runs apart.
 
     Returns:
         The losses, step by step. The model is left in evaluation mode, on the device it was trained on.
@@ -132,7 +137,7 @@ def heal(
     batch_size, size = options.batch_size, accelerator.num_processes
     source = batches(windows, batch_size, accelerator.process_index, size, state.step * options.accumulation)
     try:
-        report = _run(trainer, source, state, folder, observer or HealingObserver())
+        report = _run(trainer, source, state, folder, observer or HealingObserver(), tracked_as)
     finally:
         trainer.finish()
     if folder is not None:
@@ -204,6 +209,9 @@ class _Trainer:
         if options.gradient_checkpointing:
             self.plain.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
+        self.dropouts = Dropouts(self.plain)
+        if not options.drops_out:
+            self.dropouts.turn_off()
         self.parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self.tied = tied_names(model)
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, options))
@@ -287,6 +295,7 @@ class _Trainer:
         """End the ramp and leave the model in evaluation mode, free of what Accelerate wrapped around it."""
         if self.options.ramp > 0 and is_swapped(self.plain):
             set_ramp(self.plain, None)
+        self.dropouts.put_back()
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval()
         if self.options.gradient_checkpointing:
             self.plain.gradient_checkpointing_disable()
@@ -315,7 +324,12 @@ class _Trainer:
 
 
 def _run(
-    trainer: _Trainer, source: Iterator[list[Window]], state: RunState, folder: Path | None, observer: HealingObserver
+    trainer: _Trainer,
+    source: Iterator[list[Window]],
+    state: RunState,
+    folder: Path | None,
+    observer: HealingObserver,
+    tracked_as: str,
 ) -> HealingReport:
     options, accelerator = trainer.options, trainer.accelerator
     steps = options.steps_for(trainer.length, accelerator.num_processes)
@@ -333,7 +347,7 @@ def _run(
         history.append(row)
         if main:
             observer.step(row)
-        accelerator.log({key: row[key] for key in ("loss", "learning_rate", "gradient_norm")}, step=number + 1)
+        accelerator.log({tracked_as + key: row[key] for key in TRACKED}, step=number + 1)
         last = number + 1 == steps
         if folder is not None and options.checkpoint_every and ((number + 1) % options.checkpoint_every == 0 or last):
             now = RunState(number + 1, history, state.run)

@@ -208,7 +208,9 @@ class Embedding(Objective):
 
     Alone: two halves of one text are to lie closer than halves of other texts in the batch (independent cropping,
     Izacard et al., 2112.09118, with an in-batch softmax at temperature 0.05). With the teacher: 1 − cosine to the stock
-    model's embedding, plus the mean of 1 − cosine over the text's tokens.
+    model's embedding, plus, for each layer, the mean over the text's tokens of 1 − cosine to the stock model's hidden
+    state. A text has one embedding but a hidden state for each token and layer, so that says far more of a text, and
+    says to each layer what it got wrong (hidden-state distillation, Jiao et al., TinyBERT, 1909.10351, section 3.2).
     """
 
     name = "embedding"
@@ -230,16 +232,20 @@ class Embedding(Objective):
 
     def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-        hidden = model(**batch).last_hidden_state.float()
+        distilled = teacher is not None
+        outputs = model(**batch, output_hidden_states=distilled)
+        hidden = outputs.last_hidden_state.float()
         total = hidden.new_zeros(())
         if self.distill < 1:
             total = total + (1 - self.distill) * _contrast(hidden, mask)
-        if teacher is not None:
+        if distilled:
             with torch.no_grad():
-                target = teacher(**batch).last_hidden_state.float()
-            texts = 1 - F.cosine_similarity(pooled(hidden, mask), pooled(target, mask), dim=-1)
-            tokens = (1 - F.cosine_similarity(hidden, target, dim=-1)) * mask
-            total = total + self.distill * (texts + tokens.sum(1) / mask.sum(1)).sum()
+                target = teacher(**batch, output_hidden_states=True)
+            wanted = pooled(target.last_hidden_state.float(), mask)
+            distance = 1 - F.cosine_similarity(pooled(hidden, mask), wanted, dim=-1)
+            for own, stock in zip(outputs.hidden_states[1:], target.hidden_states[1:], strict=True):
+                distance = distance + _mean_distance(own, stock, mask)
+            total = total + self.distill * distance.sum()
         return total
 
     def check_length(self, length: int) -> None:
@@ -250,6 +256,12 @@ def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
     """Return the mean (B, D) of hidden states (B, L, D) where the mask (B, L) is 1."""
     kept = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def _mean_distance(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of 1 − cosine over each text's tokens, (B,), of hidden states (B, L, D)."""
+    apart = 1 - F.cosine_similarity(hidden.float(), target.float(), dim=-1)
+    return (apart * mask).sum(1) / mask.sum(1)
 
 
 def _contrast(hidden: Tensor, mask: Tensor) -> Tensor:

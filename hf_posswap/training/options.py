@@ -36,6 +36,8 @@ class HealingOptions:
         clip: largest norm of the gradient.
         precision: "bf16" computes in bfloat16 by autocast; weights stay as they are.
         gradient_checkpointing: recompute activations in the backward pass.
+        dropout: drop out activations as the model's config says. None: only without a teacher, to whose outputs it
+            would be noise.
         packing: fill windows with several documents, masked from each other. None: in causal models.
         seed: of the order of the windows, of masked tokens and of dropout.
         checkpoint_every: steps between checkpoints; 0: none.
@@ -61,6 +63,7 @@ class HealingOptions:
     clip: float = 1.0
     precision: Precision = "no"
     gradient_checkpointing: bool = False
+    dropout: bool | None = None
     packing: bool | None = None
     seed: int = 0
     checkpoint_every: int = 200
@@ -95,6 +98,11 @@ class HealingOptions:
             value = getattr(self, name)
             if not 0 < value < float("inf"):
                 raise HealingError(f"{name} is {value}; it must be greater than 0.")
+
+    @property
+    def drops_out(self) -> bool:
+        """Whether activations are dropped out."""
+        return self.distill == 0 if self.dropout is None else self.dropout
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as JSON-ready values."""

@@ -37,16 +37,13 @@ def _injecting(stock: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(stock)
     def inject_adapter(self: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        config, entry = self.peft_config[adapter_name], schemes.entry_in(model)
-        source = vars(config).get(SOURCE)
-        if source is None:
-            config = self.peft_config[adapter_name] = schemes.carrying(config, entry)
-        else:
-            try:
-                schemes.check_scheme(getattr(config, schemes.SCHEME, None), model, source[0])
-            except PosSwapError:
-                del self.peft_config[adapter_name]
-                raise
+        entry = schemes.entry_in(model)
+        try:
+            config = _fitting(self.peft_config[adapter_name], model, entry)
+        except PosSwapError:
+            del self.peft_config[adapter_name]
+            raise
+        self.peft_config[adapter_name] = config
         if entry is not None:
             schemes.exclude_scheme(config, model)
         stock(self, model, adapter_name, *args, **kwargs)
@@ -54,6 +51,27 @@ def _injecting(stock: Callable[..., None]) -> Callable[..., None]:
             schemes.carry(self, model, adapter_name)
 
     return inject_adapter
+
+
+def _fitting(config: Any, model: nn.Module, entry: dict[str, Any] | None) -> Any:
+    """Return the config of an adapter for a model with this entry: a new one takes it, a loaded one has to agree."""
+    source = vars(config).get(SOURCE)
+    if source is None:
+        return schemes.carrying(config, entry)
+    schemes.check_scheme(getattr(config, schemes.SCHEME, None), model, source[0])
+    return config
+
+
+def _prompting(stock: Callable[..., None]) -> Callable[..., None]:
+    """Wrap the method by which prompt learning comes to a model: it injects nothing, so nothing else would look."""
+
+    @wraps(stock)
+    def add_adapter(self: Any, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
+        if peft_config.is_prompt_learning:
+            peft_config = _fitting(peft_config, self.base_model, schemes.entry_in(self.base_model))
+        stock(self, adapter_name, peft_config, *args, **kwargs)
+
+    return add_adapter
 
 
 def _unloading(stock: Callable[..., Any]) -> Callable[..., Any]:
@@ -151,5 +169,6 @@ _teach_default_targets()
 _replace(BaseTuner, "inject_adapter", _injecting)
 _replace(BaseTuner, "_unload_and_optionally_merge", _unloading)
 _replace(PeftConfigMixin, "from_pretrained", _remembering)
+_replace(peft.PeftModel, "add_adapter", _prompting)
 _replace(peft.PeftModel, "load_adapter", _reloading)
 _replace(PeftAdapterMixin, "load_adapter", _finding)

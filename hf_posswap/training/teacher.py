@@ -6,11 +6,6 @@ from typing import Any
 from hf_posswap.swapping import is_swapped, longest_position, restore, train_length
 
 
-def plain_model(model: Any) -> Any:
-    """Return the transformers model inside peft's, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def stock_copy(model: Any, share: bool = True) -> Any:
     """Return the stock model inside a model, swapped or not: frozen, in evaluation mode.
 
@@ -24,7 +19,7 @@ def stock_copy(model: Any, share: bool = True) -> Any:
         teacher = teacher.unload()  # peft: without its adapters
     if is_swapped(teacher):
         restore(teacher)
-    if teacher.is_gradient_checkpointing:
+    if any(getattr(module, "gradient_checkpointing", False) for module in teacher.modules()):
         teacher.gradient_checkpointing_disable()
     return teacher.eval().requires_grad_(False)
 

@@ -291,3 +291,31 @@ def test_importing_hf_posswap_does_not_import_peft() -> None:
         "import peft, inspect; print(peft.__spec__.loader is peft.__loader__, 'PeftModel' in inspect.getsource(peft))"
     )
     assert done.stdout.split() == ["False", "True", "True"], done.stderr
+
+
+PROMPTS = [peft.PromptTuningConfig, peft.PromptEncoderConfig]
+
+
+@pytest.mark.parametrize("config_class", PROMPTS, ids=lambda config_class: config_class.__name__)
+def test_prompt_learning_carries_the_scheme(config_class: Any, tmp_path: Path) -> None:
+    tokens = torch.arange(12)[None]
+    model = swapped("gpt2", True, "t5")
+    adapted: Any = get_peft_model(model, config_class(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    assert hf_posswap.is_swapped(adapted)
+    expected = adapted(input_ids=tokens).logits
+    adapted.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"].startswith("POSSWAP_P")
+    for other in (small_model("gpt2", True), swapped("gpt2", True, "alibi")):
+        with pytest.raises(AdapterError, match="trained on a model swapped to scheme 't5'"):
+            PeftModel.from_pretrained(other, str(tmp_path))
+    again = PeftModel.from_pretrained(swapped("gpt2", True, "t5"), str(tmp_path)).eval()
+    assert torch.equal(again(input_ids=tokens).logits, expected)
+
+
+@pytest.mark.parametrize("config_class", PROMPTS, ids=lambda config_class: config_class.__name__)
+def test_a_stock_models_prompt_is_refused_by_a_swapped_one(config_class: Any, tmp_path: Path) -> None:
+    stock = get_peft_model(small_model("gpt2", True), config_class(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    stock.save_pretrained(str(tmp_path))
+    assert "pos_scheme" not in json.loads((tmp_path / "adapter_config.json").read_text())
+    with pytest.raises(AdapterError, match="trained on a stock model"):
+        PeftModel.from_pretrained(swapped("gpt2", True, "t5"), str(tmp_path))

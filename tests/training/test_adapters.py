@@ -295,3 +295,38 @@ def test_other_kinds_of_adapters_carry_the_scheme_too(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(loaded.merge_and_unload()), trained, atol=2e-5, rtol=2e-5)
     with pytest.raises(AdapterError, match="scheme 't5', but this base model has its stock scheme 'learned'"):
         PeftModel.from_pretrained(small_model("gpt2", True), str(tmp_path))
+
+
+@pytest.mark.parametrize(("architecture", "causal", "scheme"), CASES, ids=NAMES)
+def test_under_an_adapter_the_model_is_told_as_it_is_without(architecture: str, causal: bool, scheme: str) -> None:
+    model = swapped(architecture, causal, scheme)
+    alone = hf_posswap.describe(model)
+    adapted = add_lora(model, rank=2)
+    assert hf_posswap.is_swapped(adapted)
+    assert not hf_posswap.is_swapped(add_lora(small_model(architecture, causal), rank=2))
+    told = hf_posswap.describe(adapted)
+    for name in ("scheme", "options", "removed", "added", "parameters_before", "parameters_after", "longest_after"):
+        assert getattr(told, name) == getattr(alone, name), name
+    assert told.probe is not None
+    assert alone.probe is not None
+    assert told.probe.largest == pytest.approx(alone.probe.largest, rel=1e-4)
+
+
+def test_an_adapted_model_is_neither_swapped_nor_restored() -> None:
+    adapted = add_lora(swapped("gpt2", True, "t5"), rank=2)
+    before = logits(adapted)
+    with pytest.raises(UnsupportedError, match=r"with adapters \['default'\].*unload\(\)"):
+        hf_posswap.restore(adapted)
+    with pytest.raises(UnsupportedError, match="Swap the transformers model first"):
+        hf_posswap.swap(adapted, "alibi", replace=True)
+    assert torch.equal(logits(adapted), before)
+
+
+def test_calibration_fits_the_adapters_own_parameters() -> None:
+    model = swapped("gpt2", True, "t5", seed=None)
+    adapted = add_lora(model, rank=2)
+    report = hf_posswap.calibrate(adapted, [random_tokens(2, 24)], measure=False)  # random weights: no loss to win
+    layer = model.base_model.pos_scheme
+    assert bool(layer.modules_to_save["default"].table.any())
+    assert not bool(layer.original_module.table.any())
+    assert len(report.explained) == model.config.n_layer

@@ -209,19 +209,19 @@ def test_folders_that_are_no_checkpoints_are_left_alone(finished: Path, small: s
     assert processes.names_in(folder) == ["checkpoint-0000004", "checkpoint-mine"]
 
 
-def test_tensorboard_holds_the_losses(small: str, text: Path, tmp_path: Path) -> None:
-    assert (
-        invoke(*arguments(tmp_path / "out", text, "--steps", "3", "--log-with", "tensorboard", model=small)).exit_code
-        == 0
-    )
+def test_tensorboard_tells_the_losses_of_the_run_and_its_control_apart(small: str, text: Path, tmp_path: Path) -> None:
+    options = ("--steps", "3", "--log-with", "tensorboard", "--control")
+    assert invoke(*arguments(tmp_path / "out", text, *options, model=small)).exit_code == 0
     events = {path.parent for path in (tmp_path / "out" / "logs").rglob("events.out.tfevents.*")}
     logged = [EventAccumulator(str(folder)).Reload() for folder in events]
-    (scalars,) = [log for log in logged if "loss" in log.Tags()["scalars"]]
-    rows = processes.history_of(tmp_path / "out")
-    assert [event.step for event in scalars.Scalars("loss")] == [row["step"] for row in rows] == [1, 2, 3]
-    for key in ("loss", "learning_rate", "gradient_norm"):
-        values = [event.value for event in scalars.Scalars(key)]
-        assert values == torch.tensor([row[key] for row in rows], dtype=torch.float32).tolist()
+    (scalars,) = [log for log in logged if "healed/loss" in log.Tags()["scalars"]]
+    result = processes.result_of(tmp_path / "out")
+    for name, entry in (("healed", "healing"), ("control", "control")):
+        rows = result[entry]["history"]
+        assert [event.step for event in scalars.Scalars(f"{name}/loss")] == [row["step"] for row in rows] == [1, 2, 3]
+        for key in ("loss", "learning_rate", "gradient_norm"):
+            values = [event.value for event in scalars.Scalars(f"{name}/{key}")]
+            assert values == torch.tensor([row[key] for row in rows], dtype=torch.float32).tolist()
 
 
 @pytest.mark.parametrize("tracker", ["nonsense", "comet_ml"])

@@ -31,6 +31,28 @@ def losses(report):
     return [row["loss"] for row in report.history]
 
 
+def gpt2_with_dropout():
+    return gpt2(attn_pdrop=0.3, resid_pdrop=0.3)
+
+
+def llama_with_dropout():
+    model = llama()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.3
+    return model
+
+
+def bert_with_dropout():
+    return bert(attention_probs_dropout_prob=0.3, hidden_dropout_prob=0.3)
+
+
+def probabilities(model):
+    """All probabilities of dropout in a model, by the module's name."""
+    found = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    attention = {name: getattr(module, "attention_dropout", None) for name, module in model.named_modules()}
+    return found | {name: value for name, value in attention.items() if value is not None}
+
+
 @pytest.mark.parametrize("model", [gpt2, llama])
 @pytest.mark.parametrize("scheme", ["t5", "alibi", "sinusoidal"])
 def test_healing_lowers_the_loss_and_counts_its_tokens(model, scheme):
@@ -248,3 +270,23 @@ def test_the_healed_model_is_saved_whole(tmp_path):
     ids = torch.arange(5, 20)[None]
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     assert not checkpoints_in(tmp_path)
+
+
+@pytest.mark.parametrize("model", [gpt2_with_dropout, llama_with_dropout, bert_with_dropout])
+def test_a_model_that_has_its_own_teacher_loses_nothing_to_dropout(model):
+    model = model()
+    is_bert = hasattr(model, "encoder")
+    before = {name: value for name, value in probabilities(model).items() if value}
+    assert before
+    report = run(model, {"distill": 1.0, "steps": 1}, bert=is_bert)
+    assert losses(report) == pytest.approx([0.0], abs=1e-6)
+    assert {name: value for name, value in probabilities(model).items() if value} == before
+    report = run(model, {"distill": 1.0, "steps": 1, "dropout": True}, bert=is_bert)
+    assert losses(report)[0] > 1e-4
+
+
+def test_without_a_teacher_dropout_is_the_models_own():
+    model, silent = gpt2(resid_pdrop=0.3), gpt2(resid_pdrop=0.3)
+    plain = losses(run(gpt2(), {"steps": 2}))
+    assert losses(run(model, {"steps": 2})) != plain
+    assert losses(run(silent, {"steps": 2, "dropout": False})) == plain

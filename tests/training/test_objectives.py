@@ -133,15 +133,33 @@ def test_masked_language_modelling_is_transformers_own_loss():
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_embedding_distillation_is_cosine_of_texts_and_tokens():
+def layer_outputs(model, ids):
+    """What each layer of an encoder gives, in float64, found by hooks."""
+    found = []
+    hooks = [
+        layer.register_forward_hook(
+            lambda _, __, output: found.append(output[0] if isinstance(output, tuple) else output)
+        )
+        for layer in model.encoder.layer
+    ]
+    model(ids)
+    for hook in hooks:
+        hook.remove()
+    return [hidden.double() for hidden in found]
+
+
+def test_embedding_distillation_is_cosine_of_texts_and_of_tokens_in_each_layer():
     objective = make(Embedding, distill=1.0, bert=True)
     model, teacher = bert(), noisy(bert())
     batch = batch_of(objective, [window(9, seed, bert=True) for seed in range(3)])
-    h, t = (m(batch["input_ids"]).last_hidden_state.double() for m in (model, teacher))
+    pairs = list(zip(*(layer_outputs(m, batch["input_ids"]) for m in (model, teacher)), strict=True))
+    assert len(pairs) == 2
     expected = 0.0
     for row in range(3):
+        h, t = pairs[-1]
         expected += 1 - float(F.cosine_similarity(h[row].mean(0), t[row].mean(0), dim=0))
-        expected += sum(1 - float(F.cosine_similarity(h[row, i], t[row, i], dim=0)) for i in range(9)) / 9
+        for h, t in pairs:
+            expected += sum(1 - float(F.cosine_similarity(h[row, i], t[row, i], dim=0)) for i in range(9)) / 9
     assert float(objective.loss(model, teacher, batch)) == pytest.approx(expected, abs=1e-5)
 
 
