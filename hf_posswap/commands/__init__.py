@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hf_posswap.commands import calibrate, catalogue, compare, finetune, models
+from hf_posswap.commands import calibrate, catalogue, compare, finetune, models, push
 from hf_posswap.errors import PosSwapError
 
 
@@ -35,3 +35,5 @@ app.command("swap")(models.swap)
 app.command("calibrate")(calibrate.calibrate)
 app.command("finetune")(finetune.finetune)
 app.command("compare")(compare.compare)
+app.command("card")(push.card)
+app.command("push")(push.push)
