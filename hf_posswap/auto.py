@@ -12,6 +12,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from hf_posswap.auto_classes import auto_model_classes
 from hf_posswap.calibration import calibrate, text_windows
 from hf_posswap.errors import SchemeConfigError, UnknownNameError
+from hf_posswap.origin import remember_revision
 from hf_posswap.registry import unknown_name_message
 from hf_posswap.schemes import as_config
 from hf_posswap.swapping import swap, train_length
@@ -43,7 +44,10 @@ def load_and_swap(
         return load(*args, **kwargs)
     config = as_config(pos_scheme)
     loaded = load(*args, **kwargs)
-    model = swap(loaded[0] if isinstance(loaded, tuple) else loaded, config)
+    stock = loaded[0] if isinstance(loaded, tuple) else loaded
+    if args:
+        remember_revision(stock, args[0], kwargs)
+    model = swap(stock, config)
     if calibration is not None:
         calibrate(model, _batches(calibration, model, args, kwargs))
     return loaded

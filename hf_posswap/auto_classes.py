@@ -6,6 +6,15 @@ from typing import Any
 
 from hf_posswap.architectures import Architecture
 
+AUTO_CLASS_OF_TASK = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+"""peft's names of tasks; masked language modelling has none."""
+
 
 def auto_model_classes() -> dict[str, Any]:
     """Return transformers' Auto model classes by name."""

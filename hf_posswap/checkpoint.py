@@ -1,23 +1,29 @@
 """What a swapped checkpoint says about its scheme: the `pos_scheme` entry of its config and the remote-code file."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from hf_posswap.errors import CheckpointError, PosSwapError
-from hf_posswap.schemes import SchemeConfig, as_config
+from hf_posswap.schemes import SchemeConfig, as_config, list_schemes
 from hf_posswap.version import __version__
 
 FORMAT_VERSION = 1
 REMOTE_CODE_FILE = "modeling_posswap.py"
-ENTRY_KEYS = ("format_version", "name", "options", "native", "hf_posswap_version", "base_model")
+ORIGIN_KEYS = ("base_model", "base_source", "base_revision", "base_license")
+ENTRY_KEYS = ("format_version", "name", "options", "native", "hf_posswap_version", *ORIGIN_KEYS)
+LONGEST_TEXT = 256
+"""Characters of a text in an entry: names on the Hub have at most 96, folders 255."""
+SHOWN = 200
+"""Characters of a refused value that a message repeats."""
 
 
-def make_entry(config: SchemeConfig, native: str, base_model: str | None) -> dict[str, Any]:
+def make_entry(config: SchemeConfig, native: str, origin: Mapping[str, str | None]) -> dict[str, Any]:
     """Return the `pos_scheme` entry of a model's config.
 
     Args:
         config: the resolved config.
         native: name of the scheme that was swapped out.
-        base_model: name or path the stock model came from, if known.
+        origin: where the stock model came from: `ORIGIN_KEYS` and their values, as far as known.
     """
     options = config.to_dict()
     name = options.pop("name")
@@ -26,9 +32,8 @@ def make_entry(config: SchemeConfig, native: str, base_model: str | None) -> dic
         "name": name,
         "options": options,
         "native": native,
-        "base_model": base_model or None,
         "hf_posswap_version": __version__,
-    }
+    } | {key: origin.get(key) for key in ORIGIN_KEYS}
 
 
 def validate_entry(entry: Any) -> None:
@@ -47,28 +52,57 @@ def config_from_entry(entry: Any) -> SchemeConfig:
         CheckpointError: it is malformed, or of a newer format than this hf_posswap reads.
     """
     if not isinstance(entry, dict):
-        raise CheckpointError(f"pos_scheme in the config is {entry!r}; it must be an object with {_KEYS}.")
+        raise CheckpointError(f"pos_scheme in the config is {shown(entry)}; it must be an object with {_KEYS}.")
     version = entry.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise CheckpointError(
-            f"pos_scheme.format_version is {version!r}; it must be a positive integer. Keys: {_KEYS}."
+            f"pos_scheme.format_version is {shown(version)}; it must be a positive integer. Keys: {_KEYS}."
         )
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"this checkpoint has pos_scheme format {version} (written by hf_posswap "
-            f"{entry.get('hf_posswap_version', 'unknown')}); hf_posswap {__version__} reads up to {FORMAT_VERSION}. "
+            f"this checkpoint has pos_scheme format {shown(version)} (written by hf_posswap "
+            f"{shown(entry.get('hf_posswap_version'))}); hf_posswap {__version__} reads up to {FORMAT_VERSION}. "
             "Upgrade: pip install -U hf_posswap."
         )
-    unknown = sorted(set(entry) - set(ENTRY_KEYS))
+    unknown = sorted(set(map(str, entry)) - set(ENTRY_KEYS))
     if unknown:
-        raise CheckpointError(f"pos_scheme has unknown keys {unknown}. Allowed: {_KEYS}.")
+        raise CheckpointError(f"pos_scheme has unknown keys {shown(unknown)}. Allowed: {_KEYS}.")
+    _check_texts(entry)
     options = entry.get("options", {})
     if not isinstance(options, dict):
-        raise CheckpointError(f"pos_scheme.options is {options!r}; it must be an object of scheme options.")
+        raise CheckpointError(f"pos_scheme.options is {shown(options)}; it must be an object of scheme options.")
+    if "name" in options:
+        raise CheckpointError("pos_scheme.options has a 'name' of its own; the scheme's name is pos_scheme.name.")
     try:
         return as_config({"name": entry.get("name")} | options)
     except PosSwapError as error:
-        raise CheckpointError(f"pos_scheme in the config is malformed: {error}") from error
+        raise CheckpointError(f"pos_scheme in the config is malformed: {_shortened(str(error), 4 * SHOWN)}") from error
+
+
+def _check_texts(entry: Mapping[str, Any]) -> None:
+    """Refuse texts of an entry that are none, or that could pass for more than a name where they are shown."""
+    for key in ("hf_posswap_version", *ORIGIN_KEYS):
+        value = entry.get(key)
+        if value is None or (isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()):
+            continue
+        raise CheckpointError(
+            f"pos_scheme.{key} is {shown(value)}; it must be null or a text of one line and at most {LONGEST_TEXT} "
+            "characters."
+        )
+    native = entry.get("native", "learned")
+    if native not in list_schemes():
+        raise CheckpointError(f"pos_scheme.native is {shown(native)}; it must be one of {', '.join(list_schemes())}.")
+
+
+def shown(value: Any) -> str:
+    """Return a value from a file as an error message repeats it: on one line and not too long."""
+    if isinstance(value, int) and abs(value) > 10**SHOWN:
+        return f"an integer of more than {SHOWN} digits"
+    return _shortened(repr(value), SHOWN)
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length]}…"
 
 
 _KEYS = ", ".join(ENTRY_KEYS)

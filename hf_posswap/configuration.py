@@ -13,6 +13,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from hf_posswap.architectures import Architecture, architecture_of, architectures
 from hf_posswap.checkpoint import REMOTE_CODE_FILE, remote_code, validate_entry
+from hf_posswap.checkpoint_limits import check_dtype, check_fields, check_sizes
 
 PREFIX = "PosSwap"
 
@@ -27,22 +28,21 @@ class SwappedConfig:
     stock_class: ClassVar[type]
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if self.pos_scheme is not None:
+            validate_entry(self.pos_scheme)
+            check_fields(type(self), kwargs)
+            check_dtype(getattr(self, "dtype", None))
         super().__post_init__(**kwargs)  # type: ignore[misc]
         if self.pos_scheme is not None:
             from hf_posswap.modeling import register_models
 
-            validate_entry(self.pos_scheme)
+            check_sizes(self)
             register_models(architecture_of(self))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the config, and the file through which plain transformers finds hf_posswap."""
-        from hf_posswap.auto_classes import auto_classes
-
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
-        architecture = architecture_of(self)
-        models = {PREFIX + name for name in auto_classes(architecture).values()}
-        code = remote_code(architecture.name, [type(self).__name__, *sorted(models)])
-        (Path(save_directory) / REMOTE_CODE_FILE).write_text(code, encoding="utf-8")
+        (Path(save_directory) / REMOTE_CODE_FILE).write_text(remote_code_of(architecture_of(self)), encoding="utf-8")
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
@@ -68,6 +68,22 @@ def config_class_of(architecture: Architecture) -> type[PreTrainedConfig]:
         "__doc__": f"`{stock.__name__}` of a model whose positional mechanism was swapped by `hf_posswap`.",
     }
     return type(PREFIX + stock.__name__, (SwappedConfig, stock), namespace)
+
+
+def code_map(architecture: Architecture) -> dict[str, str]:
+    """Return the `auto_map` of a swapped config: which class of the remote-code file each Auto class takes."""
+    from hf_posswap.auto_classes import auto_classes
+
+    module = REMOTE_CODE_FILE.removesuffix(".py")
+    models = {auto: f"{module}.{PREFIX}{stock}" for auto, stock in auto_classes(architecture).items()}
+    return {"AutoConfig": f"{module}.{config_class_of(architecture).__name__}"} | models
+
+
+def remote_code_of(architecture: Architecture) -> str:
+    """Return the remote-code file of a swapped config."""
+    classes = {name.rpartition(".")[2] for name in code_map(architecture).values()}
+    config = config_class_of(architecture).__name__
+    return remote_code(architecture.name, [config, *sorted(classes - {config})])
 
 
 @cache

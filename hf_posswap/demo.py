@@ -155,6 +155,8 @@ def load_model(name: str, auto_class: Any = None, **kwargs: Any) -> "PreTrainedM
     Raises:
         SourceError: there is no such model.
     """
+    from hf_posswap.origin import remember_revision
+
     source = resolve_model(name)
     config = kwargs.pop("config", None)
     if config is None:
@@ -166,6 +168,7 @@ def load_model(name: str, auto_class: Any = None, **kwargs: Any) -> "PreTrainedM
         model = auto_class.from_pretrained(source.path, config=config, **source.from_pretrained_kwargs, **kwargs)
     except OSError as error:
         raise SourceError(f"cannot load the weights of {name!r}: {error}") from error
+    remember_revision(model, source.path, source.from_pretrained_kwargs)
     return model.eval()
 
 

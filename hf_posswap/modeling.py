@@ -8,6 +8,7 @@ find it here.
 import importlib
 import inspect
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
@@ -21,7 +22,10 @@ from hf_posswap.checkpoint import config_from_entry
 from hf_posswap.configuration import PREFIX, config_class_of, register_configs, stock_config_class
 from hf_posswap.errors import CheckpointError, UnsupportedError
 from hf_posswap.modules import SwappedAttention, SwappedBaseModel
-from hf_posswap.structure import apply_plan, plan_swap
+from hf_posswap.structure import apply_plan, plan_swap, scheme_keys
+
+HUB_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+"""What `save_pretrained(push_to_hub=True)` hands on."""
 
 
 class SwappedModel:
@@ -43,6 +47,46 @@ class SwappedModel:
         base = self.base_model  # type: ignore[attr-defined]
         plan = plan_swap(base, self.architecture, config_from_entry(config.pos_scheme), swapped_class)
         apply_plan(base, self.architecture, plan)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load a swapped checkpoint as transformers does, from safetensors only.
+
+        Raises:
+            CheckpointError: the checkpoint lacks weights of the scheme, which would be left as they happen to be.
+            OSError: it has no safetensors; swapped models were never saved as anything else.
+        """
+        kwargs["use_safetensors"] = True
+        load = super().from_pretrained  # type: ignore[misc]
+        model, report = load(*args, output_loading_info=True, **kwargs)
+        lacking = sorted(scheme_keys(model).keys() & set(report["missing_keys"]))
+        if lacking:
+            raise CheckpointError(
+                f"the checkpoint lacks {len(lacking)} weights of scheme {model.config.pos_scheme['name']!r}: "
+                f"{', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}. It is cut short, or was not saved from "
+                "a swapped model: get it from where it was made, or load the stock model and swap that."
+            )
+        return (model, report) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save the model as transformers does; with `push_to_hub=True` upload it too, see `push_to_hub`."""
+        hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
+        super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if push_to_hub and (args[0] if args else kwargs.get("is_main_process", True)):
+            repo_id = hub.pop("repo_id", None) or Path(save_directory).resolve().name
+            known = {name: kwargs[name] for name in ("max_shard_size", "token") if name in kwargs}
+            self.push_to_hub(repo_id, **hub, **known)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Upload the model to the Hub as transformers does, with a model card that says what was swapped.
+
+        Args:
+            repo_id: "owner/name", or a name of your own.
+            kwargs: see `hf_posswap.hub.push_model`, which has the arguments of transformers' method.
+        """
+        from hf_posswap.hub import push_model
+
+        return push_model(self, repo_id, **kwargs)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

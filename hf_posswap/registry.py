@@ -6,6 +6,9 @@ from typing import Generic, Protocol, TypeVar
 
 from hf_posswap.errors import UnknownNameError
 
+LONGEST_NAME = 100
+"""Characters of an unknown name that are compared and repeated; it may come from a file."""
+
 
 class Named(Protocol):
     """Anything with a registered name."""
@@ -21,9 +24,11 @@ Item = TypeVar("Item", bound=Named)
 def unknown_name_message(kind: str, value: object, allowed: Iterable[str]) -> str:
     """Say that `value` is no known `kind`, suggest the nearest allowed name, and list them all."""
     names = sorted(allowed)
-    close = difflib.get_close_matches(str(value).lower(), names, n=1)
+    text = str(value)[:LONGEST_NAME]
+    close = difflib.get_close_matches(text.lower(), names, n=1)
     suggestion = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {value!r}.{suggestion} Allowed: {', '.join(names)}."
+    shown = repr(value) if len(repr(value)) <= LONGEST_NAME else f"{text!r}…"
+    return f"unknown {kind} {shown}.{suggestion} Allowed: {', '.join(names)}."
 
 
 class Registry(Generic[Item]):

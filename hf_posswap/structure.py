@@ -1,6 +1,7 @@
 """Putting a scheme into the modules of a base model, and taking it out again: all or nothing."""
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +11,12 @@ from torch import nn
 
 from hf_posswap.architectures.base import Architecture
 from hf_posswap.architectures.tables import RetiredTable
-from hf_posswap.errors import UnsupportedError
+from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported, scheme_class
 from hf_posswap.schemes.base import ModelFacts, Scheme
+
+SMALL_SCHEME = 2**28
+"""Parameters that a scheme may have however small its model is: 1 GiB in float32."""
 
 ToSwapped = Callable[[type], type]
 """Maps a stock class to its swapped class, made once per stock class."""
@@ -52,6 +56,7 @@ def plan_swap(base: Any, architecture: Architecture, config: SchemeConfig, to_sw
     facts = architecture.facts(base)
     resolved = config.resolve(facts)
     check_supported(resolved, facts)
+    _check_size(base, resolved, facts)
     scheme = scheme_class(resolved.name)(resolved, facts)
     retired = None
     if facts.native_table is not None and not resolved.keep_native:
@@ -64,6 +69,39 @@ def plan_swap(base: Any, architecture: Architecture, config: SchemeConfig, to_sw
     _check_forward(base)
     layers = [(module, to_swapped(stock_class_of(module)), layer) for module, layer in chosen]
     return Plan(resolved, scheme, layers, to_swapped(stock_class_of(base)), retired)
+
+
+def _check_size(base: Any, config: SchemeConfig, facts: ModelFacts) -> None:
+    """Refuse a scheme far larger than the model before anything is allocated: its numbers may come from a file."""
+    table = facts.native_table
+    if table is not None:
+        facts = dataclasses.replace(facts, native_table=table.to("meta"))
+    try:
+        with torch.device("meta"):
+            scheme = scheme_class(config.name)(config, facts)
+            layers = len(config.layers or range(facts.num_layers)) if scheme.acts_in_layers else 0
+            parts = [(scheme, 1), (scheme.make_layer(0), layers)]
+        size = sum(weight.numel() * times for part, times in parts for weight in part.parameters())
+    except RuntimeError as error:  # torch's, for sizes that overflow its integers
+        raise SchemeConfigError(f"scheme {config.name!r} would be too large to exist with these options.") from error
+    allowed = max(SMALL_SCHEME, sum(weight.numel() for weight in base.parameters()))
+    if size > allowed:
+        options = {key: value for key, value in config.to_dict().items() if key != "name" and value is not None}
+        raise SchemeConfigError(
+            f"scheme {config.name!r} would have {size:,} parameters with these options, more than {allowed:,}, which "
+            f"is taken for a mistake. Lower what makes it large: {reprlib.repr(options)}."
+        )
+
+
+def scheme_keys(model: nn.Module) -> dict[str, torch.Size]:
+    """Return the names, in a swapped model's state dict, of what its swap put in, and their shapes."""
+    kinds = Scheme | SchemeLayer | RetiredTable
+    parts = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    return {
+        ".".join(filter(None, (name, key))): value.shape
+        for name, module in parts
+        for key, value in module.state_dict().items()
+    }
 
 
 def stock_class_of(module: nn.Module) -> type:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +9,13 @@ from transformers import PreTrainedModel
 
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.attention import explain_path
-from hf_posswap.auto_classes import auto_classes
 from hf_posswap.biases import Bias
-from hf_posswap.checkpoint import REMOTE_CODE_FILE, make_entry
-from hf_posswap.configuration import PREFIX, config_class_of, stock_config_class
+from hf_posswap.checkpoint import make_entry
+from hf_posswap.configuration import code_map, config_class_of, stock_config_class
 from hf_posswap.errors import AlreadySwappedError, NotSwappedError, UnsupportedError
 from hf_posswap.modeling import register_models, swapped_class
 from hf_posswap.modules import longest_position_of
+from hf_posswap.origin import origin_of
 from hf_posswap.positions import Positions
 from hf_posswap.schemes import Scheme, SchemeConfig, SchemeLayer, as_config
 from hf_posswap.structure import Plan, apply_plan, natively, plan_swap, remove_scheme, stock_class_of
@@ -196,21 +195,13 @@ def _bias_kind(scheme: Scheme, layer: SchemeLayer, device: torch.device) -> type
 def _mark(model: Any, architecture: Architecture, plan: Plan) -> None:
     """Let the model's and its config's class, and the config's entry, say what was swapped."""
     config = model.config
-    previous = getattr(config, "pos_scheme", None) or {}
-    origin = previous.get("base_model") or _public_name(config._name_or_path)
+    previous = getattr(config, "pos_scheme", None)
+    origin = origin_of(model).to_entry() if previous is None else previous
     config.__class__ = config_class_of(architecture)
     config.pos_scheme = make_entry(plan.config, architecture.native, origin)
-    module = REMOTE_CODE_FILE.removesuffix(".py")
-    config.auto_map = {"AutoConfig": f"{module}.{config_class_of(architecture).__name__}"} | {
-        auto: f"{module}.{PREFIX}{stock}" for auto, stock in auto_classes(architecture).items()
-    }
+    config.auto_map = code_map(architecture)
     register_models(architecture)
     _forget_gguf(model)
-
-
-def _public_name(name_or_path: str) -> str | None:
-    """Return a Hub name as it is, and of a folder its name only: paths of this computer are nobody else's business."""
-    return (Path(name_or_path).name if Path(name_or_path).exists() else name_or_path) or None
 
 
 def _forget_gguf(model: Any) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hf_posswap.commands import bench, calibrate, catalogue, compare, evaluate, finetune, models
+from hf_posswap.commands import bench, calibrate, catalogue, compare, evaluate, finetune, models, push
 from hf_posswap.errors import PosSwapError
 
 
@@ -37,3 +37,5 @@ app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
+app.command("card")(push.card)
+app.command("push")(push.push)

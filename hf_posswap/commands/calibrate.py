@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -52,7 +52,18 @@ def calibrate(
         _print_report(report)
         if refined is not None:
             _print_refinement(refined)
-    save(swapped, model, output_dir)
+    save(swapped, model, output_dir, {"calibration.json": _record(report, refined, text)})
+
+
+def _record(report: "CalibrationReport", refined: "HealingReport | None", texts: list[str]) -> dict[str, Any]:
+    from hf_posswap.training import from_files
+
+    return {
+        "kind": "calibration",
+        "texts": from_files(texts)[1],
+        "report": asdict(report),
+        "refinement": None if refined is None else refined.to_dict(),
+    }
 
 
 def _refine(swapped: "PreTrainedModel", model: str, texts: list[str], tokens: int) -> "HealingReport":

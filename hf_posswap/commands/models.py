@@ -1,7 +1,8 @@
 """`hf-posswap describe` and `hf-posswap swap`: one model, looked at or written out swapped."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,8 +45,9 @@ def swap(
 
     check_output(output_dir, dtype, overwrite)
     swapped = load_swapped(model, pos_scheme, dtype)
-    typer.echo(str(hf_posswap.describe(swapped)))
-    save(swapped, model, output_dir)
+    description = hf_posswap.describe(swapped)
+    typer.echo(str(description))
+    save(swapped, model, output_dir, {"swap.json": {"kind": "swap", "description": description.to_dict()}})
 
 
 def check_output(output_dir: Path, dtype: str, overwrite: bool) -> None:
@@ -62,15 +64,27 @@ def check_output(output_dir: Path, dtype: str, overwrite: bool) -> None:
         raise OutputError(f"{str(output_dir)!r} is not empty. Give a new folder, or --overwrite to save into this one.")
 
 
-def save(swapped: "PreTrainedModel", source: str, output_dir: Path) -> None:
-    """Save a swapped model with the tokenizer of the model it was made from, and name the files."""
+def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dict[str, dict[str, Any]]) -> None:
+    """Save a swapped model with the tokenizer of the model it was made from, and name the files.
+
+    Args:
+        swapped: the model.
+        source: name of the model it was made from.
+        output_dir: where to.
+        records: what was done, by the names of the JSON files that say so; where and how it was done is added.
+    """
     from hf_posswap.demo import SourceError, load_tokenizer
-    from hf_posswap.reporting.files import prepare_folder
+    from hf_posswap.evaluation.environment import collect_environment
+    from hf_posswap.reporting.files import prepare_folder, write_text
+    from hf_posswap.tokenizer_limit import fit_tokenizer
 
     prepare_folder(output_dir)
     swapped.save_pretrained(output_dir)
+    for name, record in records.items():
+        content = {"format_version": 1, "model": source} | record | {"environment": collect_environment()}
+        write_text(output_dir / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     try:
-        load_tokenizer(source).save_pretrained(output_dir)
+        fit_tokenizer(load_tokenizer(source), swapped).save_pretrained(output_dir)
     except SourceError as error:
         note(f"No tokenizer was saved: {error}")
     typer.echo(f"\nSaved to {output_dir}:")

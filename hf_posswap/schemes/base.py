@@ -4,6 +4,7 @@ A scheme knows torch only: no model, no transformers. What it must know of a mod
 """
 
 import dataclasses
+import reprlib
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -80,7 +81,7 @@ class SchemeConfig:
             value = checked_value(self.name, field, hints[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
         if self.layers is not None and len(set(self.layers)) != len(self.layers):
-            raise SchemeConfigError(f"{self.name} option 'layers' names a layer twice: {list(self.layers)}.")
+            raise SchemeConfigError(f"{self.name} option 'layers' names a layer twice: {reprlib.repr(self.layers)}.")
         if self.layers == ():
             raise SchemeConfigError(f"{self.name} option 'layers' is empty: name the layers, or None for all of them.")
         self.validate()
@@ -268,6 +269,10 @@ class Scheme(nn.Module):
         """Return how many positions the scheme can represent, or None if there is no limit."""
         return None
 
+    def made_for(self) -> int | None:
+        """Return the length of the texts that the scheme is made to read, or None if it is made for any length."""
+        return self.longest_position()
+
     def brings_whole_table(self) -> bool:
         """Return whether what the scheme embeds takes the place of a position table altogether, mean row included."""
         return False
@@ -337,12 +342,12 @@ def _check_layers(config: SchemeConfig, scheme: type[Scheme], facts: ModelFacts)
     if not scheme.acts_in_layers:
         raise SchemeConfigError(
             f"scheme {config.name!r} enters at the embeddings, so it has no layers to choose from: "
-            f"leave out layers={list(config.layers)}."
+            f"leave out layers={reprlib.repr(list(config.layers))}."
         )
     missing = [layer for layer in config.layers if layer >= facts.num_layers]
     if missing:
         raise SchemeConfigError(
-            f"{config.name} option 'layers' names layers {missing}, but the model has layers 0 to "
+            f"{config.name} option 'layers' names layers {reprlib.repr(missing)}, but the model has layers 0 to "
             f"{facts.num_layers - 1}."
         )
 

@@ -2,12 +2,17 @@
 
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from typing import Any
 
 from hf_posswap.errors import SchemeConfigError
 from hf_posswap.registry import unknown_name_message
+
+LARGEST_INTEGER = 2**31 - 1
+LARGEST_NUMBER = 3e38
+"""What float32, in which schemes compute, can hold."""
 
 
 def option(
@@ -103,7 +108,7 @@ def checked_value(owner: str, field: dataclasses.Field[Any], annotation: Any, va
         value = coerce(value, annotation)
     except (TypeError, OverflowError):
         raise SchemeConfigError(
-            f"{label} is {value!r} ({type(value).__name__}); it must be {describe_type(annotation)}. "
+            f"{label} is {reprlib.repr(value)} ({type(value).__name__}); it must be {describe_type(annotation)}. "
             f"{field.metadata['help']}"
         ) from None
     choices = field.metadata["choices"]
@@ -118,6 +123,9 @@ def checked_value(owner: str, field: dataclasses.Field[Any], annotation: Any, va
 
 def _check_limits(label: str, field: dataclasses.Field[Any], number: float) -> None:
     limits = field.metadata
+    largest = LARGEST_INTEGER if isinstance(number, int) else LARGEST_NUMBER
+    if abs(number) > largest:
+        raise SchemeConfigError(f"{label} is beyond ±{largest}, which nothing here can hold. {limits['help']}")
     bounds = []
     if limits["minimum"] is not None:
         bounds.append((number >= limits["minimum"], f"at least {limits['minimum']}"))

@@ -25,6 +25,8 @@ OPTIONS_OF_SCALING: dict[str, tuple[str, ...]] = {
 }
 DEFAULT_FACTOR = 4.0
 BY_LENGTH = ("dynamic", "longrope")
+STRETCHED = ("linear", "ntk", "dynamic", "yarn", "longrope", "llama3")
+"""Scalings whose factor says how many times longer texts get; that of `proportional` says something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +192,12 @@ class Rope(Scheme):
             if values is not None and len(values) != rotated // 2:
                 return f"{name} has {len(values)} entries; it needs one for each of the {rotated // 2} pairs."
         return None
+
+    def made_for(self) -> int:
+        """See `Scheme.made_for`: angles have no end, but models read little past the train length times the factor."""
+        if self.config.scaling not in STRETCHED:
+            return self.facts.train_length
+        return round((self.config.original_length or self.facts.train_length) * (self.config.factor or 1))
 
     def length_dependent(self) -> bool:
         """See `Scheme.length_dependent`: dynamic and longrope choose angles by the text's length."""

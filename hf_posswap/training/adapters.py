@@ -21,21 +21,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_posswap.architectures import Architecture, architecture_of
-from hf_posswap.auto_classes import auto_classes
+from hf_posswap.auto_classes import AUTO_CLASS_OF_TASK, auto_classes
 from hf_posswap.configuration import PREFIX
 from hf_posswap.modeling import swapped_class
 from hf_posswap.structure import stock_class_of
 from hf_posswap.swapping import is_swapped, swap
 from hf_posswap.training.adapter_schemes import SCHEME, AdapterError
-
-AUTO_CLASS_OF_TASK = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
-"""peft's names of tasks; masked language modelling has none."""
 
 
 def add_lora(

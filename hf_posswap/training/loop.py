@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hf_posswap.ramp import set_ramp
 from hf_posswap.swapping import is_swapped, plain_model, train_length, without_scheme
+from hf_posswap.tokenizer_limit import fit_tokenizer
 from hf_posswap.training.checkpoints import (
     CheckpointError,
     RunState,
@@ -311,7 +312,7 @@ class _Trainer:
             try:
                 model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
                 model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
-                tokenizer.save_pretrained(folder)
+                fit_tokenizer(tokenizer, self.plain).save_pretrained(folder)
             except Exception as error:
                 if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
                     raise  # a bare Exception is what tokenizers raises when it cannot write

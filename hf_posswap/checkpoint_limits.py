@@ -1,0 +1,70 @@
+"""What the config of a swapped checkpoint may hold: files come from anywhere, and transformers believes them.
+
+The scheme's own entry is checked in `hf_posswap.checkpoint`; this is about the fields around it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from hf_posswap.checkpoint import shown
+from hf_posswap.errors import CheckpointError
+
+LARGEST_SIZES = {
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "head_dim": 100_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "vocab_size": 100_000_000,
+    "max_position_embeddings": 1_000_000_000,
+    "type_vocab_size": 100_000_000,
+}
+"""Far beyond any model; past them transformers would make modules or lists until the memory ends."""
+
+
+def check_fields(config_class: type, names: Iterable[str]) -> None:
+    """Refuse further fields of a config that would hide parts of the config class.
+
+    Args:
+        config_class: the swapped config class.
+        names: names of the fields it does not declare, which transformers would set as attributes.
+
+    Raises:
+        CheckpointError: names the field.
+    """
+    for name in names:
+        hidden = getattr(config_class, name, None) if isinstance(name, str) else None
+        if not isinstance(name, str) or name.startswith("__") or name == "stock_class" or callable(hidden):
+            raise CheckpointError(
+                f"the config has a field {shown(name)}, which would hide a part of {config_class.__name__}. No swapped "
+                "model was saved with it: get the checkpoint from where it was made."
+            )
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuse a dtype that is none: transformers would take any attribute of torch.
+
+    Raises:
+        CheckpointError: names the value.
+    """
+    import torch
+
+    if isinstance(dtype, str) and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise CheckpointError(f"the config's dtype is {shown(dtype)}; it must name one of torch's, such as float32.")
+
+
+def check_sizes(config: Any) -> None:
+    """Refuse numbers that no model has.
+
+    Raises:
+        CheckpointError: names the field, its value and what is allowed.
+    """
+    for name, largest in LARGEST_SIZES.items():
+        value = getattr(config, name, None)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:
+            raise CheckpointError(
+                f"the config's {name} is {shown(value)}; it must be a whole number from 0 to {largest:,}."
+            )

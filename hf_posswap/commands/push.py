@@ -1,0 +1,107 @@
+"""`hf-posswap push` and `hf-posswap card`: a swapped checkpoint, or an adapter, on the Hub with its card."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hf_posswap.commands.console import JsonOption, note, print_json
+
+if TYPE_CHECKING:
+    from hf_posswap.hub import Upload
+
+UPLOAD_FAILED, INTERRUPTED = 1, 130
+"""Exit codes: the Hub or the way to it failed; Ctrl-C, as shells have it."""
+
+FolderArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="A folder that `hf-posswap swap`, `calibrate` or `finetune` wrote.")
+]
+AdapterOption = Annotated[bool, typer.Option("--adapter", help="DIR holds an adapter, not a whole model.")]
+BaseModelOption = Annotated[
+    str | None,
+    typer.Option("--base-model", metavar="NAME", help="The base model's name on the Hub, if DIR does not know it."),
+]
+LicenseOption = Annotated[
+    str | None,
+    typer.Option("--license", metavar="ID", help="Licence, such as apache-2.0. Default: the base model's, if known."),
+]
+
+
+def push(
+    folder: FolderArgument,
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name; made if it is not there.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    adapter: AdapterOption = False,
+    base_model: BaseModelOption = None,
+    license: LicenseOption = None,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch; made if it is not there.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a swapped model to the Hub in one commit, with a model card written from the facts.
+
+    The access token is that of `hf auth login`, or HF_TOKEN.
+    """
+    from huggingface_hub.utils import disable_progress_bars
+
+    from hf_posswap.hub import Target, UploadError, push_adapter, push_folder
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    again = f"the same command again: {shlex.join(['hf-posswap', *sys.argv[1:]])}"
+    target = Target(repo, private or None, revision=revision, create_pr=create_pr, again=again)
+    try:
+        done = (push_adapter if adapter else push_folder)(folder, target, base_model, license)
+    except UploadError as error:
+        typer.echo(f"hf-posswap: error: {error}", err=True)
+        raise typer.Exit(UPLOAD_FAILED) from error
+    except KeyboardInterrupt as error:
+        note(f"Interrupted. All arrives in one commit or nothing does. To go on: {again}")
+        raise typer.Exit(INTERRUPTED) from error
+    _report(done, as_json)
+
+
+def card(
+    folder: FolderArgument,
+    repo: Annotated[
+        str | None, typer.Option(metavar="REPO", help="Where the model will be, for the lines that load it.")
+    ] = None,
+    adapter: AdapterOption = False,
+    base_model: BaseModelOption = None,
+    license: LicenseOption = None,
+    write: Annotated[bool, typer.Option("--write", help="Write it to DIR/README.md instead of printing it.")] = False,
+) -> None:
+    """Print the model card that `push` would upload, or write it; asks the Hub nothing."""
+    from hf_posswap.hub import adapter_card_of, card_of
+
+    made = str((adapter_card_of if adapter else card_of)(folder, repo, base_model, license))
+    if not write:
+        typer.echo(made, nl=False)
+        return
+    from hf_posswap.hub.errors import HubError
+    from hf_posswap.hub.upload import is_handwritten
+    from hf_posswap.reporting.files import write_text
+
+    path = folder / "README.md"
+    if path.is_symlink() or (path.exists() and is_handwritten(path.read_text(encoding="utf-8", errors="replace"))):
+        raise HubError(f"{str(path)!r} was not written by hf_posswap, so it stays as it is. Move it, then write again.")
+    write_text(path, made)
+    typer.echo(f"Wrote {path}.")
+
+
+def _report(done: "Upload", as_json: bool) -> None:
+    url = done.commit.pr_url or done.commit.commit_url
+    if as_json:
+        facts = {"repo": done.repo_id, "commit": done.commit.oid, "url": url}
+        print_json(facts | {"card": done.card, "files": done.files, "left": done.left})
+        return
+    typer.echo(f"Uploaded to {done.repo_id}:")
+    for name in done.files:
+        typer.echo(f"  {name}")
+    if done.card == "kept":
+        note("The model card is one that hf_posswap has not written; it stays as it is.")
+    if done.left:
+        note(f"Not uploaded, since no model needs it: {', '.join(done.left)}.")
+    typer.echo(url)

@@ -1,0 +1,206 @@
+"""The model card of a swapped model, written from facts; a fact that is not known is left out.
+
+The front matter is YAML written by huggingface_hub, and everything that came from a file is escaped in the text.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_posswap.hub.facts import CardFacts
+from hf_posswap.hub.loading import adapter_loading, model_loading
+from hf_posswap.hub.markdown import code, one_line, plain, table
+from hf_posswap.hub.recipe import recipe
+from hf_posswap.hub.results import Measurement
+from hf_posswap.schemes import SchemeConfig, scheme_class
+from hf_posswap.version import __version__
+
+MARK = "<!-- written by hf_posswap"
+"""How a card begins that may be replaced; one without it was written by a person, and stays."""
+METRICS = {"perplexity": "Perplexity", "cosine": "Cosine to the stock model's embeddings"}
+PROTOCOLS = {
+    "windows": "non-overlapping windows",
+    "same-targets": "the same target tokens with ever longer context",
+    "masked": "masked tokens",
+    "": "windows of each length",
+}
+
+
+def model_card(facts: CardFacts, tags: Sequence[str] = ()) -> ModelCard:
+    """Return the card of a swapped model, with further tags if there are any."""
+    sections = [_head(facts), _swap_section(facts), recipe(facts.results), _measured(facts), model_loading(facts)]
+    return _card(_front_matter(facts, "transformers", tags), sections)
+
+
+def adapter_card(facts: CardFacts) -> ModelCard:
+    """Return the card of an adapter that was trained on a swapped model."""
+    sections = [_adapter_head(facts), _swap_section(facts), recipe(facts.results), _measured(facts)]
+    return _card(_front_matter(facts, "peft", ["lora"]), [*sections, adapter_loading(facts)])
+
+
+def _card(data: ModelCardData, sections: Sequence[str]) -> ModelCard:
+    mark = f"{MARK} {__version__} from the files of this repository; without this line it is kept as it is -->"
+    text = "\n\n".join(section for section in (mark, *sections) if section)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
+
+
+def _front_matter(facts: CardFacts, library: str, tags: Sequence[str]) -> ModelCardData:
+    results = list(_eval_results(facts))
+    return ModelCardData(
+        base_model=facts.base.name if facts.base.on_hub else None,
+        library_name=library,
+        license=facts.base.license,
+        pipeline_tag=facts.pipeline_tag,
+        tags=list(dict.fromkeys(["hf_posswap", f"pos-scheme:{facts.scheme.name}", *tags])),
+        model_name=facts.title if results else None,
+        eval_results=results or None,
+    )
+
+
+def _eval_results(facts: CardFacts) -> Iterator[EvalResult]:
+    """Yield what was measured of the published weights, where it is known on which texts."""
+    for measurement in facts.measurements:
+        for row in measurement.rows:
+            own = row.scheme != "stock" and row.stage == facts.results.stage
+            if not own or row.value is None or not measurement.texts or facts.pipeline_tag is None:
+                continue
+            how = PROTOCOLS.get(row.protocol, one_line(row.protocol))
+            seed = "" if row.seed is None else f", seed {row.seed}"
+            yield EvalResult(
+                task_type=facts.pipeline_tag,
+                dataset_type="text",
+                dataset_name=one_line(", ".join(measurement.texts)),
+                metric_type=measurement.quantity,
+                metric_name=f"{METRICS[measurement.quantity]} at {row.length} tokens ({how}{seed})",
+                metric_value=round(float(row.value), 4),
+            )
+
+
+def _head(facts: CardFacts) -> str:
+    how = "beside" if facts.options.keep_native else "in the place of"
+    return (
+        f"# {plain(facts.title)}\n\n{_base_in_words(facts)} with **{facts.scheme.pretty_name}** "
+        f"{how} its own positional mechanism ({scheme_class(facts.native).pretty_name}), by "
+        f"`hf_posswap`. {facts.scheme.summary}"
+    )
+
+
+def _adapter_head(facts: CardFacts) -> str:
+    return (
+        f"# {plain(facts.title)}\n\nA LoRA adapter for {_base_in_words(facts)} with "
+        f"**{facts.scheme.pretty_name}** in the place of its own positional mechanism "
+        f"({scheme_class(facts.native).pretty_name}). It carries the scheme and its parameters: loading it by "
+        "`hf_posswap` swaps the base model too."
+    )
+
+
+def _base_in_words(facts: CardFacts) -> str:
+    if facts.base.name is not None:
+        return f"{code(facts.base.name)}"
+    return "A model" if facts.model is None else f"A model of the family {code(facts.model.architecture)}"
+
+
+def _swap_section(facts: CardFacts) -> str:
+    rows = [(name, value) for name, value in _swap_rows(facts) if value]
+    return f"## What was swapped\n\n{table(('', ''), rows, left=2)}"
+
+
+def _swap_rows(facts: CardFacts) -> Iterator[tuple[str, str]]:
+    base, scheme, options, model = facts.base, facts.scheme, facts.options, facts.model
+    revision = f", revision {code(base.revision)}" if base.revision else ""
+    yield "base model", f"{code(base.name)}{revision}" if base.name else ""
+    yield "taken out", "nothing: the scheme is added" if options.keep_native else _taken_out(facts)
+    yield "put in", f"{scheme.pretty_name} ({code(options_in_words(options))}), {_place(facts)}"
+    yield "formula", code(scheme.formula)
+    yield "paper", f"[{plain(scheme.paper)}]({scheme.paper_url})"
+    if model is not None:
+        before, trained = _limit(model.longest_before), model.train_length
+        yield "reads", f"{_limit(model.longest)} (before: {before}; the base model was trained on texts of {trained})"
+    yield "parameters", f"{facts.parameters:,} in the files" if facts.parameters else ""
+    yield "licence", code(base.license) if base.license else ""
+
+
+def options_in_words(options: SchemeConfig) -> str:
+    """Return a scheme's specification: its name and the options that are not at their defaults."""
+    defaults = type(options)().to_dict()
+    told = [f"{key}={_value(value)}" for key, value in options.to_dict().items() if _tells(key, value, defaults)]
+    return ":".join([options.name, *told])
+
+
+def _tells(key: str, value: Any, defaults: dict[str, Any]) -> bool:
+    return key != "name" and value is not None and value != defaults.get(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(str, value)) if len(value) <= 16 else f"{len(value)} values"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _taken_out(facts: CardFacts) -> str:
+    native, model = scheme_class(facts.native), facts.model
+    if native.acts_in_layers:
+        return f"{native.pretty_name} in {_layers(facts)}"
+    rows = f"the table of {model.longest_before} positions" if model is not None else "the position table"
+    return f"{native.pretty_name}: {rows} at the embeddings"
+
+
+def _place(facts: CardFacts) -> str:
+    return f"in {_layers(facts)}" if facts.scheme.acts_in_layers else "at the embeddings"
+
+
+def _layers(facts: CardFacts) -> str:
+    chosen, model = facts.options.layers, facts.model
+    if chosen is None:
+        return "all layers" if model is None else f"all {model.layers} layers"
+    return f"layers {', '.join(map(str, chosen))}{'' if model is None else f' of {model.layers}'} (counted from 0)"
+
+
+def _limit(longest: int | None) -> str:
+    return "any number of positions" if longest is None else f"{longest} positions"
+
+
+def _measured(facts: CardFacts) -> str:
+    parts = [part for measurement in facts.measurements for part in _tables(measurement)]
+    parts += [f"![{plain(_caption(name))}]({name})" for name in facts.figures]
+    return "\n\n".join(["## How far it reads", *parts]) if parts else ""
+
+
+def _caption(name: str) -> str:
+    return "Perplexity against length, by positional scheme" if name == "compare.png" else name.rpartition("/")[2]
+
+
+def _tables(measurement: Measurement) -> Iterator[str]:
+    """Yield a title and table for each protocol, then the reasons of gaps and the command."""
+    texts = f" on {', '.join(map(code, measurement.texts))}" if measurement.texts else ""
+    for protocol in dict.fromkeys(row.protocol for row in measurement.rows):
+        rows = [row for row in measurement.rows if row.protocol == protocol]
+        lengths = sorted({row.length for row in rows})
+        cells: dict[tuple[str, str, int | None], dict[int, float | None]] = {}
+        for row in rows:
+            cells.setdefault((row.stage, row.scheme, row.seed), {})[row.length] = row.value
+        seeds = {seed for _, _, seed in cells}
+        body = [
+            (_label(stage, seed if len(seeds) > 1 else None), *(_number(values.get(length)) for length in lengths))
+            for (stage, _, seed), values in cells.items()
+        ]
+        how = PROTOCOLS.get(protocol, plain(protocol))
+        yield f"{METRICS[measurement.quantity]}{texts}, by the number of tokens read at once; {how}:"
+        yield table(("model", *map(str, lengths)), body)
+    notes = {(row.stage, row.note) for row in measurement.rows if row.note and row.value is None}
+    yield from ["\n".join(f"- {stage}: {plain(note)}" for stage, note in sorted(notes))] if notes else []
+    yield from [f"Measured by {code(measurement.command)}."] if measurement.command else []
+
+
+def _label(stage: str, seed: int | None) -> str:
+    words = {"stock": "the base model", "control": "control: the base model healed on the same tokens, unswapped"}
+    return words.get(stage, f"this model, {stage}" if stage != "swapped" else "swapped, untrained") + (
+        "" if seed is None else f", seed {seed}"
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "—"
+    return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 2 else f"{value:.4f}"

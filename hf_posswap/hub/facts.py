@@ -1,0 +1,221 @@
+"""What a model card may say of a swapped model: facts from its config, its files and its results, and nothing else."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_posswap.architectures import architecture_of
+from hf_posswap.auto_classes import auto_classes
+from hf_posswap.checkpoint import config_from_entry
+from hf_posswap.configuration import PREFIX
+from hf_posswap.errors import PosSwapError
+from hf_posswap.hub.checkpoint import Checkpoint
+from hf_posswap.hub.errors import HubError
+from hf_posswap.hub.results import Measurement, Results, Row, read_results
+from hf_posswap.origin import cached_license, is_license, is_repo_id
+from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme, scheme_class
+from hf_posswap.swapping import longest_position, train_length
+
+FindLicense = Callable[[str, str | None], str | None]
+"""Finds the licence on the card of a Hub model, given its name and its commit or None."""
+
+PIPELINE_TAGS = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForMultipleChoice": "multiple-choice",
+    "AutoModel": "feature-extraction",
+}
+"""The Hub's names of tasks by Auto class."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The stock model.
+
+    Attributes:
+        name: its name, if known.
+        on_hub: whether that is its name on the Hub.
+        revision: its commit there, if known.
+        license: its licence as the Hub names licences, if known.
+    """
+
+    name: str | None
+    on_hub: bool
+    revision: str | None
+    license: str | None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model's config says.
+
+    Attributes:
+        architecture: the family's name.
+        model_class: name of the model's class.
+        layers: number of layers.
+        train_length: longest text the stock model was trained to read.
+        longest: longest position now; None: no limit.
+        longest_before: longest position of the stock model; None: no limit.
+    """
+
+    architecture: str
+    model_class: str
+    layers: int
+    train_length: int
+    longest: int | None
+    longest_before: int | None
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What is known of a swapped model.
+
+    Attributes:
+        title: name of the model.
+        repo: what `from_pretrained` takes.
+        base: the stock model.
+        scheme: the scheme that was swapped in.
+        options: its resolved options.
+        native: the scheme that was swapped out.
+        auto_class: name of the Auto class that loads the model, or None if none does or it is unknown.
+        model: what the model's config says; None for an adapter, which does not say it.
+        parameters: number of parameters, if counted.
+        has_tokenizer: whether a tokenizer is published with it.
+        results: what lies beside the checkpoint.
+        measurements: those of the results that are about this model.
+        figures: paths of pictures in the repository.
+    """
+
+    title: str
+    repo: str
+    base: Base
+    scheme: type[Scheme]
+    options: SchemeConfig
+    native: str
+    auto_class: str | None
+    model: "ModelFacts | None" = None
+    parameters: int | None = None
+    has_tokenizer: bool = False
+    results: Results = field(default_factory=Results)
+    measurements: tuple[Measurement, ...] = ()
+    figures: tuple[str, ...] = ()
+
+    @property
+    def pipeline_tag(self) -> str | None:
+        """The Hub's name of the model's task."""
+        return PIPELINE_TAGS.get(self.auto_class or "")
+
+
+def folder_facts(
+    checkpoint: Checkpoint,
+    repo: str | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    find_license: FindLicense = cached_license,
+) -> CardFacts:
+    """Return the facts of a checkpoint's folder.
+
+    Args:
+        checkpoint: the checkpoint, checked.
+        repo: where it will be on the Hub; None: the folder's name stands in.
+        base_model: name of the base model on the Hub, if the checkpoint does not know it.
+        license: the licence, if it is not the base model's, or that is not known.
+        find_license: looks for the base model's licence if neither says it.
+
+    Raises:
+        HubError: a name or licence is not written as the Hub writes them, or a result file is broken.
+    """
+    contents, config = checkpoint.contents, checkpoint.config
+    name = repo or contents.folder.resolve().name
+    results = read_results(contents.folder)
+    options = config_from_entry(config.pos_scheme)
+    stock = type(checkpoint.model).__name__.removeprefix(PREFIX)
+    return CardFacts(
+        title=name.rpartition("/")[2],
+        repo=name,
+        base=base_of(config.pos_scheme, base_model, license, find_license),
+        scheme=scheme_class(options.name),
+        options=options,
+        native=architecture_of(config).native,
+        auto_class=_auto_class(auto_classes(architecture_of(config)), stock),
+        model=_model_facts(checkpoint.model),
+        parameters=checkpoint.parameters,
+        has_tokenizer="tokenizer_config.json" in contents.files,
+        results=results,
+        measurements=tuple(about(options, results)),
+        figures=contents.figures,
+    )
+
+
+def _model_facts(model: Any) -> ModelFacts:
+    """Return what the config of a swapped model says, with or without weights."""
+    architecture = architecture_of(model.config)
+    return ModelFacts(
+        architecture=architecture.name,
+        model_class=type(model).__name__,
+        layers=model.config.num_hidden_layers,
+        train_length=train_length(model),
+        longest=longest_position(model),
+        longest_before=train_length(model) if architecture.table_path is not None else None,
+    )
+
+
+def base_of(
+    entry: dict[str, Any], base_model: str | None, license: str | None, find_license: FindLicense = cached_license
+) -> Base:
+    """Return what is known of the stock model.
+
+    Args:
+        entry: the `pos_scheme` entry of the swapped model.
+        base_model: its name on the Hub, from someone who knows; it goes before the entry's.
+        license: its licence, from someone who knows.
+        find_license: looks for the licence of a model on the Hub.
+
+    Raises:
+        HubError: the name or the licence is not written as the Hub writes them.
+    """
+    if base_model is not None and not is_repo_id(base_model):
+        raise HubError(f"base model {base_model!r} is no name on the Hub. Write owner/name, or leave it out.")
+    if license is not None and not is_license(license):
+        raise HubError(f"license {license!r} is not written as on the Hub: such as apache-2.0, mit or llama3.2.")
+    name, revision = entry.get("base_model"), entry.get("base_revision")
+    on_hub = entry.get("base_source") == "hub" and is_repo_id(name)
+    if base_model is not None and base_model != (name if on_hub else None):
+        name, revision, on_hub = base_model, None, True
+    if license is None:
+        recorded = entry.get("base_license")
+        license = recorded if is_license(recorded) else find_license(str(name), revision) if on_hub else None
+    return Base(name, on_hub, revision if on_hub else None, license)
+
+
+def _auto_class(known: dict[str, str], stock: str) -> str | None:
+    """Return the Auto class that loads a stock class's checkpoints, one with a task before others."""
+    fitting = [auto for auto, name in known.items() if name == stock]
+    return next((auto for auto in PIPELINE_TAGS if auto in fitting), next(iter(fitting), None))
+
+
+def about(options: SchemeConfig, results: Results) -> Iterator[Measurement]:
+    """Yield the measurements with the rows that are about this scheme with these options, and the stock model's."""
+    for measurement in results.measurements:
+        rows = tuple(row for row in measurement.rows if _concerns(row, options))
+        if any(row.scheme != "stock" for row in rows):
+            yield Measurement(
+                measurement.file, measurement.quantity, measurement.model, measurement.texts, rows, measurement.command
+            )
+
+
+def _concerns(row: Row, options: SchemeConfig) -> bool:
+    if row.scheme in ("", "stock"):
+        return True
+    try:
+        measured = parse_scheme(row.scheme)
+    except PosSwapError:
+        return False
+    if measured.name != options.name:
+        return False
+    # Options left open were filled in from the model when it was swapped.
+    stated = {key: value for key, value in measured.to_dict().items() if value is not None and value != "native"}
+    return all(options.to_dict()[key] == value for key, value in stated.items())

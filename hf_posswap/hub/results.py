@@ -1,0 +1,209 @@
+"""What the result files beside a checkpoint say: swap.json, calibration.json, healing.json, and measurements by length.
+
+The files may come from anywhere: numbers are checked, texts stay texts, and what is missing is missing.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from hf_posswap.hub.errors import HubError
+
+SWAP_FILE, CALIBRATION_FILE, HEALING_FILE = "swap.json", "calibration.json", "healing.json"
+MEASUREMENT_FILES = ("compare.json", "lengths.json")
+STAGES = ("stock", "swapped", "calibrated", "healed", "control")
+LARGEST_FILE = 64 * 2**20
+"""Bytes of a result file."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of a measurement by length.
+
+    Attributes:
+        stage: one of `STAGES`.
+        scheme: the scheme as it was specified; "stock" for a stock model, "" for the checkpoint's own.
+        protocol: how the texts were cut, such as "windows" or "same-targets".
+        length: tokens read at once.
+        value: perplexity, or the cosine to the stock model's embeddings; None: a gap.
+        seed: of the run, if it says so.
+        note: why there is a gap.
+    """
+
+    stage: str
+    scheme: str
+    protocol: str
+    length: int
+    value: float | None
+    seed: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The rows of one result file.
+
+    Attributes:
+        file: its name.
+        quantity: "perplexity" or "cosine".
+        model: the model that was measured, as the file names it.
+        texts: names of the texts it was measured on.
+        rows: the numbers.
+        command: the command that measured, without paths of the computer it ran on; "" if unknown.
+    """
+
+    file: str
+    quantity: str
+    model: str
+    texts: tuple[str, ...]
+    rows: tuple[Row, ...]
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What lies beside a checkpoint.
+
+    Attributes:
+        swap: content of swap.json.
+        calibration: content of calibration.json, or what healing.json says of a calibration.
+        healing: content of healing.json.
+        measurements: what was measured by length.
+    """
+
+    swap: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    healing: Mapping[str, Any] = field(default_factory=dict)
+    measurements: tuple[Measurement, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """How far the checkpoint has come: "swapped", "calibrated" or "healed"."""
+        return "healed" if self.healing else "calibrated" if self.calibration else "swapped"
+
+
+def read_results(folder: Path) -> Results:
+    """Read the result files of a checkpoint's folder.
+
+    Raises:
+        HubError: one of them is no JSON object, or too large.
+    """
+    names = (SWAP_FILE, CALIBRATION_FILE, HEALING_FILE, *MEASUREMENT_FILES)
+    contents = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
+    healing = contents.get(HEALING_FILE, {})
+    calibration = contents.get(CALIBRATION_FILE) or part(healing, "calibration")
+    measured = [_measurement(name, contents[name]) for name in MEASUREMENT_FILES if name in contents]
+    if healing:
+        measured.append(_healing_measurement(healing))
+    return Results(
+        swap=contents.get(SWAP_FILE, {}),
+        calibration=calibration,
+        healing=healing,
+        measurements=tuple(measurement for measurement in measured if measurement.rows),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        HubError: it holds something else, or is too large.
+    """
+    if path.stat().st_size > LARGEST_FILE:
+        raise HubError(f"{path.name!r} has more than {LARGEST_FILE:,} bytes. Take it out of the folder.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HubError(
+            f"cannot read {path.name!r} in {str(path.parent)!r}: {error}. Mend it or take it out."
+        ) from error
+    if not isinstance(content, dict):
+        raise HubError(f"{path.name!r} in {str(path.parent)!r} holds no JSON object. Mend it or take it out.")
+    return content
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number as it is, anything else as None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or not math.isfinite(value):
+        return None
+    return value
+
+
+def count(value: Any) -> int | None:
+    """Return a whole number from 0 that a table can hold, anything else as None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15 else None
+
+
+def part(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the object under a key; empty if there is none."""
+    value = content.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def command_of(content: Mapping[str, Any]) -> str:
+    """Return the command that made a result, with files by their names only; "" if it is not known."""
+    command = part(content, "environment").get("command")
+    if not isinstance(command, str):
+        return ""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    return shlex.join(without_folders(word) for word in words)
+
+
+def without_folders(word: str) -> str:
+    """Leave out the folders of an absolute path: they are those of the computer the command ran on."""
+    key, equals, value = word.rpartition("=")
+    if value.startswith(("/", "~", "\\")) or PureWindowsPath(value).drive:
+        value = PureWindowsPath(value).name or "."
+    return f"{key}{equals}{value}"
+
+
+def _measurement(name: str, content: Mapping[str, Any]) -> Measurement:
+    rows = [row for entry in _entries(content.get("rows")) for row in _row(entry, None, "perplexity")]
+    return Measurement(
+        name, "perplexity", _text(content.get("model")), _texts(content.get("texts")), tuple(rows), command_of(content)
+    )
+
+
+def _healing_measurement(content: Mapping[str, Any]) -> Measurement:
+    evaluation = part(content, "evaluation")
+    entries = [(stage, entry) for stage in STAGES for entry in _entries(evaluation.get(stage))]
+    quantity = "cosine" if any("cosine" in entry for _, entry in entries) else "perplexity"
+    rows = [row for stage, entry in entries for row in _row(entry, stage, quantity)]
+    texts = _texts(content.get("evaluation_texts"))
+    return Measurement(HEALING_FILE, quantity, _text(content.get("model")), texts, tuple(rows))
+
+
+def _row(entry: Mapping[str, Any], stage: str | None, quantity: str) -> Iterator[Row]:
+    length = count(entry.get("length"))
+    if not length:
+        return
+    scheme = _text(entry.get("scheme")) if stage is None else ("stock" if stage in ("stock", "control") else "")
+    stage = stage or _text(entry.get("stage")) or ("stock" if scheme == "stock" else "swapped")
+    if stage not in STAGES:
+        return
+    value = number(entry.get(quantity))
+    loss = number(entry.get("loss"))
+    if value is None and quantity == "perplexity" and loss is not None and loss < 700:
+        value = math.exp(loss)
+    protocol = _text(entry.get("protocol")) or ("same-targets" if quantity == "perplexity" else "")
+    yield Row(stage, scheme, protocol, length, value, count(entry.get("seed")), _text(entry.get("note")))
+
+
+def _entries(value: Any) -> list[dict[str, Any]]:
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    names = (_text(entry.get("name")) for entry in _entries(value))
+    return tuple(without_folders(name) for name in names if name)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
