@@ -25,9 +25,9 @@ from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.perplexity import perplexity_rows
+from hf_posswap.evaluation.texts import special_tokens
 from hf_posswap.reporting.files import write_text
 from hf_posswap.training import HealingOptions, from_files, heal, refine
-from hf_posswap.training.texts import special_tokens
 
 PRETRAINING_TOKENS = 22_400_000
 GPT2_LENGTHS = (256, 1024, 4096)

@@ -1,30 +1,22 @@
-"""`hf-posswap compare`: perplexity against length for several schemes on one model."""
+"""`hf-posswap compare`: perplexity against length for several schemes on one model: swapped, calibrated and healed."""
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_posswap.commands.console import (
-    SCHEME_HELP,
-    JsonOption,
-    note,
-    parse_numbers,
-    print_table,
-    quiet_libraries,
-    split_list,
-)
+from hf_posswap.commands.console import SCHEME_HELP, JsonOption, note, parse_numbers, quiet_libraries, split_list
 
 if TYPE_CHECKING:
-    from hf_posswap.comparison import Observer, Prepared
+    from hf_posswap.commands.progress import LineObserver
+    from hf_posswap.comparison import Prepared
 
-PROTOCOL_TITLES = {
-    "windows": "Perplexity, non-overlapping windows",
-    "same-targets": "Perplexity, same target tokens with ever longer context",
-}
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+LEARNING, HEALING = "What else to measure", "How to heal"
 
 
 def compare(
@@ -38,24 +30,87 @@ def compare(
     ],
     lengths: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of tokens to read at once.")],
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", metavar="DIR", help="Where compare.csv, .json and .png are written.")
+        Path,
+        typer.Option(
+            "--output-dir", metavar="DIR", help="The results folder; an interrupted comparison goes on from there."
+        ),
     ] = Path("outputs/compare"),
     tokens: Annotated[
-        int, typer.Option(metavar="N", help="About how many tokens to read for each length, protocol and scheme.")
+        int, typer.Option(metavar="N", help="About how many tokens to read for each length, protocol and point.")
     ] = 8192,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap intervals and of schemes that start at random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap, of healing, and of schemes that start at random.")] = 0,
     dtype: Annotated[str, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, …; by default CUDA where there is one.")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew in a folder that holds a comparison.")
+    ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Also fit each scheme to the old weights.", rich_help_panel=LEARNING),
+    ] = False,
+    heal_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Also heal each on so many tokens.", rich_help_panel=LEARNING),
+    ] = None,
+    control: Annotated[
+        bool,
+        typer.Option("--control", help="Also heal the stock model on the same tokens.", rich_help_panel=LEARNING),
+    ] = False,
+    train_file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--train-file",
+            metavar="FILE",
+            help="A text to calibrate and heal on, or demo:books/train; repeatable.",
+            rich_help_panel=LEARNING,
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="How many seeds, counted up from --seed.", rich_help_panel=LEARNING)
+    ] = 1,
+    calibration_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Tokens to calibrate on.", rich_help_panel=LEARNING)
+    ] = 8192,
+    heal_length: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Tokens read at once. Default: the train length, at most 512.", rich_help_panel=HEALING
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Windows of a step.", rich_help_panel=HEALING)] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Peak, for the weights.", rich_help_panel=HEALING)] = 1e-3,
+    scheme_learning_rate: Annotated[
+        float, typer.Option(help="Peak, for the scheme's parameters.", rich_help_panel=HEALING)
+    ] = 2e-2,
+    distill_weight: Annotated[
+        float,
+        typer.Option(help="Of the stock model's outputs; the rest is the text itself.", rich_help_panel=HEALING),
+    ] = 1.0,
+    precision: Annotated[
+        str, typer.Option(metavar="no|bf16", help="bf16: compute in bfloat16.", rich_help_panel=HEALING)
+    ] = "bf16",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how well a model reads, by length, as it is and with each scheme swapped in."""
+    """Measure how well a model reads, by length: as it is, and with each scheme swapped in, calibrated and healed."""
     quiet_libraries()
     from hf_posswap import comparison
-    from hf_posswap.reporting.comparison_files import to_json, write_comparison
+    from hf_posswap.reporting.comparison_files import remove_comparison, write_comparison
     from hf_posswap.reporting.files import prepare_folder
+    from hf_posswap.reporting.result_files import to_json
 
+    healing = None
+    if heal_tokens is not None:
+        healing = comparison.recipe(
+            heal_tokens,
+            length=heal_length,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            scheme_learning_rate=scheme_learning_rate,
+            distill=distill_weight,
+            precision=precision,
+        )
     settings = comparison.Settings(
         model=model,
         schemes=tuple(split_list(schemes)),
@@ -63,54 +118,40 @@ def compare(
         lengths=tuple(parse_numbers(lengths, "--lengths")),
         tokens=tokens,
         seed=seed,
+        seeds=seeds,
         dtype=_checked_dtype(dtype),
         device=device,
+        train_texts=tuple(train_file or ()),
+        calibrate=calibrate,
+        calibration_tokens=calibration_tokens,
+        healing=healing,
+        control=control,
     )
     prepared = comparison.prepare(settings)
     prepare_folder(output_dir)
-    for refusal in prepared.refusals:
-        note(f"{refusal.scheme} is not measured: {refusal.reason}")
-    with _progress(prepared) as observer:
-        result = comparison.run(prepared, observer)
+    if overwrite:
+        remove_comparison(output_dir)
+    try:
+        with _progress(prepared) as observer:
+            result = comparison.run(prepared, observer, output_dir)
+    except KeyboardInterrupt as error:
+        note(f"Interrupted. The same command goes on from {output_dir / 'compare.json'}.")
+        raise typer.Exit(INTERRUPTED) from error
     files = write_comparison(result, output_dir)
     if as_json:
         typer.echo(to_json(result), nl=False)
-        _list_files(files, to_stderr=True)
     else:
-        _print_result(result)
-        _list_files(files, to_stderr=False)
+        from hf_posswap.commands.comparison_tables import print_result
 
-
-def _print_result(result: Mapping[str, Any]) -> None:
-    """Print one table for each protocol, then the reasons of the gaps."""
-    rows = result["rows"]
-    lengths = [str(length) for length in sorted({row["length"] for row in rows})]
-    schemes = list(dict.fromkeys(row["scheme"] for row in rows))
-    cells = {(row["protocol"], row["scheme"], str(row["length"])): _format(row["perplexity"]) for row in rows}
-    for protocol, title in PROTOCOL_TITLES.items():
-        body = [(scheme, *(cells[protocol, scheme, length] for length in lengths)) for scheme in schemes]
-        print_table(
-            f"{title} ({result['model']}, train length {result['train_length']})", ("scheme", *lengths), body, lengths
-        )
-    for message in dict.fromkeys(f"{row['scheme']}: {row['note']}" for row in rows if row["note"]):
-        typer.echo(f"— {message}")
-
-
-def _format(perplexity: float | None) -> str:
-    if perplexity is None:
-        return "—"
-    return f"{perplexity:.2f}" if perplexity < 1000 else f"{perplexity:.4g}"
-
-
-def _list_files(files: Sequence[Path], to_stderr: bool) -> None:
-    typer.echo("\nWrote:", err=to_stderr)
+        print_result(result)
+    typer.echo("\nWrote:", err=as_json)
     for path in files:
-        typer.echo(f"  {path}", err=to_stderr)
+        typer.echo(f"  {path}", err=as_json)
 
 
 @contextlib.contextmanager
-def _progress(prepared: "Prepared") -> "Iterator[Observer]":
-    """Show progress on stderr: a bar on a terminal, one line for each scheme elsewhere."""
+def _progress(prepared: "Prepared") -> "Iterator[LineObserver]":
+    """Show progress on stderr: a bar on a terminal, some lines elsewhere."""
     from hf_posswap.commands.progress import BarObserver, LineObserver
 
     if not sys.stderr.isatty():

@@ -128,7 +128,7 @@ def finetune(
     """Swap a scheme in, calibrate it, and heal the model: a fine-tune with little text whose teacher may be stock."""
     quiet_libraries()
     from hf_posswap.commands.healing_progress import healing_progress
-    from hf_posswap.training.documents import from_dataset, from_files
+    from hf_posswap.training.documents import from_dataset, from_files, require_apart
     from hf_posswap.training.experiment import Experiment, run_experiment
     from hf_posswap.training.options import HealingError, HealingOptions
 
@@ -159,7 +159,9 @@ def finetune(
         raise HealingError("give the text to heal on: either --train-file FILE or --dataset NAME.")
     check_output(output_dir, "float32", overwrite or resume)
     documents, facts = from_files(train_file) if train_file else from_dataset(str(dataset), dataset_split, text_column)
-    measured, _ = from_files(eval_file or [])
+    measured = from_files(eval_file or [])
+    if train_file:
+        require_apart(measured, (list(map(str, documents)), facts))
     experiment = Experiment(
         model=model,
         pos_scheme=pos_scheme,
@@ -170,7 +172,7 @@ def finetune(
         calibrate=calibrate,
         lora_rank=lora_rank,
         control=control,
-        evaluation=tuple(map(str, measured)),
+        evaluation=tuple(measured[0]),
         lengths=() if eval_lengths is None else tuple(parse_numbers(eval_lengths, "--eval-lengths")),
         evaluation_tokens=eval_tokens,
         resume=resume,

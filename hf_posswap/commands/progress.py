@@ -9,60 +9,95 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from hf_posswap.commands.console import note
-from hf_posswap.comparison import Observer, Prepared
+from hf_posswap.commands.healing_progress import describe
+from hf_posswap.comparison import Cell, Observer, Outcome, Prepared
+
+HEALING_LINES = 4
+"""Lines that one run of healing prints where there is no terminal."""
 
 
 class LineObserver(Observer):
-    """One line for each scheme, for logs and pipes."""
+    """Some lines for each cell, for logs and pipes."""
 
     def __init__(self, prepared: Prepared) -> None:
-        self._schemes = prepared.to_measure
-        self._started = time.perf_counter()
+        self.prepared = prepared
+        self.cells: list[Cell] = []
+        self.current: Cell | None = None
+        self.begun = time.perf_counter()
 
-    def stage(self, scheme: str, stage: str) -> None:
-        if stage == "loading":
-            note(f"({self._schemes.index(scheme) + 1}/{len(self._schemes)}) {scheme} …")
-            self._started = time.perf_counter()
+    def planned(self, cells: Sequence[Cell], done: Sequence[Cell]) -> None:
+        self.cells = list(cells)
+        if done:
+            note(f"going on after {len(done)} of {len(cells)} points that are measured already")
 
-    def scheme_done(self, scheme: str, rows: Sequence[dict[str, Any]]) -> None:
-        if scheme in self._schemes:
-            note(f"      {scheme} done in {time.perf_counter() - self._started:.0f} s")
+    def activity(self, cell: Cell, what: str) -> None:
+        if cell != self.current:
+            self.current, self.begun = cell, time.perf_counter()
+            note(f"{self.place(cell)} …")
+
+    def healing_step(self, row: dict[str, Any], steps: int) -> None:
+        if row["step"] == steps or row["step"] % max(1, steps // HEALING_LINES) == 0:
+            note(f"      step {row['step']} of {steps}: {describe(row)}")
+
+    def finished(self, outcome: Outcome) -> None:
+        if outcome.status == "measured":
+            note(f"      done in {time.perf_counter() - self.begun:.0f} s")
+        else:
+            note(f"{self.place(outcome.cell)}: {outcome.status}: {outcome.reason}")
+
+    def place(self, cell: Cell) -> str:
+        """Return a cell with its number among all, and its seed if there are several."""
+        seed = f", seed {cell.seed}" if self.prepared.settings.seeds > 1 else ""
+        return f"({self.cells.index(cell) + 1}/{len(self.cells)}) {cell}{seed}"
 
 
-class BarObserver(Observer):
-    """A bar over all schemes that counts tokens read; use it as a context manager."""
+class BarObserver(LineObserver):
+    """A bar over all cells that counts work, healing steps too; use it as a context manager."""
 
     def __init__(self, prepared: Prepared) -> None:
-        self._schemes = prepared.to_measure
-        self._per_scheme = prepared.tokens_per_scheme
-        self._progress = Progress(
+        super().__init__(prepared)
+        self.before, self.within = 0.0, 0.0
+        self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
+            TextColumn("{task.fields[what]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
+            speed_estimate_period=120,
         )
-        self._task = self._progress.add_task("", total=self._per_scheme * len(self._schemes))
+        self.task = self.progress.add_task("", total=None, what="")
 
-    def stage(self, scheme: str, stage: str) -> None:
-        number = self._schemes.index(scheme) + 1
-        self._progress.update(self._task, description=f"({number}/{len(self._schemes)}) {scheme}: {stage}")
+    def planned(self, cells: Sequence[Cell], done: Sequence[Cell]) -> None:
+        self.cells = list(cells)
+        self.before = sum(map(self.prepared.work, done))
+        self.progress.update(self.task, total=sum(map(self.prepared.work, cells)), completed=self.before)
 
-    def tokens(self, count: int) -> None:
-        self._progress.advance(self._task, count)
+    def activity(self, cell: Cell, what: str) -> None:
+        self.current = cell
+        self.progress.update(self.task, description=f"{self.place(cell)}: {what}", what="")
 
-    def scheme_done(self, scheme: str, rows: Sequence[dict[str, Any]]) -> None:
-        if scheme in self._schemes:
-            # Lengths past the longest position are not read; the bar moves on over them.
-            self._progress.update(self._task, completed=self._per_scheme * (self._schemes.index(scheme) + 1))
+    def worked(self, amount: float) -> None:
+        # What is done again on the way to a cell, after an interruption, is not counted.
+        assert self.current is not None
+        self.within = min(self.within + amount, self.prepared.work(self.current))
+        self.progress.update(self.task, completed=self.before + self.within)
+
+    def healing_step(self, row: dict[str, Any], steps: int) -> None:
+        self.progress.update(self.task, what=f"step {row['step']}/{steps}, {describe(row)}")
+
+    def finished(self, outcome: Outcome) -> None:
+        # Lengths past the longest position are not read; the bar moves on over them.
+        self.before, self.within = self.before + self.prepared.work(outcome.cell), 0.0
+        self.progress.update(self.task, completed=self.before, what="")
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        self.progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self.progress.stop()

@@ -1,12 +1,13 @@
 """Comparing schemes on one model: the same text and lengths for the stock model and for each scheme swapped in.
 
-`prepare` finds everything that cannot work before anything long starts; `run` loads the model once for each scheme,
-swaps and measures.
+`prepare` finds everything that cannot work before anything long starts; `run` takes the model through its stages once
+for each scheme and seed (swapped, calibrated, healed; stock and its control beside them) and measures each.
 """
 
+from hf_posswap.comparison.cells import Cell, Outcome
 from hf_posswap.comparison.observer import Observer
 from hf_posswap.comparison.preparation import Prepared, Refusal, prepare
 from hf_posswap.comparison.running import run
-from hf_posswap.comparison.settings import STOCK, Settings
+from hf_posswap.comparison.settings import STOCK, Settings, recipe
 
-__all__ = ["STOCK", "Observer", "Prepared", "Refusal", "Settings", "prepare", "run"]
+__all__ = ["STOCK", "Cell", "Observer", "Outcome", "Prepared", "Refusal", "Settings", "prepare", "recipe", "run"]

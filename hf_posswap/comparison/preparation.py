@@ -1,19 +1,52 @@
 """Finds everything that cannot work before anything long starts."""
 
-from dataclasses import dataclass
+import dataclasses
+import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hf_posswap.comparison.settings import STOCK, Settings
-from hf_posswap.demo import TextSource, load_config, load_tokenizer, resolve_texts
+import torch
+
+from hf_posswap.architectures import list_architectures
+from hf_posswap.capabilities import capabilities
+from hf_posswap.comparison.cells import Cell
+from hf_posswap.comparison.settings import Settings, normalised
+from hf_posswap.demo import load_config, load_tokenizer
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.perplexity import PROTOCOLS, planned_tokens
-from hf_posswap.evaluation.windows import check_lengths
+from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.schemes import parse_scheme
+from hf_posswap.training.documents import from_files, require_apart
+from hf_posswap.training.loop import DEFAULT_LENGTH
+from hf_posswap.training.stages import calibration_length
+from hf_posswap.training.texts import Windows
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+CALIBRATION_WORK, HEALING_WORK = 5.0, 2.0
+"""Time for a token of calibration, and of healing, as a multiple of that for measuring one; roughly, for progress."""
+
+
+@dataclass(frozen=True)
+class MeasuredText:
+    """A text to measure on.
+
+    Attributes:
+        name: what results call it.
+        sha256: of its content.
+        ids: its tokens, int64 (n,).
+    """
+
+    name: str
+    sha256: str
+    ids: "Tensor" = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what identifies the text, JSON-ready."""
+        return {"name": self.name, "tokens": len(self.ids), "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -29,24 +62,48 @@ class Prepared:
     """Everything `run` needs; nothing in it has taken long.
 
     Attributes:
-        settings: as given, with lengths in ascending order.
+        settings: as given, with lengths in ascending order and the device chosen.
         config: the model's configuration.
-        texts: the texts and their token ids, int64 (n,).
+        tokenizer: the model's tokenizer.
+        texts: what is measured on.
+        documents: what is calibrated and healed on.
+        training_facts: what identifies each of these texts.
         refusals: schemes that become rows without a loss.
-        tokens_per_scheme: how many tokens will be read for each scheme.
+        measuring_tokens: how many tokens are read to measure one cell.
     """
 
     settings: Settings
     config: "PretrainedConfig"
-    texts: tuple[tuple[TextSource, "Tensor"], ...]
+    tokenizer: "PreTrainedTokenizerBase"
+    texts: tuple[MeasuredText, ...]
+    documents: list[str]
+    training_facts: list[dict[str, Any]]
     refusals: tuple[Refusal, ...]
-    tokens_per_scheme: int
+    measuring_tokens: int
 
     @property
-    def to_measure(self) -> list[str]:
-        """Stock and every scheme that is not refused, in the order asked for."""
-        refused = {refusal.scheme for refusal in self.refusals}
-        return [STOCK, *(scheme for scheme in self.settings.schemes if scheme not in refused)]
+    def train_length(self) -> int:
+        """The longest text that the stock model was trained to read."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def healing_length(self) -> int:
+        """Tokens that healing reads at once."""
+        healing = self.settings.healing
+        chosen = None if healing is None else healing.length
+        return chosen or min(self.train_length, DEFAULT_LENGTH)
+
+    def work(self, cell: Cell) -> float:
+        """Return about how much there is to do for a cell, in tokens measured."""
+        settings = self.settings
+        if cell.scheme in {refusal.scheme for refusal in self.refusals}:
+            return 0.0
+        if cell.stage == "calibrated":
+            return self.measuring_tokens + CALIBRATION_WORK * settings.calibration_tokens
+        if cell.stage in ("healed", "control") and settings.healing is not None:
+            step = self.healing_length * settings.healing.batch_size * settings.healing.accumulation
+            return self.measuring_tokens + HEALING_WORK * step * settings.healing.steps_for(self.healing_length, 1)
+        return self.measuring_tokens
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -54,56 +111,89 @@ def prepare(settings: Settings) -> Prepared:
 
     Raises:
         PosSwapError: an unknown scheme or model, a model that is swapped, is an encoder or is not supported, a text
-            that is missing or too short, or schemes of which this model can take none.
+            that is missing, too short, or measured on as well as learned from, settings that do not go together, or
+            schemes of which this model can take none.
     """
-    settings = _normalised(settings)
-    configs = {scheme: parse_scheme(scheme) for scheme in settings.schemes}
-    sources = [source for name in settings.texts for source in resolve_texts(name)]
-    raw_texts = [source.read() for source in sources]
+    _require_one_process()
+    settings = _on_device(normalised(settings))
+    names = {scheme: parse_scheme(scheme).name for scheme in settings.schemes}
+    measured, training = from_files(settings.texts), from_files(settings.train_texts)
+    require_apart(measured, training)
     config = load_config(settings.model)
     if getattr(config, "pos_scheme", None) is not None:
         raise EvaluationError(
             f"model {settings.model!r} is swapped already ({config.pos_scheme!r}), so there is no stock model to "
             "compare with. Give the model it was made from."
         )
-    refusals = _refusals(settings, config, {spec: scheme.name for spec, scheme in configs.items()})
+    refusals = _refusals(settings, config, names)
     tokenizer = load_tokenizer(settings.model)
-    texts = tuple((source, _tokenise(tokenizer, text)) for source, text in zip(sources, raw_texts, strict=True))
-    counts = [len(ids) for _, ids in texts]
+    texts = tuple(
+        MeasuredText(fact["name"], fact["sha256"], tokenise(tokenizer, text))
+        for text, fact in zip(*measured, strict=True)
+    )
+    counts = [len(text.ids) for text in texts]
     tokens = sum(planned_tokens(counts, settings.lengths, protocol, settings.tokens) for protocol in PROTOCOLS)
-    return Prepared(settings, config, texts, refusals, tokens)
+    prepared = Prepared(settings, config, tokenizer, texts, *training, refusals, tokens)
+    _check_training_texts(prepared)
+    return prepared
 
 
-def _normalised(settings: Settings) -> Settings:
-    """Put the lengths in order and refuse what no model could be measured with."""
-    if not settings.texts:
-        raise EvaluationError("no text given. Give a UTF-8 text file or demo:books.")
-    if settings.tokens < 1:
-        raise EvaluationError(f"the budget is {settings.tokens} tokens. Give at least 1.")
-    for scheme in settings.schemes:
-        if settings.schemes.count(scheme) > 1:
-            raise EvaluationError(f"scheme {scheme!r} is given twice.")
-    return Settings(**{**vars(settings), "lengths": tuple(check_lengths(settings.lengths))})
+def _require_one_process() -> None:
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1:
+        raise EvaluationError(
+            f"a comparison runs in one process, and {started} were started. Start it without accelerate launch; "
+            "hf-posswap finetune heals on several."
+        )
+
+
+def _on_device(settings: Settings) -> Settings:
+    """Choose the device.
+
+    Raises:
+        EvaluationError: torch knows no such device, or it is not here.
+    """
+    name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise EvaluationError(
+            f"device {name!r} cannot be used: {str(error).splitlines()[0]}. Give cpu, or cuda where there is a GPU."
+        ) from error
+    return dataclasses.replace(settings, device=name)
+
+
+def _check_training_texts(prepared: Prepared) -> None:
+    """Refuse too little text before a model loads.
+
+    Raises:
+        HealingError: says how many tokens there are.
+    """
+    settings = prepared.settings
+    if settings.calibrate:
+        length = calibration_length(prepared.train_length)
+        Windows(prepared.documents, prepared.tokenizer, length, packing=False).spread(1)
+    if settings.healing is not None:
+        packing = settings.healing.packing is not False
+        Windows(prepared.documents, prepared.tokenizer, prepared.healing_length, packing).require_one()
 
 
 def _refusals(settings: Settings, config: "PretrainedConfig", names: dict[str, str]) -> tuple[Refusal, ...]:
     """Look up each scheme's cell of the capability table."""
-    import hf_posswap
-
     architecture = config.model_type
-    supported = hf_posswap.list_architectures()
+    supported = list_architectures()
     if architecture not in supported:
         raise UnsupportedError(
             f"architecture {architecture!r} of model {settings.model!r} is not supported. "
             f"Allowed: {', '.join(supported)}."
         )
-    cells = [cell for cell in hf_posswap.capabilities() if cell.architecture == architecture]
+    cells = [cell for cell in capabilities() if cell.architecture == architecture]
     if any(cell.mode == "encoder" for cell in cells) and not getattr(config, "is_decoder", False):
         raise EvaluationError(
             f"model {settings.model!r} is an encoder ({architecture}): it sees the tokens it would be asked to "
             "predict. Compare measures causal language models, such as demo:gpt2 or demo:llama."
         )
-    reasons = {
+    reasons: dict[str, Any] = {
         cell.scheme: cell.reason or "not supported" for cell in cells if cell.mode == "causal" and not cell.supported
     }
     refusals = tuple(Refusal(spec, reasons[name]) for spec, name in names.items() if name in reasons)
@@ -111,11 +201,3 @@ def _refusals(settings: Settings, config: "PretrainedConfig", names: dict[str, s
         listed = "\n".join(f"  {refusal.scheme}: {refusal.reason}" for refusal in refusals)
         raise UnsupportedError(f"model {settings.model!r} can take none of the schemes:\n{listed}")
     return refusals
-
-
-def _tokenise(tokenizer: Any, text: str) -> "Tensor":
-    """Return the token ids of a text, int64 (n,), without special tokens: windows start in the middle of the text."""
-    import torch
-
-    # verbose=False: a text longer than the model's limit is the point, and needs no warning.
-    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
+from hf_posswap.reporting.identity import first_difference
 from hf_posswap.training.options import HealingError
 
 PREFIX = "checkpoint-"
@@ -137,16 +138,13 @@ def _broken_message(path: Path, error: Exception) -> str:
 
 
 def _require_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    wanted = json.loads(json.dumps(now))
-    for key in sorted(set(saved) | set(wanted)):
-        before, after = saved.get(key), wanted.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            _require_same_run(path, before, after)
-        elif before != after:
-            raise CheckpointError(
-                f"checkpoint {str(path)!r} belongs to another run: {key} was {before!r} there and is {after!r} now. "
-                "Give what was given then, or start anew in another folder."
-            )
+    found = first_difference(saved, now)
+    if found is not None:
+        key, before, after = found
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} belongs to another run: {key} was {before!r} there and is {after!r} now. "
+            "Give what was given then, or start anew in another folder."
+        )
 
 
 def _require_same_tensors(path: Path, weights: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:

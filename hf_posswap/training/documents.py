@@ -8,20 +8,48 @@ from hf_posswap.demo import resolve_texts
 from hf_posswap.training.options import HealingError
 from hf_posswap.training.texts import Documents
 
+Texts = tuple[list[str], list[dict[str, Any]]]
+"""Texts, and what identifies each of them: name, length and SHA-256."""
 
-def from_files(names: Sequence[str]) -> tuple[Documents, list[dict[str, Any]]]:
+
+def from_files(names: Sequence[str]) -> Texts:
     """Return the texts of files or `demo:` names, and what identifies them: name, length and SHA-256.
 
     Raises:
         SourceError: a file that is missing, empty or not UTF-8.
     """
-    texts, facts = [], []
+    texts: list[str] = []
+    facts: list[dict[str, Any]] = []
     for source in (source for name in names for source in resolve_texts(name)):
         text = source.read()
         texts.append(text)
         digest = hashlib.sha256(text.encode()).hexdigest()
         facts.append({"name": source.name, "characters": len(text), "sha256": digest})
     return texts, facts
+
+
+def require_apart(measured: Texts, learned: Texts) -> None:
+    """Refuse to learn from what is measured on.
+
+    Raises:
+        HealingError: a text that is measured on is learned from, or holds one that is, or is held by one, whatever the
+            line breaks.
+    """
+    others = [(fact["name"], _words(text)) for text, fact in zip(*learned, strict=True)]
+    for text, fact in zip(*measured, strict=True):
+        words = _words(text)
+        for name, other in others:
+            if words in other or other in words:
+                raise HealingError(
+                    f"text {fact['name']!r} is measured on, and {name!r}, which is learned from, has the same "
+                    "content. A model that has read a text before says nothing about others: measure on another text, "
+                    "or learn from another (--train-file)."
+                )
+
+
+def _words(text: str) -> str:
+    """Return a text with its line breaks and spaces evened out, so that a copy set anew is recognised."""
+    return " ".join(text.split())
 
 
 class _Stream:

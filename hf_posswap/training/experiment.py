@@ -4,8 +4,6 @@ What is measured is measured on texts that nothing learnt from.
 """
 
 import copy
-import dataclasses
-import itertools
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,23 +13,25 @@ import torch
 from accelerate.tracking import get_available_trackers
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.auto import CALIBRATION_LENGTH, auto_class
+from hf_posswap.auto import auto_class
 from hf_posswap.auto_classes import auto_classes
-from hf_posswap.calibration import CalibrationReport, calibrate, calibration_refusal
+from hf_posswap.calibration import CalibrationReport, calibration_refusal
 from hf_posswap.demo import load_config, load_model, load_tokenizer
 from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.perplexity import perplexity_rows
+from hf_posswap.evaluation.texts import special_tokens, tokenise
 from hf_posswap.reporting.files import OutputError, write_text
 from hf_posswap.schemes import parse_scheme
-from hf_posswap.swapping import is_swapped, plain_model, restore, swap, train_length
+from hf_posswap.swapping import is_swapped, plain_model, restore, swap
 from hf_posswap.training.distribution import SHARDED, make_accelerator
 from hf_posswap.training.loop import HealingObserver, heal
 from hf_posswap.training.objectives import objective_for, objectives
 from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.stages import CALIBRATION_TOKENS, calibrate_on, control_options
 from hf_posswap.training.teacher import readable_length
-from hf_posswap.training.texts import Documents, Windows, special_tokens
+from hf_posswap.training.texts import Documents
 
 FORMAT_VERSION = 1
 RESULT_FILE = "healing.json"
@@ -49,7 +49,7 @@ class Experiment:
         texts: what identifies them, for the result and for resuming; JSON-ready.
         options: how to heal.
         output_dir: where the healed model, checkpoints and the result go; None: nothing is written.
-        calibrate: fit the scheme to the old weights before healing, on the first documents, if it has parameters.
+        calibrate: fit the scheme to the old weights before healing, on the documents, if it has parameters.
         calibration_tokens: tokens to read for that.
         lora_rank: train low-rank adapters of this rank and the scheme's parameters, not the weights.
         control: heal the stock model too, on the same tokens in the same order and schedule, with the objective's own
@@ -69,7 +69,7 @@ class Experiment:
     options: HealingOptions
     output_dir: Path | None = None
     calibrate: bool = True
-    calibration_tokens: int = 8192
+    calibration_tokens: int = CALIBRATION_TOKENS
     lora_rank: int | None = None
     control: bool = False
     evaluation: tuple[str, ...] = field(default=(), repr=False)
@@ -109,7 +109,7 @@ class _Conductor:
         if experiment.log_with is not None:
             self.accelerator.init_trackers("hf_posswap", experiment.options.to_dict())
         self.tokenizer = load_tokenizer(experiment.model)
-        self.evaluation_ids = [self._tokens(text) for text in experiment.evaluation]
+        self.evaluation_ids = [tokenise(self.tokenizer, text) for text in experiment.evaluation]
         self._sharded = self.accelerator.distributed_type in SHARDED
         if self._sharded and experiment.evaluation and (experiment.lora_rank or experiment.output_dir is None):
             raise HealingError(
@@ -131,8 +131,7 @@ class _Conductor:
         control = None
         if experiment.control:
             folder = None if experiment.output_dir is None else experiment.output_dir / CONTROL_FOLDER
-            options = dataclasses.replace(experiment.options, distill=0.0, ramp=0.0)
-            control, _ = self._heal(self._load_stock(), options, folder, "control")
+            control, _ = self._heal(self._load_stock(), control_options(experiment.options), folder, "control")
         self.accelerator.end_training()
         result = {
             "format_version": FORMAT_VERSION,
@@ -203,10 +202,13 @@ class _Conductor:
         if not experiment.calibrate or self.scheme is None or calibration_refusal(model) is not None:
             return None
         self._stage("calibrating")
-        length = min(CALIBRATION_LENGTH, train_length(model))
-        windows = Windows(experiment.documents, self.tokenizer, length, packing=True, column=experiment.column)
-        count = max(1, experiment.calibration_tokens // length)
-        report = calibrate(model.to(self.accelerator.device), itertools.islice(windows.whole(), count))
+        report = calibrate_on(
+            model.to(self.accelerator.device),
+            experiment.documents,
+            self.tokenizer,
+            tokens=experiment.calibration_tokens,
+            column=experiment.column,
+        )
         self._measure("calibrated", model)
         return report
 
@@ -261,10 +263,6 @@ class _Conductor:
             self.evaluations[name] = [row.to_dict() for row in agreement]
         else:
             raise EvaluationError(f"objective {objective!r} is not measured by length; leave out --eval-file.")
-
-    def _tokens(self, text: str) -> torch.Tensor:
-        ids = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        return torch.tensor(ids)
 
     def _stage(self, name: str) -> None:
         if self.accelerator.is_main_process:

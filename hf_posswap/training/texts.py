@@ -1,5 +1,6 @@
 """From documents to windows of tokens, in an order that the seed alone decides, one document in memory at a time."""
 
+import itertools
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
@@ -90,6 +91,30 @@ class Windows:
         if not found:
             raise self._too_short()
 
+    def spread(self, count: int) -> list[Tensor]:
+        """Return up to `count` full windows of one document each, int64 (1, length), of as many documents as there are.
+
+        The first window of each document comes first, then the second ones, and so on. Reading stops as soon as
+        `count` documents have given one.
+        """
+        by_document: list[list[Tensor]] = []
+        for document in self._tokens():
+            cut = (torch.tensor([ids]) for ids in self._cut_document(document) if len(ids) == self.length)
+            windows = list(itertools.islice(cut, count))
+            if windows:
+                by_document.append(windows)
+            if len(by_document) == count:
+                break
+        if not by_document:
+            raise self._too_short()
+        in_turn = (window for rank in itertools.zip_longest(*by_document) for window in rank if window is not None)
+        return list(itertools.islice(in_turn, count))
+
+    def require_one(self) -> None:
+        """Raise a `HealingError` if there is less text than one window."""
+        if next(self._packed() if self.packing else self._cut(), None) is None:
+            raise self._too_short()
+
     def _texts(self) -> Iterator[str]:
         for document in self.documents:
             if isinstance(document, str):
@@ -132,14 +157,19 @@ class Windows:
 
     def _cut(self) -> Iterator[Window]:
         first, last = special_tokens(self.tokenizer)
+        for document in self._tokens():
+            for ids in self._cut_document(document):
+                if len(ids) > len(first) + len(last) + 1 or self.length == len(ids):
+                    yield Window(ids, list(range(len(ids))))
+
+    def _cut_document(self, document: list[int]) -> Iterator[list[int]]:
+        """Yield a document's windows, between the special tokens if there are such; the last may be shorter."""
+        first, last = special_tokens(self.tokenizer)
         inner = self.length - len(first) - len(last)
         if inner < 1:
             raise HealingError(f"length {self.length} leaves no room between the special tokens; give at least 3.")
-        for document in self._tokens():
-            for start in range(0, len(document), inner):
-                ids = [*first, *document[start : start + inner], *last]
-                if len(ids) > len(first) + len(last) + 1 or inner == 1:
-                    yield Window(ids, list(range(len(ids))))
+        for start in range(0, len(document), inner):
+            yield [*first, *document[start : start + inner], *last]
 
     def _too_short(self) -> HealingError:
         tokens = sum(len(ids) for ids in self._tokens())

@@ -1,0 +1,83 @@
+"""What a comparison consists of: cells, each one model at one stage, measured at every length."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_posswap.comparison.settings import STOCK, Settings
+
+SWAPPED_STAGES = ("swapped", "calibrated", "healed")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One point of a comparison.
+
+    Attributes:
+        scheme: the scheme as it was asked for, or "stock".
+        stage: "stock", "control", "swapped", "calibrated" or "healed".
+        seed: of what the scheme and healing draw at random.
+    """
+
+    scheme: str
+    stage: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.scheme} {self.stage}" if self.scheme != self.stage else self.scheme
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell.
+
+    Attributes:
+        cell: the cell.
+        status: "measured"; "refused", when its rows are gaps; "absent", when there is no such point; or "same", when
+            it is in all numbers the cell with the first seed, because nothing in it is random.
+        reason: why there are no numbers.
+        rows: tidy rows, one for each protocol and length.
+        facts: how it came about: the start of the scheme's parameters, calibration, losses of healing, seconds.
+    """
+
+    cell: Cell
+    status: str
+    reason: str = ""
+    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The stages that one loaded model goes through, one after the other."""
+
+    scheme: str
+    seed: int
+    stages: tuple[str, ...]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The lane's cells."""
+        return tuple(Cell(self.scheme, stage, self.seed) for stage in self.stages)
+
+
+def plan_lanes(settings: Settings) -> list[Lane]:
+    """Return the lanes in the order in which they are measured: stock, then seed by seed everything else."""
+    stages = ["swapped"]
+    if settings.calibrate:
+        stages.append("calibrated")
+    if settings.healing is not None:
+        stages.append("healed")
+    lanes = [Lane(STOCK, settings.seed, (STOCK,))]
+    for seed in settings.all_seeds():
+        if settings.control:
+            lanes.append(Lane(STOCK, seed, ("control",)))
+        lanes += [Lane(scheme, seed, tuple(stages)) for scheme in settings.schemes]
+    return lanes
+
+
+def in_order(settings: Settings) -> list[Cell]:
+    """Return the cells in the order of the result: stock, its control, then scheme by scheme and stage by stage."""
+    cells = [cell for lane in plan_lanes(settings) for cell in lane.cells]
+    schemes = [STOCK, *settings.schemes]
+    stages = [STOCK, "control", *SWAPPED_STAGES]
+    return sorted(cells, key=lambda cell: (schemes.index(cell.scheme), stages.index(cell.stage), cell.seed))

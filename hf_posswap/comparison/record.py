@@ -1,0 +1,138 @@
+"""The record of a comparison, in its results folder after every cell, so that an interrupted one goes on from there."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hf_posswap.comparison.cells import Cell, Outcome, in_order
+from hf_posswap.comparison.preparation import Prepared
+from hf_posswap.comparison.settings import GROWING
+from hf_posswap.evaluation.environment import collect_environment
+from hf_posswap.reporting.files import OutputError
+from hf_posswap.reporting.identity import first_difference
+from hf_posswap.reporting.result_files import make_result, read_result, write_result
+
+KIND, NAME = "comparison", "compare"
+DECIDING_PACKAGES = ("hf_posswap", "torch", "transformers")
+"""Packages of which another version gives other numbers."""
+WAY_OUT = "Give what was given then to go on from it, another --output-dir, or --overwrite to start anew."
+
+
+class Record:
+    """What became of each cell so far.
+
+    Args:
+        prepared: what `prepare` returned.
+        folder: the results folder, in which compare.json and compare.csv are rewritten after every cell; None: nothing
+            is written.
+
+    Raises:
+        OutputError: the folder holds a comparison with other settings, or one that cannot be read.
+    """
+
+    def __init__(self, prepared: Prepared, folder: Path | None) -> None:
+        self.prepared, self.folder = prepared, folder
+        self.environment = collect_environment()
+        self.outcomes: dict[Cell, Outcome] = {}
+        if folder is not None and (folder / f"{NAME}.json").exists():
+            self._take_over(folder / f"{NAME}.json")
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell in self.outcomes
+
+    def start_of(self, scheme: str, seed: int) -> str | None:
+        """Return the digest of a scheme's parameters after the swap with that seed, if it was swapped."""
+        outcome = self.outcomes.get(Cell(scheme, "swapped", seed))
+        return None if outcome is None else outcome.facts.get("start")
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep what became of a cell.
+
+        Raises:
+            OutputError: it cannot be written; what was written before is intact.
+        """
+        self.outcomes[outcome.cell] = outcome
+        if self.folder is None:
+            return
+        try:
+            write_result(self.result(), self.folder, NAME)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {str(self.folder / NAME)!r}.json and .csv: {error}. What was written before is intact: "
+                "make room, then run the same command again."
+            ) from error
+
+    def result(self) -> dict[str, Any]:
+        """Return the content of compare.json."""
+        settings = self.prepared.settings
+        cells = in_order(settings)
+        known = [self.outcomes[cell] for cell in cells if cell in self.outcomes]
+        return make_result(
+            KIND,
+            [row for outcome in known for row in outcome.rows],
+            model=settings.model,
+            seed=settings.seed,
+            settings=settings.to_dict(),
+            texts=[text.to_dict() for text in self.prepared.texts],
+            environment=self.environment,
+            train_length=self.prepared.train_length,
+            training_texts=self.prepared.training_facts,
+            complete=len(known) == len(cells),
+            cells=[_entry(outcome) for outcome in known],
+        )
+
+    def _take_over(self, path: Path) -> None:
+        """Take the outcomes from a compare.json that an earlier run left."""
+        saved = read_result(path)
+        if saved.get("kind") != KIND or not isinstance(saved.get("cells"), list):
+            raise OutputError(
+                f"{str(path)!r} is of an earlier version of hf_posswap and cannot be gone on from. Give another "
+                "--output-dir, or --overwrite to start anew."
+            )
+        self._require_same(path, saved)
+        rows: dict[Cell, list[dict[str, Any]]] = {}
+        for row in saved["rows"]:
+            rows.setdefault(Cell(row["scheme"], row["stage"], row["seed"]), []).append(row)
+        for entry in saved["cells"]:
+            cell = Cell(*(entry.pop(name) for name in ("scheme", "stage", "seed")))
+            status, reason = entry.pop("status"), entry.pop("reason")
+            self.outcomes[cell] = Outcome(cell, status, reason, rows.get(cell, []), entry)
+        self.environment = saved["environment"] if self._is_complete() else self.environment
+
+    def _is_complete(self) -> bool:
+        return all(cell in self.outcomes for cell in in_order(self.prepared.settings))
+
+    def _require_same(self, path: Path, saved: Mapping[str, Any]) -> None:
+        now = self.result()
+        difference = first_difference(_identity(saved), _identity(now))
+        if difference is not None:
+            name, before, after = difference
+            raise OutputError(
+                f"{str(path)!r} holds a comparison with another {name}: {before!r} there, {after!r} now. {WAY_OUT}"
+            )
+        for name in GROWING:
+            before, after = saved["settings"][name], now["settings"][name]
+            if _shrinks(before, after):
+                raise OutputError(
+                    f"{str(path)!r} holds a comparison with more {name}: {before!r} there, {after!r} now. {WAY_OUT}"
+                )
+
+
+def _shrinks(before: Any, now: Any) -> bool:
+    return not set(before) <= set(now) if isinstance(before, list) else now < before
+
+
+def _entry(outcome: Outcome) -> dict[str, Any]:
+    return asdict(outcome.cell) | {"status": outcome.status, "reason": outcome.reason} | outcome.facts
+
+
+def _identity(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the numbers."""
+    versions = result["environment"]["versions"]
+    return {
+        "settings": {name: value for name, value in result["settings"].items() if name not in GROWING},
+        "texts": result["texts"],
+        "training_texts": result["training_texts"],
+        "versions": {name: versions.get(name) for name in DECIDING_PACKAGES},
+    }

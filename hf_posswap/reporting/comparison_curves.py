@@ -1,0 +1,91 @@
+"""From tidy rows to curves: one for each scheme and stage, over all seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_posswap.reporting.colours import STOCK
+
+STAGE_ORDER = (STOCK, "control", "swapped", "calibrated", "healed")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One length of a curve.
+
+    Attributes:
+        length: tokens read at once.
+        perplexity: exp of the mean loss over seeds; None where nothing could be measured, see `note`.
+        low: lower end of the interval over windows with one seed, else the lowest seed; None if there is none.
+        high: upper end of it.
+        spread: half the range of the perplexities over seeds; None with one seed.
+        note: why there is no perplexity.
+    """
+
+    length: int
+    perplexity: float | None
+    low: float | None
+    high: float | None
+    spread: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A scheme at one stage, by length, measured by one protocol."""
+
+    scheme: str
+    stage: str
+    points: tuple[Point, ...]
+
+    @property
+    def measured(self) -> list[Point]:
+        """The points with a perplexity."""
+        return [point for point in self.points if point.perplexity is not None]
+
+
+def curves_of(rows: Sequence[Mapping[str, Any]], protocol: str) -> list[Curve]:
+    """Return the curves of one protocol, scheme by scheme in the order of the rows, and stage by stage."""
+    own = [row for row in rows if row["protocol"] == protocol]
+    schemes = list(dict.fromkeys(row["scheme"] for row in own))
+    stages = sorted({row["stage"] for row in own}, key=STAGE_ORDER.index)
+    curves = []
+    for scheme in schemes:
+        for stage in stages:
+            points = [row for row in own if (row["scheme"], row["stage"]) == (scheme, stage)]
+            if points:
+                lengths = sorted({row["length"] for row in points})
+                by_length = [_point([row for row in points if row["length"] == length]) for length in lengths]
+                curves.append(Curve(scheme, stage, tuple(by_length)))
+    return curves
+
+
+def final_curves(curves: Sequence[Curve]) -> list[Curve]:
+    """Return, of each scheme, the curve of the last stage that has been measured; stock and control stay apart."""
+    last: dict[str, Curve] = {}
+    for curve in curves:
+        key = curve.stage if curve.scheme == STOCK else curve.scheme
+        if curve.measured or key not in last:
+            last[key] = curve
+    return list(last.values())
+
+
+def _point(rows: Sequence[Mapping[str, Any]]) -> Point:
+    """Return the mean over the seeds of one length."""
+    losses = [row["loss"] for row in rows if row["loss"] is not None]
+    length = rows[0]["length"]
+    if not losses:
+        return Point(length, None, None, None, None, rows[0]["note"])
+    mean = _exponential(math.fsum(losses) / len(losses))
+    if len(losses) > 1:
+        low, high = _exponential(min(losses)), _exponential(max(losses))
+        return Point(length, mean, low, high, (high - low) / 2, "")
+    only = next(row for row in rows if row["loss"] is not None)
+    if only["loss_low"] is None:
+        return Point(length, mean, None, None, None, "")
+    return Point(length, mean, _exponential(only["loss_low"]), _exponential(only["loss_high"]), None, "")
+
+
+def _exponential(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf
