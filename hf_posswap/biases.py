@@ -6,7 +6,7 @@ queries (`rows`), which any backend can use; the attention backends exploit the 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -50,6 +50,7 @@ class RelativeBias(Bias):
     values: Tensor
     query_length: int
     key_length: int
+    _within: dict[tuple[int | None, int | None], Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def flipped_rows(self, start: int, stop: int, reversed_values: Tensor | None = None) -> Tensor:
         """Rows of the queries stop−1, …, start (in that order) as a view of O(Lq + Lk) memory.
@@ -74,6 +75,24 @@ class RelativeBias(Bias):
         """See `Bias.rows`: (1, H, stop − start, Lk)."""
         return self.flipped_rows(start, stop).flip(1).unsqueeze(0)
 
+    def within(self, least: int | None, most: int | None) -> Tensor:
+        """Return the values, (H, Lq + Lk − 1), at −inf unless least ≤ i − j ≤ most for indices of query i and key j.
+
+        None: no limit. Made once for all layers that share the bias.
+        """
+        if least is None and most is None:
+            return self.values
+        limits = (least, most)
+        if limits not in self._within:
+            difference = torch.arange(self.values.shape[-1], device=self.values.device) - (self.key_length - 1)
+            hidden = torch.zeros_like(difference, dtype=torch.bool)
+            if least is not None:
+                hidden = hidden | (difference < least)
+            if most is not None:
+                hidden = hidden | (difference > most)
+            self._within[limits] = self.values.masked_fill(hidden, float("-inf"))
+        return self._within[limits]
+
 
 @dataclass(frozen=True)
 class LinearBias(Bias):
@@ -95,9 +114,17 @@ class LinearBias(Bias):
     distances: Tensor
     query_length: int
     key_length: int
+    _kept: list[RelativeBias] = field(init=False, repr=False, default_factory=list)
 
     def as_relative(self) -> RelativeBias:
-        """The same bias as a `RelativeBias`."""
+        """The same bias as a `RelativeBias`; made once for all layers that share the bias, unless slopes learn."""
+        if torch.is_grad_enabled() and self.slopes.requires_grad:
+            return self._relative()  # kept, it would leave a layer that is checkpointed
+        if not self._kept:
+            self._kept.append(self._relative())
+        return self._kept[0]
+
+    def _relative(self) -> RelativeBias:
         values = -self.slopes[:, None] * self.distances[None, :].to(self.slopes.dtype)
         return RelativeBias(values, self.query_length, self.key_length)
 
