@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hf_posswap.attention import strided
+from hf_posswap.attention.banded import banded_attention, can_band
 from hf_posswap.attention.eager import eager_attention
 from hf_posswap.attention.flex import FLEX_BIASES, flex_bias_attention
 from hf_posswap.attention.folding import can_fold, fold_linear, fold_separable
@@ -17,7 +18,7 @@ from hf_posswap.attention.sdpa import (
     single_query_attention,
 )
 from hf_posswap.attention.visibility import visible_segments
-from hf_posswap.biases import Bias, LinearBias, RelativeBias, RelativeContentBias, SeparableBias
+from hf_posswap.biases import Bias, ClippedContentBias, LinearBias, RelativeBias, RelativeContentBias, SeparableBias
 from hf_posswap.errors import BackendError
 
 BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
@@ -77,6 +78,10 @@ def fold_for_flash(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, 
 
 def _sdpa(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor:
     """Choose among the sdpa paths; docs/design.md has the measurements behind the choice."""
+    if isinstance(bias, ClippedContentBias) and _takes_kernels(inputs) and (mix is None) is (bias.value_table is None):
+        segments = visible_segments(inputs)
+        if segments is not None and can_band(bias, segments):
+            return banded_attention(inputs, bias, segments)
     if mix is not None:
         return mixed_attention(inputs, bias, mix)
     if bias is None:
