@@ -17,6 +17,7 @@ from hf_posswap.attention.sdpa import (
     relative_attention,
     single_query_attention,
 )
+from hf_posswap.attention.values_gradient import learned_attention_in_segments
 from hf_posswap.attention.visibility import visible_segments
 from hf_posswap.biases import Bias, ClippedContentBias, LinearBias, RelativeBias, RelativeContentBias, SeparableBias
 from hf_posswap.errors import BackendError
@@ -113,6 +114,8 @@ def _cpu(inputs: AttentionInputs, bias: Bias) -> Tensor | None:
             return strided.relative_attention(inputs, bias, segments)
         if inputs.mask is None:
             return learned_relative_attention(inputs, bias)
+        if segments is not None:
+            return learned_attention_in_segments(inputs, bias, segments)
     if isinstance(bias, RelativeContentBias) and inputs.mask is None:
         if not any(map(_needs_gradient, (bias.query, bias.table, inputs.k, inputs.v))):
             return strided.content_attention(inputs, bias)

@@ -42,7 +42,7 @@ def relative_attention(inputs: AttentionInputs, bias: RelativeBias, segments: Se
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         context: Tensor = _RelativeAttention.apply(*tensors, bias, segments, inputs.scaling)
         return context
-    return _forward(*tensors, bias, segments, inputs.scaling)[0]
+    return forward(*tensors, bias, segments, inputs.scaling)[0]
 
 
 class _RelativeAttention(torch.autograd.Function):
@@ -50,7 +50,7 @@ class _RelativeAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: RelativeBias, segments: Sequence[Segment], scaling: float
     ) -> Tensor:
-        context, sums = _forward(q, k, v, bias, segments, scaling)
+        context, sums = forward(q, k, v, bias, segments, scaling)
         ctx.save_for_backward(q, k, v, context, sums)
         ctx.call = (bias, segments, scaling)
         return context
@@ -58,10 +58,10 @@ class _RelativeAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_backward(grad, *ctx.saved_tensors, *ctx.call), None, None, None)
+        return (*backward(grad, *ctx.saved_tensors, *ctx.call), None, None, None)
 
 
-def _forward(
+def forward(
     q: Tensor, k: Tensor, v: Tensor, bias: RelativeBias, segments: Sequence[Segment], scaling: float
 ) -> tuple[Tensor, Tensor]:
     """Return the context and the log-sum-exp of the scores (B, H, Lq), float32 or better."""
@@ -89,7 +89,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, scaling: float) 
     return context, sums
 
 
-def _backward(
+def backward(
     grad: Tensor,
     q: Tensor,
     k: Tensor,
@@ -125,8 +125,10 @@ def _backward(
     return grad_q, grad_k.flip(2).to(k.dtype), grad_v.flip(2).to(v.dtype)
 
 
-def relative_blocks(bias: RelativeBias, segments: Sequence[Segment], dtype: torch.dtype) -> Iterator[Block]:
-    """Yield the blocks of all segments, their bias a view of one vector per head."""
+def relative_blocks(
+    bias: RelativeBias, segments: Sequence[Segment], dtype: torch.dtype, step: int | None = None
+) -> Iterator[Block]:
+    """Yield the blocks of all segments, their bias a view of one vector per head; `step` queries each at most."""
     keys = bias.key_length
     sources: dict[tuple[int | None, int | None], Tensor] = {}
     for segment in segments:
@@ -134,7 +136,7 @@ def relative_blocks(bias: RelativeBias, segments: Sequence[Segment], dtype: torc
         if limits not in sources:
             sources[limits] = bias.within(*limits).to(dtype)
         source = sources[limits]
-        for start, stop, first, last in segment.blocks(QUERY_BLOCK):
+        for start, stop, first, last in segment.blocks(step or QUERY_BLOCK):
             rows = segment.batch.stop - segment.batch.start
             view = source.as_strided(
                 (rows, source.shape[0], stop - start, last - first),
