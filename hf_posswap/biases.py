@@ -6,7 +6,7 @@ queries (`rows`), which any backend can use; the attention backends exploit the 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -50,6 +50,7 @@ class RelativeBias(Bias):
     values: Tensor
     query_length: int
     key_length: int
+    _within: dict[tuple[int | None, int | None], Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def flipped_rows(self, start: int, stop: int, reversed_values: Tensor | None = None) -> Tensor:
         """Rows of the queries stop−1, …, start (in that order) as a view of O(Lq + Lk) memory.
@@ -74,6 +75,24 @@ class RelativeBias(Bias):
         """See `Bias.rows`: (1, H, stop − start, Lk)."""
         return self.flipped_rows(start, stop).flip(1).unsqueeze(0)
 
+    def within(self, least: int | None, most: int | None) -> Tensor:
+        """Return the values, (H, Lq + Lk − 1), at −inf unless least ≤ i − j ≤ most for indices of query i and key j.
+
+        None: no limit. Made once for all layers that share the bias.
+        """
+        if least is None and most is None:
+            return self.values
+        limits = (least, most)
+        if limits not in self._within:
+            difference = torch.arange(self.values.shape[-1], device=self.values.device) - (self.key_length - 1)
+            hidden = torch.zeros_like(difference, dtype=torch.bool)
+            if least is not None:
+                hidden = hidden | (difference < least)
+            if most is not None:
+                hidden = hidden | (difference > most)
+            self._within[limits] = self.values.masked_fill(hidden, float("-inf"))
+        return self._within[limits]
+
 
 @dataclass(frozen=True)
 class LinearBias(Bias):
@@ -95,9 +114,17 @@ class LinearBias(Bias):
     distances: Tensor
     query_length: int
     key_length: int
+    _kept: list[RelativeBias] = field(init=False, repr=False, default_factory=list)
 
     def as_relative(self) -> RelativeBias:
-        """The same bias as a `RelativeBias`."""
+        """The same bias as a `RelativeBias`; made once for all layers that share the bias, unless slopes learn."""
+        if torch.is_grad_enabled() and self.slopes.requires_grad:
+            return self._relative()  # kept, it would leave a layer that is checkpointed
+        if not self._kept:
+            self._kept.append(self._relative())
+        return self._kept[0]
+
+    def _relative(self) -> RelativeBias:
         values = -self.slopes[:, None] * self.distances[None, :].to(self.slopes.dtype)
         return RelativeBias(values, self.query_length, self.key_length)
 
@@ -133,6 +160,9 @@ class ClippedContentBias(Bias):
         query: scaled queries, float32, (B, H, Lq, d).
         table: float32, (R, d), one row per index.
         index_rows: gives the row index for the queries start…stop−1: int64, (B|1, stop − start, Lk).
+        reach: K, if in a causal text the row of a distance Δ < K is K − Δ, and row 0 is that of all others.
+        value_table: what the value side adds, (R, d) by the same index, if it does: a path that computes both sides
+            at once reads it, all others call the scheme's `mix`.
     """
 
     proportional_to = "table"
@@ -140,6 +170,13 @@ class ClippedContentBias(Bias):
     query: Tensor
     table: Tensor
     index_rows: Callable[[int, int], Tensor]
+    reach: int | None = None
+    value_table: Tensor | None = None
+
+    def scaled(self, share: Tensor) -> "Bias":
+        """See `Bias.scaled`: both tables."""
+        values = None if self.value_table is None else self.value_table * share
+        return replace(self, table=self.table * share, value_table=values)
 
     def scores(self) -> Tensor:
         """Every query's product with every row of the table: float32, (B, H, Lq, R)."""
@@ -157,8 +194,8 @@ class RelativeContentBias(Bias):
     """Each query's product with a vector per head and relative distance: query_i · table[Δ] (Transformer-XL).
 
     Attributes:
-        query: scaled queries, float32, (B, H, Lq, d).
-        table: float32, (H, Lq + Lk − 1, d), ordered as `Positions.distances`.
+        query: scaled queries, float32, (B, H, Lq, d); d need not be the heads' dimension.
+        table: float32, (H|1, Lq + Lk − 1, d), ordered as `Positions.distances`.
         key_length: Lk.
     """
 
@@ -172,13 +209,20 @@ class RelativeContentBias(Bias):
         """See `Bias.rows`: (B, H, stop − start, Lk), by Transformer-XL's relative shift (appendix B)."""
         block = stop - start
         width = block + self.key_length - 1
-        products = self.query[:, :, start:stop] @ self.table[:, start : start + width].flip(1).transpose(-1, -2)
+        products = self.products(start, stop, self.table[:, start : start + width]).flip(-1)
         batch, heads = products.shape[:2]
         # Row r holds its Lk products from column (block − 1 − r) on; shifting the rows into place is a strided view.
         plane = block * width
         return products.contiguous().as_strided(
             (batch, heads, block, self.key_length), (heads * plane, plane, width - 1, 1), block - 1
         )
+
+    def products(self, start: int, stop: int, table: Tensor) -> Tensor:
+        """Products of the queries start…stop−1 with rows (H|1, N, d) of the table: (B, H, stop − start, N)."""
+        query = self.query[:, :, start:stop]
+        if table.shape[0] == 1:  # matmul would repeat the one table for each head
+            return (query.flatten(1, 2) @ table[0].t()).unflatten(1, query.shape[1:3])
+        return query @ table.transpose(-1, -2)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ self-attention module joins projection, scheme, cache and attention through the 
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
@@ -58,6 +59,8 @@ class ForwardContext(NamedTuple):
     positions: Positions
     prepared: Any
     ramp: LayerRamp | None = None
+    shared: dict[Any, Any] | None = None
+    """What attention works out once for all layers, see `AttentionInputs.once`."""
 
     def stages(self, layer: SchemeLayer) -> list[tuple[SchemeLayer | PartialLayer, Any]]:
         """Return what acts in a layer, in order, each with what was prepared for it: the scheme comes last."""
@@ -139,6 +142,8 @@ class SwappedAttention(nn.Module):
             bias = layer.bias(q, positions, prepared, module.scaling)
         dropout = architecture.attention_dropout(self) if self.training else 0.0
         inputs = AttentionInputs(q, k, v, attention_mask, module.is_causal, module.scaling, dropout)
+        if context.shared is not None:
+            inputs = replace(inputs, shared=context.shared)
         mix = (lambda weights, start: layer.mix(weights, start, positions, prepared)) if layer.mixes_values else None
         backend = module.config._attn_implementation
         if bias is None and mix is None:
@@ -225,12 +230,12 @@ def _prepared(model: Any, positions: Positions) -> tuple[Tensor | None, ForwardC
     scheme: Scheme = model.pos_scheme
     added = scheme.embed(positions)
     if model.pos_ramp is None:
-        return added, ForwardContext(positions, scheme.prepare(positions))
+        return added, ForwardContext(positions, scheme.prepare(positions), shared={})
     share, native, layer = model.pos_ramp
     ramp = LayerRamp(share)
     if native is not None:
         ramp = LayerRamp(share, PartialLayer(layer, 1 - share), native.prepare_at(positions, 1 - share))
-    context = ForwardContext(positions, scheme.prepare_at(positions, share), ramp)
+    context = ForwardContext(positions, scheme.prepare_at(positions, share), ramp, {})
     return None if added is None else added * share, context
 
 

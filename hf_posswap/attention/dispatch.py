@@ -3,13 +3,23 @@
 import torch
 from torch import Tensor
 
+from hf_posswap.attention import strided
+from hf_posswap.attention.banded import banded_attention, can_band
 from hf_posswap.attention.eager import eager_attention
 from hf_posswap.attention.flex import FLEX_BIASES, flex_bias_attention
 from hf_posswap.attention.folding import can_fold, fold_linear, fold_separable
 from hf_posswap.attention.inputs import AttentionInputs, Mix
 from hf_posswap.attention.relative_gradient import learned_relative_attention
-from hf_posswap.attention.sdpa import blockwise_attention, mixed_attention, plain_attention, relative_attention
-from hf_posswap.biases import Bias, LinearBias, RelativeBias, SeparableBias
+from hf_posswap.attention.sdpa import (
+    blockwise_attention,
+    mixed_attention,
+    plain_attention,
+    relative_attention,
+    single_query_attention,
+)
+from hf_posswap.attention.values_gradient import learned_attention_in_segments
+from hf_posswap.attention.visibility import visible_segments
+from hf_posswap.biases import Bias, ClippedContentBias, LinearBias, RelativeBias, RelativeContentBias, SeparableBias
 from hf_posswap.errors import BackendError
 
 BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
@@ -69,6 +79,10 @@ def fold_for_flash(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, 
 
 def _sdpa(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor:
     """Choose among the sdpa paths; docs/design.md has the measurements behind the choice."""
+    if isinstance(bias, ClippedContentBias) and _takes_kernels(inputs) and (mix is None) is (bias.value_table is None):
+        segments = visible_segments(inputs)
+        if segments is not None and can_band(bias, segments):
+            return banded_attention(inputs, bias, segments)
     if mix is not None:
         return mixed_attention(inputs, bias, mix)
     if bias is None:
@@ -79,14 +93,39 @@ def _sdpa(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor
         bias = bias.as_relative()
     if isinstance(bias, SeparableBias) and inputs.q.is_cuda:
         return plain_attention(fold_separable(inputs, bias))[..., : inputs.v.shape[-1]]
+    if inputs.query_length == 1:
+        return single_query_attention(inputs, bias)
     if isinstance(bias, RelativeBias) and inputs.q.is_cuda and inputs.dropout == 0:
         return flex_bias_attention(inputs, bias)
-    if isinstance(bias, RelativeBias) and inputs.mask is None:
-        if not _needs_gradient(bias.values):
-            return relative_attention(inputs, bias)
-        if inputs.dropout == 0 and not torch.compiler.is_compiling():
-            return learned_relative_attention(inputs, bias)
+    if _takes_kernels(inputs):
+        context = _cpu(inputs, bias)
+        if context is not None:
+            return context
+    if isinstance(bias, RelativeBias) and inputs.mask is None and not _needs_gradient(bias.values):
+        return relative_attention(inputs, bias)
     return blockwise_attention(inputs, bias)
+
+
+def _cpu(inputs: AttentionInputs, bias: Bias) -> Tensor | None:
+    """Run the CPU's fused kernels over a view of the bias, or return None where that cannot be."""
+    if isinstance(bias, RelativeBias):
+        segments = visible_segments(inputs)
+        if segments is not None and not _needs_gradient(bias.values):
+            return strided.relative_attention(inputs, bias, segments)
+        if inputs.mask is None:
+            return learned_relative_attention(inputs, bias)
+        if segments is not None:
+            return learned_attention_in_segments(inputs, bias, segments)
+    if isinstance(bias, RelativeContentBias) and inputs.mask is None:
+        if not any(map(_needs_gradient, (bias.query, bias.table, inputs.k, inputs.v))):
+            return strided.content_attention(inputs, bias)
+    return None
+
+
+def _takes_kernels(inputs: AttentionInputs) -> bool:
+    """Whether torch's CPU kernels can be called directly; a graph that is traced takes torch's wrapper."""
+    same_width = inputs.q.shape[-1] == inputs.v.shape[-1]
+    return inputs.q.device.type == "cpu" and inputs.dropout == 0 and same_width and not torch.compiler.is_compiling()
 
 
 def _folds(inputs: AttentionInputs, bias: LinearBias) -> bool:

@@ -1,7 +1,7 @@
 """The tensors of one attention call, and small helpers that every backend needs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class AttentionInputs:
         causal: whether the module is causal. Without a mask, queries then see the keys up to their own index.
         scaling: factor on q·k.
         dropout: probability of dropping an attention weight.
+        shared: what the layers of one forward share, see `once`.
     """
 
     q: Tensor
@@ -33,6 +34,17 @@ class AttentionInputs:
     causal: bool
     scaling: float
     dropout: float = 0.0
+    shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, what: str, about: tuple[object, ...], make: Callable[[], Any]) -> Any:
+        """Return what `make` gives, made once per forward for objects that all its layers see.
+
+        Never for what has a gradient: a layer that is checkpointed would keep it from the layers after it.
+        """
+        key = (what, *map(id, about))
+        if key not in self.shared:
+            self.shared[key] = (make(), about)  # the objects stay alive, so that their ids stay their own
+        return self.shared[key][0]
 
     @property
     def query_length(self) -> int:

@@ -81,6 +81,39 @@ def relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
     return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
 
 
+def single_query_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
+    """Return the context (B, H, 1, d) of one query: a row of the bias is no more than a row of scores.
+
+    The query heads that share a key head are its queries: neither keys nor values are repeated. The row is made once
+    for all layers that share the bias.
+    """
+    rows = inputs.once("row", (bias, inputs.mask), lambda: _single_row(inputs, bias)) if _kept(bias) else None
+    rows = _single_row(inputs, bias) if rows is None else rows
+    batch, heads, _, dim = inputs.q.shape
+    key_heads = inputs.k.shape[1]
+    packed = (key_heads, heads // key_heads)
+    context = F.scaled_dot_product_attention(
+        inputs.q.view(batch, *packed, dim),
+        inputs.k,
+        inputs.v,
+        attn_mask=rows.view(rows.shape[0], *packed, -1).expand(batch, -1, -1, -1),
+        dropout_p=inputs.dropout,
+        scale=inputs.scaling,
+    )
+    return context.view(batch, heads, 1, -1)
+
+
+def _single_row(inputs: AttentionInputs, bias: Bias) -> Tensor:
+    rows = masked_rows(inputs, bias.rows(0, 1).to(inputs.q.device, bias_dtype(inputs.q)), 0, 1)
+    rows = rows.expand(-1, inputs.q.shape[1], -1, -1).contiguous()
+    return _rounded(rows, inputs.q.dtype) if inputs.q.is_cuda else rows
+
+
+def _kept(bias: Bias) -> bool:
+    """Whether what is made of a bias may be kept for other layers: it is the same for all, and has no gradient."""
+    return isinstance(bias, RelativeBias) and not (torch.is_grad_enabled() and bias.values.requires_grad)
+
+
 def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     """Return the context of attention with any bias and mask, materialising the bias of one block at a time."""
     heads = inputs.q.shape[1]

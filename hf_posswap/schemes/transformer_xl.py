@@ -46,8 +46,24 @@ class TransformerXLLayer(SchemeLayer):
         shift = (self.position_bias.float() - self.content_bias.float())[:, None]
         query = (q.float() + shift) * scaling
         if prepared is not None:
-            return RelativeContentBias(query, self.project(prepared), positions.key_length)
+            return self.bias_by_index(query, positions, prepared)
         return DenseBias(lambda start, stop: self.rows_by_position(query, positions, start, stop))
+
+    def bias_by_index(self, query: Tensor, positions: Positions, vectors: Tensor) -> Bias:
+        """Multiply W_R with the distances' vectors (N, D), or with the queries where these are fewer than a head is wide.
+
+        In a causal model the vectors are those of Δ ≥ 0; to keys after the query, which are masked, goes that of 0.
+        """
+        future = positions.query_length + positions.key_length - 1 - vectors.shape[0]
+        if query.shape[2] < query.shape[-1]:
+            heads, dim = self.content_bias.shape
+            query = query @ self.position_weight.float().view(heads, dim, -1)
+            table = vectors[None]
+        else:
+            table = self.project(vectors)
+        if future:
+            table = torch.cat([table[:, :1].expand(-1, future, -1), table], dim=1)
+        return RelativeContentBias(query, table, positions.key_length)
 
     def project(self, vectors: Tensor) -> Tensor:
         """Return W_R·r per head for distance vectors (N, D): float32, (H, N, d)."""
@@ -132,10 +148,13 @@ class TransformerXL(Scheme):
         return None
 
     def prepare(self, positions: Positions) -> Tensor | None:
-        """r_Δ of every distance, float32, (Lq + Lk − 1, D); None where positions skip."""
+        """r_Δ of every distance, in a causal model from 0 on: float32, (N, D); None where positions skip."""
         if not positions.by_index:
             return None
-        return sinusoids(positions.distances, self.facts.hidden_size, self.config.base, interleaved=False)
+        distances = positions.distances
+        if positions.causal and isinstance(positions.offset, int):
+            distances = distances[positions.key_length - 1 - positions.offset :]
+        return sinusoids(distances, self.facts.hidden_size, self.config.base, interleaved=False)
 
     def make_layer(self, layer_index: int) -> TransformerXLLayer:
         """See `Scheme.make_layer`."""

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from hf_posswap.attention import BACKENDS, attend, explain_path, sdpa
+from hf_posswap.attention import BACKENDS, attend, explain_path, sdpa, strided
 from hf_posswap.attention.dispatch import fold_for_flash
 from hf_posswap.attention.flex import FLEX_BIASES
 from hf_posswap.biases import LinearBias, RelativeContentBias
@@ -25,7 +25,8 @@ def test_equals_the_loop(kind, call, backend):
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_of_queries_equal_the_loop(kind, call, monkeypatch):
-    monkeypatch.setattr(sdpa, "QUERY_BLOCK", 4)  # 11 queries: two whole blocks and a rest
+    for module, name in ((sdpa, "QUERY_BLOCK"), (strided, "QUERY_BLOCK"), (strided, "CONTENT_BLOCK")):
+        monkeypatch.setattr(module, name, 4)  # 11 queries: two whole blocks and a rest
     biased = make_biased_call(kind, call)
     biased.assert_close(attend(biased.inputs, biased.bias, None, "sdpa")[0], **FLOAT32)
 
@@ -66,7 +67,8 @@ def test_eager_returns_weights_that_sum_to_one_over_visible_keys(kind, call):
 
 
 def test_a_mask_that_is_the_same_for_all_queries_may_have_one_row(monkeypatch):
-    monkeypatch.setattr(sdpa, "QUERY_BLOCK", 4)
+    for module, name in ((sdpa, "QUERY_BLOCK"), (strided, "QUERY_BLOCK"), (strided, "CONTENT_BLOCK")):
+        monkeypatch.setattr(module, name, 4)
     for kind in KINDS:
         biased = make_biased_call(kind, "encoder mask")
         one_row = type(biased.inputs)(**{**vars(biased.inputs), "mask": biased.inputs.mask[:, :, :1]})
@@ -182,7 +184,8 @@ def test_explained_path_exists_exactly_where_attention_runs(kind, backend, mix):
 
 
 def test_mix_adds_to_the_output_in_every_block(monkeypatch):
-    monkeypatch.setattr(sdpa, "QUERY_BLOCK", 4)
+    for module, name in ((sdpa, "QUERY_BLOCK"), (strided, "QUERY_BLOCK"), (strided, "CONTENT_BLOCK")):
+        monkeypatch.setattr(module, name, 4)
     biased = make_biased_call("linear", "causal")
     assert isinstance(biased.bias, LinearBias)
     plain, weights = attend(biased.inputs, biased.bias, None, "eager")

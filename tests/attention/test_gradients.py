@@ -39,7 +39,7 @@ def test_gradients_equal_the_written_out_ones(kind, call, learn_bias):
     leaves = [inputs.q, inputs.k, inputs.v]
     if learn_bias:
         leaves += [getattr(bias, name).detach() for name in LEARNED[kind]]
-        bias = type(bias)(**{**vars(bias), **dict(zip(LEARNED[kind], leaves[3:], strict=True))})
+        bias = replace(bias, **dict(zip(LEARNED[kind], leaves[3:], strict=True)))
     for leaf in leaves:
         leaf.requires_grad_()
     weights = torch.randn(inputs.q.shape, dtype=torch.float64) * biased.visible.any(-1)[:, None, :, None]

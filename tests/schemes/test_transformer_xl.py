@@ -8,7 +8,7 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
     Wav2Vec2ConformerSelfAttention,
 )
 
-from hf_posswap.attention import attend, sdpa
+from hf_posswap.attention import attend, sdpa, strided
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.positions import Positions
@@ -45,7 +45,8 @@ def test_equals_the_oracle(causal, kind, base, monkeypatch):
         base=base,
     )
     assert_close_where_real(call, run_scheme(scheme, layer, call).detach(), expected)
-    monkeypatch.setattr(sdpa, "QUERY_BLOCK", 4)  # several blocks of queries
+    for module, name in ((sdpa, "QUERY_BLOCK"), (strided, "QUERY_BLOCK"), (strided, "CONTENT_BLOCK")):
+        monkeypatch.setattr(module, name, 4)  # several blocks of queries
     assert_close_where_real(call, run_scheme(scheme, layer, call, "sdpa").detach(), expected)
 
 

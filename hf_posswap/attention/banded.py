@@ -1,0 +1,162 @@
+"""Causal attention whose bias reads the query, and says something of its own about the last few keys only.
+
+Shaw's vectors are the same for all keys at a distance of K or more. There q·a_K is one number for the whole row, which
+softmax does not see: what is left is a band of K distances with the bias q·(a_Δ − a_K), and beyond it plain causal
+attention, which a fused kernel computes. The two parts are joined by the log-sum-exp of their scores, as the parts of
+FlashAttention are (Dao et al. 2022, section 3.1). Memory is O(length · K), and O(length · block) for a moment.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
+from hf_posswap.attention.strided import fused
+from hf_posswap.attention.visibility import Segment
+from hf_posswap.biases import ClippedContentBias
+
+BAND_BLOCK = 64
+"""Queries that share one product with the keys of their bands."""
+SUM_CHANNELS = 8
+"""Channels added for the backward pass; kernels like multiples of 8."""
+
+
+def can_band(bias: ClippedContentBias, segments: Sequence[Segment]) -> bool:
+    """Return whether every segment is a causal text of its own, so that its distances follow from its indices."""
+    return bias.reach is not None and all(
+        s.first == s.start and s.last == s.stop and (s.least, s.most) == (0, None) for s in segments
+    )
+
+
+def banded_attention(inputs: AttentionInputs, bias: ClippedContentBias, segments: Sequence[Segment]) -> Tensor:
+    """Return the context (B, H, L, d), values' vectors included if there are any; zeros where a query sees nothing.
+
+    Args:
+        inputs: the attention call.
+        bias: one for which `can_band` says yes.
+        segments: what each query sees.
+    """
+    if len(segments) == 1 and segments[0].stop - segments[0].start == inputs.query_length:
+        return _text(inputs.q, inputs.k, inputs.v, bias.query, bias, inputs.scaling)
+    batch, heads, length, dim = inputs.q.shape
+    context = inputs.q.new_zeros(batch, heads, length, dim)
+    for segment in segments:
+        rows, queries = segment.batch, slice(segment.start, segment.stop)
+        parts = (x[rows, :, queries] for x in (inputs.q, inputs.k, inputs.v, bias.query))
+        context[rows, :, queries] = _text(*parts, bias, inputs.scaling)
+    return context
+
+
+def _text(q: Tensor, k: Tensor, v: Tensor, scaled: Tensor, bias: ClippedContentBias, scaling: float) -> Tensor:
+    """Return the context of one causal text; `scaled` are the queries that meet the bias's vectors."""
+    assert bias.reach is not None
+    reach, exact = bias.reach, bias_dtype(q)
+    band = Band(q.shape[1] // k.shape[1], q.shape[2], reach)
+    near = band.scores(q.to(exact), k.to(exact)) * scaling
+    vectors = bias.table.to(exact)[1 : reach + 1] - bias.table.to(exact)[0]
+    near = (near + scaled.to(exact) @ vectors.t()).masked_fill(band.before_the_text(q.device), float("-inf"))
+    total = near.logsumexp(-1)
+    far_context = far_share = None
+    if q.shape[2] > reach:
+        far_context, far_sums = CausalAttention.apply(q[:, :, reach:], k[:, :, :-reach], v[:, :, :-reach], scaling)
+        total = torch.logaddexp(total, F.pad(far_sums, (reach, 0), value=float("-inf")))
+        far_share = (far_sums - total[:, :, reach:]).exp()[..., None]
+    weights = (near - total[..., None]).exp()
+    context = band.weighted(weights, v.to(exact))
+    if bias.value_table is not None:
+        context = context + weights @ bias.value_table.to(exact)[1 : reach + 1]
+    if far_context is None or far_share is None:
+        return context.to(q.dtype)
+    far = far_share * far_context
+    if bias.value_table is not None:
+        far = far + far_share * bias.value_table.to(exact)[0]
+    return (context + F.pad(far, (0, 0, reach, 0))).to(q.dtype)
+
+
+class Band:
+    """The pairs of query i and key j with 0 ≤ i − j < reach, as (…, L, reach): column c is the key i − (reach − 1) + c.
+
+    Queries are taken in blocks: a block's products with the keys of all its bands are a matrix, in which each row's
+    band begins one column further on. Read in rows that are one longer, the bands lie below each other.
+
+    Args:
+        sharing: query heads per key head.
+        length: L.
+        reach: number of distances.
+    """
+
+    def __init__(self, sharing: int, length: int, reach: int) -> None:
+        self.sharing, self.length, self.reach = sharing, length, reach
+        self.count = -(-length // BAND_BLOCK)
+        self.width = BAND_BLOCK + reach - 1
+
+    def before_the_text(self, device: torch.device) -> Tensor:
+        """Return which columns are keys before the first one, (L, reach)."""
+        columns = torch.arange(self.reach, device=device)
+        return torch.arange(self.length, device=device)[:, None] + columns < self.reach - 1
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return q·k within the band, (B, H, L, reach)."""
+        products = self._blocks(q) @ self._windows(k)
+        rows = products.unflatten(3, (-1, BAND_BLOCK)).flatten(-2)
+        bands = F.pad(rows, (0, BAND_BLOCK)).unflatten(-1, (BAND_BLOCK, self.width + 1))[..., : self.reach]
+        return self._texts(bands)
+
+    def weighted(self, weights: Tensor, v: Tensor) -> Tensor:
+        """Return the sums of values (B, Hkv, L, d) with weights (B, H, L, reach): (B, H, L, d)."""
+        bands = self._blocks(weights).unflatten(3, (-1, BAND_BLOCK))
+        rows = F.pad(bands, (0, self.width + 1 - self.reach)).flatten(-2)[..., : BAND_BLOCK * self.width]
+        products = rows.unflatten(-1, (BAND_BLOCK, self.width)).flatten(3, 4) @ self._windows(v).mT
+        return self._texts(products.unflatten(3, (-1, BAND_BLOCK)))
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """(B, H, L, n) to (B, Hkv, blocks, query heads per key head · block, n)."""
+        padded = F.pad(x, (0, 0, 0, self.count * BAND_BLOCK - self.length))
+        split = padded.unflatten(2, (self.count, BAND_BLOCK)).unflatten(1, (-1, self.sharing))
+        return split.transpose(2, 3).flatten(3, 4)
+
+    def _texts(self, x: Tensor) -> Tensor:
+        """(B, Hkv, blocks, query heads per key head, block, n) to (B, H, L, n)."""
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :, : self.length]
+
+    def _windows(self, x: Tensor) -> Tensor:
+        """(B, Hkv, L, d) to the keys or values that each block's bands reach, (B, Hkv, blocks, d, width)."""
+        padded = F.pad(x, (0, 0, self.reach - 1, self.count * BAND_BLOCK - self.length))
+        return padded.unfold(2, self.width, BAND_BLOCK)
+
+
+class CausalAttention(torch.autograd.Function):
+    """Fused causal attention on CPU that returns the log-sum-exp of the scores too, with gradients through both."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        """Return the context (B, H, L, d) and the log-sum-exps (B, H, L), float32 or better."""
+        context, sums = fused(q, k, v, None, scaling)
+        ctx.save_for_backward(q, k, v, context, sums)
+        ctx.scaling = scaling
+        return context, sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+        """See `forward`.
+
+        The gradient of a score is P·(dO·v − dO·O + dsum). The kernel computes P·(dO·v − dO·O), so dsum comes in as
+        channels of dO whose values are 1 and whose outputs are said to be 0; in two parts, as half precision asks.
+        """
+        q, k, v, context, sums = ctx.saved_tensors
+        high = grad_sums.to(q.dtype)
+        low = (grad_sums - high).to(q.dtype)
+        wide_grad = F.pad(grad, (0, SUM_CHANNELS))
+        wide_grad[..., -2], wide_grad[..., -1] = high, low
+        wide_v = F.pad(v, (0, SUM_CHANNELS))
+        wide_v[..., -2:] = 1
+        wide_q, wide_k, wide_context = (F.pad(x, (0, SUM_CHANNELS)) for x in (q, k, context))
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            wide_grad, wide_q, wide_k, wide_v, wide_context, sums, 0.0, True, scale=ctx.scaling
+        )
+        return (*(x[..., : q.shape[-1]] for x in gradients), None)

@@ -1,0 +1,180 @@
+"""Attention on CPU with a bias that is a strided view: torch's fused kernels in blocks of queries, forward and backward.
+
+With the keys in reverse, the bias of query i and reversed key j′ is element i + j′ of a vector per head: a Hankel
+matrix, which is a view whose rows overlap in memory. Keys and values are reversed, not queries, because they are fewer
+under grouped-query attention and what a query gives then needs no turning back. Softmax does not mind the keys' order.
+
+The kernels are called without torch's wrapper, for two reasons: one tensor takes the context of all blocks, so that
+training keeps what stock attention keeps (q, k, v, the context and one number per query), and the log-sum-exp of the
+scores comes with it. They take grouped heads as they are.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
+from hf_posswap.attention.visibility import Segment
+from hf_posswap.biases import RelativeBias, RelativeContentBias
+
+QUERY_BLOCK = 256
+"""Queries per block: measured best of 64…L for a strided bias on CPU, between 512 and 4096 tokens."""
+CONTENT_BLOCK = 128
+"""Queries per block where the bias reads the queries and a block of it has to be made."""
+
+
+class Block(NamedTuple):
+    """Queries of some batch rows, and the keys they see, counted in reverse."""
+
+    batch: slice
+    queries: slice
+    keys: slice
+    rows: Tensor
+    """The bias, (B, H, n, m)."""
+
+
+def relative_attention(inputs: AttentionInputs, bias: RelativeBias, segments: Sequence[Segment]) -> Tensor:
+    """Return the context (B, H, Lq, d) with a `RelativeBias` that needs no gradient; zeros where a query sees nothing."""
+    tensors = (inputs.q, inputs.k, inputs.v)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        context: Tensor = _RelativeAttention.apply(*tensors, bias, segments, inputs.scaling)
+        return context
+    return forward(*tensors, bias, segments, inputs.scaling)[0]
+
+
+class _RelativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: RelativeBias, segments: Sequence[Segment], scaling: float
+    ) -> Tensor:
+        context, sums = forward(q, k, v, bias, segments, scaling)
+        ctx.save_for_backward(q, k, v, context, sums)
+        ctx.call = (bias, segments, scaling)
+        return context
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return (*backward(grad, *ctx.saved_tensors, *ctx.call), None, None, None)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: RelativeBias, segments: Sequence[Segment], scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Return the context and the log-sum-exp of the scores (B, H, Lq), float32 or better."""
+    batch, heads, queries, dim = q.shape
+    whole = sum((s.stop - s.start) * (s.batch.stop - s.batch.start) for s in segments) == batch * queries
+    context = (q.new_empty if whole else q.new_zeros)(batch, queries, heads, dim).transpose(1, 2)
+    sums = q.new_empty(batch, queries, heads, dtype=bias_dtype(q)).transpose(1, 2)
+    reversed_k, reversed_v = k.flip(2), v.flip(2)
+    for block in relative_blocks(bias, segments, bias_dtype(q)):
+        context[block.batch, :, block.queries], sums[block.batch, :, block.queries] = fused(
+            q[block.batch, :, block.queries],
+            reversed_k[block.batch, :, block.keys],
+            reversed_v[block.batch, :, block.keys],
+            block.rows,
+            scaling,
+        )
+    return context, sums
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
+    """Return context and log-sum-exp of the CPU's fused kernel; causal if there are no bias rows."""
+    context, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, rows is None, attn_mask=rows, scale=scaling
+    )
+    return context, sums
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: Tensor,
+    sums: Tensor,
+    bias: RelativeBias,
+    segments: Sequence[Segment],
+    scaling: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v; those of k and v are summed over blocks in float32 or better."""
+    exact = bias_dtype(q)
+    reversed_k, reversed_v = k.flip(2), v.flip(2)
+    grad_q = torch.zeros_like(q)
+    grad_k, grad_v = (torch.zeros(x.shape, dtype=exact) for x in (k, v))
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    for batch, queries, keys, rows in relative_blocks(bias, segments, exact):
+        of_q, of_k, of_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad[batch, :, queries],
+            q[batch, :, queries],
+            reversed_k[batch, :, keys],
+            reversed_v[batch, :, keys],
+            context[batch, :, queries],
+            sums[batch, :, queries],
+            0.0,
+            False,
+            attn_mask=rows,
+            scale=scaling,
+        )
+        grad_q[batch, :, queries] = of_q
+        grad_k[batch, :, keys] += of_k
+        grad_v[batch, :, keys] += of_v
+    return grad_q, grad_k.flip(2).to(k.dtype), grad_v.flip(2).to(v.dtype)
+
+
+def relative_blocks(
+    bias: RelativeBias, segments: Sequence[Segment], dtype: torch.dtype, step: int | None = None
+) -> Iterator[Block]:
+    """Yield the blocks of all segments, their bias a view of one vector per head; `step` queries each at most."""
+    keys = bias.key_length
+    sources: dict[tuple[int | None, int | None], Tensor] = {}
+    for segment in segments:
+        limits = (segment.least, segment.most)
+        if limits not in sources:
+            sources[limits] = bias.within(*limits).to(dtype)
+        source = sources[limits]
+        for start, stop, first, last in segment.blocks(step or QUERY_BLOCK):
+            rows = segment.batch.stop - segment.batch.start
+            view = source.as_strided(
+                (rows, source.shape[0], stop - start, last - first),
+                (0, source.stride(0), 1, 1),
+                source.storage_offset() + start + keys - last,
+            )
+            yield Block(segment.batch, slice(start, stop), slice(keys - last, keys - first), view)
+
+
+def content_attention(inputs: AttentionInputs, bias: RelativeContentBias) -> Tensor:
+    """Return the context (B, H, Lq, d) of attention without a mask and a `RelativeContentBias`; no gradients.
+
+    A block's products with all distances are made once; what pairs of query and key need of them is again a view:
+    with the keys in reverse, row r begins r places further on. The future is a run of whole columns.
+    """
+    batch, heads, queries, _ = inputs.q.shape
+    keys, causal = inputs.key_length, inputs.implicit_causal
+    context = torch.empty_like(inputs.q)
+    reversed_k, reversed_v = inputs.k.flip(2), inputs.v.flip(2)
+    dtype = bias_dtype(inputs.q)
+    table = bias.table.to(dtype).transpose(-1, -2)
+    for start in range(0, queries, CONTENT_BLOCK):
+        stop = min(start + CONTENT_BLOCK, queries)
+        last = min(stop, keys) if causal else keys
+        count = stop - start
+        width = count + last - 1
+        first_distance = start + keys - last  # index in the table of the first query's distance to the last key
+        hidden = max(0, keys - 1 - first_distance) if causal else 0
+        products = torch.empty(batch, heads, count, width, dtype=dtype)
+        products[..., :hidden] = float("-inf")
+        seen = table[:, :, first_distance + hidden : first_distance + width]
+        torch.matmul(bias.query[:, :, start:stop].to(dtype), seen, out=products[..., hidden:])
+        rows = products.as_strided(
+            (batch, heads, count, last),
+            (heads * count * width, count * width, width + 1, 1),
+        )
+        context[:, :, start:stop] = fused(
+            inputs.q[:, :, start:stop], reversed_k[:, :, keys - last :], reversed_v[:, :, keys - last :], rows,
+            inputs.scaling,
+        )[0]  # fmt: skip
+    return context

@@ -1,0 +1,105 @@
+"""Attention under a mask whose `RelativeBias` learns: fused forward and backward passes, and the bias's own gradient.
+
+The fused backward pass gives the gradients of q, k and v. That of the bias needs the gradients of the scores, which are
+made a second time, a few queries at once; see `relative_gradient` for the formulas. Without a mask that module does
+all of it in one pass, which costs less.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hf_posswap.attention import strided
+from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
+from hf_posswap.attention.relative_gradient import diagonal_sums
+from hf_posswap.attention.visibility import Segment
+from hf_posswap.biases import RelativeBias
+
+BLOCK = 64
+"""Queries whose scores are made at once."""
+
+
+def learned_attention_in_segments(inputs: AttentionInputs, bias: RelativeBias, segments: Sequence[Segment]) -> Tensor:
+    """Return the context (B, H, Lq, d) with a `RelativeBias` whose values learn; zeros where a query sees nothing."""
+    context: Tensor = _LearnedInSegments.apply(
+        inputs.q, inputs.k, inputs.v, bias.values, bias.query_length, segments, inputs.scaling
+    )
+    return context
+
+
+class _LearnedInSegments(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        values: Tensor,
+        query_length: int,
+        segments: Sequence[Segment],
+        scaling: float,
+    ) -> Tensor:
+        bias = RelativeBias(values, query_length, k.shape[2])
+        context, sums = strided.forward(q, k, v, bias, segments, scaling)
+        ctx.save_for_backward(q, k, v, values, context, sums)
+        ctx.segments, ctx.scaling = segments, scaling
+        return context
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, values, context, sums = ctx.saved_tensors
+        bias = RelativeBias(values, q.shape[2], k.shape[2])
+        gradients: tuple[Tensor | None, ...] = (None, None, None)
+        with torch.autocast(q.device.type, enabled=False):  # it would round the scores
+            if any(ctx.needs_input_grad[:3]):
+                gradients = strided.backward(grad, q, k, v, context, sums, bias, ctx.segments, ctx.scaling)
+            of_values = None
+            if ctx.needs_input_grad[3]:
+                of_values = values_gradient(grad, q, k, v, sums, bias, ctx.segments, ctx.scaling).to(values)
+        return (*gradients, of_values, None, None, None)
+
+
+def values_gradient(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sums: Tensor,
+    bias: RelativeBias,
+    segments: Sequence[Segment],
+    scaling: float,
+) -> Tensor:
+    """Return the gradient of a bias's values (H, Lq + Lk − 1), in float32 or better.
+
+    Args:
+        grad: gradient of the context.
+        q: queries.
+        k: keys.
+        v: values.
+        sums: log-sum-exp of each query's scores.
+        bias: the bias.
+        segments: what each query sees.
+        scaling: factor on q·k.
+    """
+    exact, key_heads = bias_dtype(q), k.shape[1]
+    reversed_k, reversed_v = (x.flip(2).to(exact).mT for x in (k, v))
+    total = torch.zeros_like(bias.values, dtype=exact)
+    for batch, queries, keys, rows in strided.relative_blocks(bias, segments, exact, BLOCK):
+        count, seen = rows.shape[2:]
+
+        def shared(x: Tensor, batch: slice = batch, queries: slice = queries) -> Tensor:
+            """Queries of the heads that share a key head, below each other."""
+            return x[batch, :, queries].to(exact).unflatten(1, (key_heads, -1)).flatten(2, 3)
+
+        scores = (shared(q) @ reversed_k[batch, :, :, keys]).mul_(scaling).view(rows.shape)
+        weights = scores.add_(rows).sub_(sums[batch, :, queries, None]).exp_()
+        padded = weights.new_zeros(*rows.shape[:3], seen + count)
+        inner = padded[..., :seen]
+        torch.mul(weights, (shared(grad) @ reversed_v[batch, :, :, keys]).view(rows.shape), out=inner)
+        inner.addcmul_(weights, inner.sum(-1, keepdim=True), value=-1)
+        total[:, queries.start + keys.start :][:, : count + seen - 1] += diagonal_sums(padded)
+    return total

@@ -1,0 +1,138 @@
+"""Which keys a query sees, as segments: runs of queries whose first and last key stand still or move along with them.
+
+Causal masks, left and right padding, packed documents, sliding windows and free places of a static cache are all of
+this form, and so are their combinations. A segment needs no mask: keys outside of its bounds are not touched, and
+distances outside of its range are −inf in the vector of a `RelativeBias`.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_posswap.attention.inputs import AttentionInputs
+
+ROWS_AT_A_TIME = 512
+"""Rows of a mask that are compared at once."""
+SHORTEST_MEAN = 16
+"""Queries per segment, on average, below which a mask is taken as it is."""
+
+
+class Segment(NamedTuple):
+    """Queries start…stop−1 of some batch rows: query i sees the keys j in first…last−1 with least ≤ i − j ≤ most.
+
+    Indices count from the first query and the first key of the call; `least` and `most` are None where nothing limits.
+    """
+
+    batch: slice
+    start: int
+    stop: int
+    first: int
+    last: int
+    least: int | None
+    most: int | None
+
+    def blocks(self, step: int) -> Iterator[tuple[int, int, int, int]]:
+        """Cut into blocks of queries: (start, stop, first key, one past the last key)."""
+        for start in range(self.start, self.stop, step):
+            stop = min(start + step, self.stop)
+            first = self.first if self.most is None else max(self.first, start - self.most)
+            last = self.last if self.least is None else min(self.last, stop - self.least)
+            yield start, stop, first, last
+
+
+def visible_segments(inputs: AttentionInputs) -> list[Segment] | None:
+    """Return what each query sees, or None if the mask is of another form; looked up once per forward and mask."""
+    queries, keys, everyone = inputs.query_length, inputs.key_length, slice(0, inputs.q.shape[0])
+    if inputs.implicit_causal:
+        return [Segment(everyone, 0, queries, 0, min(queries, keys), 0, None)]
+    if inputs.mask is None:
+        return [Segment(everyone, 0, queries, 0, keys, None, None)]
+    if not isinstance(inputs.mask, Tensor) or inputs.mask.shape[1] != 1:
+        return None
+    segments: list[Segment] | None = inputs.once("segments", (inputs.mask,), lambda: mask_segments(inputs.mask, inputs))
+    return segments
+
+
+def mask_segments(mask: Tensor, inputs: AttentionInputs) -> list[Segment] | None:
+    """Read the segments from a boolean or additive mask (B|1, 1, Lq|1, Lk)."""
+    mask = mask[:, 0, :, : inputs.key_length].expand(-1, inputs.query_length, -1)
+    bounds = interval_bounds(mask)
+    if bounds is None:
+        return None
+    rows = torch.stack(bounds).tolist()
+    segments: list[Segment] = []
+    batch = inputs.q.shape[0]
+    for row, (first, last) in enumerate(zip(*rows, strict=True)):
+        everyone = mask.shape[0] == 1
+        segments += _row_segments(first, last, slice(0, batch) if everyone else slice(row, row + 1))
+    if len(segments) * SHORTEST_MEAN > max(SHORTEST_MEAN, inputs.query_length) * mask.shape[0] + 4 * SHORTEST_MEAN:
+        return None
+    return _merged(segments)
+
+
+def interval_bounds(mask: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the first key and one past the last key of each query, int64, (B, Lq) each; 0 and 0 where it sees none.
+
+    None if a query sees keys that are not next to each other, or an additive mask is more than a mask.
+
+    Args:
+        mask: boolean or additive, (B, Lq, Lk).
+    """
+    places = torch.arange(mask.shape[-1], device=mask.device)
+    firsts, lasts = [], []
+    for part in mask.split(ROWS_AT_A_TIME, dim=1):
+        visible = part
+        if part.dtype != torch.bool:
+            visible = part > torch.finfo(part.dtype).min
+            if not bool((part.masked_fill(~visible, 0) == 0).all()):
+                return None
+        count = visible.sum(-1)
+        first = visible.to(torch.uint8).argmax(-1)
+        last = first + count
+        if not bool(((places >= first[..., None]) & (places < last[..., None])).eq(visible).all()):
+            return None
+        firsts.append(torch.where(count > 0, first, 0))
+        lasts.append(last.where(count > 0, 0))
+    return torch.cat(firsts, 1), torch.cat(lasts, 1)
+
+
+def _row_segments(first: list[int], last: list[int], batch: slice) -> Iterator[Segment]:
+    """Yield the segments of one row of the batch; queries that see nothing are in none."""
+    steps = [(b - a, d - c) for (a, b), (c, d) in zip(pairwise(first), pairwise(last), strict=True)]
+    start, queries = 0, len(first)
+    while start < queries:
+        if last[start] == 0:
+            start += 1
+            continue
+        step: Any = steps[start] if start < queries - 1 else None
+        stop = start + 1
+        if step is not None and set(step) <= {0, 1}:
+            while stop < queries and steps[stop - 1] == step and last[stop] > 0:
+                stop += 1
+        else:
+            step = (0, 0)
+        # first[i] = i − most where it moves along, last[i] = i − least + 1.
+        most = start - first[start] if step[0] else None
+        least = start + 1 - last[start] if step[1] else None
+        yield Segment(batch, start, stop, first[start], last[stop - 1], least, most)
+        start = stop
+
+
+def _merged(segments: list[Segment]) -> list[Segment]:
+    """Join neighbouring rows of the batch that see the same."""
+    by_row: dict[tuple[int, int], list[Segment]] = {}
+    for segment in segments:
+        by_row.setdefault((segment.batch.start, segment.batch.stop), []).append(segment)
+    result: list[Segment] = []
+    previous: list[Segment] = []
+    for (start, stop), own in by_row.items():
+        if previous and previous[0].batch.stop == start and [s[1:] for s in previous] == [s[1:] for s in own]:
+            joined = slice(previous[0].batch.start, stop)
+            previous = [segment._replace(batch=joined) for segment in previous]
+        else:
+            result += previous
+            previous = own
+    return result + previous
