@@ -1,5 +1,6 @@
 """The figure of a comparison: perplexity against length, a panel for each protocol, and stage by stage."""
 
+<<<<<<< HEAD
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,20 @@ PANEL_TITLES = {
 INK, MUTED, GRID = "#222222", "#666666", "#E4E4E4"
 BEYOND_AXIS = 1.5
 """A train length further out than this many times the longest length is pointed at instead of drawn."""
+=======
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hf_posswap.reporting.images import draw
+from hf_posswap.reporting.length_figure import length_figure
+from hf_posswap.reporting.results import as_group, result_file
+>>>>>>> 2737a65 (hf-posswap report: every figure of a results folder as one page and as images; hf-posswap bias)
 
 
 def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
     """Draw the content of a compare.json into an image file; the suffix decides the format (PNG, SVG, PDF).
+<<<<<<< HEAD
 
     The last stage of each scheme is drawn as a line with markers, earlier ones are thin and pale.
     """
@@ -232,3 +243,13 @@ def _caption(result: Mapping[str, Any], staged: bool) -> str:
     if unmeasured:
         lines.append(f"Not measured: {', '.join(unmeasured)} (see compare.csv).")
     return "\n".join(lines)
+=======
+
+    Of several stages the last one is drawn; `hf-posswap report` draws them all.
+
+    Raises:
+        ResultsError: the content is no comparison.
+    """
+    group = as_group(result_file(result))
+    draw(length_figure(group, (group.stages() or [""])[-1]), path)
+>>>>>>> 2737a65 (hf-posswap report: every figure of a results folder as one page and as images; hf-posswap bias)
