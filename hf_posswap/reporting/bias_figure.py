@@ -20,7 +20,7 @@ from hf_posswap.reporting.figures import (
     number,
     plain,
 )
-from hf_posswap.reporting.naming import label_of, model_name, slug
+from hf_posswap.reporting.naming import model_name, slug
 from hf_posswap.reporting.points import by_key, labelled_if_equal, one_line, points
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.results import Group, Row
@@ -61,7 +61,7 @@ def _with_gaps(figures: Sequence[Figure], silent: Mapping[tuple[str, str], str])
     result = []
     for place, figure in enumerate(figures):
         own = [
-            f"{label_of(key)}, {stage}: {reason}."
+            f"{key}, {stage}: {reason}."
             for (key, stage), reason in silent.items()
             if key in figure.schemes() or (place == 0 and all(key not in other.schemes() for other in figures))
         ]
@@ -117,7 +117,7 @@ def _series(key: str, rows: Sequence[Row]) -> Series:
     line = [point for point in line if point.x > 0]  # a logarithmic axis has no 0
     return Series(
         key=key,
-        label=label_of(key),
+        label=key,
         x=tuple(point.x for point in line),
         y=tuple(point.y for point in line),
         hover=tuple(f"Δ = {plain(point.x)}: {number(point.y)}" for point in line),
@@ -212,7 +212,7 @@ def _line_table(rows: Sequence[Row]) -> Table:
     for key, own in by_key(rows).items():
         for stage in dict.fromkeys(row["stage"] for row in own):
             cells = {row["distance"]: number(row["value"]) for row in own if row["stage"] == stage}
-            body.append((label_of(key), stage, _quantity(own[0]), *(cells.get(d, "") for d in distances)))
+            body.append((key, stage, _quantity(own[0]), *(cells.get(d, "") for d in distances)))
     return Table(("scheme", "stage", "quantity", *(f"Δ = {plain(d)}" for d in distances)), tuple(body))
 
 

@@ -46,6 +46,7 @@ class Series:
         high: upper ends.
         hover: what is said of each point.
         end: why the line stops before the last point, if it does.
+        hatched: bars of a scheme in a second way, beside those in the first.
         background: drawn wide and pale below the others, so that a line equal to it shows on top.
     """
 
@@ -57,6 +58,7 @@ class Series:
     high: tuple[Value, ...] = ()
     hover: tuple[str, ...] = ()
     end: str = ""
+    hatched: bool = False
     background: bool = False
 
     def known(self) -> list[int]:
@@ -188,6 +190,7 @@ class Provenance:
     Attributes:
         models: names of the models measured.
         texts: names of the texts, with their numbers of tokens.
+        training: on how much, and how, models were healed.
         seeds: of everything drawn at random.
         commands: what was typed.
         versions: of the packages that decide numbers.
@@ -197,6 +200,7 @@ class Provenance:
 
     models: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
     seeds: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
@@ -208,6 +212,7 @@ class Provenance:
         parts = [
             ("Model", self.models),
             ("Text", self.texts),
+            ("Healed on", self.training),
             ("Seed", self.seeds),
             ("", self.versions),
             ("", self.hardware),

@@ -3,6 +3,7 @@
 The same description gives the same bytes: no dates, no random names.
 """
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -171,8 +172,10 @@ def _draw_lines(place: Any, panel: LinePanel, styles: Mapping[str, Look]) -> Non
     """Draw lines with intervals; each further line is thinner, so that lines on top of one another all show."""
     foreground = [series for series in panel.series if not series.background]
     for series in panel.series:
-        known = series.known()
-        x, y = [series.x[i] for i in known], [series.y[i] for i in known]
+        # A gap breaks a line, except between stages: a scheme without parameters has nothing to calibrate.
+        shown = series.known() if panel.x.scale == "category" else range(len(series.x))
+        x = [series.x[i] for i in shown]
+        y = [math.nan if series.y[i] is None else series.y[i] for i in shown]
         look = styles[series.key]
         if series.background:
             place.plot(
@@ -222,7 +225,7 @@ def _draw_bars(place: Any, panel: BarPanel, styles: Mapping[str, Look]) -> None:
         y = [series.y[i] for i in known]
         place.bar(
             x, y, width * 0.92, color=look.colour, label=series.label, zorder=2,
-            hatch="///" if look.hollow else None, edgecolor="white", linewidth=0,
+            hatch="////" if series.hatched else "//" if look.hollow else None, edgecolor="white", linewidth=0,
         )  # fmt: skip
         whiskers = [i for i in known if series.low and series.low[i] is not None and series.high[i] is not None]
         if whiskers:

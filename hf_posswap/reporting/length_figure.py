@@ -1,10 +1,10 @@
 """Perplexity against length: a panel for each protocol, a line for each scheme, a figure for each stage."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from hf_posswap.reporting.colours import STOCK
+from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.figures import (
-    Axis,
     Figure,
     Guide,
     LinePanel,
@@ -15,7 +15,7 @@ from hf_posswap.reporting.figures import (
     numbered_axis,
     plain,
 )
-from hf_posswap.reporting.naming import PROTOCOL_TITLES, label_of, model_name, slug, staged
+from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, staged
 from hf_posswap.reporting.points import (
     SEVERAL_SEEDS,
     Point,
@@ -42,32 +42,46 @@ def length_figures(group: Group) -> list[Figure]:
 def length_figure(group: Group, stage: str) -> Figure:
     """Return the figure of one stage; an empty one stands for the stock model alone."""
     rows = group.of_stage(stage) if stage else list(group.rows)
+    figure = figure_of_rows(group, rows, "")
+    return replace(
+        figure,
+        name=slug("length", model_name(group), stage),
+        title=staged(f"{_subject(rows)} of {model_name(group)} against length", stage),
+        variant=stage,
+    )
+
+
+def figure_of_rows(group: Group, rows: Sequence[Row], title: str) -> Figure:
+    """Return the figure of some of a group's rows, which hold at most one stage of each scheme."""
     protocols = [name for name in PROTOCOL_TITLES if any(row["protocol"] == name for row in rows)]
     protocols += sorted({row["protocol"] for row in rows} - set(protocols))
     lines = {
         protocol: lines_of([row for row in rows if row["protocol"] == protocol], "loss", "loss_low", "loss_high")
         for protocol in protocols
     }
-    masked = protocols == ["masked"]
-    subject = "Masked-token perplexity" if masked else "Perplexity"
     caption = (
-        f"{'Masked-token perplexity' if masked else 'Perplexity'} on a logarithmic axis against the number of tokens "
-        "read at once. Bands are the intervals of the result file (95% bootstrap over windows); × marks where a line "
-        "ends because its scheme goes no further."
+        f"{_subject(rows)} on a logarithmic axis against the number of tokens read at once. Bands are the intervals of "
+        "the result file (95% bootstrap over windows); × marks where a line ends because its scheme goes no further."
     )
+    if any(CONTROL in own for own in lines.values()):
+        caption += " The control is the stock model, trained on the tokens that healed the others."
     if any_several_seeds(line for own in lines.values() for line in own.values()):
         caption += f" {SEVERAL_SEEDS}"
     return Figure(
-        name=slug("length", model_name(group), stage),
-        title=staged(f"{subject} of {model_name(group)} against length", stage),
-        heading=f"{subject} against length",
-        variant=stage,
+        name=slug("length", model_name(group)),
+        title=title,
+        heading=f"{_subject(rows)} against length",
+        variant="",
         panels=tuple(_panel(protocol, own, group.train_length) for protocol, own in lines.items()),
         caption=caption,
         table=_table(lines),
         provenance=provenance_of(group),
-        gaps=tuple(dict.fromkeys(gap_sentences((label_of(k), p) for own in lines.values() for k, p in own.items()))),
+        gaps=tuple(dict.fromkeys(gap_sentences((k, p) for own in lines.values() for k, p in own.items()))),
     )
+
+
+def _subject(rows: Sequence[Row]) -> str:
+    return "Masked-token perplexity" if {row["protocol"] for row in rows} == {"masked"} else "Perplexity"
 
 
 def lines_of(rows: Sequence[Row], value: str, low: str = "", high: str = "", x: str = "length") -> Lines:
@@ -90,7 +104,7 @@ def _panel(protocol: str, lines: Mapping[str, Sequence[Point]], train_length: in
 def _series(key: str, line: Sequence[Point]) -> Series:
     return Series(
         key=key,
-        label=label_of(key),
+        label=key,
         x=tuple(point.x for point in line),
         y=tuple(exponential(point.y) for point in line),
         low=tuple(exponential(point.low) for point in line),
@@ -113,8 +127,5 @@ def _table(lines: Mapping[str, Lines]) -> Table:
     for protocol, own in lines.items():
         for key, line in own.items():
             cells = {point.x: interval(*map(exponential, (point.y, point.low, point.high))) for point in line}
-            rows.append((protocol, label_of(key), *(cells.get(length, "") for length in lengths)))
+            rows.append((protocol, key, *(cells.get(length, "") for length in lengths)))
     return Table(("protocol", "scheme", *(plain(length) for length in lengths)), tuple(rows))
-
-
-__all__ = ["Axis", "Lines", "length_figure", "length_figures", "lines_of", "train_length_guide"]

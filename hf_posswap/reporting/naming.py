@@ -3,7 +3,6 @@
 import re
 from pathlib import PurePath
 
-from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.results import Group
 
 STAGE_WORDS = {"swapped": "swapped in, untrained", "calibrated": "calibrated", "healed": "healed"}
@@ -27,11 +26,6 @@ def model_name(group: Group) -> str:
         return name or "the model"
     texts = dict.fromkeys(str(text.get("name", "?")) for file in group.files for text in file.texts)
     return f"{name} on {', '.join(texts)}" if texts else f"{name} ({group.files[0].path})"
-
-
-def label_of(key: str) -> str:
-    """Return how a legend names a scheme."""
-    return {STOCK: "stock", CONTROL: "control (stock trained on)"}.get(key, key)
 
 
 def staged(title: str, stage: str) -> str:

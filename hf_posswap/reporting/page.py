@@ -16,7 +16,7 @@ from typing import Any
 from hf_posswap.reporting.colours import INK, Look
 from hf_posswap.reporting.errors import MissingPackageError
 from hf_posswap.reporting.figures import Figure, HeatPanel, Panel, Provenance, Table
-from hf_posswap.reporting.naming import STAGE_WORDS, label_of
+from hf_posswap.reporting.naming import STAGE_WORDS
 from hf_posswap.reporting.plotly_figures import drawings
 from hf_posswap.reporting.results import Results
 
@@ -146,7 +146,7 @@ def _scheme_bar(keys: Sequence[str], styles: Mapping[str, Look]) -> str:
     chips = "".join(
         f'<button class="chip" type="button" aria-pressed="true" data-key="{escape(key)}" '
         f'title="Click: show or hide. Double-click: show alone.">{_sample(styles[key])}'
-        f"<span>{escape(label_of(key))}</span></button>"
+        f"<span>{escape(key)}</span></button>"
         for key in keys
     )
     return (

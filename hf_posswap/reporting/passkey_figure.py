@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hf_posswap.reporting.colours import SEQUENTIAL
 from hf_posswap.reporting.figures import ColourAxis, Figure, HeatPanel, Table, Value, category_axis, plain
-from hf_posswap.reporting.naming import label_of, model_name, slug, staged
+from hf_posswap.reporting.naming import model_name, slug, staged
 from hf_posswap.reporting.points import by_key, gap_sentences, points
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.results import Group, Row
@@ -59,7 +59,7 @@ def _share(rows: Sequence[Row], length: float, depth: float) -> Value:
 def _panel(key: str, rows: Sequence[Row], lengths: Sequence[float], depths: Sequence[float]) -> HeatPanel:
     values = tuple(tuple(_share(rows, length, depth) for length in lengths) for depth in depths)
     return HeatPanel(
-        title=label_of(key),
+        title=key,
         key=key,
         x=category_axis("tokens", [plain(length) for length in lengths]),
         y=category_axis("depth", [f"{depth:.0%}" for depth in depths]),
@@ -74,8 +74,7 @@ def _panel(key: str, rows: Sequence[Row], lengths: Sequence[float], depths: Sequ
 def _gaps(rows: Sequence[Row]) -> list[str]:
     """A length that a scheme cannot read is one gap, not one for each depth."""
     return gap_sentences(
-        (label_of(key), [point for point in points(own, "correct") if point.y is None])
-        for key, own in by_key(rows).items()
+        (key, [point for point in points(own, "correct") if point.y is None]) for key, own in by_key(rows).items()
     )
 
 
@@ -85,5 +84,5 @@ def _table(rows: Sequence[Row], lengths: Sequence[float], depths: Sequence[float
         for depth in depths:
             shares = [_share(own, length, depth) for length in lengths]
             cells = ("—" if share is None else f"{share:.0%}" for share in shares)
-            body.append((label_of(key), f"{depth:.0%}", *cells))
+            body.append((key, f"{depth:.0%}", *cells))
     return Table(("scheme", "depth", *(plain(length) for length in lengths)), tuple(body))

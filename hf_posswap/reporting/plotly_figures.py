@@ -114,7 +114,8 @@ def _lines(panel: LinePanel, styles: Mapping[str, Look]) -> list[Drawing]:
     for series in panel.series:
         look = styles[series.key]
         order = foreground.index(series) / max(1, len(foreground)) if not series.background else 0.0
-        lines.append(_background(series, look) if series.background else _line(series, look, order))
+        line = _background(series, look) if series.background else _line(series, look, order)
+        lines.append(line | {"connectgaps": panel.x.scale == "category"})
         if not series.background and series.banded_runs():
             bands.append(_band(series, look))
         if series.end and series.known():
@@ -213,7 +214,7 @@ def _bars(panel: BarPanel, styles: Mapping[str, Look]) -> list[Drawing]:
             "hovertemplate": "%{hovertext}<extra></extra>",
             "marker": {"color": css_colour(look.colour)},
         }
-        if look.hollow:
+        if look.hollow or series.hatched:
             trace["marker"]["pattern"] = {
                 "shape": "/",
                 "fgcolor": "var(--paper)",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hf_posswap.reporting.colours import STOCK
 from hf_posswap.reporting.figures import Axis, Figure, LinePanel, Series, Table, number, plain
 from hf_posswap.reporting.length_figure import Lines, lines_of, train_length_guide
-from hf_posswap.reporting.naming import label_of, model_name, slug, staged
+from hf_posswap.reporting.naming import model_name, slug, staged
 from hf_posswap.reporting.points import (
     SEVERAL_SEEDS,
     Point,
@@ -70,7 +70,7 @@ def _panel(length: float, lines: Lines, rows: Sequence[Row], train_length: int |
 def _series(key: str, line: Sequence[Point]) -> Series:
     return Series(
         key=key,
-        label=label_of(key),
+        label=key,
         x=tuple(point.x for point in line),
         y=tuple(point.y for point in line),
         low=tuple(point.low for point in line),
@@ -88,7 +88,7 @@ def _gaps(lines: dict[float, Lines]) -> list[str]:
         for key, line in own.items():
             missing = [point for point in line if point.y is None]
             if missing:
-                found.setdefault(label_of(key), []).append(Point(length, None, None, None, 0, missing[0].note))
+                found.setdefault(key, []).append(Point(length, None, None, None, 0, missing[0].note))
     return gap_sentences(found.items())
 
 
@@ -99,8 +99,7 @@ def _table(rows: Sequence[Row]) -> Table:
         for key, line in lines_by_place([row for row in rows if row["length"] == length]).items():
             cells[length, key] = line
     body = tuple(
-        (plain(length), label_of(key), *(_mean(line.get(place)) for place in places))
-        for (length, key), line in cells.items()
+        (plain(length), key, *(_mean(line.get(place)) for place in places)) for (length, key), line in cells.items()
     )
     return Table(("length", "scheme", *(f"{plain(low)}–{plain(high)}" for low, high in places)), body)
 

@@ -14,6 +14,7 @@ def provenance_of(group: Group) -> Provenance:
     return Provenance(
         models=(group.model,),
         texts=_distinct(_text(text) for file in files for text in file.texts),
+        training=_distinct(_training(file) for file in files),
         seeds=_distinct(str(row["seed"]) for row in group.rows if row["seed"] is not None),
         commands=_distinct(str(file.environment.get("command", "")) for file in files),
         versions=_distinct(_versions(file) for file in files),
@@ -26,6 +27,15 @@ def _text(text: object) -> str:
     assert isinstance(text, dict)
     name, tokens = str(text.get("name", "?")), text.get("tokens")
     return f"{name} ({tokens:,} tokens)" if isinstance(tokens, int) else name
+
+
+def _training(file: ResultFile) -> str:
+    healing = file.settings.get("healing")
+    if not isinstance(healing, dict) or not isinstance(healing.get("tokens"), int):
+        return ""
+    weight = healing.get("distill")
+    teacher = f", distilled from the stock model with weight {weight}" if weight else ""
+    return f"{healing['tokens']:,} tokens of other texts{teacher}"
 
 
 def _versions(file: ResultFile) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from hf_posswap.reporting.colours import STOCK
 from hf_posswap.reporting.figures import Axis, Figure, LinePanel, Series, Table, numbered_axis, plain
 from hf_posswap.reporting.length_figure import Lines, lines_of, train_length_guide
-from hf_posswap.reporting.naming import label_of, model_name, slug, staged
+from hf_posswap.reporting.naming import model_name, slug, staged
 from hf_posswap.reporting.points import (
     SEVERAL_SEEDS,
     Point,
@@ -46,7 +46,7 @@ def _figure(group: Group, stage: str) -> Figure:
         caption=caption,
         table=_table(lines),
         provenance=provenance_of(group),
-        gaps=tuple(dict.fromkeys(gap_sentences((label_of(k), p) for own in lines.values() for k, p in own.items()))),
+        gaps=tuple(dict.fromkeys(gap_sentences((k, p) for own in lines.values() for k, p in own.items()))),
     )
 
 
@@ -59,7 +59,7 @@ def _panel(metric: str, lines: Lines, train_length: int | None) -> LinePanel:
 def _series(key: str, line: Sequence[Point]) -> Series:
     return Series(
         key=key,
-        label=label_of(key),
+        label=key,
         x=tuple(point.x for point in line),
         y=tuple(point.y for point in line),
         low=tuple(point.low for point in line),
@@ -76,5 +76,5 @@ def _table(lines: Mapping[str, Lines]) -> Table:
     for metric, own in lines.items():
         for key, line in own.items():
             cells = {point.x: interval(point.y, point.low, point.high) for point in line}
-            rows.append((metric, label_of(key), *(cells.get(length, "") for length in lengths)))
+            rows.append((metric, key, *(cells.get(length, "") for length in lengths)))
     return Table(("metric", "scheme", *(plain(length) for length in lengths)), tuple(rows))

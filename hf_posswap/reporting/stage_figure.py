@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.figures import Figure, Guide, LinePanel, Series, Table, category_axis, log_axis, number, plain
-from hf_posswap.reporting.naming import PROTOCOL_TITLES, label_of, model_name, slug
+from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug
 from hf_posswap.reporting.points import Point, by_key, exponential, interval, labelled_if_equal, points
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.results import Group, Row
@@ -15,14 +15,14 @@ def stage_figures(group: Group) -> list[Figure]:
     if len(group.stages()) < 2:
         return []
     protocols = dict.fromkeys(row["protocol"] for row in group.rows)
-    shown = [(protocol, length) for protocol in protocols for length in _shown_lengths(group, protocol)]
+    shown = [(protocol, length) for protocol in protocols for length in shown_lengths(group, protocol)]
     return [
         Figure(
             name=slug("stages", model_name(group)),
             title=f"What calibration and healing give back to {model_name(group)}",
             heading="What calibration and healing give back",
             variant="",
-            panels=tuple(_panel(group, protocol, length) for protocol, length in shown),
+            panels=tuple(stage_panel(group, protocol, length) for protocol, length in shown),
             caption="Perplexity of each scheme as it was swapped in, after calibration, and after healing, at the "
             "train length and at the longest length measured. The wide pale line is the stock model; the dashed one "
             "its control, trained again on the same tokens.",
@@ -32,8 +32,8 @@ def stage_figures(group: Group) -> list[Figure]:
     ]
 
 
-def _shown_lengths(group: Group, protocol: str) -> list[float]:
-    """The train length, or the longest length below it, and the longest length with any value."""
+def shown_lengths(group: Group, protocol: str) -> list[float]:
+    """Return the train length, or the longest one measured below it, and the longest one with any value."""
     known = sorted({row["length"] for row in group.rows if row["protocol"] == protocol and row["loss"] is not None})
     if not known:
         return []
@@ -56,7 +56,8 @@ def _point(rows: Sequence[Row]) -> Point | None:
     return found[0] if found else None
 
 
-def _panel(group: Group, protocol: str, length: float) -> LinePanel:
+def stage_panel(group: Group, protocol: str, length: float) -> LinePanel:
+    """Return the panel of one protocol and length: the stages from left to right, a line for each scheme."""
     stages = group.stages()
     rows = [row for row in _rows(group, protocol) if row["length"] == length]
     places = tuple(float(index) for index in range(len(stages)))
@@ -75,7 +76,7 @@ def _series(key: str, places: tuple[float, ...], found: Sequence[Point | None]) 
     y = tuple(exponential(point.y) if point else None for point in found)
     return Series(
         key=key,
-        label=label_of(key),
+        label=key,
         x=places,
         y=y,
         low=tuple(exponential(point.low) if point else None for point in found),
@@ -104,5 +105,5 @@ def _table(group: Group, shown: Sequence[tuple[str, float]]) -> Table:
                 point = _point([row for row in own if row["stage"] == stage])
                 assert point is not None
                 text = interval(*map(exponential, (point.y, point.low, point.high)))
-                body.append((protocol, plain(length), label_of(key), stage, text, number(point.y)))
+                body.append((protocol, plain(length), key, stage, text, number(point.y)))
     return Table(("protocol", "length", "scheme", "stage", "perplexity", "loss, nats"), tuple(body))

@@ -38,7 +38,7 @@ def test_lengths_have_a_figure_a_stage_with_stock_and_control(tmp_path: Path) ->
 
 def test_gaps_are_stated_and_marked(tmp_path: Path) -> None:
     figure = figures_of(tmp_path, "compare", fixtures.lengths())["length-made-up-healed"]
-    assert figure.gaps == ("stock, control (stock trained on): nothing at length 512, 1024 (longest position 256).",)
+    assert figure.gaps == ("stock, control: nothing at length 512, 1024 (longest position 256).",)
     panel = figure.panels[0]
     assert isinstance(panel, LinePanel)
     assert panel.series[0].end == "longest position 256"
@@ -99,12 +99,12 @@ def test_positions_have_a_panel_a_length(tmp_path: Path) -> None:
     assert isinstance(long, LinePanel)
     assert not short.guides, "the train length is the end of the text"
     assert long.guides[0].value == 256
-    assert figure.gaps == ("stock, control (stock trained on): nothing at length 1024 (longest position 256).",)
+    assert figure.gaps == ("stock, control: nothing at length 1024 (longest position 256).",)
 
 
 def test_passkeys_have_a_heat_map_a_scheme(tmp_path: Path) -> None:
     figure = figures_of(tmp_path, "passkey", fixtures.passkey())["passkey-made-up-healed"]
-    assert [panel.title for panel in figure.panels][:3] == ["stock", "control (stock trained on)", "alibi"]
+    assert [panel.title for panel in figure.panels][:3] == ["stock", "control", "alibi"]
     stock = figure.panels[0]
     assert isinstance(stock, HeatPanel)
     assert stock.y.labels == ("0%", "25%", "50%", "75%", "100%")
