@@ -5,7 +5,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hf_posswap.commands import bench, calibrate, catalogue, compare, evaluate, finetune, models, push
+from hf_posswap.commands import bench, bias, calibrate, catalogue, compare, evaluate, finetune, models, push, report
 from hf_posswap.errors import PosSwapError
 
 
@@ -33,9 +33,11 @@ app.command("matrix")(catalogue.matrix)
 app.command("describe")(models.describe)
 app.command("swap")(models.swap)
 app.command("calibrate")(calibrate.calibrate)
+app.command("bias")(bias.bias)
 app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("bench")(bench.bench)
+app.command("report")(report.report)
 app.command("card")(push.card)
 app.command("push")(push.push)

@@ -1,7 +1,8 @@
 """One look for each positional scheme in every figure: colours that colour-blind readers can tell apart, and markers.
 
-Colours are those of Okabe and Ito (2008), then of Paul Tol's muted scheme. A variant of a scheme, such as rope:yarn,
-keeps its scheme's colour and changes its line.
+The first six colours are those of Okabe and Ito (2008). The others were chosen to stay apart from them and from each
+other, as seen with full, protan and deutan vision, and to show on white and on the dark page. A variant of a scheme,
+such as rope:yarn, keeps its scheme's colour and changes its line.
 """
 
 import zlib
@@ -9,18 +10,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 STOCK = "stock"
+CONTROL = "control"
+INK = "#000000"
+"""Of the stock model and its control: whatever the text is written in, so white on a dark page."""
 
-_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F")
 _MUTED = ("#882255", "#117733", "#44AA99", "#AA4499", "#999933", "#CC6677", "#88CCEE")
+"""Paul Tol's muted scheme, for schemes that are not below."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _VARIANT_LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
 # The schemes that are compared most often, so that no two of them share a colour. A scheme that is not here gets one
 # from its name, and needs no entry.
 _CHOSEN = {
-    name: (_OKABE_ITO[index], _MARKERS[index])
-    for index, name in enumerate(("rope", "alibi", "t5", "none", "learned", "sinusoidal", "shaw"))
-} | {"transformer_xl": ("#332288", "P")}
+    "rope": ("#0072B2", "o"),
+    "alibi": ("#D55E00", "s"),
+    "t5": ("#009E73", "^"),
+    "none": ("#CC79A7", "D"),
+    "learned": ("#E69F00", "v"),
+    "sinusoidal": ("#56B4E9", "P"),
+    "shaw": ("#843C48", "X"),
+    "transformer_xl": ("#5430D8", "<"),
+    "relative_bias": ("#006C78", ">"),
+    "kerple": ("#7FBF7F", "o"),
+    "fire": ("#A02020", "s"),
+    "sandwich": ("#6C90F0", "^"),
+}
+
+SEQUENTIAL = ("#00204D", "#213D6B", "#555B6C", "#7B7A77", "#A59C74", "#D3C064", "#FFE945")
+"""Cividis, from 0 to 1: even in brightness for every kind of colour vision."""
+DIVERGING = ("#2166AC", "#4393C3", "#92C5DE", "#D1E5F0", "#F7F7F7", "#FDDBC7", "#F4A582", "#D6604D", "#B2182B")
+"""ColorBrewer's blue to red, the middle at 0."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +56,20 @@ class Look:
     marker: str
     line: str | tuple[int, tuple[int, ...]]
 
+    @property
+    def hollow(self) -> bool:
+        """Whether markers are drawn unfilled, as they are for variants."""
+        return self.line != "-"
+
 
 def colour_of(scheme: str) -> str:
     """Return the colour of a scheme, given its name or a specification such as "rope:yarn"."""
     return _base(scheme.partition(":")[0])[0]
+
+
+def chosen_colours() -> dict[str, str]:
+    """Return the colours that were chosen by hand, by scheme."""
+    return {name: colour for name, (colour, _) in _CHOSEN.items()}
 
 
 def looks(schemes: Sequence[str]) -> dict[str, Look]:
@@ -54,14 +83,14 @@ def looks(schemes: Sequence[str]) -> dict[str, Look]:
             variants[name] = variants.get(name, -1) + 1
             result[scheme] = Look(colour, marker, _VARIANT_LINES[variants[name] % len(_VARIANT_LINES)])
         else:
-            result[scheme] = Look(colour, marker, "-")
+            result[scheme] = Look(colour, marker, "--" if scheme == CONTROL else "-")
     return result
 
 
 def _base(name: str) -> tuple[str, str]:
     """Colour and marker of a scheme: chosen by hand, or picked by a hash that is the same in every run."""
-    if name == STOCK:
-        return "#000000", "o"
+    if name in (STOCK, CONTROL):
+        return INK, "o"
     if name in _CHOSEN:
         return _CHOSEN[name]
     digest = zlib.crc32(name.encode())

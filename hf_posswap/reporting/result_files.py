@@ -30,7 +30,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("model", "scheme", "device", "dtype", "backend", "mode", "length"),
         *("time_ratio", "time_ratio_low", "time_ratio_high", "memory_ratio", "repeats", "note"),
     ),
-    "biases": ("model", "scheme", "stage", "layer", "head", "distance", "value"),
+    "biases": (*_MODEL, "layer", "head", "distance", "value", "quantity", "note"),
 }
 """Columns of the rows, by kind. A gap is a row without its loss or value, and a note that says why."""
 

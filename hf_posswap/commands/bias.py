@@ -1,0 +1,156 @@
+"""`hf-posswap bias`: what each scheme says about distance, head by head, before and after calibration."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hf_posswap.commands.console import SCHEME_HELP, ModelArgument, note, print_table, split_list
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHOWN = (0, 1, 2, 4, 16, 64, 256, 1024)
+
+
+def bias(
+    model: ModelArgument,
+    schemes: Annotated[
+        str,
+        typer.Option(
+            metavar="S,S,…", help=f"Schemes, separated by commas. {SCHEME_HELP} Not needed for a swapped model."
+        ),
+    ] = "",
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", metavar="FILE", help="Text to calibrate on, for a second picture; repeatable."),
+    ] = None,
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", metavar="DIR", help="Where biases.csv and biases.json are written.")
+    ] = Path("outputs/bias"),
+    longest: Annotated[int, typer.Option(metavar="N", help="Largest distance to look at.", min=1)] = 1024,
+    tokens: Annotated[int, typer.Option(help="Tokens to calibrate on.", min=2)] = 8192,
+    length: Annotated[int, typer.Option(help="Tokens read at once; at most the train length.", min=2)] = 512,
+    stage: Annotated[
+        str, typer.Option(help="What was done to a model that is swapped already: swapped, calibrated or healed.")
+    ] = "swapped",
+    seed: Annotated[int, typer.Option(help="Of schemes that start at random.")] = 0,
+) -> None:
+    """Write down the bias of each head by distance (of RoPE: what its angles leave), for hf-posswap report."""
+    from hf_posswap.evaluation.environment import collect_environment
+    from hf_posswap.evaluation.errors import EvaluationError
+    from hf_posswap.reporting.files import prepare_folder
+    from hf_posswap.reporting.result_files import STAGES, make_result, write_result
+
+    if stage not in STAGES[1:4]:
+        raise EvaluationError(f"unknown --stage {stage!r}. Allowed: {', '.join(STAGES[1:4])}.")
+    prepare_folder(output_dir)
+    specifications = _checked_schemes(model, split_list(schemes))
+    batches, texts = _read(model, text or [], tokens, length)
+    rows: list[dict[str, Any]] = []
+    for specification in specifications:
+        rows += _rows(model, specification, stage, batches, longest, seed)
+    result = make_result(
+        "biases",
+        rows,
+        model=model,
+        seed=seed,
+        settings={"schemes": specifications, "longest": longest, "tokens": tokens, "length": length},
+        texts=texts,
+        environment=collect_environment(),
+    )
+    files = write_result(result, output_dir, "biases")
+    _print(rows)
+    typer.echo("\nWrote:")
+    for path in files:
+        typer.echo(f"  {path}")
+
+
+def _checked_schemes(model: str, schemes: list[str]) -> list[str | None]:
+    """Return the schemes to swap in; None stands for the one that a swapped model has.
+
+    Raises:
+        PosSwapError: an unknown scheme, schemes for a model that has one, or none for a model that has none.
+    """
+    from hf_posswap.demo import load_config
+    from hf_posswap.evaluation.errors import EvaluationError
+    from hf_posswap.schemes import parse_scheme
+
+    for scheme in schemes:
+        parse_scheme(scheme)
+    swapped = getattr(load_config(model), "pos_scheme", None) is not None
+    if swapped and schemes:
+        raise EvaluationError(f"model {model!r} is swapped already: leave out --schemes to see what it has.")
+    if not swapped and not schemes:
+        raise EvaluationError(f"model {model!r} is a stock model: name schemes to swap in, with --schemes alibi,t5.")
+    return [None] if swapped else list(schemes)
+
+
+def _read(model: str, names: list[str], tokens: int, length: int) -> "tuple[list[Tensor], list[dict[str, Any]]]":
+    """Return calibration batches, and the texts they are from as a result file says them."""
+    if not names:
+        return [], []
+    import hashlib
+
+    from hf_posswap.commands.calibrate import read_batches
+    from hf_posswap.demo import load_config, resolve_texts
+
+    limit = getattr(load_config(model), "max_position_embeddings", length)
+    batches = read_batches(model, names, tokens, min(length, limit))
+    sources = [source for name in names for source in resolve_texts(name)]
+    each = sum(batch.numel() for batch in batches) // len(sources)
+    return batches, [
+        {"name": source.name, "tokens": each, "sha256": hashlib.sha256(source.path.read_bytes()).hexdigest()}
+        for source in sources
+    ]
+
+
+def _rows(
+    model: str, scheme: str | None, stage: str, batches: "list[Tensor]", longest: int, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of one scheme as it is swapped in and, if there are texts and something to fit, after calibration."""
+    import torch
+
+    from hf_posswap.calibration import calibrate, calibration_refusal
+    from hf_posswap.commands.counting import count_progress
+    from hf_posswap.commands.models import load_swapped
+    from hf_posswap.evaluation.bias_by_distance import bias_by_distance
+
+    torch.manual_seed(seed)
+    loaded = load_swapped(model, scheme, "float32")
+    name = scheme or loaded.config.pos_scheme["name"]
+    sample = batches[0] if batches else None
+
+    def labelled(done: str) -> Iterable[dict[str, Any]]:
+        shared = {"model": model, "scheme": name, "stage": done, "seed": seed}
+        return (shared | row for row in bias_by_distance(loaded, longest, sample))
+
+    rows = list(labelled(stage))
+    if not batches or scheme is None:
+        return rows
+    refusal = calibration_refusal(loaded)
+    if refusal is not None:
+        note(f"{name}: {refusal}")
+        return rows
+    with count_progress(f"calibrating {name}", "layer") as progress:
+        calibrate(loaded, batches, progress, measure=False)
+    return [*rows, *labelled("calibrated")]
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    """Print, for each scheme and stage, the mean over heads and layers at some distances."""
+    found: dict[tuple[str, str, str], dict[int, list[float]]] = {}
+    for row in rows:
+        cells = found.setdefault((row["scheme"], row["stage"], row["quantity"]), {})
+        if row["value"] is not None:
+            cells.setdefault(row["distance"], []).append(row["value"])
+    distances = [distance for distance in SHOWN if any(distance in cells for cells in found.values())]
+    body = [
+        (*names, *(f"{sum(cells[d]) / len(cells[d]):.2f}" if d in cells else "—" for d in distances))
+        for names, cells in found.items()
+    ]
+    columns = [f"Δ = {distance}" for distance in distances]
+    print_table("Mean over layers and heads, by distance", ("scheme", "stage", "quantity", *columns), body, columns)
+    for message in dict.fromkeys(f"{row['scheme']}: {row['note']}" for row in rows if row["note"]):
+        typer.echo(f"— {message}")

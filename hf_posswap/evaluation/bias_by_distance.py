@@ -1,0 +1,224 @@
+"""What a swapped model's scheme says about distance: the bias of each head, or what a rotation leaves of a product.
+
+Read through the hooks every scheme has, so that a new scheme needs nothing here:
+
+- `SchemeLayer.bias` gives the bias. Where it reads the query, it is taken at the mean query of a text, which for a bias
+  linear in the query (Shaw, Transformer-XL) is the mean bias.
+- `SchemeLayer.transform` and `transform_cached` give the cosine-sum: the mean over all unit vectors e of
+  ⟨e at the query's position, e at the key's⟩, as a share of that at distance 0. For RoPE it is Σ_n cos(Δ·θ_n) over the
+  number of pairs (section 3.4.3 of the paper bounds attention's decay by a sum like it).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_posswap.architectures import Architecture, architecture_of
+from hf_posswap.biases import Bias
+from hf_posswap.errors import NotSwappedError
+from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.modules import CONTEXT, ForwardContext
+from hf_posswap.positions import Positions
+from hf_posswap.schemes import SchemeLayer
+from hf_posswap.schemes.content import log_groups
+from hf_posswap.swapping import is_swapped, longest_position
+
+BIAS, COSINE_SUM = "bias", "cosine-sum"
+DIGITS = 6
+"""Significant digits that rows keep; float32 has about seven."""
+BLOCK = 2**22
+"""Numbers held at once for the cosine-sum."""
+TINY = 1e-6
+"""Differences below this are rounding."""
+Row = dict[str, Any]
+
+
+def shown_distances(longest: int, exact: int = 16, per_octave: int = 4) -> Tensor:
+    """Return distances from 0 to `longest`: every one up to `exact`, then so many for each doubling; int64, ascending.
+
+    Raises:
+        EvaluationError: `longest` is below 1.
+    """
+    if longest < 1:
+        raise EvaluationError(f"the longest distance is {longest}. Give at least 1.")
+    every = torch.arange(longest + 1)
+    groups = log_groups(every, exact, per_octave)
+    firsts = torch.cat((torch.ones(1, dtype=torch.bool), groups[1:] != groups[:-1]))
+    firsts[-1] = True
+    powers = every.bitwise_and(every - 1) == 0  # readers look for powers of two
+    return every[firsts | powers]
+
+
+@torch.no_grad()
+def bias_by_distance(model: Any, longest: int = 1024, text: Tensor | None = None) -> list[Row]:
+    """Return what each head of a swapped model adds to a score, by distance, as tidy rows.
+
+    Args:
+        model: a swapped model; unchanged.
+        longest: largest distance to look at; bounded schemes stop where they end.
+        text: token ids, int64, (1, L), whose mean queries are used where a bias reads the query. None: queries of zero.
+
+    Returns:
+        Rows with layer, head, distance (below 0: the key stands after its query), value, quantity ("bias", in nats
+        before softmax, or "cosine-sum") and note. `layer` is None where all layers that the scheme acts in agree, and
+        `head` where all heads do. A value of None is a key that is hidden. A scheme that does neither gives one row
+        without a distance, whose note says so.
+
+    Raises:
+        NotSwappedError: the model is not swapped.
+        EvaluationError: `longest` is below 1.
+    """
+    if not is_swapped(model):
+        raise NotSwappedError("a bias by distance is read from a swapped model: call hf_posswap.swap(model, scheme).")
+    base = model.base_model
+    limit = longest_position(model)
+    distances = shown_distances(longest if limit is None else min(longest, limit - 1)).to(model.device)
+    scheme = base.pos_scheme
+    layers = list(_swapped_layers(architecture_of(model.config), base))
+    queries = {} if text is None else _mean_queries(model, layers, text.to(model.device))
+    places = _Places(scheme, distances)
+    # Rotations oscillate from one distance to the next.
+    fine = _Places(scheme, shown_distances(int(distances[-1]), exact=1024, per_octave=32).to(model.device))
+    biases: dict[int | None, Tensor] = {}
+    cosines: dict[int | None, Tensor] = {}
+    read = False
+    for index, attention in layers:
+        bias, reads_query = _bias(scheme, attention, places, queries.get(index))
+        cosine = _cosine_sum(scheme, attention.pos_scheme, fine)
+        read = read or reads_query
+        if bias is not None:
+            biases[index] = bias
+        if bool((cosine - 1).abs().gt(TINY).any()):
+            cosines[index] = cosine
+    note = "" if not read else "at the mean query of a text" if queries else "at a query of zero: give a text"
+    rows = _rows(biases, places, BIAS, note) + _rows(cosines, fine, COSINE_SUM, "")
+    return rows or [_nothing(scheme.acts_in_layers)]
+
+
+def _nothing(acts_in_layers: bool) -> Row:
+    reason = "adds nothing that depends on the distance" if acts_in_layers else "enters at the embeddings only"
+    return {"layer": None, "head": None, "distance": None, "value": None, "quantity": BIAS, "note": reason}
+
+
+def _swapped_layers(architecture: Architecture, base: Any) -> Iterator[tuple[int, Any]]:
+    for index, (_, attention) in enumerate(architecture.blocks(base)):
+        if isinstance(getattr(attention, "pos_scheme", None), SchemeLayer):
+            yield index, attention
+
+
+class _Places:
+    """One query and keys at chosen distances from it: before it, and in an encoder after it, too.
+
+    Attributes:
+        positions: of the keys; the query stands at one of them.
+        query: its index among them.
+        distances: of the keys from the query, ascending, int64, (keys,).
+    """
+
+    def __init__(self, scheme: Any, distances: Tensor) -> None:
+        last = int(distances[-1])
+        before = last - distances.flip(0)
+        after = distances[:0] if scheme.facts.causal else last + distances[1:]
+        places = torch.cat((before, after)).unsqueeze(0)
+        self.positions = Positions(places, places, 0, scheme.facts.causal, by_index=False)
+        self.query = len(before) - 1
+        self.distances = (last - places[0]).flip(0)
+
+    def __len__(self) -> int:
+        return len(self.distances)
+
+
+def _bias(scheme: Any, attention: Any, places: _Places, query: Tensor | None) -> tuple[Tensor | None, bool]:
+    """Return a layer's bias on the keys, float32, (H, keys), or None; and whether it reads the query."""
+    facts, positions = scheme.facts, places.positions
+    zeros = torch.zeros(1, facts.num_heads, 1, facts.head_dim, device=positions.query.device)
+    prepared = scheme.prepare(positions)
+
+    def at(vector: Tensor) -> Tensor | None:
+        queries = vector.float().expand(-1, -1, len(places), -1)
+        bias: Bias | None = attention.pos_scheme.bias(queries, positions, prepared, attention.scaling)
+        if bias is None:
+            return None
+        rows = bias.rows(places.query, places.query + 1)[0].expand(facts.num_heads, 1, len(places))
+        return rows[:, 0].flip(-1).float()
+
+    bare, other = at(zeros), at(torch.ones_like(zeros))
+    if bare is None or other is None:
+        return None, False
+    reads_query = not torch.equal(bare, other)
+    return (at(query) if reads_query and query is not None else bare), reads_query
+
+
+def _cosine_sum(scheme: Any, layer: SchemeLayer, places: _Places) -> Tensor:
+    """What the transforms of one layer leave of a vector's product with itself: float32, (H, keys)."""
+    facts, positions = scheme.facts, places.positions
+    prepared = scheme.prepare(positions)
+    units = torch.eye(facts.head_dim, device=positions.query.device)[:, None, None]
+    products = units.new_zeros(facts.num_heads, len(places))
+    for unit in units.split(max(1, BLOCK // (facts.num_heads * len(places) * facts.head_dim))):
+        q = unit.expand(-1, facts.num_heads, len(places), -1)
+        k = unit.expand(-1, facts.num_key_value_heads, len(places), -1)
+        q, k = layer.transform(q, k, positions, prepared)
+        q, k = layer.transform_cached(q, k, positions, prepared)
+        k = k.repeat_interleave(facts.num_heads // facts.num_key_value_heads, dim=1)
+        products += (q[:, :, places.query : places.query + 1].float() * k.float()).sum((0, 3))
+    return (products / products[:, places.query : places.query + 1]).flip(-1)
+
+
+def _mean_queries(model: Any, layers: Sequence[tuple[int, Any]], text: Tensor) -> dict[int, Tensor]:
+    """Return the mean query of each head over a text, as the scheme's bias sees it, for each layer: (1, H, 1, d)."""
+    found: dict[int, Tensor] = {}
+    architecture = architecture_of(model.config)
+
+    def look(index: int, attention: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        hidden = arguments[0] if arguments else keywords["hidden_states"]
+        context: ForwardContext = keywords[CONTEXT]
+        q, k, _ = architecture.project(attention, hidden)
+        for stage in (attention.pos_scheme.transform, attention.pos_scheme.transform_cached):
+            q, k = stage(q, k, context.positions, context.prepared)
+        found[index] = q.float().mean((0, 2), keepdim=True)
+
+    training = model.training
+    handles = [
+        attention.register_forward_pre_hook(
+            lambda module, arguments, keywords, index=index: look(index, module, arguments, keywords), with_kwargs=True
+        )
+        for index, attention in layers
+    ]
+    try:
+        model.eval()
+        model.base_model(text)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _rows(found: dict[int | None, Tensor], places: _Places, quantity: str, note: str) -> list[Row]:
+    """Tidy rows of the layers' values (H, keys); layers and heads that agree stand once."""
+    if not found:
+        return []
+    first = next(iter(found.values()))
+    layers = {None: first} if all(_agree(values, first) for values in found.values()) else found
+    heads_agree = all(_agree(values, values[:1].expand_as(values)) for values in found.values())
+    return [
+        {
+            "layer": layer,
+            "head": None if heads_agree else head,
+            "distance": distance,
+            "value": float(f"{value:.{DIGITS}g}") + 0.0 if math.isfinite(value) else None,  # + 0: no −0
+            "quantity": quantity,
+            "note": note if math.isfinite(value) else "hidden",
+        }
+        for layer, values in layers.items()
+        for head, row in enumerate((values[:1] if heads_agree else values).tolist())
+        for distance, value in zip(places.distances.tolist(), row, strict=True)
+    ]
+
+
+def _agree(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=0, atol=TINY)

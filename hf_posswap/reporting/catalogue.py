@@ -1,0 +1,50 @@
+"""Which figures are made of which results, and in what order."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+from hf_posswap.reporting.bench_figure import bench_figures
+from hf_posswap.reporting.bias_figure import bias_figures
+from hf_posswap.reporting.figures import Figure
+from hf_posswap.reporting.length_figure import length_figures
+from hf_posswap.reporting.passkey_figure import passkey_figures
+from hf_posswap.reporting.position_figure import position_figures
+from hf_posswap.reporting.results import Group, Results
+from hf_posswap.reporting.retrieval_figure import retrieval_figures
+from hf_posswap.reporting.stage_figure import stage_figures
+
+MAKERS: dict[str, tuple[Callable[[Group], list[Figure]], ...]] = {
+    "lengths": (stage_figures, length_figures),
+    "positions": (position_figures,),
+    "passkey": (passkey_figures,),
+    "retrieval": (retrieval_figures,),
+    "bench": (bench_figures,),
+    "biases": (bias_figures,),
+}
+"""In the order of the page, for each family of results."""
+
+
+def all_figures(results: Results) -> list[tuple[str, list[Figure]]]:
+    """Return the figures of each model, with names that occur once."""
+    taken: set[str] = set()
+    chapters = []
+    for model in results.models():
+        figures = [
+            figure
+            for family, makers in MAKERS.items()
+            for group in results.groups
+            if group.family == family and group.model == model
+            for maker in makers
+            for figure in maker(group)
+        ]
+        chapters.append((model, [_named_once(figure, taken) for figure in figures]))
+    return chapters
+
+
+def _named_once(figure: Figure, taken: set[str]) -> Figure:
+    """Number a figure whose name another one has."""
+    names = (figure.name if count == 1 else f"{figure.name}-{count}" for count in itertools.count(1))
+    name = next(name for name in names if name not in taken)
+    taken.add(name)
+    return replace(figure, name=name)

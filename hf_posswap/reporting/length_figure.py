@@ -1,0 +1,131 @@
+"""Perplexity against length: a panel for each protocol, a line for each scheme, a figure for each stage."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from hf_posswap.reporting.colours import CONTROL, STOCK
+from hf_posswap.reporting.figures import (
+    Figure,
+    Guide,
+    LinePanel,
+    Series,
+    Table,
+    log_axis,
+    number,
+    numbered_axis,
+    plain,
+)
+from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, staged
+from hf_posswap.reporting.points import (
+    SEVERAL_SEEDS,
+    Point,
+    any_several_seeds,
+    by_key,
+    ending,
+    exponential,
+    gap_sentences,
+    interval,
+    labelled_if_equal,
+    points,
+)
+from hf_posswap.reporting.provenance import provenance_of
+from hf_posswap.reporting.results import Group, Row
+
+Lines = dict[str, list[Point]]
+
+
+def length_figures(group: Group) -> list[Figure]:
+    """Return a figure for each stage that was measured; each with the stock model and its control."""
+    return [length_figure(group, stage) for stage in group.stages() or [""]]
+
+
+def length_figure(group: Group, stage: str) -> Figure:
+    """Return the figure of one stage; an empty one stands for the stock model alone."""
+    rows = group.of_stage(stage) if stage else list(group.rows)
+    figure = figure_of_rows(group, rows, "")
+    return replace(
+        figure,
+        name=slug("length", model_name(group), stage),
+        title=staged(f"{_subject(rows)} of {model_name(group)} against length", stage),
+        variant=stage,
+    )
+
+
+def figure_of_rows(group: Group, rows: Sequence[Row], title: str) -> Figure:
+    """Return the figure of some of a group's rows, which hold at most one stage of each scheme."""
+    protocols = [name for name in PROTOCOL_TITLES if any(row["protocol"] == name for row in rows)]
+    protocols += sorted({row["protocol"] for row in rows} - set(protocols))
+    lines = {
+        protocol: lines_of([row for row in rows if row["protocol"] == protocol], "loss", "loss_low", "loss_high")
+        for protocol in protocols
+    }
+    caption = (
+        f"{_subject(rows)} on a logarithmic axis against the number of tokens read at once. Bands are the intervals of "
+        "the result file (95% bootstrap over windows); × marks where a line ends because its scheme goes no further."
+    )
+    if any(CONTROL in own for own in lines.values()):
+        caption += " The control is the stock model, trained on the tokens that healed the others."
+    if any_several_seeds(line for own in lines.values() for line in own.values()):
+        caption += f" {SEVERAL_SEEDS}"
+    return Figure(
+        name=slug("length", model_name(group)),
+        title=title,
+        heading=f"{_subject(rows)} against length",
+        variant="",
+        panels=tuple(_panel(protocol, own, group.train_length) for protocol, own in lines.items()),
+        caption=caption,
+        table=_table(lines),
+        provenance=provenance_of(group),
+        gaps=tuple(dict.fromkeys(gap_sentences((k, p) for own in lines.values() for k, p in own.items()))),
+    )
+
+
+def _subject(rows: Sequence[Row]) -> str:
+    return "Masked-token perplexity" if {row["protocol"] for row in rows} == {"masked"} else "Perplexity"
+
+
+def lines_of(rows: Sequence[Row], value: str, low: str = "", high: str = "", x: str = "length") -> Lines:
+    """Return the points of each scheme."""
+    return {key: points(own, value, low, high, x) for key, own in by_key(rows).items()}
+
+
+def train_length_guide(train_length: int | None) -> tuple[Guide, ...]:
+    """Return the mark of the train length, if it is known."""
+    return () if train_length is None else (Guide("x", train_length, f"train length {train_length}"),)
+
+
+def _panel(protocol: str, lines: Mapping[str, Sequence[Point]], train_length: int | None) -> LinePanel:
+    series = labelled_if_equal([_series(key, line) for key, line in lines.items()])
+    lengths = numbered_axis("tokens read at once", (point.x for line in lines.values() for point in line))
+    values = log_axis("perplexity (log)", (value for one in series for value in one.y))
+    return LinePanel(PROTOCOL_TITLES.get(protocol, protocol), lengths, values, series, train_length_guide(train_length))
+
+
+def _series(key: str, line: Sequence[Point]) -> Series:
+    return Series(
+        key=key,
+        label=key,
+        x=tuple(point.x for point in line),
+        y=tuple(exponential(point.y) for point in line),
+        low=tuple(exponential(point.low) for point in line),
+        high=tuple(exponential(point.high) for point in line),
+        hover=tuple(_hover(point) for point in line),
+        end=ending(line),
+        background=key == STOCK,
+    )
+
+
+def _hover(point: Point) -> str:
+    text = f"perplexity {interval(*map(exponential, (point.y, point.low, point.high)))}, loss {number(point.y)} nats"
+    return text + (f", {point.seeds} seeds" if point.seeds > 1 else "")
+
+
+def _table(lines: Mapping[str, Lines]) -> Table:
+    """Perplexity by protocol, scheme and length."""
+    lengths = sorted({point.x for own in lines.values() for line in own.values() for point in line})
+    rows = []
+    for protocol, own in lines.items():
+        for key, line in own.items():
+            cells = {point.x: interval(*map(exponential, (point.y, point.low, point.high))) for point in line}
+            rows.append((protocol, key, *(cells.get(length, "") for length in lengths)))
+    return Table(("protocol", "scheme", *(plain(length) for length in lengths)), tuple(rows))

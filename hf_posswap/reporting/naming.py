@@ -1,0 +1,33 @@
+"""Names and titles of figures."""
+
+import re
+from pathlib import PurePath
+
+from hf_posswap.reporting.results import Group
+
+STAGE_WORDS = {"swapped": "swapped in, untrained", "calibrated": "calibrated", "healed": "healed"}
+"""A stage as it is said of the schemes of a figure."""
+PROTOCOL_TITLES = {
+    "windows": "Non-overlapping windows",
+    "same-targets": "Same target tokens, ever longer context",
+    "masked": "Same masked tokens at every length",
+}
+
+
+def slug(*parts: str) -> str:
+    """Return a name for files and links: lower-case letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-") or "figure"
+
+
+def model_name(group: Group) -> str:
+    """Return the group's model as titles say it: the last part of a path, with its texts if others share the model."""
+    name = PurePath(group.model).name if group.model.startswith(("/", ".")) else group.model
+    if group.alone or not group.files:
+        return name or "the model"
+    texts = dict.fromkeys(str(text.get("name", "?")) for file in group.files for text in file.texts)
+    return f"{name} on {', '.join(texts)}" if texts else f"{name} ({group.files[0].path})"
+
+
+def staged(title: str, stage: str) -> str:
+    """Return a title that says what was done to the schemes."""
+    return f"{title}, schemes {STAGE_WORDS.get(stage, stage)}" if stage else title

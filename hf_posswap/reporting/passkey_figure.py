@@ -1,0 +1,88 @@
+"""Passkey retrieval: the share found, by the depth of the passkey and the length of the text; a panel a scheme."""
+
+from collections.abc import Sequence
+
+from hf_posswap.reporting.colours import SEQUENTIAL
+from hf_posswap.reporting.figures import ColourAxis, Figure, HeatPanel, Table, Value, category_axis, plain
+from hf_posswap.reporting.naming import model_name, slug, staged
+from hf_posswap.reporting.points import by_key, gap_sentences, points
+from hf_posswap.reporting.provenance import provenance_of
+from hf_posswap.reporting.results import Group, Row
+
+COLOURS = ColourAxis("share found", SEQUENTIAL, 0.0, 1.0)
+
+
+def passkey_figures(group: Group) -> list[Figure]:
+    """Return a figure for each stage that was measured; each with the stock model and its control."""
+    return [_figure(group, stage) for stage in group.stages() or [""]]
+
+
+def _figure(group: Group, stage: str) -> Figure:
+    rows = group.of_stage(stage) if stage else list(group.rows)
+    lengths = sorted({row["length"] for row in rows})
+    depths = sorted({row["depth"] for row in rows})
+    return Figure(
+        name=slug("passkey", model_name(group), stage),
+        title=staged(f"Passkey retrieval of {model_name(group)}", stage),
+        heading="Passkey retrieval",
+        variant=stage,
+        panels=tuple(_panel(key, own, lengths, depths) for key, own in by_key(rows).items()),
+        caption=f"The share of passkeys found: a number hidden at a depth of the text (0% is its start, far from the "
+        f"question; 100% its end) and asked for at the end.{_chance(rows)}{_trials(rows)} Empty cells were not "
+        "measured.",
+        table=_table(rows, lengths, depths),
+        provenance=provenance_of(group),
+        gaps=tuple(_gaps(rows)),
+    )
+
+
+def _chance(rows: Sequence[Row]) -> str:
+    levels = sorted({row["chance"] for row in rows if row.get("chance") is not None})
+    return f" Chance is {' or '.join(f'{100 * level:.3g}%' for level in levels)}." if levels else ""
+
+
+def _trials(rows: Sequence[Row]) -> str:
+    counts = sorted({row["trials"] for row in rows if row.get("trials")})
+    if not counts:
+        return ""
+    return f" Each cell stands for {counts[0] if len(counts) == 1 else f'{counts[0]} to {counts[-1]}'} trials a seed."
+
+
+def _share(rows: Sequence[Row], length: float, depth: float) -> Value:
+    """Share found over all seeds, weighted by trials."""
+    cells = [row for row in rows if (row["length"], row["depth"]) == (length, depth) and row["correct"] is not None]
+    weights = [row.get("trials") or 1 for row in cells]
+    total = sum(weights)
+    return sum(row["correct"] * weight for row, weight in zip(cells, weights, strict=True)) / total if total else None
+
+
+def _panel(key: str, rows: Sequence[Row], lengths: Sequence[float], depths: Sequence[float]) -> HeatPanel:
+    values = tuple(tuple(_share(rows, length, depth) for length in lengths) for depth in depths)
+    return HeatPanel(
+        title=key,
+        key=key,
+        x=category_axis("tokens", [plain(length) for length in lengths]),
+        y=category_axis("depth", [f"{depth:.0%}" for depth in depths]),
+        columns=tuple(f"{plain(length)} tokens" for length in lengths),
+        rows=tuple(f"depth {depth:.0%}" for depth in depths),
+        values=values,
+        texts=tuple(tuple("" if share is None else f"{100 * share:.0f}" for share in line) for line in values),
+        colour=COLOURS,
+    )
+
+
+def _gaps(rows: Sequence[Row]) -> list[str]:
+    """A length that a scheme cannot read is one gap, not one for each depth."""
+    return gap_sentences(
+        (key, [point for point in points(own, "correct") if point.y is None]) for key, own in by_key(rows).items()
+    )
+
+
+def _table(rows: Sequence[Row], lengths: Sequence[float], depths: Sequence[float]) -> Table:
+    body = []
+    for key, own in by_key(rows).items():
+        for depth in depths:
+            shares = [_share(own, length, depth) for length in lengths]
+            cells = ("—" if share is None else f"{share:.0%}" for share in shares)
+            body.append((key, f"{depth:.0%}", *cells))
+    return Table(("scheme", "depth", *(plain(length) for length in lengths)), tuple(body))

@@ -1,0 +1,144 @@
+"""Turning rows into points: seeds merged, intervals kept, gaps named."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hf_posswap.reporting.colours import CONTROL, STOCK
+from hf_posswap.reporting.figures import Series, Value, number, plain
+from hf_posswap.reporting.results import Row, key_of
+
+SEVERAL_SEEDS = (
+    "Several seeds: the line is their mean, the band runs from the lowest lower end to the highest upper end."
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured at one place, over all seeds.
+
+    Attributes:
+        x: the place.
+        y: mean of the values, or None if there is none.
+        low: lowest lower end of the intervals, or None.
+        high: highest upper end.
+        seeds: number of seeds behind it.
+        note: why there is no value.
+    """
+
+    x: float
+    y: Value
+    low: Value
+    high: Value
+    seeds: int
+    note: str
+
+
+def by_key(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each scheme, of the stock model first and of its control second."""
+    found: dict[str, list[Row]] = {STOCK: [], CONTROL: []}
+    for row in rows:
+        found.setdefault(key_of(row), []).append(row)
+    return {key: own for key, own in found.items() if own}
+
+
+def points(rows: Sequence[Row], value: str, low: str = "", high: str = "", x: str = "length") -> list[Point]:
+    """Return the points of one line, by ascending x.
+
+    Args:
+        rows: of one scheme.
+        value: column of the values.
+        low: column of the lower ends; those of several seeds are merged.
+        high: column of the upper ends.
+        x: column of the places.
+    """
+    places: dict[float, list[Row]] = {}
+    for row in rows:
+        places.setdefault(row[x], []).append(row)
+    return [_point(place, places[place], value, low, high) for place in sorted(places)]
+
+
+def _point(place: float, rows: Sequence[Row], value: str, low: str, high: str) -> Point:
+    known = [row for row in rows if row[value] is not None]
+    values = [row[value] for row in known]
+    lows = [row[low] for row in known if row.get(low) is not None]
+    highs = [row[high] for row in known if row.get(high) is not None]
+    several = len(values) > 1
+    return Point(
+        x=place,
+        y=sum(values) / len(values) if values else None,
+        low=min(lows) if lows else min(values) if several else None,
+        high=max(highs) if highs else max(values) if several else None,
+        seeds=len({str(row["seed"]) for row in known}),
+        note="" if known else next((row["note"] for row in rows if row["note"]), "not measured"),
+    )
+
+
+def exponential(value: Value) -> Value:
+    """Return e to the value, a loss in nats as perplexity; None if it is none or too big for a float."""
+    if value is None:
+        return None
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return None
+
+
+def interval(value: Value, low: Value, high: Value) -> str:
+    """Return a value with its interval, as text."""
+    if value is None or low is None or high is None:
+        return number(value)
+    return f"{number(value)} ({number(low)}–{number(high)})"
+
+
+def ending(line: Sequence[Point]) -> str:
+    """Return why a line stops before its last place, or nothing if it does not."""
+    known = [index for index, point in enumerate(line) if point.y is not None]
+    if not known or known[-1] == len(line) - 1:
+        return ""
+    return line[known[-1] + 1].note
+
+
+def gap_sentences(lines: Iterable[tuple[str, Sequence[Point]]], place: str = "length") -> list[str]:
+    """Say which places each scheme lacks, and why; once for all with the same reason.
+
+    Args:
+        lines: a scheme's label and its points.
+        place: what x is.
+    """
+    found: dict[tuple[str, str], dict[float, None]] = {}
+    for label, line in lines:
+        for point in line:
+            if point.y is None:
+                found.setdefault((label, point.note), {})[point.x] = None
+    merged: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+    for (label, note), places in found.items():
+        merged.setdefault((note, tuple(places)), []).append(label)
+    return [
+        f"{', '.join(labels)}: nothing at {place} {', '.join(plain(p) for p in places)} ({one_line(note)})."
+        for (note, places), labels in merged.items()
+    ]
+
+
+def one_line(text: str, limit: int = 160) -> str:
+    """Return the first line of a text, cut where it gets long."""
+    first = (text.splitlines() or [""])[0].rstrip(".")
+    return first if len(first) <= limit else first[: limit - 1] + "…"
+
+
+def labelled_if_equal(series: Sequence[Series]) -> tuple[Series, ...]:
+    """Return the series with those that cover an earlier one saying so in their label."""
+    from dataclasses import replace
+
+    seen: dict[tuple[tuple[float, str], ...], str] = {}
+    result = []
+    for one in series:
+        shape = tuple((one.x[i], f"{one.y[i]:.5g}") for i in one.known())
+        other = seen.setdefault(shape, one.key)
+        result.append(one if other == one.key or not shape else replace(one, label=f"{one.label} (= {other})"))
+    return tuple(result)
+
+
+def any_several_seeds(lines: Iterable[Sequence[Point]]) -> bool:
+    """Return whether any point stands for more than one seed."""
+    return any(point.seeds > 1 for line in lines for point in line)

@@ -1,0 +1,71 @@
+"""The report: one page with every figure of a folder of results, and the same figures as images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_posswap.reporting.catalogue import all_figures
+from hf_posswap.reporting.colours import looks
+from hf_posswap.reporting.files import OutputError, write_atomically, write_text
+from hf_posswap.reporting.images import check_matplotlib, draw
+from hf_posswap.reporting.page import plotly_source, render_page
+from hf_posswap.reporting.results import ResultsError, read_results
+
+FORMATS = ("png", "svg")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written.
+
+    Attributes:
+        page: the HTML file.
+        images: PNG and SVG files of each figure.
+        notes: result files that were left out, and why.
+    """
+
+    page: Path
+    images: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def write_report(
+    folder: Path, output: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> Report:
+    """Write the report of a folder of results.
+
+    Args:
+        folder: holds result files, at any depth.
+        output: the page. None: `report.html` in the folder. The images go into `figures` beside it.
+        progress: called with (figures drawn, figures).
+
+    Raises:
+        ResultsError: no results, or a file that cannot be read.
+        MissingPackageError: plotly or matplotlib is not installed.
+        OutputError: the page or the images cannot be written.
+    """
+    plotly_source()  # before anything takes time
+    check_matplotlib()
+    results = read_results(folder)
+    chapters = all_figures(results)
+    figures = [figure for _, own in chapters for figure in own]
+    if not figures:
+        raise ResultsError(f"the result files in {str(folder)!r} have no rows that a figure could show.")
+    styles = looks(results.keys())
+    page = output if output is not None else folder / "report.html"
+    images = page.parent / "figures"
+    try:
+        images.mkdir(parents=True, exist_ok=True)
+        write_text(page, render_page(results, chapters, styles))
+        written = []
+        for done, figure in enumerate(figures, start=1):
+            for suffix in FORMATS:
+                path = images / f"{figure.name}.{suffix}"
+                written.append(write_atomically(path, lambda part, figure=figure: draw(figure, part, styles)))  # type: ignore[misc]
+            if progress is not None:
+                progress(done, len(figures))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the report to {str(page)!r}: {error.strerror or error}. Choose another place, with --output."
+        ) from error
+    return Report(page, tuple(written), results.notes)

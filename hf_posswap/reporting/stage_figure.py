@@ -1,0 +1,109 @@
+"""The points of a swap: swapped, calibrated, healed, beside the stock model and its control."""
+
+from collections.abc import Sequence
+
+from hf_posswap.reporting.colours import CONTROL, STOCK
+from hf_posswap.reporting.figures import Figure, Guide, LinePanel, Series, Table, category_axis, log_axis, number, plain
+from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug
+from hf_posswap.reporting.points import Point, by_key, exponential, interval, labelled_if_equal, points
+from hf_posswap.reporting.provenance import provenance_of
+from hf_posswap.reporting.results import Group, Row
+
+
+def stage_figures(group: Group) -> list[Figure]:
+    """Return the figure, or none if fewer than two stages were measured."""
+    if len(group.stages()) < 2:
+        return []
+    protocols = dict.fromkeys(row["protocol"] for row in group.rows)
+    shown = [(protocol, length) for protocol in protocols for length in shown_lengths(group, protocol)]
+    return [
+        Figure(
+            name=slug("stages", model_name(group)),
+            title=f"What calibration and healing give back to {model_name(group)}",
+            heading="What calibration and healing give back",
+            variant="",
+            panels=tuple(stage_panel(group, protocol, length) for protocol, length in shown),
+            caption="Perplexity of each scheme as it was swapped in, after calibration, and after healing, at the "
+            "train length and at the longest length measured. The wide pale line is the stock model; the dashed one "
+            "its control, trained again on the same tokens.",
+            table=_table(group, shown),
+            provenance=provenance_of(group),
+        )
+    ]
+
+
+def shown_lengths(group: Group, protocol: str) -> list[float]:
+    """Return the train length, or the longest one measured below it, and the longest one with any value."""
+    known = sorted({row["length"] for row in group.rows if row["protocol"] == protocol and row["loss"] is not None})
+    if not known:
+        return []
+    limit = group.train_length or _longest_stock(group, protocol) or known[-1]
+    within = [length for length in known if length <= limit] or known[:1]
+    return list(dict.fromkeys((within[-1], known[-1])))
+
+
+def _longest_stock(group: Group, protocol: str) -> float | None:
+    known = [row["length"] for row in _rows(group, protocol) if row["stage"] == STOCK and row["loss"] is not None]
+    return max(known, default=None)
+
+
+def _rows(group: Group, protocol: str) -> list[Row]:
+    return [row for row in group.rows if row["protocol"] == protocol]
+
+
+def _point(rows: Sequence[Row]) -> Point | None:
+    found = points(rows, "loss", "loss_low", "loss_high")
+    return found[0] if found else None
+
+
+def stage_panel(group: Group, protocol: str, length: float) -> LinePanel:
+    """Return the panel of one protocol and length: the stages from left to right, a line for each scheme."""
+    stages = group.stages()
+    rows = [row for row in _rows(group, protocol) if row["length"] == length]
+    places = tuple(float(index) for index in range(len(stages)))
+    series = []
+    for key, own in by_key(rows).items():
+        unswapped = key in (STOCK, CONTROL)
+        found = [_point([row for row in own if unswapped or row["stage"] == stage]) for stage in stages]
+        series.append(_series(key, places, found))
+    title = f"{PROTOCOL_TITLES.get(protocol, protocol)}, {plain(length)} tokens"
+    values = log_axis("perplexity (log)", (value for one in series for value in one.y))
+    x = category_axis("", stages)
+    return LinePanel(title, x, values, labelled_if_equal(series), _stock_guide(group, protocol, length))
+
+
+def _series(key: str, places: tuple[float, ...], found: Sequence[Point | None]) -> Series:
+    y = tuple(exponential(point.y) if point else None for point in found)
+    return Series(
+        key=key,
+        label=key,
+        x=places,
+        y=y,
+        low=tuple(exponential(point.low) if point else None for point in found),
+        high=tuple(exponential(point.high) if point else None for point in found),
+        hover=tuple(f"perplexity {number(value)}" for value in y),
+        background=key == STOCK,
+    )
+
+
+def _stock_guide(group: Group, protocol: str, length: float) -> tuple[Guide, ...]:
+    """Where the stock model does not reach this length, its perplexity at the longest one it does."""
+    longest = _longest_stock(group, protocol)
+    if longest is None or longest >= length:
+        return ()
+    rows = [row for row in _rows(group, protocol) if row["stage"] == STOCK and row["length"] == longest]
+    value = exponential(points(rows, "loss")[0].y)
+    return () if value is None else (Guide("y", value, f"stock at {plain(longest)}"),)
+
+
+def _table(group: Group, shown: Sequence[tuple[str, float]]) -> Table:
+    body = []
+    for protocol, length in shown:
+        rows = [row for row in _rows(group, protocol) if row["length"] == length]
+        for key, own in by_key(rows).items():
+            for stage in dict.fromkeys(row["stage"] for row in own):
+                point = _point([row for row in own if row["stage"] == stage])
+                assert point is not None
+                text = interval(*map(exponential, (point.y, point.low, point.high)))
+                body.append((protocol, plain(length), key, stage, text, number(point.y)))
+    return Table(("protocol", "length", "scheme", "stage", "perplexity", "loss, nats"), tuple(body))

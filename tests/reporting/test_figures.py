@@ -1,0 +1,186 @@
+"""What each figure shows, before anything is drawn."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_posswap.reporting.catalogue import all_figures
+from hf_posswap.reporting.figures import BarPanel, Figure, HeatPanel, LinePanel, log_axis
+from hf_posswap.reporting.length_figure import length_figures
+from hf_posswap.reporting.results import as_group, read_results, result_file
+from tests.reporting import fixtures
+
+
+def figures_of(tmp_path: Path, name: str, record: dict[str, Any]) -> dict[str, Figure]:
+    fixtures.write(tmp_path, name, record)
+    ((_, figures),) = all_figures(read_results(tmp_path))
+    return {figure.name: figure for figure in figures}
+
+
+def test_lengths_have_a_figure_a_stage_with_stock_and_control(tmp_path: Path) -> None:
+    figures = figures_of(tmp_path, "compare", fixtures.lengths())
+    assert list(figures) == [
+        "stages-made-up", "length-made-up-swapped", "length-made-up-calibrated", "length-made-up-healed"
+    ]  # fmt: skip
+    figure = figures["length-made-up-healed"]
+    assert figure.schemes() == ["stock", "control", *fixtures.SCHEMES]
+    windows, same = figure.panels
+    assert isinstance(windows, LinePanel)
+    assert (windows.title, same.title) == ("Non-overlapping windows", "Same target tokens, ever longer context")
+    alibi = next(series for series in windows.series if series.key == "alibi")
+    wanted = [math.exp(fixtures.loss("alibi", "healed", length)) for length in fixtures.LENGTHS]
+    assert alibi.y == pytest.approx(wanted)
+    assert alibi.low == pytest.approx([value * math.exp(-0.05) for value in wanted])
+    assert windows.guides[0].value == fixtures.TRAIN_LENGTH
+
+
+def test_gaps_are_stated_and_marked(tmp_path: Path) -> None:
+    figure = figures_of(tmp_path, "compare", fixtures.lengths())["length-made-up-healed"]
+    assert figure.gaps == ("stock, control: nothing at length 512, 1024 (longest position 256).",)
+    panel = figure.panels[0]
+    assert isinstance(panel, LinePanel)
+    assert panel.series[0].end == "longest position 256"
+    assert panel.series[0].y[3:] == (None, None)
+    assert next(row for row in figure.table.rows if row[1] == "stock")[-1] == "—"
+
+
+def test_several_seeds_are_merged_and_said(tmp_path: Path) -> None:
+    figure = figures_of(tmp_path, "compare", fixtures.lengths(seeds=(0, 1, 2)))["length-made-up-swapped"]
+    panel = figure.panels[0]
+    assert isinstance(panel, LinePanel)
+    alibi = next(series for series in panel.series if series.key == "alibi")
+    base = fixtures.loss("alibi", "swapped", 64)
+    assert alibi.y[0] == pytest.approx(math.exp(base + 0.01))
+    assert alibi.low[0] == pytest.approx(math.exp(base - 0.05))
+    assert alibi.high[0] == pytest.approx(math.exp(base + 0.07))
+    assert "Several seeds" in figure.caption
+    assert "3 seeds" in alibi.hover[0]
+
+
+def test_the_stages_stand_side_by_side_beside_stock(tmp_path: Path) -> None:
+    figure = figures_of(tmp_path, "compare", fixtures.lengths())["stages-made-up"]
+    assert [panel.title for panel in figure.panels] == [
+        "Non-overlapping windows, 256 tokens",
+        "Non-overlapping windows, 1024 tokens",
+        "Same target tokens, ever longer context, 256 tokens",
+        "Same target tokens, ever longer context, 1024 tokens",
+    ]
+    near, far = figure.panels[:2]
+    assert isinstance(near, LinePanel)
+    assert isinstance(far, LinePanel)
+    assert near.x.labels == fixtures.STAGES
+    t5 = next(series for series in near.series if series.key == "t5")
+    assert t5.y == pytest.approx([math.exp(fixtures.loss("t5", stage, 256)) for stage in fixtures.STAGES])
+    assert far.guides[0].text == "stock at 256"
+
+
+def test_one_stage_needs_no_figure_of_stages(tmp_path: Path) -> None:
+    record = fixtures.lengths()
+    rows = [row for row in record["rows"] if row["stage"] in ("stock", "swapped")]
+    assert list(figures_of(tmp_path, "compare", record | {"rows": rows})) == ["length-made-up-swapped"]
+
+
+def test_lines_on_top_of_one_another_say_so() -> None:
+    record = fixtures.lengths()
+    copies = [row | {"scheme": "none"} for row in record["rows"] if row["scheme"] == "t5"]
+    figure = length_figures(as_group(result_file(record | {"rows": record["rows"] + copies})))[0]
+    panel = figure.panels[0]
+    assert isinstance(panel, LinePanel)
+    assert [series.label for series in panel.series][-1] == "none (= t5)"
+
+
+def test_positions_have_a_panel_a_length(tmp_path: Path) -> None:
+    figure = figures_of(tmp_path, "positions", fixtures.positions())["position-made-up-healed"]
+    assert [panel.title for panel in figure.panels] == ["Texts of 256 tokens", "Texts of 1024 tokens"]
+    short, long = figure.panels
+    assert isinstance(short, LinePanel)
+    assert isinstance(long, LinePanel)
+    assert not short.guides, "the train length is the end of the text"
+    assert long.guides[0].value == 256
+    assert figure.gaps == ("stock, control: nothing at length 1024 (longest position 256).",)
+
+
+def test_passkeys_have_a_heat_map_a_scheme(tmp_path: Path) -> None:
+    figure = figures_of(tmp_path, "passkey", fixtures.passkey())["passkey-made-up-healed"]
+    assert [panel.title for panel in figure.panels][:3] == ["stock", "control", "alibi"]
+    stock = figure.panels[0]
+    assert isinstance(stock, HeatPanel)
+    assert stock.y.labels == ("0%", "25%", "50%", "75%", "100%")
+    assert stock.values[0][-1] is None
+    assert stock.texts[-1][0] == "100"
+    assert "Chance is 10%." in figure.caption
+    assert "20 trials" in figure.caption
+
+
+def test_encoders_have_masked_loss_and_retrieval(tmp_path: Path) -> None:
+    fixtures.write(tmp_path, "retrieval", fixtures.retrieval())
+    figures = figures_of(tmp_path, "lengths", fixtures.masked())
+    masked, retrieval = figures["length-made-up-encoder-healed"], figures["retrieval-made-up-encoder-healed"]
+    assert masked.title.startswith("Masked-token perplexity")
+    assert [panel.title for panel in masked.panels] == ["Same masked tokens at every length"]
+    assert [panel.title for panel in retrieval.panels] == ["ndcg@10", "recall@1", "recall@10"]
+
+
+def test_costs_are_bars_beside_stock_at_one(tmp_path: Path) -> None:
+    figures = figures_of(tmp_path, "bench", fixtures.bench())
+    time, memory = figures["time-made-up"], figures["memory-made-up"]
+    assert [panel.title for panel in time.panels] == ["Training step", "Prefill", "Decoding"]
+    panel = time.panels[0]
+    assert isinstance(panel, BarPanel)
+    assert panel.guides[0].value == 1.0
+    assert panel.series[0].low[0] is not None
+    assert [panel.title for panel in memory.panels] == ["Training step", "Prefill"]
+    assert "Decoding: not measured." in memory.gaps
+    assert "Prefill: dense bias in eager attention: nothing at length 8192 (out of memory)." in time.gaps
+
+
+def test_biases_are_maps_by_head_and_rotations_lines(tmp_path: Path) -> None:
+    figures = figures_of(tmp_path, "biases", fixtures.biases())
+    assert list(figures) == ["distances-made-up", "bias-made-up-alibi", "bias-made-up-t5"]
+    lines = figures["distances-made-up"].panels[0]
+    assert isinstance(lines, LinePanel)
+    assert [series.key for series in lines.series] == ["rope:yarn"]
+    assert figures["distances-made-up"].gaps == ("sinusoidal, swapped: enters at the embeddings only.",)
+    assert figures["bias-made-up-t5"].gaps[0].startswith("t5, swapped: zero at every distance")
+    alibi, t5 = figures["bias-made-up-alibi"].panels[0], figures["bias-made-up-t5"].panels[0]
+    assert isinstance(alibi, HeatPanel)
+    assert isinstance(t5, HeatPanel)
+    assert alibi.rows == tuple(f"every layer, head {head}" for head in range(4))
+    assert alibi.values[0][1] == -0.25
+    assert (alibi.colour.low, alibi.colour.high) == (-10.0, 10.0)
+    assert len(t5.rows) == 12
+    assert t5.rules == (4, 8)
+
+
+def test_every_figure_says_where_it_comes_from(tmp_path: Path) -> None:
+    for _, figures in all_figures(read_results(fixtures.write_all(tmp_path))):
+        for figure in figures:
+            assert figure.provenance.commands[0].startswith("hf-posswap made-up-for-tests")
+            assert figure.provenance.files
+            assert "torch 2.13.0" in figure.provenance.summary()
+            assert figure.table.rows
+            assert all(len(row) == len(figure.table.columns) for row in figure.table.rows)
+
+
+def test_names_occur_once(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        fixtures.write(tmp_path / name, "compare", fixtures.lengths() | {"texts": [{"name": name, "sha256": name}]})
+    names = [figure.name for _, figures in all_figures(read_results(tmp_path)) for figure in figures]
+    assert len(names) == len(set(names)) == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([20, 3000], ("20", "50", "100", "200", "500", "1,000", "2,000")),
+        ([45.0, 52.0], ("46", "48", "50", "52")),
+        ([3.0, 3.0], ("3",)),
+        ([], ()),
+    ],
+)
+def test_logarithmic_ticks_suit_the_spread(values: list[float], labels: tuple[str, ...]) -> None:
+    axis = log_axis("perplexity", values)
+    assert set(labels) <= set(axis.labels)
+    assert len(axis.labels) <= 9
