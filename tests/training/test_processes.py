@@ -290,7 +290,7 @@ def test_the_launchers_command_says_how_many_processes_were_asked_for(command: s
 
 
 def test_processes_that_were_asked_for_and_not_started_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = "accelerate launch --cpu --num_processes 3 script.py".split()
+    command = ["accelerate", "launch", "--cpu", "--num_processes", "3", "script.py"]
     monkeypatch.setattr(distribution, "_parents_command", lambda: command)
     with pytest.raises(HealingError, match=r"asked for 3 processes and started one.*--multi_gpu --num_processes 3"):
         distribution.make_accelerator(HealingOptions(steps=1))
