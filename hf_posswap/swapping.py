@@ -35,6 +35,9 @@ def is_swapped(model: Any) -> bool:
 def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace: bool = False) -> Any:
     """Swap the positional mechanism of a model, in place.
 
+    The scheme's parameters, if it has any, start where the scheme's paper has them start. `hf_posswap.calibrate` then
+    fits them to what the old weights know; `from_pretrained(..., pos_scheme=..., calibration=texts)` does both.
+
     Args:
         model: a transformers model of a supported architecture, with or without a head.
         pos_scheme: a scheme's name ("alibi", "rope:yarn:factor=4"), a dict with "name" and options, or a config object.

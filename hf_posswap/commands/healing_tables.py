@@ -16,8 +16,9 @@ def print_result(result: dict[str, Any]) -> None:
         for name, run in (("healed", result["healing"]), ("control", result["control"]))
         if run is not None and run["history"]
     ]
+    processes = "1 process" if result["processes"] == 1 else f"{result['processes']} processes"
     print_table(
-        "Loss of healing (nats a token, or what the objective counts)",
+        f"Loss of healing on {processes} (nats a token, or what the objective counts)",
         ["model", "first step", "last step", "tokens"],
         rows,
         ["first step", "last step", "tokens"],

@@ -1,8 +1,10 @@
 """What has to be settled with Accelerate so that a run computes the same however many processes share it."""
 
 import os
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -18,7 +20,7 @@ def make_accelerator(options: HealingOptions, **arguments: Any) -> Accelerator:
     Every process is made to load the whole model: swapping and calibrating compute with its weights.
 
     Raises:
-        HealingError: several processes were started that Accelerate does not join.
+        HealingError: several processes were started that Accelerate does not join, or were asked for and not started.
     """
     launched = "LOCAL_RANK" in os.environ
     if launched and not torch.accelerator.is_available():
@@ -31,6 +33,14 @@ def make_accelerator(options: HealingOptions, **arguments: Any) -> Accelerator:
             f"{started} processes were started, but Accelerate joins {accelerator.num_processes} on device "
             f"{str(accelerator.device)!r}. Set ACCELERATE_USE_CPU=true to join them on the CPU, or start one process."
         )
+    asked = processes_asked_for(_parents_command())
+    if accelerator.num_processes == 1 < asked:
+        raise HealingError(
+            f"accelerate launch was asked for {asked} processes and started one: with --cpu it does so whatever "
+            f"--num_processes says. In its place write ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
+            f"--num_processes {asked}, or give --config_file examples/accelerate/cpu_two_processes.yaml: it says the "
+            "same. For one process, leave --num_processes out."
+        )
     if accelerator.distributed_type == DistributedType.FSDP:
         accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers reads it when it loads
@@ -39,6 +49,28 @@ def make_accelerator(options: HealingOptions, **arguments: Any) -> Accelerator:
 
         unset_hf_deepspeed_config()
     return accelerator
+
+
+def processes_asked_for(command: list[str]) -> int:
+    """Return how many processes a command line of `accelerate launch` asks for; 1 for one that does not say."""
+    place = command.index("launch") if "launch" in command else 0
+    if not any(Path(part).name.startswith("accelerate") for part in command[:place]):
+        return 1
+    options = command[place + 1 :]
+    for number, part in enumerate(options):
+        name, _, value = part.replace("_", "-").partition("=")
+        if name == "--num-processes":
+            value = value or "".join(options[number + 1 : number + 2])
+            return int(value) if value.isdecimal() else 1
+    return 1
+
+
+def _parents_command() -> list[str]:
+    try:
+        parent = psutil.Process().parent()
+        return [] if parent is None else parent.cmdline()
+    except psutil.Error:
+        return []  # gone, or not ours to look at
 
 
 def settle(accelerator: Accelerator, options: HealingOptions, writes_checkpoints: bool) -> None:

@@ -257,9 +257,9 @@ class _Conductor:
             )
             self.evaluations[name] = [asdict(row) for row in rows]
         elif objective == "embedding":
-            agreement = embedding_agreement(
-                model.eval(), self.stock, self.evaluation_ids, lengths, *special_tokens(self.tokenizer)
-            )
+            each = max(1, experiment.evaluation_tokens // len(self.evaluation_ids))
+            texts = [ids[: max(each, *lengths)] for ids in self.evaluation_ids]
+            agreement = embedding_agreement(model.eval(), self.stock, texts, lengths, *special_tokens(self.tokenizer))
             self.evaluations[name] = [row.to_dict() for row in agreement]
         else:
             raise EvaluationError(f"objective {objective!r} is not measured by length; leave out --eval-file.")

@@ -270,3 +270,27 @@ def test_there_is_a_configuration_for_every_kind_of_machine() -> None:
         "deepspeed_zero3": DistributedType.DEEPSPEED,
         "cpu_two_processes": DistributedType.MULTI_GPU,
     }
+
+
+@pytest.mark.parametrize(
+    ("command", "processes"),
+    [
+        ("python /venv/bin/accelerate launch --cpu --num_processes 2 -m hf_posswap.cli finetune", 2),
+        ("accelerate launch --num-processes=4 --cpu script.py", 4),
+        ("python -m accelerate.commands.accelerate_cli launch --num_processes 2 script.py", 2),
+        ("accelerate launch --cpu script.py", 1),
+        ("accelerate launch --num_processes", 1),
+        ("accelerate test", 1),
+        ("bash -c launch --num_processes 2", 1),
+        ("", 1),
+    ],
+)
+def test_the_launchers_command_says_how_many_processes_were_asked_for(command: str, processes: int) -> None:
+    assert distribution.processes_asked_for(command.split()) == processes
+
+
+def test_processes_that_were_asked_for_and_not_started_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["accelerate", "launch", "--cpu", "--num_processes", "3", "script.py"]
+    monkeypatch.setattr(distribution, "_parents_command", lambda: command)
+    with pytest.raises(HealingError, match=r"asked for 3 processes and started one.*--multi_gpu --num_processes 3"):
+        distribution.make_accelerator(HealingOptions(steps=1))
