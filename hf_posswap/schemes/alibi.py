@@ -170,6 +170,10 @@ class Alibi(Scheme):
             return f"form 'one-sided' halves the heads, but there are {facts.num_heads}. Choose form='symmetric'."
         return None
 
+    def symmetric(self) -> bool:
+        """See `Scheme.symmetric`."""
+        return self.config.form == "symmetric"
+
     def slopes(self) -> Tensor:
         """Return the paper's slopes for this model and form, float32, (H,)."""
         if self.config.form == "one-sided":

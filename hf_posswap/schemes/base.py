@@ -277,6 +277,10 @@ class Scheme(nn.Module):
         """Return whether what the scheme embeds takes the place of a position table altogether, mean row included."""
         return False
 
+    def symmetric(self) -> bool:
+        """Return whether, in an encoder, left and right are alike: such a model cannot tell a text from its mirror."""
+        return False
+
     def length_dependent(self) -> bool:
         """Return whether what a token computes depends on the total text length, not only on what precedes it."""
         return False

@@ -7,7 +7,16 @@ import torch
 
 import hf_posswap
 from hf_posswap.architectures import architectures
-from tests.matrix.cells import Cell, default_cells, random_tokens, scheme_parameters, small_model, supported_cells
+from hf_posswap.ramp import set_ramp
+from tests.matrix.cells import (
+    Cell,
+    default_cells,
+    random_tokens,
+    randomise,
+    scheme_parameters,
+    small_model,
+    supported_cells,
+)
 
 MODES = [(a.name, causal) for a in sorted(architectures, key=lambda a: a.name) for causal in a.modes]
 
@@ -89,17 +98,15 @@ def test_keeping_the_native_mechanism_adds_to_it(cell: Cell) -> None:
     if cell.config.name == "none":
         pytest.skip("adding nothing is refused: tests/test_swapping.py")
     tokens = random_tokens(2, 24)
+    kept = hf_posswap.swap(cell.stock(), {"name": cell.config.name, "keep_native": True})
+    randomise(kept)
     with torch.no_grad():
-        stock = cell.stock()
-        kept = hf_posswap.swap(cell.stock(), {"name": cell.config.name, "keep_native": True})
-        replaced = cell.swapped(randomised=False)
-        for parameter in scheme_parameters(kept):
-            parameter.zero_()
-        if scheme_parameters(kept):
-            torch.testing.assert_close(kept(tokens).logits, stock(tokens).logits, atol=1e-4, rtol=1e-4)
-        else:
-            assert (kept(tokens).logits - stock(tokens).logits).abs().max() > 1e-3
-            assert (kept(tokens).logits - replaced(tokens).logits).abs().max() > 1e-3
+        stock, replaced, added = (model(tokens).logits for model in (cell.stock(), cell.swapped(), kept))
+        set_ramp(kept, 0)
+        silenced = kept(tokens).logits
+    assert (added - stock).abs().max() > 1e-3
+    assert (added - replaced).abs().max() > 1e-3
+    torch.testing.assert_close(silenced, stock, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("cell", default_cells(), ids=str)
