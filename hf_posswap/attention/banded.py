@@ -46,8 +46,8 @@ def banded_attention(inputs: AttentionInputs, bias: ClippedContentBias, segments
     context = inputs.q.new_zeros(batch, heads, length, dim)
     for segment in segments:
         rows, queries = segment.batch, slice(segment.start, segment.stop)
-        parts = (x[rows, :, queries] for x in (inputs.q, inputs.k, inputs.v, bias.query))
-        context[rows, :, queries] = _text(*parts, bias, inputs.scaling)
+        q, k, v, scaled = (x[rows, :, queries] for x in (inputs.q, inputs.k, inputs.v, bias.query))
+        context[rows, :, queries] = _text(q, k, v, scaled, bias, inputs.scaling)
     return context
 
 

@@ -17,6 +17,7 @@ from hf_posswap.attention.sdpa import (
     relative_attention,
     single_query_attention,
 )
+from hf_posswap.attention.traced import traced_relative_attention
 from hf_posswap.attention.values_gradient import learned_attention_in_segments
 from hf_posswap.attention.visibility import visible_segments
 from hf_posswap.biases import Bias, ClippedContentBias, LinearBias, RelativeBias, RelativeContentBias, SeparableBias
@@ -78,47 +79,79 @@ def fold_for_flash(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, 
 
 
 def _sdpa(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor:
-    """Choose among the sdpa paths; docs/design.md has the measurements behind the choice."""
-    if isinstance(bias, ClippedContentBias) and _takes_kernels(inputs) and (mix is None) is (bias.value_table is None):
-        segments = visible_segments(inputs)
-        if segments is not None and can_band(bias, segments):
-            return banded_attention(inputs, bias, segments)
-    if mix is not None:
-        return mixed_attention(inputs, bias, mix)
-    if bias is None:
+    """Take the first path that can; docs/speed.md has the measurements behind the order."""
+    if bias is None and mix is None:
         return plain_attention(inputs)
-    if isinstance(bias, LinearBias):
-        if _folds(inputs, bias):
-            return plain_attention(fold_linear(inputs, bias))[..., : inputs.v.shape[-1]]
-        bias = bias.as_relative()
-    if isinstance(bias, SeparableBias) and inputs.q.is_cuda:
-        return plain_attention(fold_separable(inputs, bias))[..., : inputs.v.shape[-1]]
-    if inputs.query_length == 1:
-        return single_query_attention(inputs, bias)
-    if isinstance(bias, RelativeBias) and inputs.q.is_cuda and inputs.dropout == 0:
-        return flex_bias_attention(inputs, bias)
-    if _takes_kernels(inputs):
-        context = _cpu(inputs, bias)
+    if isinstance(bias, ClippedContentBias) and (mix is None) is (bias.value_table is None):
+        context = _band(inputs, bias)
         if context is not None:
             return context
-    if isinstance(bias, RelativeBias) and inputs.mask is None and not _needs_gradient(bias.values):
-        return relative_attention(inputs, bias)
+    if mix is not None:
+        return mixed_attention(inputs, bias, mix)
+    assert bias is not None
+    context = _channels(inputs, bias)
+    if context is not None:
+        return context
+    if isinstance(bias, LinearBias):
+        bias = bias.as_relative()
+    if inputs.query_length == 1:
+        return single_query_attention(inputs, bias)
+    for path in (_on_cuda, _on_cpu, _traced):
+        context = path(inputs, bias)
+        if context is not None:
+            return context
     return blockwise_attention(inputs, bias)
 
 
-def _cpu(inputs: AttentionInputs, bias: Bias) -> Tensor | None:
-    """Run the CPU's fused kernels over a view of the bias, or return None where that cannot be."""
+def _band(inputs: AttentionInputs, bias: ClippedContentBias) -> Tensor | None:
+    """The last few keys apart from all others, with the values' vectors if there are any."""
+    segments = visible_segments(inputs) if _takes_kernels(inputs) and inputs.query_length > 1 else None
+    return banded_attention(inputs, bias, segments) if segments is not None and can_band(bias, segments) else None
+
+
+def _channels(inputs: AttentionInputs, bias: Bias) -> Tensor | None:
+    """The bias in extra channels of q and k, which fused kernels on CUDA take."""
+    if isinstance(bias, LinearBias) and _folds(inputs, bias):
+        folded = fold_linear(inputs, bias)
+    elif isinstance(bias, SeparableBias) and inputs.q.is_cuda:
+        folded = fold_separable(inputs, bias)
+    else:
+        return None
+    return plain_attention(folded)[..., : inputs.v.shape[-1]]
+
+
+def _on_cuda(inputs: AttentionInputs, bias: Bias) -> Tensor | None:
+    """FlexAttention reads the vector of the bias, and masks as a block mask."""
+    if isinstance(bias, RelativeBias) and inputs.q.is_cuda and inputs.dropout == 0:
+        return flex_bias_attention(inputs, bias)
+    return None
+
+
+def _on_cpu(inputs: AttentionInputs, bias: Bias) -> Tensor | None:
+    """The CPU's fused kernels over a view of the bias."""
+    if not _takes_kernels(inputs):
+        return None
     if isinstance(bias, RelativeBias):
         segments = visible_segments(inputs)
         if segments is not None and not _needs_gradient(bias.values):
             return strided.relative_attention(inputs, bias, segments)
         if inputs.mask is None:
             return learned_relative_attention(inputs, bias)
-        if segments is not None:
-            return learned_attention_in_segments(inputs, bias, segments)
+        return None if segments is None else learned_attention_in_segments(inputs, bias, segments)
     if isinstance(bias, RelativeContentBias) and inputs.mask is None:
-        if not any(map(_needs_gradient, (bias.query, bias.table, inputs.k, inputs.v))):
-            return strided.content_attention(inputs, bias)
+        learns = any(map(_needs_gradient, (bias.query, bias.table, inputs.k, inputs.v)))
+        return None if learns else strided.content_attention(inputs, bias)
+    return None
+
+
+def _traced(inputs: AttentionInputs, bias: Bias) -> Tensor | None:
+    """Where kernels cannot be called directly: torch's wrapper over a view, or an operator if the values learn."""
+    if not isinstance(bias, RelativeBias) or inputs.mask is not None:
+        return None
+    if not _needs_gradient(bias.values):
+        return relative_attention(inputs, bias)
+    if inputs.q.device.type == "cpu" and inputs.dropout == 0:
+        return traced_relative_attention(inputs, bias)
     return None
 
 

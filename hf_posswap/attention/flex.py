@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from hf_posswap.attention.inputs import AttentionInputs, additive_mask, repeat_heads
+from hf_posswap.attention.visibility import interval_bounds
 from hf_posswap.biases import Bias, ClippedContentBias, DenseBias, LinearBias, RelativeBias, SeparableBias
 from hf_posswap.errors import BackendError
 
@@ -68,7 +69,9 @@ def flex_bias_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     modify = score_modification(bias, inputs)
     block_mask = inputs.mask if isinstance(inputs.mask, BlockMask) else None
     if isinstance(inputs.mask, Tensor):
-        modify = _with_mask(modify, additive_mask(inputs.mask))
+        block_mask = _interval_block_mask(inputs)
+        if block_mask is None:
+            modify = _with_mask(modify, additive_mask(inputs.mask))
     elif inputs.implicit_causal:
         block_mask = causal_block_mask(inputs.query_length, inputs.key_length, inputs.q.device)
     heads = inputs.q.shape[1]
@@ -99,9 +102,36 @@ def _with_mask(modify: ScoreMod, mask: Tensor) -> ScoreMod:
     return modify_and_mask
 
 
+def _interval_block_mask(inputs: AttentionInputs) -> BlockMask | None:
+    """Return the block mask of padding, packing and windows, made once per forward; None for any other mask."""
+    if torch.compiler.is_compiling() or inputs.mask.shape[1] != 1:
+        return None
+    block_mask: BlockMask | None = inputs.once("block mask", (inputs.mask,), lambda: _make_block_mask(inputs))
+    return block_mask
+
+
+def _make_block_mask(inputs: AttentionInputs) -> BlockMask | None:
+    mask = inputs.mask[:, 0, :, : inputs.key_length].expand(-1, inputs.query_length, -1)
+    bounds = interval_bounds(mask)
+    if bounds is None:
+        return None
+    first, last = bounds
+    return _creator(mask.device)(
+        lambda b, h, i, j: (j >= first[b, i]) & (j < last[b, i]),
+        mask.shape[0],
+        None,
+        inputs.query_length,
+        inputs.key_length,
+        device=str(mask.device),
+    )
+
+
 @lru_cache(maxsize=8)
 def causal_block_mask(query_length: int, key_length: int, device: torch.device) -> BlockMask:
     """Return the block mask of causal attention without cached keys."""
+    return _creator(device)(lambda b, h, i, j: i >= j, None, None, query_length, key_length, device=str(device))
+
+
+def _creator(device: torch.device) -> Callable[..., BlockMask]:
     # Compiled, it is made block by block; uncompiled it goes through a dense mask.
-    make = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
-    return make(lambda b, h, i, j: i >= j, None, None, query_length, key_length, device=str(device))
+    return torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask

@@ -87,8 +87,10 @@ def single_query_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     The query heads that share a key head are its queries: neither keys nor values are repeated. The row is made once
     for all layers that share the bias.
     """
-    rows = inputs.once("row", (bias, inputs.mask), lambda: _single_row(inputs, bias)) if _kept(bias) else None
-    rows = _single_row(inputs, bias) if rows is None else rows
+    if _kept(bias):
+        rows = inputs.once("row", (bias, inputs.mask), lambda: _single_row(inputs, bias))
+    else:
+        rows = _single_row(inputs, bias)
     batch, heads, _, dim = inputs.q.shape
     key_heads = inputs.k.shape[1]
     packed = (key_heads, heads // key_heads)
@@ -111,7 +113,9 @@ def _single_row(inputs: AttentionInputs, bias: Bias) -> Tensor:
 
 def _kept(bias: Bias) -> bool:
     """Whether what is made of a bias may be kept for other layers: it is the same for all, and has no gradient."""
-    return isinstance(bias, RelativeBias) and not (torch.is_grad_enabled() and bias.values.requires_grad)
+    if torch.compiler.is_compiling() or not isinstance(bias, RelativeBias):
+        return False
+    return not (torch.is_grad_enabled() and bias.values.requires_grad)
 
 
 def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:

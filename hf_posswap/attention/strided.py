@@ -1,4 +1,4 @@
-"""Attention on CPU with a bias that is a strided view: torch's fused kernels in blocks of queries, forward and backward.
+"""Attention on CPU with a bias that is a strided view: torch's fused kernels, forward and backward, block by block.
 
 With the keys in reverse, the bias of query i and reversed key j′ is element i + j′ of a vector per head: a Hankel
 matrix, which is a view whose rows overlap in memory. Keys and values are reversed, not queries, because they are fewer
@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
 
 def relative_attention(inputs: AttentionInputs, bias: RelativeBias, segments: Sequence[Segment]) -> Tensor:
-    """Return the context (B, H, Lq, d) with a `RelativeBias` that needs no gradient; zeros where a query sees nothing."""
+    """Return the context (B, H, Lq, d) with a `RelativeBias` without gradient; zeros where a query sees nothing."""
     tensors = (inputs.q, inputs.k, inputs.v)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         context: Tensor = _RelativeAttention.apply(*tensors, bias, segments, inputs.scaling)

@@ -153,8 +153,17 @@ def _compared(settings: Settings, cell: Cell, pair: Pair) -> Row:
     make = attention_work if cell.mode in ATTENTION_MODES else model_work
     stock = make(cell.mode, pair.stock, cell.length, settings)
     other = make(cell.mode, pair.other, cell.length, settings, pair.mask)
+    for work in (stock, other):
+        warm_up(work, settings.device)
+    memory = [memory_of(work, settings.device) for work in (stock, other)]
     times = in_turn(stock.call, other.call, settings.repeats, settings.device)
-    return make_row(settings, cell, times, [memory_of(work, settings.device) for work in (stock, other)])
+    return make_row(settings, cell, times, memory)
+
+
+def warm_up(work: Work, device: str) -> None:
+    """Run once what has to be compiled on CUDA; on CPU the run that counts memory is the first one."""
+    if device.startswith("cuda"):
+        work.call()
 
 
 def memory_of(work: Work, device: str) -> dict[str, int]:

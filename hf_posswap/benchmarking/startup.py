@@ -37,6 +37,8 @@ def _seconds_of_import(modules: str) -> float:
 def load_times(settings: Settings, cell: Cell) -> Times:
     """Return the seconds of `from_pretrained` from a folder, without and with `pos_scheme`."""
     with _loader(settings, cell) as load:
+        load()
+        load(pos_scheme=cell.scheme)
         return in_turn(load, lambda: load(pos_scheme=cell.scheme), settings.repeats, settings.device)
 
 

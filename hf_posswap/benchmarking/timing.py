@@ -34,7 +34,7 @@ class Times(NamedTuple):
 
 
 def in_turn(stock: Callable[[], object], other: Callable[[], object], repeats: int, device: str) -> Times:
-    """Time stock, other, stock, …, other, stock, after one call of each that is not counted.
+    """Time stock, other, stock, …, other, stock. Both have run before, so that nothing is done for the first time.
 
     Args:
         stock: the yardstick, timed repeats + 1 times.
@@ -42,10 +42,9 @@ def in_turn(stock: Callable[[], object], other: Callable[[], object], repeats: i
         repeats: number of ratios.
         device: "cpu" or "cuda"; on CUDA the clock waits for the device.
     """
-    other()
-    stock()
-    calls = max(1, round(SHORTEST / max(seconds(stock, 1, device), 1e-6)))
-    times = Times([seconds(stock, calls, device)], [])
+    once = seconds(stock, 1, device)
+    calls = max(1, round(SHORTEST / max(once, 1e-6)))
+    times = Times([once if calls == 1 else seconds(stock, calls, device)], [])
     for _ in range(repeats):
         times.other.append(seconds(other, calls, device))
         times.stock.append(seconds(stock, calls, device))

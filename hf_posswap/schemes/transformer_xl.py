@@ -50,7 +50,7 @@ class TransformerXLLayer(SchemeLayer):
         return DenseBias(lambda start, stop: self.rows_by_position(query, positions, start, stop))
 
     def bias_by_index(self, query: Tensor, positions: Positions, vectors: Tensor) -> Bias:
-        """Multiply W_R with the distances' vectors (N, D), or with the queries where these are fewer than a head is wide.
+        """Multiply W_R with the distances' vectors (N, D), or with queries that are fewer than a head is wide.
 
         In a causal model the vectors are those of Δ ≥ 0; to keys after the query, which are masked, goes that of 0.
         """

@@ -16,7 +16,7 @@ LENGTHS = (3, 4, 63, 64, 65, 130)
 def shaw(length, reach=3, values=True, mask=None, dtype=torch.float32, batch=2):
     """A random call of a Shaw layer: inputs, bias, mix and the layer."""
     facts = model_facts()
-    scheme, layer = build(ShawConfig(max_distance=reach, values=values), facts)
+    _, layer = build(ShawConfig(max_distance=reach, values=values), facts)
     q = torch.randn(batch, 4, length, 8).to(dtype)
     k, v = (torch.randn(batch, 2, length, 8).to(dtype) for _ in range(2))
     steps = torch.arange(length)[None]

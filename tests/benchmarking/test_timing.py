@@ -23,13 +23,13 @@ def test_spread_is_smallest_and_largest() -> None:
 def test_functions_run_in_turn_and_short_ones_several_times() -> None:
     order: list[str] = []
     times = in_turn(lambda: (order.append("stock"), time.sleep(0.06)), lambda: order.append("other"), 2, "cpu")
-    assert order == ["other", "stock", "stock", "stock", "other", "stock", "other", "stock"]
+    assert order == ["stock", "other", "stock", "other", "stock"]
     assert len(times.other) == 2
     assert len(times.stock) == 3
     assert min(times.stock) >= 0.06
     calls: list[None] = []
     in_turn(lambda: time.sleep(0.005), lambda: calls.append(None), 1, "cpu")
-    assert len(calls) > 2
+    assert len(calls) > 1
 
 
 def test_peak_is_what_is_held_at_once() -> None:
