@@ -110,9 +110,9 @@ def test_compare_prints_a_table_and_names_its_files(compared: tuple[Path, Result
     assert result.exit_code == 0, result.output
     assert "stock" in result.stdout
     assert "rope:yarn:factor=4" in result.stdout
-    assert "— stock: longest position 256" in result.stdout
+    assert "— stock stock: longest position 256" in result.stdout
     assert all(str(folder / name) in result.stdout for name in ("compare.csv", "compare.json", "compare.png"))
-    assert "(2/3) alibi" in result.stderr, "progress goes to stderr"
+    assert "(2/3) alibi swapped" in result.stderr, "progress goes to stderr"
 
 
 def test_compare_writes_tidy_files(compared: tuple[Path, Result]) -> None:
@@ -120,7 +120,11 @@ def test_compare_writes_tidy_files(compared: tuple[Path, Result]) -> None:
     with (folder / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 2 * 3
-    assert {row["scheme"] for row in rows} == {"stock", "alibi", "rope:yarn:factor=4"}
+    assert {(row["scheme"], row["stage"]) for row in rows} == {
+        ("stock", "stock"),
+        ("alibi", "swapped"),
+        ("rope:yarn:factor=4", "swapped"),
+    }
     record = json.loads((folder / "compare.json").read_text())
     assert record["seed"] == 0
     assert {"command", "versions", "hardware"} <= set(record["environment"])
@@ -134,6 +138,26 @@ def test_compare_as_json_prints_nothing_else_on_stdout(tmp_path: Path) -> None:
     )
     assert json.loads(result.stdout) == json.loads((tmp_path / "compare.json").read_text())
     assert "compare.png" in result.stderr
+
+
+def test_compare_goes_on_from_what_is_there_and_starts_anew_when_told_to(compared: tuple[Path, Result]) -> None:
+    folder, first = compared
+    same = [*COMPARE, "--schemes", "alibi,rope:yarn:factor=4", "--lengths", "64,256,512", "--output-dir", str(folder)]
+    again = invoke(*same, "--tokens", "1024")
+    assert again.exit_code == 0, again.output
+    assert "going on after 3 of 3 points" in again.stderr
+    assert again.stdout == first.stdout
+    message = refused(*same, "--tokens", "2048")
+    assert "another tokens: 1024 there, 2048 now. Give what was given then" in message
+    assert "--overwrite" in message
+
+
+def test_compare_names_a_file_that_it_cannot_go_on_from_and_overwrites_it(tmp_path: Path) -> None:
+    small = ["--schemes", "alibi", "--lengths", "64", "--tokens", "64", "--output-dir", str(tmp_path)]
+    (tmp_path / "compare.json").write_text("half of {")
+    assert f"cannot read the result file '{tmp_path / 'compare.json'}'" in refused(*COMPARE, *small)
+    assert invoke(*COMPARE, *small, "--overwrite").exit_code == 0
+    assert json.loads((tmp_path / "compare.json").read_text())["complete"]
 
 
 @pytest.mark.slow
@@ -160,6 +184,15 @@ def test_compare_runs_as_a_real_process_and_twice_alike(tmp_path: Path) -> None:
         (["--schemes", "alibi", "--lengths", "64", "--output-dir", "/dev/null/x"], "cannot write to '/dev/null/x'"),
         (["--schemes", "alibi", "--lengths", "64", "--model", "demo:bert"], "is an encoder"),
         (["--schemes", "alibi"], "--lengths"),
+        (["--schemes", "alibi", "--lengths", "64", "--calibrate"], "there is no text to calibrate on"),
+        (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "0"], "tokens is 0; it must be at least 1"),
+        (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "x"], "'x' is not a valid integer"),
+        (["--schemes", "alibi", "--lengths", "64", "--control"], "give --heal-tokens too"),
+        (["--schemes", "alibi", "--lengths", "64", "--train-file", "demo:books/train"], "nothing reads the training"),
+        (
+            ["--schemes", "alibi", "--lengths", "64", "--calibrate", "--train-file", "demo:book/test"],
+            "'frankenstein.txt' is measured on, and 'frankenstein.txt', which is learned from",
+        ),
     ],
 )
 def test_compare_refuses_wrong_arguments(options: list[str], message: str) -> None:

@@ -6,40 +6,63 @@ from typing import Any
 import pytest
 
 from hf_posswap.commands.progress import BarObserver, LineObserver
+from hf_posswap.comparison import Cell, Outcome
+
+CELLS = [Cell("stock", "stock", 0), Cell("alibi", "swapped", 0), Cell("alibi", "healed", 0)]
+STEP = {"step": 1, "loss": 2.0, "tokens_per_second": 100.0}
 
 
 @pytest.fixture
 def prepared() -> Any:
     """What progress needs to know of a comparison, of which nothing runs here."""
-    return SimpleNamespace(to_measure=["stock", "alibi"], tokens_per_scheme=100)
+    return SimpleNamespace(
+        settings=SimpleNamespace(seeds=1), work=lambda cell: 1000.0 if cell.stage == "healed" else 100.0
+    )
 
 
-def test_lines_count_the_schemes(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_count_the_points(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
     observer = LineObserver(prepared)
-    for scheme in prepared.to_measure:
-        observer.stage(scheme, "loading")
-        observer.stage(scheme, "windows")
-        observer.scheme_done(scheme, [])
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(" done in ")[0].strip() for line in lines] == [
-        "(1/2) stock …",
-        "stock",
-        "(2/2) alibi …",
-        "alibi",
-    ]
+    observer.planned(CELLS, CELLS[:1])
+    observer.activity(CELLS[1], "loading")
+    observer.activity(CELLS[1], "measuring")
+    observer.finished(Outcome(CELLS[1], "measured"))
+    observer.activity(CELLS[2], "healing")
+    for step in range(1, 9):
+        observer.healing_step(STEP | {"step": step}, steps=8)
+    observer.finished(Outcome(CELLS[2], "refused", "training has diverged"))
+    lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
+    assert lines[0] == "going on after 1 of 3 points that are measured already"
+    assert lines[1] == "(2/3) alibi swapped …"
+    assert lines[2].startswith("done in ")
+    assert lines[3] == "(3/3) alibi healed …"
+    assert [line.partition(":")[0] for line in lines[4:8]] == [f"step {step} of 8" for step in (2, 4, 6, 8)]
+    assert lines[8] == "(3/3) alibi healed: refused: training has diverged"
 
 
-def test_the_bar_moves_on_over_lengths_that_are_not_read(prepared: Any) -> None:
+def test_a_seed_is_named_if_there_are_several(prepared: Any) -> None:
+    prepared.settings.seeds = 2
+    observer = LineObserver(prepared)
+    observer.planned(CELLS, [])
+    assert observer.place(CELLS[1]) == "(2/3) alibi swapped, seed 0"
+
+
+def test_the_bar_covers_all_work_and_moves_on_over_what_is_not_read(prepared: Any) -> None:
     with BarObserver(prepared) as observer:
-        task = observer._progress.tasks[0]
-        assert task.total == 200
-        observer.stage("stock", "windows")
-        assert task.description == "(1/2) stock: windows"
-        observer.tokens(30)
-        assert task.completed == 30
-        observer.scheme_done("stock", [])
-        assert task.completed == 100
-        observer.scheme_done("refused", [])
-        assert task.completed == 100
-        observer.scheme_done("alibi", [])
+        task = observer.progress.tasks[0]
+        observer.planned(CELLS, CELLS[:1])
+        assert (task.total, task.completed) == (1200, 100)
+        observer.activity(CELLS[1], "measuring")
+        assert task.description == "(2/3) alibi swapped: measuring"
+        observer.worked(30)
+        assert task.completed == 130
+        observer.finished(Outcome(CELLS[1], "measured"))
+        assert task.completed == 200
+        observer.activity(CELLS[2], "healing")
+        observer.worked(400)
+        observer.healing_step(STEP, steps=4)
+        assert task.completed == 600
+        assert task.fields["what"] == "step 1/4, loss 2.0000, 100 tokens/s"
+        observer.worked(5000)
+        assert task.completed == 1200, "what is done again on the way is not counted"
+        observer.finished(Outcome(CELLS[2], "measured"))
     assert task.finished

@@ -35,8 +35,12 @@ class Record:
         self.prepared, self.folder = prepared, folder
         self.environment = collect_environment()
         self.outcomes: dict[Cell, Outcome] = {}
-        if folder is not None and (folder / f"{NAME}.json").exists():
+        if folder is None:
+            return
+        if (folder / f"{NAME}.json").exists():
             self._take_over(folder / f"{NAME}.json")
+        for unfinished in folder.glob(f".{NAME}-*"):  # of a run that was killed while it wrote
+            unfinished.unlink(missing_ok=True)
 
     def __contains__(self, cell: Cell) -> bool:
         return cell in self.outcomes

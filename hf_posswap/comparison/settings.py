@@ -50,8 +50,8 @@ class Settings:
     control: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return asdict(self)
+        """Return JSON-ready values, as they come back from a file."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def all_seeds(self) -> range:
         """Return the seeds."""

@@ -1,125 +1,136 @@
-"""Comparing schemes on one model: what is refused before anything long starts, and what comes out."""
+"""Comparing schemes on one model: what comes out."""
 
-import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+import math
 from typing import Any
 
 import pytest
 
-import hf_posswap
-from hf_posswap.comparison import Observer, Settings, prepare, run, running
-from hf_posswap.demo import load_model
-from hf_posswap.errors import PosSwapError, UnsupportedError
-
-SETTINGS = Settings(
-    model="demo:gpt2", schemes=("alibi", "t5"), texts=("demo:book/test",), lengths=(128, 64, 512), tokens=1024
-)
+from hf_posswap.comparison import prepare, run, stages
+from hf_posswap.errors import UnsupportedError
+from hf_posswap.training import HealingError
+from tests.comparison.helpers import Make, Recorder, numbers, statuses
 
 
-def changed(**values: Any) -> Settings:
-    return dataclasses.replace(SETTINGS, **values)
-
-
-class Recorder(Observer):
-    def __init__(self) -> None:
-        self.stages: list[tuple[str, str]] = []
-        self.read = 0
-        self.done: list[str] = []
-
-    def stage(self, scheme: str, stage: str) -> None:
-        self.stages.append((scheme, stage))
-
-    def tokens(self, count: int) -> None:
-        self.read += count
-
-    def scheme_done(self, scheme: str, rows: Sequence[dict[str, Any]]) -> None:
-        self.done.append(scheme)
-
-
-def test_stock_and_every_scheme_are_measured_by_both_protocols() -> None:
+def test_stock_and_every_scheme_are_measured_by_both_protocols(changed: Make) -> None:
     recorder = Recorder()
-    result = run(prepare(SETTINGS), recorder)
-    rows = {(row["scheme"], row["protocol"], row["length"]): row for row in result["rows"]}
+    result = run(prepare(changed()), recorder)
+    rows = {(row["scheme"], row["stage"], row["protocol"], row["length"]): row for row in result["rows"]}
     assert len(rows) == 3 * 2 * 3
+    assert result["kind"] == "comparison"
     assert result["train_length"] == 256
-    assert rows["stock", "windows", 128]["loss"] < rows["alibi", "windows", 128]["loss"]
-    assert rows["stock", "windows", 512]["note"] == "longest position 256"
-    assert rows["alibi", "same-targets", 512]["loss"] is not None
-    assert recorder.done == ["stock", "alibi", "t5"]
-    assert recorder.stages[:3] == [("stock", "loading"), ("stock", "windows"), ("stock", "same-targets")]
+    assert result["complete"]
+    assert rows["stock", "stock", "windows", 128]["loss"] < rows["alibi", "swapped", "windows", 128]["loss"]
+    assert rows["stock", "stock", "windows", 512]["note"] == "longest position 256"
+    assert rows["alibi", "swapped", "same-targets", 512]["loss"] is not None
+    assert [str(outcome.cell) for outcome in recorder.outcomes] == ["stock", "alibi swapped", "t5 swapped"]
+    assert recorder.activities[:2] == [("stock", "stock", "loading"), ("stock", "stock", "measuring")]
     assert result["seed"] == 0
     assert result["environment"]["versions"]["torch"]
     assert len(result["texts"][0]["sha256"]) == 64
 
 
-def test_the_same_seed_gives_the_same_numbers() -> None:
-    def numbers(result: dict[str, Any]) -> list[object]:
-        return [(row["loss"], row["loss_low"], row["loss_high"]) for row in result["rows"]]
+def test_every_stage_is_measured_beside_stock_and_its_control(healed: Make) -> None:
+    recorder = Recorder()
+    prepared = prepare(healed())
+    result = run(prepared, recorder)
+    assert statuses(result) == {
+        ("stock", "stock", 0): "measured",
+        ("stock", "control", 0): "measured",
+        ("t5:per_layer=true", "swapped", 0): "measured",
+        ("t5:per_layer=true", "calibrated", 0): "measured",
+        ("t5:per_layer=true", "healed", 0): "measured",
+        ("rope", "swapped", 0): "measured",
+        ("rope", "calibrated", 0): "absent",
+        ("rope", "healed", 0): "measured",
+    }
+    losses = {(row["scheme"], row["stage"]): row["loss"] for row in result["rows"] if row["length"] == 64}
+    t5 = {stage: losses["t5:per_layer=true", stage] for stage in ("swapped", "calibrated", "healed")}
+    assert losses["stock", "stock"] < t5["calibrated"] < t5["swapped"]
+    assert len(set(losses.values())) == 7, "every stage is another model"
+    assert ("rope", "calibrated") not in losses
+    reason = next(cell["reason"] for cell in result["cells"] if cell["status"] == "absent")
+    assert "'rope' has no parameters that calibration can fit" in reason
+    beyond = {(row["scheme"], row["stage"]): row for row in result["rows"] if row["length"] == 300}
+    assert beyond["stock", "control"]["note"] == "longest position 256"
+    assert beyond["rope", "healed"]["loss"] is not None
+    assert recorder.steps == [1, 2, 3] * 3
+    healings = [cell["healing"] for cell in result["cells"] if "healing" in cell]
+    assert [len(healing["losses"]) for healing in healings] == [3, 3, 3]
+    assert result["training_texts"][0]["name"] == "train.txt"
+    # All the work that was foreseen, but for texts past stock's longest position.
+    measured = [cell for cell in recorder.cells if statuses(result)[cell.scheme, cell.stage, cell.seed] == "measured"]
+    unread = 2 * prepared.measuring_tokens
+    assert sum(map(prepared.work, measured)) - unread <= recorder.work <= sum(map(prepared.work, measured))
 
-    settings = changed(schemes=("transformer_xl",), lengths=(64,))
-    assert numbers(run(prepare(settings))) == numbers(run(prepare(settings)))
+
+def test_healing_starts_from_the_swap_if_nothing_is_calibrated(healed: Make) -> None:
+    result = run(prepare(healed(schemes=("t5:per_layer=true",), calibrate=False, control=False)))
+    assert [cell["stage"] for cell in result["cells"]] == ["stock", "swapped", "healed"]
+    assert result["cells"][2]["healing"]["losses"][0] > 0.5, "the first step sees a model that has lost its positions"
 
 
-def test_a_swap_that_is_refused_becomes_stated_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeds_change_what_is_random_and_nothing_else(healed: Make) -> None:
+    schemes = ("t5:per_layer=true", "shaw")
+    settings = healed(schemes=schemes, lengths=(64,), calibrate=False, seed=3, seeds=2, control=False)
+    result = run(prepare(settings))
+    found = statuses(result)
+    assert found["stock", "stock", 3] == "measured"
+    assert ("stock", "stock", 4) not in found
+    assert found["t5:per_layer=true", "swapped", 4] == "same", "t5 starts from zeros"
+    assert found["shaw", "swapped", 4] == "measured", "shaw starts at random"
+    losses = {(row["scheme"], row["stage"], row["seed"]): row["loss"] for row in result["rows"]}
+    for scheme in schemes:
+        assert losses[scheme, "healed", 3] != losses[scheme, "healed", 4]
+
+
+def test_the_same_seed_gives_the_same_numbers(healed: Make) -> None:
+    settings = healed(schemes=("shaw",), lengths=(64,), control=False)
+    first, second = (run(prepare(settings)) for _ in range(2))
+    assert numbers(first) == numbers(second)
+
+
+def test_a_swap_that_is_refused_becomes_stated_rows(healed: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(model: object, scheme: object) -> object:
         raise UnsupportedError("not with this model")
 
-    monkeypatch.setattr(hf_posswap, "swap", refuse)
-    result = run(prepare(changed(schemes=("alibi",), lengths=(64,))))
+    monkeypatch.setattr(stages, "swap", refuse)
+    result = run(prepare(healed(schemes=("alibi",), lengths=(64,), control=False)))
     refused = [row for row in result["rows"] if row["scheme"] == "alibi"]
-    assert [row["note"] for row in refused] == ["not with this model"] * 2
+    assert [(row["stage"], row["note"]) for row in refused] == [("swapped", "not with this model")] * 2
     assert [row["loss"] for row in refused] == [None, None]
-
-
-def test_an_unsupported_cell_is_known_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = [
-        dataclasses.replace(cell, supported=False, reason="because")
-        if (cell.architecture, cell.mode, cell.scheme) == ("gpt2", "causal", "alibi")
-        else cell
-        for cell in hf_posswap.capabilities()
+    found = statuses(result)
+    assert [found["alibi", stage, 0] for stage in ("swapped", "calibrated", "healed")] == [
+        "refused",
+        "absent",
+        "absent",
     ]
-    monkeypatch.setattr(hf_posswap, "capabilities", lambda: cells)
-    prepared = prepare(SETTINGS)
-    assert [(refusal.scheme, refusal.reason) for refusal in prepared.refusals] == [("alibi", "because")]
-    assert prepared.to_measure == ["stock", "t5"]
-    with pytest.raises(UnsupportedError, match="can take none of the schemes:\n  alibi: because"):
-        prepare(changed(schemes=("alibi",)))
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"schemes": ("alibbi",)}, "Did you mean 'alibi'"),
-        ({"schemes": ("alibi:nope=1",)}, "nope"),
-        ({"schemes": ("alibi", "alibi")}, "scheme 'alibi' is given twice"),
-        ({"texts": ("/no/such/book.txt",)}, "cannot read text '/no/such/book.txt'"),
-        ({"texts": ()}, "no text given"),
-        ({"lengths": ()}, "no length given"),
-        ({"lengths": (1,)}, "length 1 is too short"),
-        ({"lengths": (64, 10_000_000)}, "the text has 109905 tokens, and length 10000000 needs"),
-        ({"tokens": 0}, "the budget is 0 tokens"),
-        ({"model": "demo:bert"}, "is an encoder"),
-        ({"model": "demo:mamba"}, "unknown demo model 'demo:mamba'"),
-    ],
-)
-def test_wrong_settings_are_refused_before_the_model_loads(
-    values: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+def test_healing_that_diverges_becomes_stated_rows_and_the_rest_goes_on(
+    healed: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "load_model", lambda *args, **kwargs: pytest.fail("a model was loaded"))
-    with pytest.raises(PosSwapError, match=message):
-        prepare(changed(**values))
+    heal = stages.heal
+
+    def diverging(model: Any, *arguments: Any, **options: Any) -> Any:
+        if type(model).__name__.startswith("PosSwap") and model.config.pos_scheme["name"] == "t5":
+            raise HealingError("training has diverged")
+        return heal(model, *arguments, **options)
+
+    monkeypatch.setattr(stages, "heal", diverging)
+    result = run(prepare(healed(lengths=(64,), calibrate=False)))
+    found = statuses(result)
+    assert found["t5:per_layer=true", "healed", 0] == "refused"
+    assert found["rope", "healed", 0] == "measured"
+    notes = {row["note"] for row in result["rows"] if row["stage"] == "healed" and row["loss"] is None}
+    assert notes == {"training has diverged"}
 
 
-def test_an_unsupported_architecture_lists_the_supported_ones(tmp_path: Path) -> None:
-    from transformers import OPTConfig
-
-    OPTConfig().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match=r"architecture 'opt' .* is not supported. Allowed: .*gpt2"):
-        prepare(changed(model=str(tmp_path)))
-
-
-def test_a_swapped_model_has_no_stock_to_compare_with(tmp_path: Path) -> None:
-    hf_posswap.swap(load_model("demo:gpt2"), "alibi").save_pretrained(tmp_path)
-    with pytest.raises(PosSwapError, match="is swapped already"):
-        prepare(changed(model=str(tmp_path)))
+def test_a_bounded_scheme_past_its_limit_is_a_stated_gap_at_every_stage(healed: Make) -> None:
+    settings = healed(schemes=("learned:length=280",), control=False, calibrate=False)
+    result = run(prepare(settings))
+    gaps = [row for row in result["rows"] if row["scheme"] != "stock" and row["length"] == 300]
+    assert {row["stage"] for row in gaps} == {"swapped", "healed"}
+    assert all(row["note"] == "longest position 280" and row["loss"] is None for row in gaps)
+    read = [row["loss"] for row in result["rows"] if row["scheme"] != "stock" and row["length"] == 64]
+    assert all(map(math.isfinite, read))
+    assert len(read) == 4

@@ -117,6 +117,46 @@ def test_whole_windows_are_full_and_of_one_document():
     assert 0 < len(found) < len(list(windows._packed()))
 
 
+def test_spread_windows_are_of_as_many_documents_as_there_are():
+    documents = [text(20), text(5, 1), text(17, 2), text(40, 3)]
+    windows = Windows(documents, WordTokenizer(), 8, packing=False)
+    cut = {
+        number: [w.ids for w in Windows([document], WordTokenizer(), 8, packing=False)._cut() if len(w.ids) == 8]
+        for number, document in enumerate(documents)
+    }
+    assert [len(found) for found in cut.values()] == [2, 0, 2, 5]
+    in_turn = [cut[0][0], cut[2][0], cut[3][0], cut[0][1], cut[2][1], cut[3][1], cut[3][2], cut[3][3], cut[3][4]]
+    for count in (1, 2, 4, 9):
+        assert [ids[0].tolist() for ids in windows.spread(count)] == in_turn[:count]
+    assert len(windows.spread(100)) == 9
+    assert windows.spread(1)[0].dtype == torch.int64
+
+
+def test_spread_windows_of_an_encoder_have_its_special_tokens():
+    found = Windows([text(20)], WordTokenizer(bert=True), 8, packing=False).spread(5)
+    assert [ids[0, 0].item() for ids in found] == [1] * 3
+    assert [ids[0, -1].item() for ids in found] == [2] * 3
+    assert {tuple(ids.shape) for ids in found} == {(1, 8)}
+
+
+def test_spread_stops_reading_as_soon_as_it_has_enough():
+    class Endless:
+        def __iter__(self):
+            while True:
+                yield text(20)
+
+    assert len(Windows(Endless(), WordTokenizer(), 8, packing=False).spread(3)) == 3
+
+
+def test_too_little_text_is_found_without_reading_on():
+    Windows([text(20)], WordTokenizer(), 8, packing=True).require_one()
+    for windows in (Windows([text(5)], WordTokenizer(), 8, packing=True), Windows([""], WordTokenizer(), 8, False)):
+        with pytest.raises(HealingError, match="tokens, less than one window of 8|every document is empty"):
+            windows.require_one()
+    with pytest.raises(HealingError, match="the text has 5 tokens, less than one window of 8"):
+        Windows([text(5)], WordTokenizer(), 8, packing=False).spread(1)
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused():
     with pytest.raises(HealingError, match=f"it has {WORDS + 3} tokens, the model has embeddings for {WORDS}"):
         check_vocabulary(WordTokenizer(size=WORDS + 3), gpt2())
