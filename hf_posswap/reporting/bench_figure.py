@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hf_posswap.reporting.colours import STOCK
 from hf_posswap.reporting.figures import Axis, BarPanel, Figure, Guide, Series, Table, category_axis, plain
-from hf_posswap.reporting.naming import model_name, slug
+from hf_posswap.reporting.naming import model_name, slug, told_apart
 from hf_posswap.reporting.points import Point, by_key, gap_sentences, interval, points
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.results import Group, Row
@@ -60,7 +60,7 @@ def _figure(group: Group, setting: Setting, measure: str, several: bool) -> Figu
         name=slug(measure, model_name(group), *(setting if several else ())),
         title=f"{title.format(model_name(group))}{f' ({where})' if where else ''}",
         heading=HEADINGS[measure],
-        variant=where,
+        variant=" ".join(filter(None, (where, told_apart(group)))),
         panels=tuple(_panel(mode, own, axis) for mode, own in lines.items() if _measured(own)),
         caption="Each bar is a ratio to the unswapped model, measured in turns with it in the same run: below the line "
         "at 1 is cheaper than stock, above it dearer."
@@ -82,7 +82,7 @@ def _lines(rows: Sequence[Row], value: str, low: str, high: str) -> Lines:
 
 
 def _label(key: tuple[str, bool]) -> str:
-    return f"{key[0]}, dense bias" if key[1] else key[0]
+    return f"{key[0]} (dense bias)" if key[1] else key[0]
 
 
 def _measured(lines: Lines) -> bool:
@@ -103,7 +103,7 @@ def _gaps(lines: dict[str, Lines]) -> list[str]:
 
 
 def _panel(mode: str, lines: Lines, axis: str) -> BarPanel:
-    lengths = sorted({point.x for line in lines.values() for point in line})
+    lengths = sorted({point.x for line in lines.values() for point in line if point.y is not None})
     series = tuple(_series(key, line, lengths) for key, line in lines.items())
     x = category_axis("tokens", [plain(length) for length in lengths])
     return BarPanel(MODE_TITLES.get(mode, mode), x, Axis(axis), series, (Guide("y", 1.0, "stock"),))

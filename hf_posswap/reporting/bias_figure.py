@@ -20,7 +20,7 @@ from hf_posswap.reporting.figures import (
     number,
     plain,
 )
-from hf_posswap.reporting.naming import model_name, slug
+from hf_posswap.reporting.naming import model_name, slug, told_apart
 from hf_posswap.reporting.points import by_key, labelled_if_equal, one_line, points
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.results import Group, Row
@@ -98,7 +98,7 @@ def _line_figure(group: Group, rows: Sequence[Row]) -> Figure:
         name=slug("distances", model_name(group)),
         title=f"{heading}, in {model_name(group)}",
         heading=heading,
-        variant="",
+        variant=told_apart(group),
         panels=tuple(panels),
         caption="What a rotation of queries and keys leaves of a vector's product with itself at distance Δ, the mean "
         "over all directions: 1 is all of it.",
@@ -135,7 +135,7 @@ def _heat_figure(group: Group, key: str, rows: Sequence[Row]) -> Figure:
         name=slug("bias", model_name(group), key),
         title=f"The bias of {key} by head and distance, in {model_name(group)}",
         heading="Bias by head and distance",
-        variant=key,
+        variant=" ".join(filter(None, (key, told_apart(group)))),
         panels=tuple(panels),
         caption="What is added to the scaled score of a key Δ tokens before its query; one row a head. Blue takes "
         f"attention away, red gives it. Colours end at ±{plain(top)} nats."

@@ -7,7 +7,12 @@ from typing import Any
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.comparison_curves import curves_of, final_curves
-from hf_posswap.reporting.figures import Figure, LinePanel, Series
+from hf_posswap.reporting.figures import (
+    Figure,
+    LinePanel,
+    Series,
+    common_axis,
+)
 from hf_posswap.reporting.images import draw
 from hf_posswap.reporting.length_figure import figure_of_rows
 from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name
@@ -36,7 +41,7 @@ def comparison_figure(group: Group) -> Figure:
         if lengths:
             panel = stage_panel(group, protocol, lengths[0])
             panels.append(replace(panel, title=f"Stage by stage, {panel.title.rpartition(', ')[2]}"))
-    return replace(figure, panels=tuple(panels))
+    return replace(figure, panels=common_axis(panels))
 
 
 def _last_stages(group: Group) -> dict[str, str]:

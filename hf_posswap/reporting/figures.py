@@ -6,7 +6,7 @@ A panel holds lines, bars or a heat map. Nothing here knows matplotlib or plotly
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 Scale = Literal["linear", "log", "category"]
@@ -108,6 +108,12 @@ class LinePanel:
     y: Axis
     series: tuple[Series, ...]
     guides: tuple[Guide, ...] = ()
+
+    def extent(self) -> list[float]:
+        """Return every value that is drawn: lines, ends of bands, and level guides."""
+        values = [value for one in self.series for value in (*one.y, *(() if one.background else one.low + one.high))]
+        values += [guide.value for guide in self.guides if guide.axis == "y"]
+        return [value for value in values if value is not None]
 
 
 @dataclass(frozen=True)
@@ -274,6 +280,18 @@ def log_axis(title: str, values: Iterable[Value]) -> Axis:
         if len(ticks) >= 4:
             return Axis(title, "log", tuple(ticks), tuple(number(tick) for tick in ticks))
     return Axis(title, "log", *_even_ticks(low, high))
+
+
+def common_axis(panels: Sequence[LinePanel]) -> tuple[LinePanel, ...]:
+    """Return the panels with one logarithmic vertical axis, whose ticks suit them all."""
+    values = [value for panel in panels for value in panel.extent()]
+    return tuple(replace(panel, y=log_axis(panel.y.title, values)) for panel in panels)
+
+
+def drawable(panels: Sequence[LinePanel]) -> tuple[LinePanel, ...]:
+    """Return the panels that have any value; all of them if none has."""
+    found = tuple(panel for panel in panels if any(series.known() for series in panel.series))
+    return found or tuple(panels)
 
 
 def category_axis(title: str, labels: Sequence[str]) -> Axis:

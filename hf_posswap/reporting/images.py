@@ -21,8 +21,11 @@ SETTINGS = {
     "font.family": "DejaVu Sans",
 }
 DOTS_PER_INCH = 160
+MOST_COMMANDS = 3
+NOTE_HEIGHT = 0.11
+"""Of a line of small print, in inches."""
 MOST_MARKED = 60
-"""Lines of more points than this have no markers."""
+"""Lines of more points than this are thin and have no markers."""
 
 
 def draw(figure: Figure, path: Path, styles: Mapping[str, Look] | None = None) -> None:
@@ -41,6 +44,8 @@ def draw(figure: Figure, path: Path, styles: Mapping[str, Look] | None = None) -
     with matplotlib.rc_context(SETTINGS):
         rows, columns = _grid(figure.panels)
         width, height = _size(figure.panels, rows, columns)
+        notes = _notes(figure, width)
+        height += NOTE_HEIGHT * notes.count("\n")
         sheet = Sheet(figsize=(width, height), layout="constrained", facecolor="white")
         FigureCanvasAgg(sheet)
         grid = sheet.subplots(rows, columns, squeeze=False, sharey=_same_scale(figure.panels))
@@ -50,6 +55,8 @@ def draw(figure: Figure, path: Path, styles: Mapping[str, Look] | None = None) -
         for place in places[len(figure.panels) :]:
             place.set_axis_off()
         _finish(sheet, figure, places, width)
+        if notes:
+            sheet.supxlabel(notes, fontsize=6.5, color=MUTED, x=0.012, ha="left")
         metadata = {"Title": figure.title} | ({"Date": None} if path.suffix == ".svg" else {})
         sheet.savefig(path, dpi=DOTS_PER_INCH, metadata=metadata)
 
@@ -122,10 +129,16 @@ def _finish(sheet: Any, figure: Figure, places: Sequence[Any], width: float) -> 
                 handlelength=3.2, fontsize=9,
             )  # fmt: skip
     sheet.suptitle(textwrap.fill(figure.title, int(width * 9.5)), color=INK, fontsize=12.5, x=0.012, ha="left")
-    notes = [*figure.gaps, figure.provenance.summary(), *(f"$ {line}" for line in figure.provenance.commands)]
-    text = "\n".join(textwrap.fill(note, int(width * 21)) for note in notes if note)
-    if text:
-        sheet.supxlabel(text, fontsize=6.5, color=MUTED, x=0.012, ha="left")
+
+
+def _notes(figure: Figure, width: float) -> str:
+    """What travels with the image: gaps, where the numbers come from, and the first commands."""
+    commands = [f"$ {line}" for line in figure.provenance.commands]
+    if len(commands) > MOST_COMMANDS:
+        more = len(commands) - MOST_COMMANDS + 1
+        commands = [*commands[: MOST_COMMANDS - 1], f"… and {more} more commands, which the report lists."]
+    notes = [*figure.gaps, figure.provenance.summary(), *commands]
+    return "\n".join(textwrap.fill(note, int(width * 21)) for note in notes if note)
 
 
 def _draw_panel(place: Any, panel: Panel, styles: Mapping[str, Look], leftmost: bool) -> None:
@@ -165,6 +178,8 @@ def _set_axis(place: Any, axis: Axis, which: str) -> None:
         target.set_ticks(list(names))
         # By value: a panel that shares its axis with another may have ticks that are not its own.
         target.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, f"{value:g}")))
+    if axis.scale == "category" and axis.ticks:
+        getattr(place, f"set_{which}lim")(axis.ticks[0] - 0.5, axis.ticks[-1] + 0.5)
     target.set_minor_locator(NullLocator())
 
 
@@ -188,7 +203,7 @@ def _draw_lines(place: Any, panel: LinePanel, styles: Mapping[str, Look]) -> Non
             y,
             color=look.colour,
             linestyle=look.line,
-            linewidth=3.2 - 2.0 * order,
+            linewidth=3.2 - 2.0 * order if len(x) <= MOST_MARKED else 1.1,
             marker=look.marker if len(x) <= MOST_MARKED else None,
             markersize=(8 - 4 * order) * (1 if len(x) <= 12 else 0.6),
             markerfacecolor="white" if look.hollow else look.colour,

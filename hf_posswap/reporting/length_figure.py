@@ -5,17 +5,19 @@ from dataclasses import replace
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.figures import (
+    Axis,
     Figure,
     Guide,
     LinePanel,
     Series,
     Table,
-    log_axis,
+    common_axis,
+    drawable,
     number,
     numbered_axis,
     plain,
 )
-from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, staged
+from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, staged, variant
 from hf_posswap.reporting.points import (
     SEVERAL_SEEDS,
     Point,
@@ -47,7 +49,7 @@ def length_figure(group: Group, stage: str) -> Figure:
         figure,
         name=slug("length", model_name(group), stage),
         title=staged(f"{_subject(rows)} of {model_name(group)} against length", stage),
-        variant=stage,
+        variant=variant(group, stage),
     )
 
 
@@ -72,7 +74,7 @@ def figure_of_rows(group: Group, rows: Sequence[Row], title: str) -> Figure:
         title=title,
         heading=f"{_subject(rows)} against length",
         variant="",
-        panels=tuple(_panel(protocol, own, group.train_length) for protocol, own in lines.items()),
+        panels=common_axis(drawable([_panel(protocol, own, group.train_length) for protocol, own in lines.items()])),
         caption=caption,
         table=_table(lines),
         provenance=provenance_of(group),
@@ -97,8 +99,8 @@ def train_length_guide(train_length: int | None) -> tuple[Guide, ...]:
 def _panel(protocol: str, lines: Mapping[str, Sequence[Point]], train_length: int | None) -> LinePanel:
     series = labelled_if_equal([_series(key, line) for key, line in lines.items()])
     lengths = numbered_axis("tokens read at once", (point.x for line in lines.values() for point in line))
-    values = log_axis("perplexity (log)", (value for one in series for value in one.y))
-    return LinePanel(PROTOCOL_TITLES.get(protocol, protocol), lengths, values, series, train_length_guide(train_length))
+    y = Axis("perplexity (log)", "log")
+    return LinePanel(PROTOCOL_TITLES.get(protocol, protocol), lengths, y, series, train_length_guide(train_length))
 
 
 def _series(key: str, line: Sequence[Point]) -> Series:

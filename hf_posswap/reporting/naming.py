@@ -22,10 +22,21 @@ def slug(*parts: str) -> str:
 def model_name(group: Group) -> str:
     """Return the group's model as titles say it: the last part of a path, with its texts if others share the model."""
     name = PurePath(group.model).name if group.model.startswith(("/", ".")) else group.model
-    if group.alone or not group.files:
-        return name or "the model"
+    apart = " ".join(filter(None, (name, told_apart(group))))
+    return apart or "the model"
+
+
+def told_apart(group: Group) -> str:
+    """Return what tells a group from others of its family and model: its texts, or its first file; nothing if alone."""
+    if group.alone:
+        return ""
     texts = dict.fromkeys(str(text.get("name", "?")) for file in group.files for text in file.texts)
-    return f"{name} on {', '.join(texts)}" if texts else f"{name} ({group.files[0].path})"
+    return f"on {', '.join(texts)}" if texts else f"({group.files[0].path})"
+
+
+def variant(group: Group, stage: str) -> str:
+    """Return what tells a group's figure in one stage from others with its heading."""
+    return " ".join(filter(None, (stage, told_apart(group))))
 
 
 def staged(title: str, stage: str) -> str:

@@ -188,7 +188,8 @@ def _article(figure: Figure) -> str:
 def _headline(figure: Figure) -> str:
     if not figure.variant:
         return escape(figure.heading)
-    variant = STAGE_WORDS.get(figure.variant, figure.variant)
+    stage, space, rest = figure.variant.partition(" ")
+    variant = STAGE_WORDS.get(stage, stage) + space + rest
     return f'{escape(figure.heading)}<span class="variant"> · {escape(variant)}</span>'
 
 

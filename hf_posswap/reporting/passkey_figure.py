@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hf_posswap.reporting.colours import SEQUENTIAL
 from hf_posswap.reporting.figures import ColourAxis, Figure, HeatPanel, Table, Value, category_axis, plain
-from hf_posswap.reporting.naming import model_name, slug, staged
+from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.points import by_key, gap_sentences, points
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.results import Group, Row
@@ -25,7 +25,7 @@ def _figure(group: Group, stage: str) -> Figure:
         name=slug("passkey", model_name(group), stage),
         title=staged(f"Passkey retrieval of {model_name(group)}", stage),
         heading="Passkey retrieval",
-        variant=stage,
+        variant=variant(group, stage),
         panels=tuple(_panel(key, own, lengths, depths) for key, own in by_key(rows).items()),
         caption=f"The share of passkeys found: a number hidden at a depth of the text (0% is its start, far from the "
         f"question; 100% its end) and asked for at the end.{_chance(rows)}{_trials(rows)} Empty cells were not "

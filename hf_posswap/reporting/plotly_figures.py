@@ -49,10 +49,9 @@ def _common_bounds(panels: Sequence[Panel]) -> list[float] | None:
     lines = [panel for panel in panels if isinstance(panel, LinePanel)]
     if len(lines) < 2 or len(lines) < len(panels) or len({(p.y.title, p.y.scale) for p in lines}) > 1:
         return None
-    values = [value for panel in lines for one in panel.series for value in (*one.y, *one.low, *one.high)]
-    values += [guide.value for panel in lines for guide in panel.guides if guide.axis == "y"]
     logarithmic = lines[0].y.scale == "log"
-    known = [math.log10(v) if logarithmic else v for v in values if v is not None and (v > 0 or not logarithmic)]
+    values = [value for panel in lines for value in panel.extent() if value > 0 or not logarithmic]
+    known = [math.log10(value) if logarithmic else value for value in values]
     if not known:
         return None
     margin = 0.06 * (max(known) - min(known)) or 0.05
@@ -135,7 +134,7 @@ def _line(series: Series, look: Look, order: float) -> Drawing:
         "y": list(series.y),
         "text": _said(series),
         "hovertemplate": SAID,
-        "line": {"color": colour, "width": round(3.6 - 1.6 * order, 2), "dash": dash_of(look)},
+        "line": {"color": colour, "width": round(3.6 - 1.6 * order, 2) if few else 1.4, "dash": dash_of(look)},
         "marker": {
             "color": "var(--paper)" if look.hollow else colour,
             "symbol": SYMBOLS.get(look.marker, "circle"),

@@ -3,9 +3,18 @@
 from collections.abc import Sequence
 
 from hf_posswap.reporting.colours import STOCK
-from hf_posswap.reporting.figures import Axis, Figure, LinePanel, Series, Table, number, plain
+from hf_posswap.reporting.figures import (
+    Axis,
+    Figure,
+    LinePanel,
+    Series,
+    Table,
+    drawable,
+    number,
+    plain,
+)
 from hf_posswap.reporting.length_figure import Lines, lines_of, train_length_guide
-from hf_posswap.reporting.naming import model_name, slug, staged
+from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.points import (
     SEVERAL_SEEDS,
     Point,
@@ -40,8 +49,8 @@ def _figure(group: Group, stage: str) -> Figure:
         name=slug("position", model_name(group), stage),
         title=staged(f"Loss of {model_name(group)} by position", stage),
         heading="Loss by position",
-        variant=stage,
-        panels=tuple(_panel(length, own, rows, group.train_length) for length, own in lines.items()),
+        variant=variant(group, stage),
+        panels=drawable([_panel(length, own, rows, group.train_length) for length, own in lines.items()]),
         caption=caption,
         table=_table(rows),
         provenance=provenance_of(group),

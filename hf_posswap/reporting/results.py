@@ -228,12 +228,15 @@ def _result_file(path: Path, name: str, kind: str, content: Mapping[str, Any]) -
         raise wrong(f"its format version is {version!r}, and this version of hf_posswap reads {FORMAT_VERSION}")
     family = _FAMILIES[kind]
     defaults = {"model": str(content.get("model", "")), "seed": content.get("seed")}
+    base_model = _mapping(content.get("pos_scheme")).get("base_model")
     rows = []
     for place, row in enumerate(content["rows"], start=1):
         try:
-            rows.append(_row(row, family, defaults))
+            checked = _row(row, family, defaults)
         except ResultsError as error:
             raise wrong(f"row {place}: {error}") from error
+        # A checkpoint stands beside the model it was made from.
+        rows.append(checked | {"model": base_model} if isinstance(base_model, str) else checked)
     train_length = content.get("train_length") or _mapping(content.get("settings")).get("train_length")
     return ResultFile(
         path=name,

@@ -3,9 +3,18 @@
 from collections.abc import Mapping, Sequence
 
 from hf_posswap.reporting.colours import STOCK
-from hf_posswap.reporting.figures import Axis, Figure, LinePanel, Series, Table, numbered_axis, plain
+from hf_posswap.reporting.figures import (
+    Axis,
+    Figure,
+    LinePanel,
+    Series,
+    Table,
+    drawable,
+    numbered_axis,
+    plain,
+)
 from hf_posswap.reporting.length_figure import Lines, lines_of, train_length_guide
-from hf_posswap.reporting.naming import model_name, slug, staged
+from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.points import (
     SEVERAL_SEEDS,
     Point,
@@ -41,8 +50,8 @@ def _figure(group: Group, stage: str) -> Figure:
         name=slug("retrieval", model_name(group), stage),
         title=staged(f"Retrieval with {model_name(group)} by tokens read", stage),
         heading="Retrieval by tokens read",
-        variant=stage,
-        panels=tuple(_panel(metric, own, group.train_length) for metric, own in lines.items()),
+        variant=variant(group, stage),
+        panels=drawable([_panel(metric, own, group.train_length) for metric, own in lines.items()]),
         caption=caption,
         table=_table(lines),
         provenance=provenance_of(group),

@@ -3,8 +3,19 @@
 from collections.abc import Sequence
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
-from hf_posswap.reporting.figures import Figure, Guide, LinePanel, Series, Table, category_axis, log_axis, number, plain
-from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug
+from hf_posswap.reporting.figures import (
+    Axis,
+    Figure,
+    Guide,
+    LinePanel,
+    Series,
+    Table,
+    category_axis,
+    common_axis,
+    number,
+    plain,
+)
+from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, told_apart
 from hf_posswap.reporting.points import Point, by_key, exponential, interval, labelled_if_equal, points
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.results import Group, Row
@@ -21,8 +32,8 @@ def stage_figures(group: Group) -> list[Figure]:
             name=slug("stages", model_name(group)),
             title=f"What calibration and healing give back to {model_name(group)}",
             heading="What calibration and healing give back",
-            variant="",
-            panels=tuple(stage_panel(group, protocol, length) for protocol, length in shown),
+            variant=told_apart(group),
+            panels=common_axis([stage_panel(group, protocol, length) for protocol, length in shown]),
             caption="Perplexity of each scheme as it was swapped in, after calibration, and after healing, at the "
             "train length and at the longest length measured. The wide pale line is the stock model; the dashed one "
             "its control, trained again on the same tokens.",
@@ -67,9 +78,8 @@ def stage_panel(group: Group, protocol: str, length: float) -> LinePanel:
         found = [_point([row for row in own if unswapped or row["stage"] == stage]) for stage in stages]
         series.append(_series(key, places, found))
     title = f"{PROTOCOL_TITLES.get(protocol, protocol)}, {plain(length)} tokens"
-    values = log_axis("perplexity (log)", (value for one in series for value in one.y))
-    x = category_axis("", stages)
-    return LinePanel(title, x, values, labelled_if_equal(series), _stock_guide(group, protocol, length))
+    x, y = category_axis("", stages), Axis("perplexity (log)", "log")
+    return LinePanel(title, x, y, labelled_if_equal(series), _stock_guide(group, protocol, length))
 
 
 def _series(key: str, places: tuple[float, ...], found: Sequence[Point | None]) -> Series:

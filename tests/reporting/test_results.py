@@ -139,3 +139,14 @@ def test_hidden_folders_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / ".cache" / "half.json").write_text('{"rows": ')
     assert len(read_results(tmp_path).groups) == 1
     assert json.loads((tmp_path / "compare.json").read_text())
+
+
+def test_a_swapped_checkpoint_stands_beside_the_model_it_was_made_from(tmp_path: Path) -> None:
+    whole = fixtures.lengths()
+    fixtures.write(tmp_path / "a", "lengths", whole | {"rows": [r for r in whole["rows"] if r["scheme"] == "stock"]})
+    healed = [row | {"model": "out/healed"} for row in whole["rows"] if row["stage"] == "healed"]
+    origin = {"pos_scheme": {"name": "alibi", "base_model": "made-up"}}
+    fixtures.write(tmp_path / "b", "lengths", whole | origin | {"model": "out/healed", "rows": healed})
+    (group,) = read_results(tmp_path).groups
+    assert group.model == "made-up"
+    assert {row["stage"] for row in group.rows} == {"stock", "control", "healed"}

@@ -1,0 +1,251 @@
+"""Draw the two figures of docs/figures.md and write its tables: what was measured here, beside the paper's curves.
+
+Run `python docs/figures.py`. It reads docs/results and docs/figures/papers.json and nothing else. With `--check` it
+writes nothing and fails if the page's tables are not up to date.
+"""
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_posswap.reporting.colours import CONTROL, STOCK
+from hf_posswap.reporting.figures import (
+    Axis,
+    BarPanel,
+    Figure,
+    Guide,
+    LinePanel,
+    Provenance,
+    Series,
+    Table,
+    category_axis,
+    log_axis,
+    number,
+)
+from hf_posswap.reporting.images import draw
+from hf_posswap.reporting.results import Group, Row, read_results
+
+DOCS = Path(__file__).parent
+PAGE, FOLDER, RESULTS = DOCS / "figures.md", DOCS / "figures", DOCS / "results"
+MODEL, STUDY = "demo:gpt2", RESULTS / "study-small" / "gpt2.csv"
+HEALED_TOKENS = "224000"
+MARKS = "<!-- {} {}: written by docs/figures.py -->"
+BENCH_COMMAND = (
+    "hf-posswap bench gpt2 --schemes sinusoidal,rope,t5,alibi --lengths 1024 --modes training,prefill "
+    "--backends sdpa,dense-eager --output-dir docs/results/bench"
+)
+PARTS = (
+    ("training", "Time of a training step"),
+    ("prefill", "Time to read a text"),
+    ("memory", "Peak memory, training"),
+)
+
+Curves = dict[str, list[tuple[float, float | None]]]
+"""By scheme: length over the train length, and perplexity over the stock model's at the train length."""
+
+
+def main() -> int:
+    """Write the figures and the page's tables, or check the tables under `--check`; return the exit status."""
+    papers = json.loads((FOLDER / "papers.json").read_text(encoding="utf-8"))
+    groups = read_results(RESULTS).groups
+    panels = {
+        "The paper: trained from scratch at 512": paper_curves(papers["extrapolation"]),
+        "Here: GPT-2 of 256, healed on 1%": study_curves(),
+        "Here: the same, swapped and no more": swapped_curves(groups),
+    }
+    cost = costs(papers["cost"], groups)
+    page = PAGE.read_text(encoding="utf-8")
+    written = between(page, "extrapolation", markdown(extrapolation_table(panels)))
+    written = between(written, "cost", markdown(cost_table(cost)) + ("" if len(cost) > 1 else not_measured()))
+    if "--check" in sys.argv:
+        if written != page:
+            print(f"{PAGE.name} is not up to date. Run: python docs/figures.py", file=sys.stderr)
+        return int(written != page)
+    PAGE.write_text(written, encoding="utf-8")
+    draw(extrapolation_figure(panels, papers["source"]), FOLDER / "extrapolation.png")
+    draw(cost_figure(cost, papers["source"]), FOLDER / "cost.png")
+    return 0
+
+
+def paper_curves(record: Mapping[str, Any]) -> Curves:
+    """Return the paper's perplexities over that of its sinusoidal model at the train length."""
+    train_length, rows = record["train_length"], record["rows"]
+    base = next(r["perplexity"] for r in rows if (r["scheme"], r["length"]) == (record["stock"], train_length))
+    curves: Curves = {}
+    for row in rows:
+        value = row["perplexity"]
+        curves.setdefault(row["scheme"], []).append((row["length"] / train_length, value and value / base))
+    return curves
+
+
+def study_curves() -> Curves:
+    """Return what docs/results/study-small says of calibrated and healed models; one seed, same target tokens."""
+    with STUDY.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
+    curves: Curves = {STOCK: [(1.0, 1.0)]}
+    for row in rows:
+        if row["tokens"] == HEALED_TOKENS and row["start"] in ("calibrated", "stock"):
+            scheme = {"control at a third of the rate": CONTROL}.get(row["scheme"], row["scheme"].partition(":")[0])
+            if row["scheme"] != CONTROL:  # the rate that serves the others is too high for the stock model
+                curves.setdefault(scheme, []).append((int(row["length"]) / 256, math.exp(float(row["above_stock"]))))
+    return curves
+
+
+def swapped_curves(groups: Iterable[Group]) -> Curves:
+    """Return what compare measured of untrained swaps, over the stock model's perplexity at its train length."""
+    group = next(group for group in groups if (group.family, group.model) == ("lengths", MODEL))
+    rows = [row for row in group.rows if row["protocol"] == "same-targets" and row["stage"] in (STOCK, "swapped")]
+    assert group.train_length is not None
+    base = next(row["loss"] for row in rows if (row["stage"], row["length"]) == (STOCK, group.train_length))
+    curves: Curves = {}
+    for row in rows:
+        if row["scheme"] != "learned":  # the stock model again
+            value = None if row["loss"] is None else math.exp(row["loss"] - base)
+            curves.setdefault(row["scheme"], []).append((row["length"] / group.train_length, value))
+    return curves
+
+
+def extrapolation_figure(panels: Mapping[str, Curves], source: str) -> Figure:
+    """Return the figure of perplexity against length, all panels on the same two axes."""
+    ratios = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    x = Axis("length, train length = 1", "log", tuple(ratios), tuple(f"{ratio:g}" for ratio in ratios))
+    values = [value for curves in panels.values() for points in curves.values() for _, value in points]
+    y = log_axis("perplexity, stock at its train length = 1", values)
+    return Figure(
+        name="extrapolation",
+        title="Perplexity against length: the paper's models, and a pretrained one that was swapped",
+        heading="",
+        variant="",
+        panels=tuple(
+            LinePanel(title, x, y, tuple(line(key, points) for key, points in curves.items()), (Guide("x", 1.0, ""),))
+            for title, curves in panels.items()
+        ),
+        caption="",
+        table=Table((), ()),
+        provenance=Provenance(
+            versions=(
+                f"Left: {source}; middle and right: {MODEL}, docs/results/study-small/gpt2.csv and compare-gpt2.json",
+            )
+        ),
+    )
+
+
+def line(key: str, points: Sequence[tuple[float, float | None]]) -> Series:
+    """Return a curve as a series."""
+    return Series(key, key, tuple(x for x, _ in points), tuple(y for _, y in points), background=key == STOCK)
+
+
+def costs(record: Mapping[str, Any], groups: Iterable[Group]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return ratios to stock by place of measurement, part of the figure and scheme; of here only what was measured."""
+    stock = next(row for row in record["rows"] if row["scheme"] == record["stock"])
+    found: dict[str, dict[str, dict[str, float | None]]] = {
+        f"paper, V100, {record['length']}": {
+            "training": {row["scheme"]: stock["training"] / row["training"] for row in record["rows"]},
+            "prefill": {row["scheme"]: stock["prefill"] / row["prefill"] for row in record["rows"]},
+            "memory": {row["scheme"]: row["memory"] / stock["memory"] for row in record["rows"]},
+        }
+    }
+    schemes = [row["scheme"] for row in record["rows"]]
+    for group in groups:
+        if group.family == "bench":
+            rows = [row for row in group.rows if row["scheme"] in schemes and row["time_ratio"] is not None]
+            nearest = min((row["length"] for row in rows), key=lambda n: abs(n - record["length"]), default=None)
+            for row in rows:
+                if row["length"] == nearest:
+                    add_cost(found.setdefault(place_of(group, row), {}), row)
+    return found
+
+
+def place_of(group: Group, row: Row) -> str:
+    """Return a short name of where and how a row was measured."""
+    way = "dense bias" if row.get("backend") == "dense-eager" else row.get("backend")
+    return f"{group.model}, {row.get('device')} {row.get('dtype')}, {way}, {row['length']}"
+
+
+def add_cost(place: dict[str, dict[str, float | None]], row: Row) -> None:
+    """Put a row of a benchmark into the parts of the figure that it belongs to, if there are any."""
+    if row["mode"] in ("training", "prefill"):
+        place.setdefault(row["mode"], {})[row["scheme"]] = row["time_ratio"]
+    if row["mode"] == "training":
+        place.setdefault("memory", {})[row["scheme"]] = row.get("memory_ratio")
+
+
+def cost_figure(found: Mapping[str, Mapping[str, Mapping[str, float | None]]], source: str) -> Figure:
+    """Return the figure of speed and memory: bars by scheme, the paper's first."""
+    schemes = list(next(iter(found.values()))["training"])
+    return Figure(
+        name="cost",
+        title="What a scheme costs: the paper's numbers, and what was measured here",
+        heading="",
+        variant="",
+        panels=tuple(
+            BarPanel(
+                title,
+                category_axis("", [place.replace(", ", "\n") for place in found]),
+                Axis("ratio, stock = 1"),
+                tuple(
+                    bars(scheme, [parts.get(part, {}).get(scheme) for parts in found.values()]) for scheme in schemes
+                ),
+                (Guide("y", 1.0, "stock"),),
+            )
+            for part, title in PARTS
+        ),
+        caption="",
+        table=Table((), ()),
+        provenance=Provenance(versions=(f"Paper: {source}; the others: docs/results",)),
+    )
+
+
+def bars(scheme: str, values: Sequence[float | None]) -> Series:
+    """Return a scheme's bars, one for each place."""
+    return Series(scheme, scheme, tuple(float(index) for index in range(len(values))), tuple(values))
+
+
+def extrapolation_table(panels: Mapping[str, Curves]) -> Table:
+    """Return the numbers of the first figure."""
+    rows = [
+        (title, key, " · ".join(f"{x:.3g}×: {number(y)}" for x, y in points))
+        for title, curves in panels.items()
+        for key, points in curves.items()
+    ]
+    return Table(("panel", "scheme", "perplexity over stock's, by length over train length"), tuple(rows))
+
+
+def cost_table(found: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> Table:
+    """Return the numbers of the second figure."""
+    schemes = list(next(iter(found.values()))["training"])
+    rows = [
+        (place, title, *(number(parts[part].get(scheme)) for scheme in schemes))
+        for place, parts in found.items()
+        for part, title in PARTS
+        if part in parts
+    ]
+    return Table(("measured", "ratio to stock", *schemes), tuple(rows))
+
+
+def not_measured() -> str:
+    """Return what to run where nothing was measured here."""
+    said = "Nothing is measured here yet. This measures it, and `python docs/figures.py` adds it:"
+    return f"\n{said}\n\n```\n{BENCH_COMMAND}\n```\n"
+
+
+def markdown(table: Table) -> str:
+    """Return a table in markdown."""
+    lines = [table.columns, ("---",) * len(table.columns), *table.rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def between(page: str, name: str, text: str) -> str:
+    """Return the page with the text between the marks of a name."""
+    start, end = MARKS.format("start", name), MARKS.format("end", name)
+    before, _, rest = page.partition(start)
+    _, _, after = rest.partition(end)
+    return f"{before}{start}\n\n{text}\n{end}{after}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
