@@ -155,7 +155,7 @@ def _card(folder: Path, state: "_State", there: set[str], write_card: Callable[[
 
 
 def is_handwritten(card: str) -> bool:
-    """Return whether a person wrote in a card: more than front matter, and neither our text nor a library's template."""
+    """Return whether a person wrote in a card: not front matter alone, nor what hf_posswap or a template says."""
     body = re.sub(r"\A\s*---\r?\n.*?\r?\n---[ \t]*(\r?\n|\Z)", "", card, count=1, flags=re.DOTALL)
     unfilled = TEMPLATE_TITLE in body and body.count(TEMPLATE_GAP) >= MOST_GAPS_FILLED
     return bool(body.strip()) and MARK not in body and TRAINER_MARK not in body and not unfilled
