@@ -3,7 +3,7 @@
 The scheme's own entry is checked in `hf_posswap.checkpoint`; this is about the fields around it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from hf_posswap.checkpoint import shown
@@ -23,17 +23,23 @@ LARGEST_SIZES = {
 """Far beyond any model; past them transformers would make modules or lists until the memory ends."""
 
 
-def check_fields(config_class: type, names: Iterable[str]) -> None:
-    """Refuse further fields of a config that would hide parts of the config class.
+def check_fields(config_class: type, fields: Mapping[str, Any]) -> None:
+    """Refuse further fields of a config that would hide parts of the config class, or fetch code from the Hub.
 
     Args:
         config_class: the swapped config class.
-        names: names of the fields it does not declare, which transformers would set as attributes.
+        fields: the fields it does not declare, which transformers would set as attributes.
 
     Raises:
         CheckpointError: names the field.
     """
-    for name in names:
+    for name in ("attn_implementation", "_attn_implementation"):
+        if "/" in str(fields.get(name, "")):
+            raise CheckpointError(
+                f"{name} is {shown(fields[name])}, code from the Hub. A config, which may come from there too, does "
+                "not start it: leave it out, and call model.set_attn_implementation(…) if you mean it."
+            )
+    for name in fields:
         hidden = getattr(config_class, name, None) if isinstance(name, str) else None
         if not isinstance(name, str) or name.startswith("__") or name == "stock_class" or callable(hidden):
             raise CheckpointError(

@@ -117,7 +117,7 @@ def _swap_rows(facts: CardFacts) -> Iterator[tuple[str, str]]:
     if model is not None:
         before, trained = _limit(model.longest_before), model.train_length
         yield "reads", f"{_limit(model.longest)} (before: {before}; the base model was trained on texts of {trained})"
-    yield "parameters", f"{facts.parameters:,} in the files" if facts.parameters else ""
+    yield "parameters", f"{facts.parameters:,}" if facts.parameters else ""
     yield "licence", code(base.license) if base.license else ""
 
 

@@ -28,13 +28,11 @@ class Checkpoint:
         contents: its files.
         config: the model's config.
         model: the model on the meta device, without weights.
-        parameters: number of parameters in the files.
     """
 
     contents: Contents
     config: Any
     model: Any
-    parameters: int
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -51,13 +49,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"{str(folder)!r} holds a model of type {shown(model_type)} that was not swapped by hf_posswap. Swap it "
             "first (hf-posswap swap MODEL --pos-scheme SCHEME --output-dir DIR), or publish it with transformers."
         )
-    config = _load_config(folder)
-    check_code_map(raw.get("auto_map"), config)
     if "configuration_files" in raw:
         raise HubError(f"{CONFIG_FILE} in {str(folder)!r} points to other config files. Take configuration_files out.")
+    config = _load_config(folder)
+    check_code_map(raw.get("auto_map"), config)
     model = empty_model(config)
-    shapes = _check_weights(contents, model)
-    return Checkpoint(contents, config, model, sum(torch.Size(shape).numel() for shape in shapes.values()))
+    _check_weights(contents, model)
+    return Checkpoint(contents, config, model)
 
 
 def check_code_map(found: Any, config: Any) -> None:
@@ -102,8 +100,8 @@ def _load_config(folder: Path) -> Any:
         raise HubError(f"{CONFIG_FILE} in {str(folder)!r} is not valid: {error}") from error
 
 
-def _check_weights(contents: Contents, model: Any) -> dict[str, tuple[int, ...]]:
-    """Check that the files hold the scheme's weights, in their shapes; return all shapes."""
+def _check_weights(contents: Contents, model: Any) -> None:
+    """Check that the files hold the scheme's weights, in their shapes."""
     weights = [name for name in contents.files if WEIGHTS.fullmatch(name)]
     if INDEX_FILE in contents.files:
         check_index(contents.folder, weights)
@@ -115,4 +113,3 @@ def _check_weights(contents: Contents, model: Any) -> dict[str, tuple[int, ...]]
                 f"weight {key!r} of scheme {model.config.pos_scheme['name']!r} is {found}, and has to have shape "
                 f"{list(shape)}. The checkpoint is not whole: save the model again."
             )
-    return shapes

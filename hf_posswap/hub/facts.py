@@ -82,7 +82,7 @@ class CardFacts:
         native: the scheme that was swapped out.
         auto_class: name of the Auto class that loads the model, or None if none does or it is unknown.
         model: what the model's config says; None for an adapter, which does not say it.
-        parameters: number of parameters, if counted.
+        parameters: number of the model's parameters; None for an adapter.
         has_tokenizer: whether a tokenizer is published with it.
         results: what lies beside the checkpoint.
         measurements: those of the results that are about this model.
@@ -142,7 +142,7 @@ def folder_facts(
         native=architecture_of(config).native,
         auto_class=_auto_class(auto_classes(architecture_of(config)), stock),
         model=_model_facts(checkpoint.model),
-        parameters=checkpoint.parameters,
+        parameters=sum(weight.numel() for weight in checkpoint.model.parameters()),
         has_tokenizer="tokenizer_config.json" in contents.files,
         results=results,
         measurements=tuple(about(options, results)),

@@ -158,7 +158,7 @@ def command_of(content: Mapping[str, Any]) -> str:
 
 def without_folders(word: str) -> str:
     """Leave out the folders of an absolute path: they are those of the computer the command ran on."""
-    key, equals, value = word.rpartition("=")
+    key, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     if value.startswith(("/", "~", "\\")) or PureWindowsPath(value).drive:
         value = PureWindowsPath(value).name or "."
     return f"{key}{equals}{value}"

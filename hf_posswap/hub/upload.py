@@ -31,6 +31,12 @@ ADVICE = {
 """What a status of the Hub's answer means for the one who pushes."""
 
 
+TEMPLATE_TITLE, TEMPLATE_GAP, MOST_GAPS_FILLED = "# Model Card for Model ID", "[More Information Needed]", 10
+"""Of the template that peft and transformers save, with about 30 gaps."""
+TRAINER_MARK = "This model card has been generated automatically according to the information the Trainer had access to"
+"""Begins the comment in the cards of transformers' Trainer, which whoever completes one is asked to remove."""
+
+
 @dataclass(frozen=True)
 class Target:
     """Where to upload to, and how.
@@ -149,9 +155,10 @@ def _card(folder: Path, state: "_State", there: set[str], write_card: Callable[[
 
 
 def is_handwritten(card: str) -> bool:
-    """Return whether a card says more than its front matter and was not written by hf_posswap."""
+    """Return whether a person wrote in a card: not front matter alone, nor what hf_posswap or a template says."""
     body = re.sub(r"\A\s*---\r?\n.*?\r?\n---[ \t]*(\r?\n|\Z)", "", card, count=1, flags=re.DOTALL)
-    return bool(body.strip()) and MARK not in body
+    unfilled = TEMPLATE_TITLE in body and body.count(TEMPLATE_GAP) >= MOST_GAPS_FILLED
+    return bool(body.strip()) and MARK not in body and TRAINER_MARK not in body and not unfilled
 
 
 def _outdated(name: str, uploaded: list[str]) -> bool:
@@ -180,7 +187,8 @@ class _State:
 
     def _what(self, error: Exception) -> str:
         status = next((status for status in map(_status, _chain(error)) if status is not None), None)
-        said = self._redacted(" ".join(str(_chain(error)[-1]).split()).rstrip("."))
+        ends = (" ".join(str(end).split()).rstrip(".") for end in (error, _chain(error)[-1]))
+        said = self._redacted("; ".join(dict.fromkeys(filter(None, ends))))
         if status is None:
             return f"cannot upload to {self.target.repo_id!r}: {said or type(error).__name__}"
         advice = ADVICE.get(status, "the Hub has trouble" if status >= 500 else "the Hub refuses this")
