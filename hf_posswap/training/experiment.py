@@ -204,7 +204,8 @@ class _Conductor:
             return None
         self._stage("calibrating")
         length = min(CALIBRATION_LENGTH, train_length(model))
-        windows = Windows(experiment.documents, self.tokenizer, length, packing=True, column=experiment.column)
+        causal = architecture_of(model.config).is_causal(model.config)  # encoders read texts between special tokens
+        windows = Windows(experiment.documents, self.tokenizer, length, packing=causal, column=experiment.column)
         count = max(1, experiment.calibration_tokens // length)
         report = calibrate(model.to(self.accelerator.device), itertools.islice(windows.whole(), count))
         self._measure("calibrated", model)
