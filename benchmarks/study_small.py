@@ -160,7 +160,7 @@ def llama(table: Table, arguments: argparse.Namespace) -> None:
                 if stage == "fitted":
                     calibrate(model, windows)
                 if stage == "refined":
-                    refine(model, documents, tokenizer, arguments.refine_tokens)
+                    refine(model, documents, tokenizer, arguments.refine_tokens, precision="bf16")
             except (UnsupportedError, ValueError) as error:
                 print(f"{scheme}: {stage}: {error}")
                 break
@@ -191,10 +191,10 @@ def bert(table: Table, arguments: argparse.Namespace) -> None:
                 options = HealingOptions(
                     tokens=tokens,
                     length=256,
-                    batch_size=16,
+                    batch_size=4,
                     objective="embedding",
                     distill=1.0,
-                    learning_rate=3e-4,
+                    learning_rate=5e-4,
                     precision="bf16",
                     checkpoint_every=0,
                 )

@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,18 @@ from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.registry import Registry
 from hf_posswap.schemes.base import ModelFacts
+
+
+class Projection(NamedTuple):
+    """What makes the queries or the keys of a layer: views that can be written to.
+
+    Attributes:
+        weight: (H·d, D).
+        bias: (H·d,).
+    """
+
+    weight: Tensor
+    bias: Tensor
 
 
 class Architecture(ABC):
@@ -43,6 +55,10 @@ class Architecture(ABC):
     @abstractmethod
     def merge(self, module: nn.Module, context: Tensor) -> Tensor:
         """Return what the attention module returns for a context of (B, L, H, d)."""
+
+    def query_and_key(self, module: Any) -> tuple[Projection, Projection] | None:
+        """Return what makes q and k, if their scores are q·k as projected and it can be written to; otherwise None."""
+        return None
 
     def rotate_natively(
         self, module: nn.Module, q: Tensor, k: Tensor, arguments: dict[str, Any]

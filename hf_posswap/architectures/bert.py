@@ -4,9 +4,9 @@ import re
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hf_posswap.architectures.base import Architecture, register_architecture
+from hf_posswap.architectures.base import Architecture, Projection, register_architecture
 
 
 @register_architecture
@@ -26,6 +26,13 @@ class Bert(Architecture):
         shape = (*hidden_states.shape[:-1], -1, module.attention_head_size)
         layers = (module.query, module.key, module.value)
         return tuple(layer(hidden_states).view(shape).transpose(1, 2) for layer in layers)
+
+    def query_and_key(self, module: Any) -> tuple[Projection, Projection] | None:
+        """See `Architecture.query_and_key`; adapters and quantised layers are none of it."""
+        if type(module.query) is not nn.Linear or type(module.key) is not nn.Linear:
+            return None
+        query, key = (Projection(layer.weight, layer.bias) for layer in (module.query, module.key))
+        return query, key
 
     def merge(self, module: Any, context: Tensor) -> Tensor:
         """The output projection is in another module, BertSelfOutput."""

@@ -4,8 +4,9 @@ import re
 from typing import Any
 
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
-from hf_posswap.architectures.base import Architecture, register_architecture
+from hf_posswap.architectures.base import Architecture, Projection, register_architecture
 from hf_posswap.attention.inputs import AttentionInputs
 
 
@@ -25,6 +26,13 @@ class GPT2(Architecture):
         shape = (*hidden_states.shape[:-1], -1, module.head_dim)
         q, k, v = module.c_attn(hidden_states).split(module.split_size, dim=2)
         return tuple(x.view(shape).transpose(1, 2) for x in (q, k, v))
+
+    def query_and_key(self, module: Any) -> tuple[Projection, Projection] | None:
+        """See `Architecture.query_and_key`: two thirds of the fused projection, if no adapter wraps it."""
+        if type(module.c_attn) is not Conv1D:
+            return None
+        weights, biases = (x.split(module.split_size) for x in (module.c_attn.weight.t(), module.c_attn.bias))
+        return Projection(weights[0], biases[0]), Projection(weights[1], biases[1])
 
     def merge(self, module: Any, context: Tensor) -> Tensor:
         """See `Architecture.merge`."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hf_posswap.architectures import architecture_of
+from hf_posswap.calibration.alignment import align
 from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, sum_by_query
-from hf_posswap.calibration.streams import Projections, enter, projections
+from hf_posswap.calibration.streams import Projections, enter, projected, projections
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.structure import natively
@@ -62,8 +63,12 @@ def calibrate(
 ) -> CalibrationReport:
     """Fit the parameters of a swapped model's scheme to the stock model's attention, layer after layer.
 
+    RoPE has no parameters, but turns some dimensions of a head faster than others: the heads get coordinates in which
+    the fastest hold what they read least, see `hf_posswap.calibration.alignment`. That changes the weights of queries
+    and keys, and nothing that the stock model computes, to rounding.
+
     Args:
-        model: a swapped model whose scheme has parameters that calibration can fit; changed in place.
+        model: a swapped model whose scheme has something that calibration can fit; changed in place.
         batches: token ids, int64, (B, L), all of one length and without padding. A few thousand tokens are enough.
         progress: called with (layers done, layers).
         settings: how to weigh and iterate. None: the defaults, which measured best.
@@ -127,12 +132,23 @@ def calibration_refusal(model: Any) -> str | None:
             "calibration fits the scheme of a swapped model: call hf_posswap.swap(model, scheme) first."
         )
     base = model.base_model
+    if _alignable(model):
+        return None
     layers = (module.pos_scheme for _, module in architecture_of(model.config).blocks(base) if _is_swapped(module))
     if not any(True for part in (base.pos_scheme, *layers) for _ in part.parameters()):
         return _nothing_to_fit(base.pos_scheme.name)
     if base.pos_scheme.calibration_refusal:
         return f"calibration cannot fit scheme {base.pos_scheme.name!r}: {base.pos_scheme.calibration_refusal}"
     return None
+
+
+def _alignable(model: Any) -> bool:
+    """Return whether the scheme prefers some dimensions to others, and the heads' coordinates can be chosen."""
+    base, architecture = model.base_model, architecture_of(model.config)
+    if base.pos_scheme.steady_dimensions() is None or base.pos_scheme.config.keep_native:
+        return False
+    swapped = [module for _, module in architecture.blocks(base) if _is_swapped(module)]
+    return all(architecture.query_and_key(module) is not None for module in swapped)
 
 
 def _nothing_to_fit(name: str) -> str:
@@ -175,10 +191,13 @@ def _fit_layers(
         teachers = [enter(base, blocks[0][0], text) for text in texts]
     students = [enter(base, blocks[0][0], text) for text in texts]
     pairs = list(zip(teachers, students, strict=True))
-    curves, explained, fitted = [], [], False
+    order = base.pos_scheme.steady_dimensions() if _alignable(model) else None
+    curves, explained, fitted = [], [], order is not None
     attention: Any
     for done, (block, attention) in enumerate(blocks, start=1):
         if _is_swapped(attention):
+            if order is not None:
+                align(architecture, attention, [projected(architecture, block, attention, s) for s in students], order)
             samples = [projections(base, architecture, block, attention, *streams) for streams in pairs]
             curve, share = _measure(attention, samples, architecture.is_causal(model.config), settings)
             del samples

@@ -117,6 +117,13 @@ def _attention_inputs(block: nn.Module, attention: nn.Module, stream: Stream) ->
     raise RuntimeError("the block did not reach its attention module")
 
 
+def projected(architecture: Architecture, block: nn.Module, attention: Any, student: Stream) -> tuple[Tensor, Tensor]:
+    """Return the queries (B, H, L, d) and keys (B, Hkv, L, d) that a swapped layer projects, before its scheme."""
+    hidden, _ = _attention_inputs(block, attention, student)
+    q, k, _ = architecture.project(attention, hidden)
+    return q, k
+
+
 def projections(
     base: Any, architecture: Architecture, block: nn.Module, attention: Any, teacher: Stream, student: Stream
 ) -> Projections:

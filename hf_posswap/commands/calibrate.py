@@ -31,6 +31,7 @@ def calibrate(
             min=0,
         ),
     ] = 0,
+    precision: Annotated[str, typer.Option(metavar="no|bf16", help="bf16: compute so while training them.")] = "no",
     dtype: DtypeOption = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Save into a folder that is not empty.")] = False,
     as_json: JsonOption = False,
@@ -45,7 +46,7 @@ def calibrate(
     batches = read_batches(model, text, tokens, min(length, train_length(swapped)))
     with count_progress("calibrating", "layer") as progress:
         report = fit(swapped, batches, progress)
-    refined = _refine(swapped, model, text, refine_tokens) if refine_tokens else None
+    refined = _refine(swapped, model, text, refine_tokens, precision) if refine_tokens else None
     if as_json:
         print_json(asdict(report) | {"refinement": None if refined is None else refined.to_dict()})
     else:
@@ -66,14 +67,21 @@ def _record(report: "CalibrationReport", refined: "HealingReport | None", texts:
     }
 
 
-def _refine(swapped: "PreTrainedModel", model: str, texts: list[str], tokens: int) -> "HealingReport":
+def _refine(swapped: "PreTrainedModel", model: str, texts: list[str], tokens: int, precision: str) -> "HealingReport":
     from hf_posswap.commands.counting import count_progress
     from hf_posswap.demo import load_tokenizer
     from hf_posswap.training import from_files, refine
 
     documents, _ = from_files(texts)
     with count_progress("refining", "step") as progress:
-        return refine(swapped, documents, load_tokenizer(model), tokens, progress=progress)
+        return refine(
+            swapped,
+            documents,
+            load_tokenizer(model),
+            tokens,
+            precision=precision,
+            progress=progress,
+        )
 
 
 def read_batches(model: str, texts: list[str], tokens: int, length: int) -> "list[Tensor]":

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_posswap.errors import PositionError
+from hf_posswap.swapping import longest_position
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,12 @@ def embedding_agreement(
         first: special tokens before each window.
         last: special tokens after it.
     """
-    rows = []
+    rows, limit = [], longest_position(stock)
     for length in sorted(lengths):
+        if limit is not None and length > limit:
+            note = f"the stock model reads {limit} tokens: there is no embedding to agree with"
+            rows.append(AgreementRow(length, None, None, 0, note))
+            continue
         inner = length - len(first) - len(last)
         windows = [part for text in texts for part in text.split(inner) if len(part) == inner]
         if not windows:

@@ -289,6 +289,13 @@ class Scheme(nn.Module):
         """Return whether keys are cached untransformed, because their transformation changes with the text length."""
         return False
 
+    def steady_dimensions(self) -> Tensor | None:
+        """Return the head dimensions, int64 (d,), from the one whose part of a score changes least with the distance.
+
+        Calibration then puts there what each head reads most. None: the scheme treats them alike.
+        """
+        return None
+
     def embed(self, positions: Positions) -> Tensor | None:
         """Return what is added to the token embeddings, (B|1, Lq, D) in float32 or the parameters' dtype."""
         return None

@@ -207,6 +207,14 @@ class Rope(Scheme):
         """See `Scheme.keeps_raw_keys`."""
         return self.length_dependent()
 
+    def steady_dimensions(self) -> Tensor:
+        """See `Scheme.steady_dimensions`: those that do not turn, then pairs by their rate."""
+        head_dim, rotated = self.facts.head_dim, self.config.rotated(self.facts.head_dim)
+        rates = self.frequencies(torch.tensor([[self.facts.train_length]])).flatten()
+        pairs = torch.arange(rotated).view(-1, 2) if self.config.interleaved else torch.arange(rotated).view(2, -1).t()
+        turning = pairs[rates.argsort(stable=True)].flatten()
+        return torch.cat((torch.arange(rotated, head_dim), turning))
+
     def frequencies(self, lengths: Tensor) -> Tensor:
         """Return θ_n, float32, (r/2,), or (B, r/2) for text lengths (B, 1) if they depend on it."""
         config, rotated = self.config, self.config.rotated(self.facts.head_dim)

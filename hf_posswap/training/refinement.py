@@ -6,7 +6,7 @@ from typing import Any
 from hf_posswap.auto import CALIBRATION_LENGTH
 from hf_posswap.swapping import train_length
 from hf_posswap.training.loop import HealingObserver, HealingReport, heal
-from hf_posswap.training.options import HealingOptions
+from hf_posswap.training.options import HealingOptions, Precision
 from hf_posswap.training.texts import Documents
 
 LEARNING_RATE = 0.05
@@ -29,8 +29,9 @@ def refine(
     tokenizer: Any,
     tokens: int,
     *,
-    batch_size: int = 4,
+    batch_size: int = 1,
     learning_rate: float = LEARNING_RATE,
+    precision: Precision = "no",
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> HealingReport:
@@ -41,8 +42,9 @@ def refine(
         documents: texts; no labels are needed.
         tokenizer: the model's tokenizer.
         tokens: how many to read.
-        batch_size: windows of a step.
+        batch_size: windows of a step. Few parameters get by with little text a step, and gain by more steps.
         learning_rate: peak; biases are of the order of 1, so it is larger than for weights.
+        precision: "bf16" computes in bfloat16 by autocast; the parameters stay as they are.
         seed: of the order of the windows.
         progress: called with (steps done, steps).
 
@@ -60,6 +62,7 @@ def refine(
         train="scheme",
         scheme_learning_rate=learning_rate,
         checkpoint_every=0,
+        precision=precision,
         seed=seed,
     )
     observer = None if progress is None else _Progress(progress)

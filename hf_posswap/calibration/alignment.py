@@ -1,0 +1,80 @@
+"""Choose each head's coordinates so that a rotary scheme turns fastest what the head reads least.
+
+A head's scores q·k do not change when q is multiplied by A and k by B with AᵀB = 1, nor, up to a constant for each
+query, when the same vector is subtracted from all keys. So the stock model stays what it is, to rounding. A scheme that
+turns pairs of dimensions at different rates does not treat them alike: what stands in fast pairs is lost beyond a few
+tokens. Pretrained heads spread what they read over all dimensions. Here they get coordinates in which queries and keys
+have the same diagonal second moments (balanced coordinates), and those in which they are largest get the slowest pairs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_posswap.architectures import Architecture
+
+RIDGE = 1e-4
+"""Added to second moments, as a share of their mean: a dimension that a head never uses stays invertible."""
+
+
+@torch.no_grad()
+def align(architecture: Architecture, attention: Any, samples: Sequence[tuple[Tensor, Tensor]], order: Tensor) -> None:
+    """Give the heads of a layer new coordinates, in its weights and in place.
+
+    Args:
+        architecture: the model's family.
+        attention: the self-attention module.
+        samples: queries (B, H, L, d) and keys (B, Hkv, L, d) of each batch, as projected.
+        order: head dimensions, from the one that changes least with the distance to the one that changes most, (d,).
+    """
+    parts = architecture.query_and_key(attention)
+    assert parts is not None
+    query, key = parts
+    heads = samples[0][1].shape[1]
+    queries, keys = (_by_head([pair[side] for pair in samples], heads) for side in (0, 1))
+    mean = keys.mean(1)
+    to_query, to_key = balanced(_moments(queries), _moments(keys - mean[:, None]))
+    place = order.argsort().to(to_query.device)
+    to_query, to_key = to_query[:, place], to_key[:, place]
+    _write(query.weight, query.bias, to_query, torch.zeros_like(mean))
+    _write(key.weight, key.bias, to_key, mean)
+
+
+def balanced(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A and B, (H, d, d), with AᵀB = 1, in whose coordinates both second moments are the same diagonal, falling.
+
+    Args:
+        query: second moments of queries, positive definite, (H, d, d).
+        key: the same of keys.
+    """
+    left, right = torch.linalg.cholesky(query), torch.linalg.cholesky(key)
+    u, values, vt = torch.linalg.svd(left.mT @ right)
+    root = values.sqrt()[..., None]
+    a = root * torch.linalg.solve_triangular(left.mT, u, upper=True).mT
+    b = root * torch.linalg.solve_triangular(right.mT, vt.mT, upper=True).mT
+    return a, b
+
+
+def _by_head(tensors: Sequence[Tensor], heads: int) -> Tensor:
+    """Return vectors (heads, n, d) in float64; under grouped queries, those of all queries that share a key."""
+    rows = [x.double().transpose(0, 1).reshape(heads, -1, x.shape[-1]) for x in tensors]
+    return torch.cat(rows, dim=1)
+
+
+def _moments(vectors: Tensor) -> Tensor:
+    moments = vectors.mT @ vectors / vectors.shape[1]
+    mean = moments.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-12)
+    return moments + RIDGE * mean[:, None, None] * torch.eye(
+        moments.shape[-1], dtype=moments.dtype, device=moments.device
+    )
+
+
+def _write(weight: Tensor, bias: Tensor, change: Tensor, shift: Tensor) -> None:
+    """Let a projection give change·(x − shift) where it gave x; change (Hkv, d, d) is shared by a group of heads."""
+    heads, d = change.shape[:2]
+    old = weight.double().reshape(heads, -1, d, weight.shape[-1])
+    weight.copy_((change[:, None] @ old).reshape(weight.shape))
+    moved = bias.double().reshape(heads, -1, d) - shift[:, None]
+    bias.copy_((moved @ change.mT).reshape(bias.shape))
