@@ -43,8 +43,8 @@ def set_ramp(model: nn.Module, share: float | None) -> None:
 
     Raises:
         NotSwappedError: there is no swapped model in `model`.
-        RampError: the share is no number from 0 to 1, or the old mechanism cannot be faded out.
-        Nothing has changed after an error.
+        RampError: the share is no number from 0 to 1, or the old mechanism cannot be faded out. Nothing has
+            changed after either.
     """
     base = _swapped_base(model)
     ramp = None if share is None else _ramp_at(base, _checked(share))

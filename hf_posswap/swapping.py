@@ -51,8 +51,7 @@ def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace
         SchemeConfigError: a bad option.
         UnsupportedError: the architecture is not supported, or cannot take the scheme; the reason is given.
         AlreadySwappedError: the model is swapped and `replace` is not set.
-        BackendError: the model's attention backend cannot carry the scheme.
-        Nothing has changed after an error.
+        BackendError: the model's attention backend cannot carry the scheme. Nothing has changed after any of these.
     """
     config = as_config(pos_scheme)
     architecture = architecture_of(model.config)

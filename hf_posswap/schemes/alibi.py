@@ -150,6 +150,10 @@ class Alibi(Scheme):
     paper_url = "https://arxiv.org/abs/2108.12409"
     formula = "s − m_h·Δ, m_h = 2^(−8h/H)"
     summary = "A fixed penalty on the scores that grows with distance, at another rate in each head."
+    advice = (
+        "To read far past the train length at no cost in parameters, memory or speed, where what matters is near. "
+        "With `trainable` slopes in each layer it starts from what calibration finds."
+    )
     config_class = AlibiConfig
     config: AlibiConfig
 

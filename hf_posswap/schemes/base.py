@@ -245,6 +245,8 @@ class Scheme(nn.Module):
     paper_url: ClassVar[str]
     formula: ClassVar[str]
     summary: ClassVar[str]
+    advice: ClassVar[str]
+    """When to choose the scheme, in one or two sentences."""
     config_class: ClassVar[type[SchemeConfig]]
 
     acts_in_layers: ClassVar[bool] = True

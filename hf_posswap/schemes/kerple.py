@@ -141,6 +141,10 @@ class Kerple(Scheme):
     paper_url = "https://arxiv.org/abs/2205.09921"
     formula = "s − p_h·ln(1 + a_h·|Δ|), or s − a_h·|Δ|^p_h"
     summary = "A learned penalty on the scores that grows with the logarithm, or a power, of the distance."
+    advice = (
+        "Where ALiBi's line falls too fast: the logarithm leaves far keys within reach, and calibration can fit both "
+        "parameters."
+    )
     config_class = KerpleConfig
     config: KerpleConfig
 

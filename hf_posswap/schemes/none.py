@@ -60,6 +60,7 @@ class NoPositions(Scheme):
     paper_url = "https://arxiv.org/abs/2305.19466"
     formula = "s"
     summary = "No positional mechanism: a causal model tells positions apart by its mask alone."
+    advice = "In causal models, as the plainest baseline, or in some layers beside others that keep RoPE."
     config_class = NoneConfig
     config: NoneConfig
     supports_encoder = False

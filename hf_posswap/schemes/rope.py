@@ -172,6 +172,10 @@ class Rope(Scheme):
     paper_url = "https://arxiv.org/abs/2104.09864"
     formula = "pairs of q and k turned by pos·θ_n, θ_n = base^(−2n/d)"
     summary = "Queries and keys turn by an angle that grows with position; scores depend on the distance."
+    advice = (
+        "To keep a RoPE model's own mechanism and stretch it by a scaling, or to give a model with a table the "
+        "mechanism of today's models."
+    )
     config_class = RopeConfig
     config: RopeConfig
 

@@ -69,6 +69,9 @@ class Sandwich(Scheme):
     paper_url = "https://arxiv.org/abs/2212.10356"
     formula = "s + (Σ_n cos(Δ / 10000^(2n/d̄)) − d̄/2) / (8h/H), n = 1…d̄/2"
     summary = "A fixed penalty that falls fast near the query and slowly far from it, at another rate in each head."
+    advice = (
+        "As a fixed bias with no parameters that falls like a logarithm: between ALiBi's line and no position at all."
+    )
     config_class = SandwichConfig
     config: SandwichConfig
 

@@ -58,6 +58,7 @@ class Sinusoidal(Scheme):
     paper_url = "https://arxiv.org/abs/1706.03762"
     formula = "x + a·p, p[2i] = sin(pos/10000^(2i/D)), p[2i+1] = cos(pos/10000^(2i/D))"
     summary = "Fixed sines and cosines of the position, added to the token embeddings."
+    advice = "As a fixed table without an end, for comparison with the learned one it replaces."
     config_class = SinusoidalConfig
     config: SinusoidalConfig
     acts_in_layers = False

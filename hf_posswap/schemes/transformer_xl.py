@@ -137,6 +137,7 @@ class TransformerXL(Scheme):
     paper_url = "https://arxiv.org/abs/1901.02860"
     formula = "[(q + u)·k + (q + v)·W_R·r_Δ]/√d"
     summary = "Scores read a projected sinusoid of the distance, with learned global content and position biases."
+    advice = "Where the score should read the query and the exact distance; it calibrates best of all and costs most."
     config_class = TransformerXLConfig
     config: TransformerXLConfig
 

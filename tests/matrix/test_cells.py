@@ -49,10 +49,12 @@ def test_three_architectures_and_eight_schemes_are_in_the_matrix() -> None:
 @pytest.mark.parametrize("name", hf_posswap.list_schemes())
 def test_every_scheme_says_what_it_is_and_has_a_docs_entry(name: str) -> None:
     scheme = scheme_class(name)
-    for fact in ("pretty_name", "paper", "paper_url", "formula", "summary"):
+    for fact in ("pretty_name", "paper", "paper_url", "formula", "summary", "advice"):
         assert getattr(scheme, fact), fact
     assert scheme.paper_url.startswith("https://")
-    assert f"## {scheme.pretty_name} (`{name}`)" in (DOCS / "schemes.md").read_text(encoding="utf-8")
+    page = (DOCS / "schemes" / f"{name}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {scheme.pretty_name} (`{name}`)")
+    assert f"(schemes/{name}.md)" in (DOCS / "schemes.md").read_text(encoding="utf-8")
 
 
 def test_an_embedding_scheme_has_no_layers_to_choose_from() -> None:
