@@ -4,9 +4,9 @@ import math
 from typing import Any
 
 import pytest
+from hf_posswap.reporting.stages_panel import stages_in
 
 from hf_posswap.reporting.comparison_curves import curves_of, final_curves
-from hf_posswap.reporting.stages_panel import stages_in
 
 
 def row(scheme: str, stage: str, length: int, loss: float | None, seed: int = 0, **more: Any) -> dict[str, Any]:
