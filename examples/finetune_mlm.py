@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from hf_posswap import AutoModelForMaskedLM, calibrate, longest_position, swap
+from hf_posswap import AutoModelForMaskedLM, calibrate, swap
 from hf_posswap.calibration import calibration_refusal
 from hf_posswap.demo import load_config, load_model, load_tokenizer
+from hf_posswap.evaluation.masked import masked_loss_rows
+from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.training import HealingOptions, Windows, from_files, heal, make_accelerator
-from hf_posswap.training.objectives import MaskedLanguageModelling
 
 
 def parse() -> argparse.Namespace:
@@ -38,20 +39,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--eval-tokens", type=int, default=4096, help="tokens to measure on at each length")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/finetune-mlm"))
     return parser.parse_args()
-
-
-@torch.no_grad()
-def masked_loss(model: Any, tokenizer: Any, texts: Any, length: int, tokens: int) -> float:
-    """Return the mean −ln p of masked tokens in windows of `length` tokens, the same ones for each model."""
-    objective = MaskedLanguageModelling(distill=0.0, readable=length, tokenizer=tokenizer)
-    generator = torch.Generator().manual_seed(0)
-    total, count = 0.0, 0
-    for window in itertools.islice(Windows(texts, tokenizer, length, packing=False), max(1, tokens // length)):
-        batch = objective.batch([window], generator)
-        count += objective.count(batch)
-        batch = {name: value.to(model.device) for name, value in batch.items()}
-        total += float(objective.loss(model.eval(), None, batch))
-    return total / count
 
 
 def main() -> None:
@@ -73,7 +60,7 @@ def main() -> None:
 
     tokenizer = load_tokenizer(arguments.model)
     documents, _ = from_files(arguments.train_file)
-    texts, _ = from_files(arguments.eval_file)
+    texts = [tokenise(tokenizer, str(text)) for text in from_files(arguments.eval_file)[0]]
 
     def load() -> Any:
         torch.manual_seed(0)  # a fresh head is drawn by chance: the same one for each model, in each process
@@ -81,9 +68,9 @@ def main() -> None:
 
     def show(name: str, model: Any) -> None:
         if accelerator.is_main_process:
-            limit = longest_position(model) or max(lengths)
-            losses = {n: masked_loss(model, tokenizer, texts, n, arguments.eval_tokens) for n in lengths if n <= limit}
-            cells = [f"{losses[length]:.3f}" if length in losses else "-" for length in lengths]
+            # The same tokens are masked at every length, for every model.
+            rows = masked_loss_rows(model, tokenizer, texts, lengths, budget=arguments.eval_tokens)
+            cells = ["-" if row.loss is None else f"{row.loss:.3f}" for row in rows]
             print(f"{name:<12}" + "".join(f"{cell:>8}" for cell in cells), flush=True)
 
     def healed(name: str, model: Any, options: HealingOptions, folder: Path) -> None:

@@ -38,6 +38,8 @@ def print_result(result: dict[str, Any]) -> None:
 def _quantity(row: dict[str, Any]) -> tuple[str, str]:
     if "cosine" in row:
         return "cosine", "Cosine to the stock model's embeddings, by length of the text"
+    if row["protocol"] == "masked":
+        return "loss", "Loss on the texts of --eval-file, in nats a masked token, by length (the same masked tokens)"
     return "loss", "Loss on the texts of --eval-file, in nats a token, by context length (the same target tokens)"
 
 

@@ -24,6 +24,7 @@ LEAST_DOCUMENTS = 11
 MOST_DOCUMENTS = 100
 QUERIES_PER_DOCUMENT = 4
 WORDS_OF_A_QUERY = range(8, 41)
+SENTENCE_END = r"(?<=[.!?])[\"'”’)]*\s+|(?<=[。！？])[」』”’）]*"
 METRICS = ("ndcg@10", "recall@1", "recall@10")
 
 
@@ -112,22 +113,22 @@ class _Document:
 
 def _sentences(tokenizer: Any, text: str) -> list[_Sentence]:
     """Split a text into sentences, with their token ids."""
-    parts = [part for part in re.split(r"(?<=[.!?])[\"'”’)]*\s+", text) if part.strip()]
+    parts = [part for part in re.split(SENTENCE_END, text) if part.strip()]
     ids = tokenizer(parts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     return [(" ".join(part.split()), list(of_part)) for part, of_part in zip(parts, ids, strict=True)]
 
 
 def _documents(sentences: Sequence[_Sentence], inner: int) -> Iterator[_Document]:
-    """Fill documents with sentence after sentence; the last one is cut, and the next document begins after it."""
+    """Fill documents with sentence after sentence; one that does not fit goes on in the next document."""
     ids: list[int] = []
     inside: list[tuple[int, _Sentence]] = []
     for sentence in sentences:
         if len(ids) + len(sentence[1]) <= inner:
             inside.append((len(ids), sentence))
         ids += sentence[1]
-        if len(ids) >= inner:
+        while len(ids) >= inner:
             yield _Document(torch.tensor(ids[:inner]), inside)
-            ids, inside = [], []
+            ids, inside = ids[inner:], []
 
 
 def _with_queries(documents: Sequence[_Document], deeper_than: int, each: int, chance: random.Random) -> Collection:

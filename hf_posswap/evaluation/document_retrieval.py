@@ -4,6 +4,7 @@ The model reads only the first tokens of each document. It embeds documents and 
 states; documents are ordered by their cosine to the query, and the one it comes from is the one right answer.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,27 +126,31 @@ class RetrievalTask:
             return self._gaps(length, "no room between the special tokens")
         try:
             reader.require_length(length)
-            parts = [document[:inner] for document in self.collection.documents]
-            documents = self._embed(reader, reader.batches(parts, length))
-            queries = self._embed(reader, [[query] for query in self.collection.queries])
+            documents = self._embed(reader, [document[:inner] for document in self.collection.documents])
+            queries = self._embed(reader, self.collection.queries)
         except PositionError as error:
             return self._gaps(length, str(error))
         if not bool(torch.isfinite(documents).all() and torch.isfinite(queries).all()):
             return self._gaps(length, "embeddings are not finite")
         return self._score(length, queries @ documents.t())
 
-    def _embed(self, reader: Reader, batches: Sequence[list[Tensor]]) -> Tensor:
-        """Return normalised embeddings, float32 (n, D) on the CPU."""
+    def _embed(self, reader: Reader, parts: Sequence[Tensor]) -> Tensor:
+        """Return normalised embeddings, float32 (n, D) on the CPU; only what is equally long is read together."""
         base = getattr(reader.model, "base_model", reader.model)
 
-        def embed(batch: list[Tensor]) -> Tensor:
-            ids = torch.stack([torch.cat([self.first, part, self.last]) for part in batch]).to(reader.device)
+        def embed(batch: list[int]) -> Tensor:
+            ids = torch.stack([torch.cat([self.first, parts[number], self.last]) for number in batch]).to(reader.device)
             hidden = last_hidden(base, ids)
             reader.was_read(ids)
             pooled = hidden.float().mean(1) if self.pooling == "mean" else hidden[:, 0].float()
             return functional.normalize(pooled, dim=-1).cpu()
 
-        return torch.cat(reader.processes.share(batches, embed))
+        order = sorted(range(len(parts)), key=lambda number: len(parts[number]))
+        alike = [list(numbers) for _, numbers in itertools.groupby(order, key=lambda number: len(parts[number]))]
+        around = len(self.first) + len(self.last)
+        batches = [batch for numbers in alike for batch in reader.batches(numbers, len(parts[numbers[0]]) + around)]
+        embedded = torch.cat(reader.processes.share(batches, embed))
+        return torch.empty_like(embedded).index_copy(0, torch.tensor(order), embedded)
 
     def _score(self, length: int, scores: Tensor) -> list[RetrievalRow]:
         """Return the rows for scores (queries, documents)."""

@@ -1,6 +1,7 @@
 """The measurements as pandas data frames, a row for each measured value: what users of Python call."""
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -47,7 +48,8 @@ def _framed(
         return to_frame(measure(*args, **kwargs), row_type)
 
     framed.__name__ = framed.__qualname__ = name
-    framed.__annotations__ = measure.__annotations__ | {"return": "pandas.DataFrame"}
+    signature = inspect.signature(measure).replace(return_annotation="pandas.DataFrame")
+    setattr(framed, "__signature__", signature)  # noqa: B010  help() would promise a list
     columns = ", ".join(field.name for field in fields(row_type))
     framed.__doc__ = f"{measure.__doc__}\nThe rows are those of a pandas data frame with the columns {columns}.\n"
     return framed

@@ -30,7 +30,7 @@ class Parts:
         self.folder = prepare_folder(output_dir / FOLDER)
         kept = self.folder / IDENTITY_FILE
         wanted = json.loads(json.dumps(identity))
-        if kept.exists():
+        if kept.exists() and len(self):
             self._require_same(_read(kept), wanted)
         else:
             write_text(kept, json.dumps(wanted, indent=1, ensure_ascii=False))

@@ -17,7 +17,7 @@ import hf_posswap
 from hf_posswap.architectures import architecture_of
 from hf_posswap.demo import TextSource, load_config, load_model, load_tokenizer, resolve_model, resolve_texts
 from hf_posswap.evaluation.environment import collect_environment, installed_versions
-from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
 from hf_posswap.evaluation.measuring import FILES, KINDS, RETRIEVAL, Measurements, Part, Rows
 from hf_posswap.evaluation.parts import FOLDER, Parts
 from hf_posswap.evaluation.processes import ALONE, Processes
@@ -83,7 +83,11 @@ def prepare_evaluation(settings: EvaluationSettings) -> Prepared:
         )
     tokenizer = load_tokenizer(settings.model)
     ids = [tokenise(tokenizer, text) for text in texts]
-    measurements = Measurements(settings, tokenizer, texts, ids)
+    try:
+        measurements = Measurements(settings, tokenizer, texts, ids)
+    except TextTooShortError as error:
+        counts = ", ".join(f"{source.name} {len(of_text)}" for source, of_text in zip(sources, ids, strict=True))
+        raise TextTooShortError(f"{error} Tokens of each text: {counts}.") from error
     counted = tuple((source, len(of_text)) for source, of_text in zip(sources, ids, strict=True))
     return Prepared(settings, config, scheme_label(settings, config), counted, measurements)
 
@@ -255,8 +259,8 @@ def _identity(prepared: Prepared) -> dict[str, Any]:
     path = Path(resolve_model(prepared.settings.model).path)
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else []
     versions = installed_versions()
-    return {
-        "settings": {name: value for name, value in asdict(prepared.settings).items() if name != "device"},
+    settings = {name: value for name, value in asdict(prepared.settings).items() if name != "device"}
+    return settings | {
         "texts": [hashlib.sha256(source.path.read_bytes()).hexdigest() for source, _ in prepared.texts],
         "model revision": getattr(prepared.config, "_commit_hash", None),
         "model files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],

@@ -1,9 +1,13 @@
 """What `evaluate` is asked for, checked against the model before anything long starts."""
 
+import copy
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+import hf_posswap
 from hf_posswap.architectures import architecture_of
 from hf_posswap.evaluation.collection import MOST_DOCUMENTS
 from hf_posswap.evaluation.document_retrieval import POOLINGS
@@ -12,7 +16,7 @@ from hf_posswap.evaluation.passkey_retrieval import DEPTHS, TRIALS
 from hf_posswap.evaluation.positions import BINS
 from hf_posswap.evaluation.windows import check_lengths
 from hf_posswap.reporting.result_files import STAGES
-from hf_posswap.schemes import parse_scheme, scheme_class
+from hf_posswap.schemes import SchemeConfig, parse_scheme, scheme_class
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -79,6 +83,8 @@ class EvaluationSettings:
             _require_allowed("measurement", name, MEASUREMENTS)
         if self.tokens < 1:
             raise EvaluationError(f"the budget is {self.tokens} tokens. Give at least 1.")
+        if self.bins < 1:
+            raise EvaluationError(f"the number of bins is {self.bins}. Give at least 1.")
         if self.pos_scheme is not None:
             parse_scheme(self.pos_scheme)
 
@@ -118,9 +124,16 @@ def scheme_label(settings: EvaluationSettings, config: "PretrainedConfig") -> st
         return "stock"
     config_class = scheme_class(entry["name"]).config_class
     variant = config_class.variant_option
-    default = next((field.default for field in fields(config_class) if field.name == variant), None)
-    value = entry["options"].get(variant, default)
-    return entry["name"] if value == default else f"{entry['name']}:{value}"
+    if variant is None or _resolved(config_class, config)[variant] == entry["options"][variant]:
+        return entry["name"]
+    return f"{entry['name']}:{entry['options'][variant]}"
+
+
+def _resolved(config_class: type[SchemeConfig], config: "PretrainedConfig") -> dict[str, Any]:
+    """Return what a scheme's options become in this model if none is given."""
+    with torch.device("meta"):
+        base = hf_posswap.AutoModel.from_config(copy.deepcopy(config)).base_model
+    return config_class().resolve(architecture_of(config).facts(base)).to_dict()
 
 
 def _require_allowed(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hf_posswap.architectures import architecture_of
 from hf_posswap.evaluation.errors import EvaluationError
 
 PROBE_TOKENS = 8
@@ -46,7 +47,7 @@ def find_masked_head(model: nn.Module) -> Head:
         EvaluationError: the model has no head, reads in one direction only, or no candidate reproduces its logits.
     """
     ids, hidden = _probe(model)
-    if _is_causal(model, ids, hidden):
+    if architecture_of(model.config).is_causal(model.config):
         raise EvaluationError(
             f"{type(model).__name__} has no masked-token loss: it reads from left to right and does not see what "
             "follows a masked token. Measure its loss by length instead."

@@ -20,6 +20,7 @@ from hf_posswap.demo import load_config, load_model, load_tokenizer
 from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.masked import masked_loss_rows
 from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.evaluation.texts import special_tokens, tokenise
 from hf_posswap.reporting.files import OutputError, write_text
@@ -256,6 +257,16 @@ class _Conductor:
                 model, self.evaluation_ids, lengths, ("same-targets",), budget=experiment.evaluation_tokens
             )
             self.evaluations[name] = [asdict(row) for row in rows]
+        elif objective == "mlm":
+            masked = masked_loss_rows(
+                model,
+                self.tokenizer,
+                self.evaluation_ids,
+                lengths,
+                budget=experiment.evaluation_tokens,
+                seed=experiment.options.seed,
+            )
+            self.evaluations[name] = [asdict(row) for row in masked]
         elif objective == "embedding":
             each = max(1, experiment.evaluation_tokens // len(self.evaluation_ids))
             texts = [ids[: max(each, *lengths)] for ids in self.evaluation_ids]

@@ -24,9 +24,16 @@ def test_parts_are_there_for_the_next_process_until_all_is_finished(tmp_path: Pa
 
 
 def test_parts_of_another_measurement_are_refused(tmp_path: Path) -> None:
-    Parts(tmp_path, IDENTITY)
+    Parts(tmp_path, IDENTITY).put("windows-64", 1)
     with pytest.raises(EvaluationError, match=r"another lengths: \[64, 128\] there, \[64\] now.*--overwrite"):
         Parts(tmp_path, IDENTITY | {"lengths": [64]})
+
+
+def test_before_the_first_part_anything_may_be_asked_for(tmp_path: Path) -> None:
+    Parts(tmp_path, IDENTITY)
+    Parts(tmp_path, IDENTITY | {"lengths": [64]}).put("windows-64", 1)
+    with pytest.raises(EvaluationError, match="another lengths"):
+        Parts(tmp_path, IDENTITY)
 
 
 def test_a_part_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -45,6 +45,23 @@ def test_one_command_swaps_calibrates_heals_and_measures_beside_a_control(tmp_pa
     assert again.exit_code == 0, again.output
 
 
+def test_masked_tokens_are_measured_by_length(tmp_path: Path) -> None:
+    from hf_posswap.demo import load_tokenizer, resolve_model
+
+    model = tmp_path / "masked"
+    transformers.BertForMaskedLM.from_pretrained(resolve_model("demo:bert").path).save_pretrained(model)
+    load_tokenizer("demo:bert").save_pretrained(model)
+    what = ["--model", str(model), "--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT]
+    measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32,600", "--eval-tokens", "600"]
+    result = run(*what, *measured, "--output-dir", str(tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "in nats a masked token, by length (the same masked tokens)" in " ".join(result.output.split())
+    evaluation = json.loads((tmp_path / "out" / "healing.json").read_text())["evaluation"]
+    assert {(row["protocol"], row["tokens"] > 0) for row in evaluation["healed"]} == {("masked", True)}
+    assert [row["loss"] is None for row in evaluation["stock"]] == [False, True]
+    assert len({rows[0]["tokens"] for rows in evaluation.values()}) == 1, "the same tokens for every model"
+
+
 def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
     what = [
         "--model",

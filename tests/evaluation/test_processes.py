@@ -1,0 +1,91 @@
+"""Sharing work: in order, in every process, errors too; and a launch that Accelerate does not join."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import accelerate
+import accelerate.utils
+import pytest
+import torch
+
+from hf_posswap.errors import PositionError
+from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.processes import ALONE, Processes, join_processes
+
+
+class Pool:
+    """Three processes in one: what each gathers is found by computing the shares of the others too."""
+
+    count = 3
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, work: list[int], do: Any) -> None:
+        self.work, self.do = work, do
+        monkeypatch.setattr(accelerate.utils, "gather_object", self.gather)
+
+    def gather(self, own: list[Any]) -> list[Any]:
+        everyone = [Processes(index, self.count) for index in range(self.count)]
+        found = [
+            [process._outcome(number, self.do, self.work[number]) for number in process._own(len(self.work))]
+            for process in everyone
+        ]
+        assert any(share == own or len(share) == len(own) for share in found)
+        return [pair for share in found for pair in share]
+
+    def results(self) -> Iterator[list[Any]]:
+        for index in range(self.count):
+            yield Processes(index, self.count).share(self.work, self.do)
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 3, 7])
+def test_shares_come_together_in_order_in_every_process(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = list(range(pieces))
+    expected = [str(piece) for piece in work]
+    assert list(Pool(monkeypatch, work, str).results()) == [expected] * 3
+    assert ALONE.share(work, str) == expected
+
+
+def test_an_error_in_one_share_is_raised_in_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def do(piece: int) -> int:
+        if piece == 4:
+            raise PositionError("longest position 256")
+        return piece
+
+    Pool(monkeypatch, list(range(6)), do)
+    for index in range(3):
+        with pytest.raises(PositionError, match="longest position 256"):
+            Processes(index, 3).share(list(range(6)), do)
+    with pytest.raises(PositionError):
+        ALONE.share([4], do)
+
+
+def test_what_the_main_process_finds_or_raises_reaches_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    def broadcast(held: list[Any]) -> list[Any]:
+        if held != [None]:
+            sent[:] = held
+        return list(sent)
+
+    def refuse() -> str:
+        raise EvaluationError("no")
+
+    monkeypatch.setattr(accelerate.utils, "broadcast_object_list", broadcast)
+    everyone = [Processes(index, 2) for index in range(2)]
+    assert [process.on_main(lambda: "found") for process in everyone] == ["found", "found"]
+    for process in everyone:
+        with pytest.raises(EvaluationError, match="no"):
+            process.on_main(refuse)
+
+
+def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+    monkeypatch.setattr(accelerate, "PartialState", lambda **_: state)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert join_processes() is ALONE
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(EvaluationError, match="2 processes were started, but Accelerate joins 1"):
+        join_processes()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert join_processes() == Processes(0, 1, torch.device("cpu"))
