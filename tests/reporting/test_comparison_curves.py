@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from hf_posswap.reporting.comparison_curves import curves_of, final_curves
-from hf_posswap.reporting.stages_panel import stages_in
 
 
 def row(scheme: str, stage: str, length: int, loss: float | None, seed: int = 0, **more: Any) -> dict[str, Any]:
@@ -67,7 +66,6 @@ def test_curves_come_scheme_by_scheme_and_stage_by_stage() -> None:
     ]
     final = {(curve.scheme, curve.stage) for curve in final_curves(curves)}
     assert final == {("stock", "stock"), ("stock", "control"), ("t5", "healed"), ("rope", "swapped")}
-    assert stages_in(rows) == ["swapped", "healed"]
 
 
 def test_a_loss_beyond_a_float_is_infinite_perplexity() -> None:
