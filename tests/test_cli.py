@@ -188,7 +188,10 @@ def test_compare_runs_as_a_real_process_and_twice_alike(tmp_path: Path) -> None:
         (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "0"], "tokens is 0; it must be at least 1"),
         (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "x"], "'x' is not a valid integer"),
         (["--schemes", "alibi", "--lengths", "64", "--control"], "give --heal-tokens too"),
-        (["--schemes", "alibi", "--lengths", "64", "--train-file", "demo:books/train"], "nothing reads the training"),
+        (
+            ["--schemes", "alibi", "--lengths", "64", "--train-file", "demo:books/train"],
+            "nothing would read the",
+        ),
         (
             ["--schemes", "alibi", "--lengths", "64", "--calibrate", "--train-file", "demo:book/test"],
             "'frankenstein.txt' is measured on, and 'frankenstein.txt', which is learned from",

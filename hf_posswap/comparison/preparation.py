@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+import hf_posswap
 from hf_posswap.architectures import list_architectures
-from hf_posswap.capabilities import capabilities
 from hf_posswap.comparison.cells import Cell
 from hf_posswap.comparison.settings import Settings, normalised
 from hf_posswap.demo import load_config, load_tokenizer
@@ -187,7 +187,7 @@ def _refusals(settings: Settings, config: "PretrainedConfig", names: dict[str, s
             f"architecture {architecture!r} of model {settings.model!r} is not supported. "
             f"Allowed: {', '.join(supported)}."
         )
-    cells = [cell for cell in capabilities() if cell.architecture == architecture]
+    cells = [cell for cell in hf_posswap.capabilities() if cell.architecture == architecture]
     if any(cell.mode == "encoder" for cell in cells) and not getattr(config, "is_decoder", False):
         raise EvaluationError(
             f"model {settings.model!r} is an encoder ({architecture}): it sees the tokens it would be asked to "

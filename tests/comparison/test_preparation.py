@@ -20,7 +20,7 @@ def test_an_unsupported_cell_is_known_before_anything_is_loaded(changed: Make, m
         else cell
         for cell in hf_posswap.capabilities()
     ]
-    monkeypatch.setattr(preparation, "capabilities", lambda: cells)
+    monkeypatch.setattr(hf_posswap, "capabilities", lambda: cells)
     prepared = prepare(changed())
     assert [(refusal.scheme, refusal.reason) for refusal in prepared.refusals] == [("alibi", "because")]
     assert prepared.work(Cell("alibi", "swapped", 0)) == 0 < prepared.work(Cell("t5", "swapped", 0))
@@ -57,7 +57,7 @@ def test_work_counts_measuring_calibrating_and_healing(healed: Make) -> None:
         ({"calibrate": True}, "there is no text to calibrate on"),
         ({"healing": recipe(1000)}, "there is no text to heal on"),
         ({"healing": recipe(1000), "calibrate": True}, "there is no text to calibrate and heal on"),
-        ({"train_texts": ("demo:books/train",)}, "nothing reads the training text"),
+        ({"train_texts": ("demo:books/train",)}, "nothing would read the training text"),
         ({"control": True}, "the control is the stock model healed on the same tokens"),
     ],
 )
@@ -109,7 +109,7 @@ def test_too_little_text_to_learn_from_says_how_much_there_is(healed: Make, tmp_
     short = tmp_path / "short.txt"
     short.write_text("A short text.", encoding="utf-8")
     for settings in (healed(train_texts=(str(short),)), healed(train_texts=(str(short),), calibrate=False)):
-        with pytest.raises(PosSwapError, match=r"the text has 4 tokens, less than one window of \d+"):
+        with pytest.raises(PosSwapError, match=r"the text has 5 tokens, less than one window of \d+"):
             prepare(settings)
 
 

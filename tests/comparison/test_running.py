@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
 from hf_posswap.comparison import prepare, run, stages
 from hf_posswap.errors import UnsupportedError
@@ -69,16 +70,27 @@ def test_healing_starts_from_the_swap_if_nothing_is_calibrated(healed: Make) -> 
     assert result["cells"][2]["healing"]["losses"][0] > 0.5, "the first step sees a model that has lost its positions"
 
 
-def test_seeds_change_what_is_random_and_nothing_else(healed: Make) -> None:
+def test_seeds_change_what_is_random_and_nothing_else(healed: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    swap = stages.swap
+
+    def swap_starting_shaw_at_random(model: Any, scheme: Any) -> Any:
+        swapped = swap(model, scheme)
+        if scheme.name == "shaw":
+            for weight in stages.scheme_parameters(swapped).values():
+                torch.nn.init.normal_(weight, std=0.02)
+        return swapped
+
+    monkeypatch.setattr(stages, "swap", swap_starting_shaw_at_random)
     schemes = ("t5:per_layer=true", "shaw")
     settings = healed(schemes=schemes, lengths=(64,), calibrate=False, seed=3, seeds=2, control=False)
     result = run(prepare(settings))
     found = statuses(result)
     assert found["stock", "stock", 3] == "measured"
     assert ("stock", "stock", 4) not in found
-    assert found["t5:per_layer=true", "swapped", 4] == "same", "t5 starts from zeros"
-    assert found["shaw", "swapped", 4] == "measured", "shaw starts at random"
+    assert found["t5:per_layer=true", "swapped", 4] == "same"
+    assert found["shaw", "swapped", 4] == "measured"
     losses = {(row["scheme"], row["stage"], row["seed"]): row["loss"] for row in result["rows"]}
+    assert losses["shaw", "swapped", 3] != losses["shaw", "swapped", 4]
     for scheme in schemes:
         assert losses[scheme, "healed", 3] != losses[scheme, "healed", 4]
 
