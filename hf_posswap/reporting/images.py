@@ -156,7 +156,7 @@ def _draw_panel(place: Any, panel: Panel, styles: Mapping[str, Look], leftmost: 
     place.set_title(panel.title, fontsize=10, color=INK, loc="left", pad=14)
     place.set_xlabel(panel.x.title, color=INK, fontsize=9)
     if leftmost:
-        place.set_ylabel(panel.y.title, color=INK, fontsize=9)
+        place.set_ylabel(f"{panel.y.title}{' (log)' if panel.y.scale == 'log' else ''}", color=INK, fontsize=9)
     place.grid(color=GRID, linewidth=0.8, axis="y" if isinstance(panel, BarPanel) else "both")
     place.set_axisbelow(True)
     place.tick_params(colors=MUTED, labelsize=8.5)

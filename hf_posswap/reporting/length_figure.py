@@ -99,7 +99,7 @@ def train_length_guide(train_length: int | None) -> tuple[Guide, ...]:
 def _panel(protocol: str, lines: Mapping[str, Sequence[Point]], train_length: int | None) -> LinePanel:
     series = labelled_if_equal([_series(key, line) for key, line in lines.items()])
     lengths = numbered_axis("tokens read at once", (point.x for line in lines.values() for point in line))
-    y = Axis("perplexity (log)", "log")
+    y = Axis("perplexity", "log")
     return LinePanel(PROTOCOL_TITLES.get(protocol, protocol), lengths, y, series, train_length_guide(train_length))
 
 

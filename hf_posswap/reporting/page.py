@@ -19,6 +19,7 @@ from hf_posswap.reporting.figures import Figure, HeatPanel, Panel, Provenance, T
 from hf_posswap.reporting.naming import STAGE_WORDS
 from hf_posswap.reporting.plotly_figures import drawings
 from hf_posswap.reporting.results import Results
+from hf_posswap.version import __version__
 
 Chapters = Sequence[tuple[str, Sequence[Figure]]]
 
@@ -242,7 +243,5 @@ def _provenance(provenance: Provenance) -> str:
 
 
 def _footer(results: Results) -> str:
-    from hf_posswap.version import __version__
-
     count = len({file.path for group in results.groups for file in group.files})
     return f"<footer>Made by hf_posswap {__version__} from {count} result file{'' if count == 1 else 's'}.</footer>\n"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.figures import Series, Value, number, plain
@@ -128,8 +128,6 @@ def one_line(text: str, limit: int = 160) -> str:
 
 def labelled_if_equal(series: Sequence[Series]) -> tuple[Series, ...]:
     """Return the series with those that cover an earlier one saying so in their label."""
-    from dataclasses import replace
-
     seen: dict[tuple[tuple[float, str], ...], str] = {}
     result = []
     for one in series:

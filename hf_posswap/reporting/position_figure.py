@@ -19,6 +19,7 @@ from hf_posswap.reporting.points import (
     SEVERAL_SEEDS,
     Point,
     any_several_seeds,
+    by_key,
     ending,
     gap_sentences,
     labelled_if_equal,
@@ -105,7 +106,7 @@ def _table(rows: Sequence[Row]) -> Table:
     places = sorted({(row["position_from"], row["position_to"]) for row in rows})
     cells: dict[tuple[float, str], dict[tuple[float, float], list[float]]] = {}
     for length in sorted({row["length"] for row in rows}):
-        for key, line in lines_by_place([row for row in rows if row["length"] == length]).items():
+        for key, line in _losses_by_place([row for row in rows if row["length"] == length]).items():
             cells[length, key] = line
     body = tuple(
         (plain(length), key, *(_mean(line.get(place)) for place in places)) for (length, key), line in cells.items()
@@ -113,10 +114,8 @@ def _table(rows: Sequence[Row]) -> Table:
     return Table(("length", "scheme", *(f"{plain(low)}–{plain(high)}" for low, high in places)), body)
 
 
-def lines_by_place(rows: Sequence[Row]) -> dict[str, dict[tuple[float, float], list[float]]]:
+def _losses_by_place(rows: Sequence[Row]) -> dict[str, dict[tuple[float, float], list[float]]]:
     """Return the losses of each scheme at each group of positions, one for each seed."""
-    from hf_posswap.reporting.points import by_key
-
     found: dict[str, dict[tuple[float, float], list[float]]] = {}
     for key, own in by_key(rows).items():
         for row in own:

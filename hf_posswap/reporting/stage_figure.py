@@ -78,7 +78,7 @@ def stage_panel(group: Group, protocol: str, length: float) -> LinePanel:
         found = [_point([row for row in own if unswapped or row["stage"] == stage]) for stage in stages]
         series.append(_series(key, places, found))
     title = f"{PROTOCOL_TITLES.get(protocol, protocol)}, {plain(length)} tokens"
-    x, y = category_axis("", stages), Axis("perplexity (log)", "log")
+    x, y = category_axis("", stages), Axis("perplexity", "log")
     return LinePanel(title, x, y, labelled_if_equal(series), _stock_guide(group, protocol, length))
 
 
