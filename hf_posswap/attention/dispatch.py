@@ -191,14 +191,22 @@ def explain_path(bias_kind: type[Bias] | None, mixes_values: bool, backend: str,
             raise BackendError(f"backend {backend!r} cannot carry this scheme. Backends that work: eager, sdpa.")
         return "flex_attention, the bias as a score_mod"
     if backend == "sdpa":
-        if mixes_values:
-            return "blocks of queries written out, because the value side reads the weights"
-        if bias_kind in (LinearBias, RelativeBias):
-            if device_type == "cuda":
-                folded = "folded into extra channels (half precision) or " if bias_kind is LinearBias else ""
-                return f"sdpa, the bias {folded}as a FlexAttention score_mod"
-            return "sdpa, the bias as a strided view of one vector per head"
-        return "sdpa, the bias made for one block of queries at a time"
+        return _explain_sdpa(bias_kind, mixes_values, device_type)
     if bias_kind in (LinearBias, SeparableBias) and not mixes_values:
         return f"{backend}, the bias folded into extra channels"
     raise BackendError(f"backend {backend!r} cannot carry this scheme's bias. Backends that work: eager, sdpa.")
+
+
+def _explain_sdpa(bias_kind: type[Bias] | None, mixes_values: bool, device_type: str) -> str:
+    if bias_kind is ClippedContentBias and device_type == "cpu":
+        return "sdpa, near keys as a band beside plain attention in a causal text, else blocks of queries written out"
+    if mixes_values:
+        return "blocks of queries written out, because the value side reads the weights"
+    if bias_kind in (LinearBias, RelativeBias):
+        if device_type == "cuda":
+            folded = "folded into extra channels (half precision) or " if bias_kind is LinearBias else ""
+            return f"sdpa, the bias {folded}as a FlexAttention score_mod"
+        return "sdpa, the bias as a strided view of one vector per head"
+    if bias_kind is RelativeContentBias and device_type == "cpu":
+        return "sdpa, a block of queries' products with all distances as a strided view"
+    return "sdpa, the bias made for one block of queries at a time"

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hf_posswap.attention.inputs import AttentionInputs
 
-ROWS_AT_A_TIME = 512
-"""Rows of a mask that are compared at once."""
+ROWS_AT_A_TIME = 64
+"""Rows of a mask that are read at once; torch counts in int64, eight times as wide as the mask."""
 SHORTEST_MEAN = 16
 """Queries per segment, on average, below which a mask is taken as it is."""
 

@@ -125,13 +125,17 @@ class Rotations(NamedTuple):
 def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
     """Turn the first r dimensions of x (B, H, L, d) in float32 and return x's dtype (equation 34 of the paper)."""
     rotated = rotation.cos.shape[-1]
-    turning, rest = x[..., :rotated].float(), x[..., rotated:]
+    turning, rest = x[..., :rotated], x[..., rotated:]
+    # Half by half, so that little is held in float32 at a time.
+    places = (
+        (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, rotated // 2), slice(rotated // 2, None))
+    )
+    left, right = (turning[..., place].float() for place in places)
+    cos, sin = ([angle[..., place] for place in places] for angle in rotation)
+    turned = [(left * cos[0] - right * sin[0]).to(x.dtype), (right * cos[1] + left * sin[1]).to(x.dtype)]
     if interleaved:
-        quarter_turn = torch.stack((-turning[..., 1::2], turning[..., ::2]), dim=-1).flatten(-2)
-    else:
-        quarter_turn = torch.cat((-turning[..., rotated // 2 :], turning[..., : rotated // 2]), dim=-1)
-    turned = (turning * rotation.cos + quarter_turn * rotation.sin).to(x.dtype)
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+        turned = [torch.stack(turned, dim=-1).flatten(-2)]
+    return torch.cat((*turned, rest), dim=-1) if rest.shape[-1] or not interleaved else turned[0]
 
 
 class RopeLayer(SchemeLayer):
