@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 import hf_posswap
 from hf_posswap.commands import app
+from hf_posswap.hub import card_of
 
 
 def run(*arguments: str) -> Result:
@@ -26,6 +27,10 @@ def test_calibrated_checkpoint(tmp_path: Path) -> None:
     assert hf_posswap.is_swapped(loaded)
     assert loaded.transformer.h[0].attn.pos_scheme.table.abs().sum() > 0
     assert (tmp_path / "out" / "tokenizer.json").exists()
+    record = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert (record["kind"], record["model"], record["texts"][0]["name"]) == ("calibration", "demo:gpt2", "jos-boys.txt")
+    assert record["report"] == {key: value for key, value in report.items() if key != "refinement"}
+    assert f"calibrated {report['loss_after']:.3f}" in str(card_of(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

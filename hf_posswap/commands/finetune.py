@@ -173,6 +173,7 @@ def finetune(
         lora_rank=lora_rank,
         control=control,
         evaluation=tuple(measured[0]),
+        evaluation_texts=tuple(measured[1]),
         lengths=() if eval_lengths is None else tuple(parse_numbers(eval_lengths, "--eval-lengths")),
         evaluation_tokens=eval_tokens,
         resume=resume,

@@ -120,6 +120,6 @@ def _facts(
         auto_class=AUTO_CLASS_OF_TASK.get(str(config.get("task_type"))),
         has_tokenizer="tokenizer_config.json" in contents.files,
         results=results,
-        measurements=tuple(about(options, results)),
+        measurements=tuple(about(options, results, contents.folder.resolve().name)),
         figures=contents.figures,
     )

@@ -12,7 +12,7 @@ from hf_posswap.hub.facts import CardFacts
 from hf_posswap.hub.loading import adapter_loading, model_loading
 from hf_posswap.hub.markdown import code, one_line, plain, table
 from hf_posswap.hub.recipe import recipe
-from hf_posswap.hub.results import Measurement
+from hf_posswap.hub.results import Measurement, Row
 from hf_posswap.schemes import SchemeConfig, scheme_class
 from hf_posswap.version import __version__
 
@@ -62,8 +62,7 @@ def _eval_results(facts: CardFacts) -> Iterator[EvalResult]:
     """Yield what was measured of the published weights, where it is known on which texts."""
     for measurement in facts.measurements:
         for row in measurement.rows:
-            own = row.scheme != "stock" and row.stage == facts.results.stage
-            if not own or row.value is None or not measurement.texts or facts.pipeline_tag is None:
+            if not row.own or row.value is None or not measurement.texts or facts.pipeline_tag is None:
                 continue
             how = PROTOCOLS.get(row.protocol, one_line(row.protocol))
             seed = "" if row.seed is None else f", seed {row.seed}"
@@ -177,14 +176,11 @@ def _tables(measurement: Measurement) -> Iterator[str]:
     for protocol in dict.fromkeys(row.protocol for row in measurement.rows):
         rows = [row for row in measurement.rows if row.protocol == protocol]
         lengths = sorted({row.length for row in rows})
-        cells: dict[tuple[str, str, int | None], dict[int, float | None]] = {}
+        several = len({row.seed for row in rows}) > 1
+        cells: dict[str, dict[int, float | None]] = {}
         for row in rows:
-            cells.setdefault((row.stage, row.scheme, row.seed), {})[row.length] = row.value
-        seeds = {seed for _, _, seed in cells}
-        body = [
-            (_label(stage, seed if len(seeds) > 1 else None), *(_number(values.get(length)) for length in lengths))
-            for (stage, _, seed), values in cells.items()
-        ]
+            cells.setdefault(_label(row, several), {})[row.length] = row.value
+        body = [(label, *(_number(values.get(length)) for length in lengths)) for label, values in cells.items()]
         how = PROTOCOLS.get(protocol, plain(protocol))
         yield f"{METRICS[measurement.quantity]}{texts}, by the number of tokens read at once; {how}:"
         yield table(("model", *map(str, lengths)), body)
@@ -193,11 +189,14 @@ def _tables(measurement: Measurement) -> Iterator[str]:
     yield from [f"Measured by {code(measurement.command)}."] if measurement.command else []
 
 
-def _label(stage: str, seed: int | None) -> str:
-    words = {"stock": "the base model", "control": "control: the base model healed on the same tokens, unswapped"}
-    return words.get(stage, f"this model, {stage}" if stage != "swapped" else "swapped, untrained") + (
-        "" if seed is None else f", seed {seed}"
-    )
+def _label(row: Row, several_seeds: bool) -> str:
+    words = {
+        "stock": "the base model",
+        "control": "control: the base model healed on the same tokens, unswapped",
+        "swapped": "swapped, untrained",
+    }
+    label = "this model" if row.own else words.get(row.stage, row.stage)
+    return f"{label}, seed {row.seed}" if several_seeds and row.seed is not None else label
 
 
 def _number(value: float | None) -> str:

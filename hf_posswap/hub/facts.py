@@ -1,7 +1,8 @@
 """What a model card may say of a swapped model: facts from its config, its files and its results, and nothing else."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 from hf_posswap.architectures import architecture_of
@@ -11,7 +12,7 @@ from hf_posswap.configuration import PREFIX
 from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.checkpoint import Checkpoint
 from hf_posswap.hub.errors import HubError
-from hf_posswap.hub.results import Measurement, Results, Row, read_results
+from hf_posswap.hub.results import HEALING_FILE, LENGTHS_FILE, Measurement, Results, Row, read_results
 from hf_posswap.origin import cached_license, is_license, is_repo_id
 from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme, scheme_class
 from hf_posswap.swapping import longest_position, train_length
@@ -145,7 +146,7 @@ def folder_facts(
         parameters=sum(weight.numel() for weight in checkpoint.model.parameters()),
         has_tokenizer="tokenizer_config.json" in contents.files,
         results=results,
-        measurements=tuple(about(options, results)),
+        measurements=tuple(about(options, results, contents.folder.resolve().name)),
         figures=contents.figures,
     )
 
@@ -197,14 +198,31 @@ def _auto_class(known: dict[str, str], stock: str) -> str | None:
     return next((auto for auto in PIPELINE_TAGS if auto in fitting), next(iter(fitting), None))
 
 
-def about(options: SchemeConfig, results: Results) -> Iterator[Measurement]:
-    """Yield the measurements with the rows that are about this scheme with these options, and the stock model's."""
+def about(options: SchemeConfig, results: Results, folder: str) -> Iterator[Measurement]:
+    """Yield the measurements with the rows that are about this scheme with these options, and the stock model's.
+
+    Args:
+        options: the published model's.
+        results: all there is.
+        folder: name of the folder the results are in.
+    """
     for measurement in results.measurements:
-        rows = tuple(row for row in measurement.rows if _concerns(row, options))
+        rows = [row for row in measurement.rows if _concerns(row, options)]
+        rows = [replace(row, own=_is_own(row, measurement, results, folder)) for row in rows]
         if any(row.scheme != "stock" for row in rows):
-            yield Measurement(
-                measurement.file, measurement.quantity, measurement.model, measurement.texts, rows, measurement.command
-            )
+            yield replace(measurement, rows=tuple(rows))
+
+
+def _is_own(row: Row, measurement: Measurement, results: Results, folder: str) -> bool:
+    """Return whether a row is known to be of the published weights, and not of a model with the same scheme."""
+    if row.scheme == "stock":
+        return False
+    if measurement.file == HEALING_FILE:
+        return row.stage == "healed"
+    if measurement.file == LENGTHS_FILE:
+        return PurePath(measurement.model).name == folder
+    # A comparison swaps and heals models of its own; an untrained swap is the same again.
+    return row.stage == results.stage == "swapped" and bool(results.swap)
 
 
 def _concerns(row: Row, options: SchemeConfig) -> bool:

@@ -31,6 +31,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+OF_TRAINER = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth")
+"""What transformers' Trainer leaves beside a model: no weights, and not published."""
 FIGURES_FOLDER = "figures"
 FIGURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(png|jpg|jpeg)", re.IGNORECASE)
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
@@ -116,7 +118,8 @@ def _require_folder(folder: Path, needed: str, what: str) -> None:
 
 
 def _refuse_pickles(folder: Path) -> None:
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLED)
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLED)
+    pickled = [name for name in names if not OF_TRAINER.fullmatch(name)]
     if pickled:
         raise HubError(
             f"{str(folder)!r} holds pickled files: {', '.join(map(repr, pickled))}. Loading one can run any code, so "

@@ -14,7 +14,7 @@ from typing import Any
 from hf_posswap.hub.errors import HubError
 
 SWAP_FILE, CALIBRATION_FILE, HEALING_FILE = "swap.json", "calibration.json", "healing.json"
-MEASUREMENT_FILES = ("compare.json", "lengths.json")
+COMPARISON_FILE, LENGTHS_FILE = "compare.json", "lengths.json"
 STAGES = ("stock", "swapped", "calibrated", "healed", "control")
 LARGEST_FILE = 64 * 2**20
 """Bytes of a result file."""
@@ -32,6 +32,7 @@ class Row:
         value: perplexity, or the cosine to the stock model's embeddings; None: a gap.
         seed: of the run, if it says so.
         note: why there is a gap.
+        own: whether it was measured on the very weights that are published.
     """
 
     stage: str
@@ -41,6 +42,7 @@ class Row:
     value: float | None
     seed: int | None = None
     note: str = ""
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,11 @@ def read_results(folder: Path) -> Results:
     Raises:
         HubError: one of them is no JSON object, or too large.
     """
-    names = (SWAP_FILE, CALIBRATION_FILE, HEALING_FILE, *MEASUREMENT_FILES)
+    names = (SWAP_FILE, CALIBRATION_FILE, HEALING_FILE, COMPARISON_FILE, LENGTHS_FILE)
     contents = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
     healing = contents.get(HEALING_FILE, {})
     calibration = contents.get(CALIBRATION_FILE) or part(healing, "calibration")
-    measured = [_measurement(name, contents[name]) for name in MEASUREMENT_FILES if name in contents]
+    measured = [_measurement(name, contents[name]) for name in (COMPARISON_FILE, LENGTHS_FILE) if name in contents]
     if healing:
         measured.append(_healing_measurement(healing))
     return Results(

@@ -56,6 +56,7 @@ class Experiment:
         control: heal the stock model too, on the same tokens in the same order and schedule, with the objective's own
             loss: a model that is its own teacher learns nothing.
         evaluation: texts to measure on, none of them among the documents.
+        evaluation_texts: what identifies them, for the result; JSON-ready.
         lengths: tokens to read at once when measuring; empty: the healing length.
         evaluation_tokens: about how many tokens to read at each length.
         resume: go on where an interrupted run stopped.
@@ -74,6 +75,7 @@ class Experiment:
     lora_rank: int | None = None
     control: bool = False
     evaluation: tuple[str, ...] = field(default=(), repr=False)
+    evaluation_texts: tuple[dict[str, Any], ...] = ()
     lengths: tuple[int, ...] = ()
     evaluation_tokens: int = 16384
     resume: bool = False
@@ -142,6 +144,7 @@ class _Conductor:
             "options": experiment.options.to_dict(),
             "lora_rank": experiment.lora_rank,
             "evaluation": self.evaluations,
+            "evaluation_texts": list(experiment.evaluation_texts),
             "calibration": None if calibration is None else asdict(calibration),
             "healing": report.to_dict(),
             "control": None if control is None else control.to_dict(),

@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.hub.cards import card_errors
 
-OWNER, TOKEN = "tester", "hf_" + "T0kenOfTheTestServer" * 2
+OWNER, TOKEN = "you", "hf_" + "T0kenOfTheTestServer" * 2
 READER_TOKEN = "hf_" + "R3aderOfTheTestServer" * 2
 LFS_SIZE = 64 * 1024
 PART_SIZE = 4 * 2**20

@@ -88,7 +88,7 @@ def test_a_healed_model_shows_budget_control_table_and_results(swapped: Path) ->
     for fact in (
         "| tokens | 224,000 |", "| tokens read at once | 256 |", "`jos-boys.txt`", "| peak learning rate | 0.0003 |",
         "The control is the base model, unswapped, healed on the same 224,000 tokens",
-        "| model | 256 | 512 |", "| the base model | 54.60 | — |", "| this model, healed | 57.40 | 54.60 |",
+        "| model | 256 | 512 |", "| the base model | 54.60 | — |", "| this model | 57.40 | 54.60 |",
         "| control: the base model healed on the same tokens, unswapped | 55.70 | — |",
         "--train-file secret.txt --output-dir=out",
     ):  # fmt: skip
@@ -113,7 +113,7 @@ def test_a_comparison_gives_the_rows_of_this_scheme_only(swapped: Path) -> None:
     write(swapped, "compare.json", {"model": "demo:gpt2", "texts": [{"name": "chance.txt"}], "rows": rows})
     text = str(card_of(swapped, REPO))
     assert "| the base model | 49.50 | — |" in text
-    assert "| swapped, untrained | 1235 | 99.25 |" in text
+    assert "| this model | 1235 | 99.25 |" in text
     assert "- stock: the table ends at 256" in text
     assert "](compare.png)" in text
     assert "77.7" not in text
@@ -122,9 +122,18 @@ def test_a_comparison_gives_the_rows_of_this_scheme_only(swapped: Path) -> None:
     assert results is not None
     assert [result.metric_value for result in results] == [1234.5678, 99.25]
     write(swapped, "healing.json", healing())  # then the untrained numbers are not the published model's
+    assert "| swapped, untrained | 1235 | 99.25 |" in str(card_of(swapped, REPO))
     results = ModelCard(str(card_of(swapped, REPO))).data.eval_results
     assert results is not None
     assert [result.metric_value for result in results] == [57.3975, 54.5982]
+
+
+def test_an_evaluation_of_the_folder_itself_is_the_models_own(swapped: Path) -> None:
+    rows = [row("alibi", 256, 61.5, stage="swapped"), row("alibi", 512, 62.5, stage="swapped")]
+    for model, expected in ((f"out/{swapped.name}", [61.5, 62.5]), ("out/another", None)):
+        write(swapped, "lengths.json", {"model": model, "texts": [{"name": "chance.txt"}], "rows": rows})
+        results = ModelCard(str(card_of(swapped, REPO))).data.eval_results
+        assert (results and [result.metric_value for result in results]) == expected
 
 
 def test_calibration_as_the_command_saves_it(swapped: Path) -> None:

@@ -76,7 +76,7 @@ REFUSALS: list[tuple[str, Callable[[Path], object], str]] = [
     ("list", lambda f: (f / "config.json").write_text("[]"), "holds no JSON object"),
     ("no weights", lambda f: (f / "model.safetensors").unlink(), "no model.safetensors: there are no weights"),
     ("bin", lambda f: (f / "pytorch_model.bin").write_bytes(b"\x80\x04."), "holds pickled files: 'pytorch_model.bin'"),
-    ("pt", lambda f: (f / "optimizer.PT").write_bytes(b"\x80\x04."), "holds pickled files: 'optimizer.PT'"),
+    ("pt", lambda f: (f / "weights.PT").write_bytes(b"\x80\x04."), "holds pickled files: 'weights.PT'"),
     ("pth", lambda f: (f / "x.pth").write_bytes(b""), "Loading one can run any code"),
     ("disguise", lambda f: (f / "model.safetensors").write_bytes(b"\x80\x04."), "is no whole safetensors file"),
     ("cut", cut_weights, "is no whole safetensors file"),
@@ -117,7 +117,9 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_only_files_known_by_name_are_published(swapped: Path) -> None:
-    for name in ("notes.txt", "train.csv", ".env", "healing.json.bak", "weird name.png", "extra.safetensors"):
+    trainers = ("training_args.bin", "optimizer.pt", "rng_state.pth")
+    others = ("notes.txt", "train.csv", ".env", "healing.json.bak", "weird name.png", "extra.safetensors")
+    for name in (*trainers, *others):
         (swapped / name).write_bytes(b"{}")
     (swapped / "checkpoint-0000001").mkdir()
     (swapped / "checkpoint-0000001" / "optimizer.safetensors").write_bytes(b"")
@@ -130,7 +132,7 @@ def test_only_files_known_by_name_are_published(swapped: Path) -> None:
     assert set(contents.files) - set(contents.figures) == {
         "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
-    assert {"notes.txt", ".env", "checkpoint-0000001", "swap.json", "extra.safetensors"} <= set(contents.left)
+    assert {*trainers, *others, "checkpoint-0000001", "swap.json"} <= set(contents.left)
 
 
 @pytest.mark.parametrize(("name", "causal"), [("gpt2", True), ("llama", True), ("bert", False)])

@@ -88,10 +88,10 @@ def test_pushed_and_loaded_on_another_computer(hub: HubServer, run: Run, swapped
 PUSH_MODEL = """
 import sys, hf_posswap
 from transformers import AutoTokenizer
-model = hf_posswap.AutoModelForCausalLM.from_pretrained("tester/gpt2-books", pos_scheme="alibi:layers=0+2")
+model = hf_posswap.AutoModelForCausalLM.from_pretrained("you/gpt2-books", pos_scheme="alibi:layers=0+2")
 commit = model.push_to_hub("gpt2-alibi", private=True, commit_message="Two layers", tags=["books"])
 print(commit.oid)
-model.save_pretrained("again", push_to_hub=True, repo_id="tester/again")
+model.save_pretrained("again", push_to_hub=True, repo_id="you/again")
 """
 
 
