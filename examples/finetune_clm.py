@@ -73,7 +73,7 @@ def main() -> None:
     swap(model, arguments.pos_scheme)
     show("swapped", model)
 
-    if calibration_refusal(model) is None:  # rope, none and others have no parameters that could be fitted
+    if calibration_refusal(model) is None:  # none, a fixed alibi and others have nothing that could be fitted
         windows = Windows(documents, tokenizer, length, packing=True).whole()
         calibrate(model, itertools.islice(windows, 32))
         show("calibrated", model)

@@ -9,10 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import hf_posswap
-from hf_posswap.calibration import calibrate, calibration_refusal
-from hf_posswap.calibration.alignment import balanced
+from hf_posswap.architectures import Architecture
+from hf_posswap.calibration import FitSettings, Projections, calibrate, calibration_refusal, compared_queries
+from hf_posswap.calibration.alignment import Coordinates, balanced
+from hf_posswap.calibration.fitting import mismatch
+from hf_posswap.calibration.streams import enter, projected, projections
 from hf_posswap.demo import load_model, load_tokenizer, resolve_texts
 from hf_posswap.errors import UnsupportedError
+from hf_posswap.structure import natively
 from hf_posswap.training.adapters import add_lora
 from hf_posswap.training.texts import Windows
 from tests.matrix.cells import random_tokens, small_model
@@ -89,25 +93,72 @@ def test_the_stock_model_stays_what_it_is(architecture: str, causal: bool, schem
     assert len(report.explained) == 3
 
 
+def first_layer(model: Any) -> tuple[Architecture, Any, Any]:
+    architecture = model.base_model.architecture
+    return (architecture, *architecture.blocks(model.base_model)[0])
+
+
+def projected_in(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The queries and keys of a model's first layer, before its scheme."""
+    architecture, block, attention = first_layer(model)
+    return projected(architecture, block, attention, enter(model.base_model, block, tokens))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize(("architecture", "causal"), CELLS)
 def test_slow_pairs_hold_what_heads_read(architecture: str, causal: bool) -> None:
-    model = hf_posswap.swap(lively_model(architecture, causal), "rope")
-    tokens = random_tokens(4, 32)
-    calibrate(model, [tokens], measure=False)
-    base: Any = model.base_model
-    _, attention = base.architecture.blocks(base)[0]
-    found = []
-    attention.register_forward_pre_hook(
-        lambda _, args, kwargs: found.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-    )
-    with torch.no_grad():
-        model(tokens)
-        q, k, _ = base.architecture.project(attention, found[0])
-    order = base.pos_scheme.steady_dimensions()
-    for vectors in (q, k - k.mean((0, 2), keepdim=True)):
+    model, tokens = hf_posswap.swap(lively_model(architecture, causal), "rope"), random_tokens(4, 32)
+    order = model.base_model.pos_scheme.steady_dimensions()
+    before = projected_in(model, tokens)
+    coordinates = Coordinates(first_layer(model)[0], first_layer(model)[2])
+    coordinates.align([before], order)
+    q, k = projected_in(model, tokens)
+    for vectors in (q, k):
         energy = vectors.square().mean((0, 2))[:, order]
         assert bool((energy[:, 1:] <= energy[:, :-1] * 1.01).all())
     assert float(k.mean((0, 2)).abs().max()) < 1e-4
+    coordinates.put_back(torch.tensor([True, False, True, False]))
+    for old, new, mixed in zip(before, (q, k), projected_in(model, tokens), strict=True):
+        torch.testing.assert_close(mixed[:, ::2], old[:, ::2], atol=1e-5, rtol=1e-5)
+        assert torch.equal(mixed[:, 1::2], new[:, 1::2])
+    coordinates.put_back(torch.ones(4, dtype=torch.bool))
+    for old, again in zip(before, projected_in(model, tokens), strict=True):
+        assert torch.equal(old, again)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["rope", "rope:base=2"])
+@pytest.mark.parametrize(("architecture", "causal"), CELLS)
+def test_no_head_is_further_from_the_stock_scores_than_before(architecture: str, causal: bool, scheme: str) -> None:
+    model, tokens = hf_posswap.swap(lively_model(architecture, causal), scheme), random_tokens(3, 24)
+    family, block, attention = first_layer(model)
+
+    def distance() -> Tensor:
+        with natively(model.base_model, family):
+            teacher = enter(model.base_model, block, tokens)
+        streams = (teacher, enter(model.base_model, block, tokens))
+        sample = projections(model.base_model, family, block, attention, *streams)
+        return mismatch([sample], causal, FitSettings())
+
+    before = distance()
+    calibrate(model, [tokens], measure=False)
+    assert bool((distance() <= before * (1 + 1e-5)).all())
+
+
+def test_the_mismatch_is_the_variance_of_differences_in_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    stock, swapped = (torch.randn(1, 2, 2, 8, 4, generator=generator) for _ in range(2))
+    compared = compared_queries(8)
+    sample = Projections(stock[:, 0][:, :, compared], stock[:, 1], swapped[:, 0][:, :, compared], swapped[:, 1], 0.5)
+    found = mismatch([sample], True, FitSettings(0.0, 0.0, 1.0))
+    for head in range(2):
+        expected = 0.0
+        for query in compared.tolist():
+            theirs, mine = ((x[0, 0, head, query] @ x[0, 1, head].T).tolist() for x in (stock, swapped))
+            row = [0.5 * (theirs[key] - mine[key]) for key in range(query + 1)]
+            mean = sum(row) / len(row)
+            expected += sum((value - mean) ** 2 for value in row) / len(row)
+        assert float(found[head]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_has_no_coordinates_to_choose_is_refused() -> None:

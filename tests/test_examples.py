@@ -56,7 +56,7 @@ TRAINING = {
         "rope",
         MASKED,
         (128, 512, 1024),
-        ("stock", "swapped", "healed", "control"),
+        ("stock", "swapped", "calibrated", "healed", "control"),
         beyond=1,
     ),
     "finetune_embedding.py": Script(
@@ -64,7 +64,7 @@ TRAINING = {
         "rope",
         transformers.AutoModel,
         (16, 32, 64, 128),
-        ("swapped", "healed"),
+        ("swapped", "calibrated", "healed"),
         better=1,
     ),
     "finetune_with_trainer.py": Script(

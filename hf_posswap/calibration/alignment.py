@@ -5,6 +5,7 @@ query, when the same vector is subtracted from all keys. So the stock model stay
 turns pairs of dimensions at different rates does not treat them alike: what stands in fast pairs is lost beyond a few
 tokens. Pretrained heads spread what they read over all dimensions. Here they get coordinates in which queries and keys
 have the same diagonal second moments (balanced coordinates), and those in which they are largest get the slowest pairs.
+Heads whose scores come no closer to the stock model's by it keep the coordinates they had.
 """
 
 from collections.abc import Sequence
@@ -14,32 +15,48 @@ import torch
 from torch import Tensor
 
 from hf_posswap.architectures import Architecture
+from hf_posswap.architectures.base import Projection
 
 RIDGE = 1e-4
 """Added to second moments, as a share of their mean: a dimension that a head never uses stays invertible."""
 
 
-@torch.no_grad()
-def align(architecture: Architecture, attention: Any, samples: Sequence[tuple[Tensor, Tensor]], order: Tensor) -> None:
-    """Give the heads of a layer new coordinates, in its weights and in place.
+class Coordinates:
+    """The coordinates of a layer's heads, in the weights that make queries and keys, which are changed in place.
 
     Args:
         architecture: the model's family.
         attention: the self-attention module.
-        samples: queries (B, H, L, d) and keys (B, Hkv, L, d) of each batch, as projected.
-        order: head dimensions, from the one that changes least with the distance to the one that changes most, (d,).
     """
-    parts = architecture.query_and_key(attention)
-    assert parts is not None
-    query, key = parts
-    heads = samples[0][1].shape[1]
-    queries, keys = (_by_head([pair[side] for pair in samples], heads) for side in (0, 1))
-    mean = keys.mean(1)
-    to_query, to_key = balanced(_moments(queries), _moments(keys - mean[:, None]))
-    place = order.argsort().to(to_query.device)
-    to_query, to_key = to_query[:, place], to_key[:, place]
-    _write(query.weight, query.bias, to_query, torch.zeros_like(mean))
-    _write(key.weight, key.bias, to_key, mean)
+
+    def __init__(self, architecture: Architecture, attention: Any) -> None:
+        parts = architecture.query_and_key(attention)
+        assert parts is not None
+        self.query, self.key = parts
+        self.stock = [tensor.detach().clone() for part in parts for tensor in part]
+
+    @torch.no_grad()
+    def align(self, samples: Sequence[tuple[Tensor, Tensor]], order: Tensor) -> None:
+        """Give all heads new coordinates.
+
+        Args:
+            samples: queries (B, H, L, d) and keys (B, Hkv, L, d) of each batch, as projected.
+            order: head dimensions (d,), from the one that changes least with the distance to the one that does most.
+        """
+        heads = samples[0][1].shape[1]
+        queries, keys = (_by_head([pair[side] for pair in samples], heads) for side in (0, 1))
+        mean = keys.mean(1)
+        to_query, to_key = balanced(_moments(queries), _moments(keys - mean[:, None]))
+        place = order.argsort().to(to_query.device)
+        _write(self.query, to_query[:, place], torch.zeros_like(mean))
+        _write(self.key, to_key[:, place], mean)
+
+    @torch.no_grad()
+    def put_back(self, heads: Tensor) -> None:
+        """Give the heads that are marked, bool (Hkv,), the coordinates they had at first."""
+        for tensor, stock in zip((*self.query, *self.key), self.stock, strict=True):
+            shape = (len(heads), -1)
+            tensor.copy_(torch.where(heads[:, None], stock.reshape(shape), tensor.reshape(shape)).reshape(tensor.shape))
 
 
 def balanced(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,8 +88,9 @@ def _moments(vectors: Tensor) -> Tensor:
     )
 
 
-def _write(weight: Tensor, bias: Tensor, change: Tensor, shift: Tensor) -> None:
+def _write(part: Projection, change: Tensor, shift: Tensor) -> None:
     """Let a projection give change·(x − shift) where it gave x; change (Hkv, d, d) is shared by a group of heads."""
+    weight, bias = part
     heads, d = change.shape[:2]
     old = weight.double().reshape(heads, -1, d, weight.shape[-1])
     weight.copy_((change[:, None] @ old).reshape(weight.shape))

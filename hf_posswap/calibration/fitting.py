@@ -72,6 +72,22 @@ def fit_curve(samples: Sequence[Projections], causal: bool, settings: FitSetting
     return curve, total.explained()
 
 
+def mismatch(samples: Sequence[Projections], causal: bool, settings: FitSettings) -> Tensor:
+    """Return how far the swapped scores are from the stock ones in each head: their weighted variance in rows, (H,).
+
+    Args:
+        samples: a layer's queries and keys of each batch.
+        causal: whether keys after the query are hidden.
+        settings: weights of the pairs.
+    """
+    length = max(sample.length for sample in samples)
+    total = _Sums.zeros(samples[0].stock_query.shape[1], length, samples[0].stock_query.device)
+    none = total.curve()
+    for sample, text in _texts(samples):
+        total.add(_compare(sample, text, none, causal, settings))
+    return total.variance
+
+
 def sum_by_query(
     samples: Sequence[Projections], curve: Curve, groups: Tensor, causal: bool, settings: FitSettings
 ) -> ContentSums:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_posswap.architectures import architecture_of
-from hf_posswap.calibration.alignment import align
-from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, sum_by_query
-from hf_posswap.calibration.streams import Projections, enter, projected, projections
+from hf_posswap.architectures import Architecture, architecture_of
+from hf_posswap.calibration.alignment import Coordinates
+from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, mismatch, sum_by_query
+from hf_posswap.calibration.streams import Projections, Stream, enter, projected, projections
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.structure import natively
@@ -196,9 +196,8 @@ def _fit_layers(
     attention: Any
     for done, (block, attention) in enumerate(blocks, start=1):
         if _is_swapped(attention):
-            if order is not None:
-                align(architecture, attention, [projected(architecture, block, attention, s) for s in students], order)
-            samples = [projections(base, architecture, block, attention, *streams) for streams in pairs]
+            layer = _Layer(base, architecture, block, attention, pairs)
+            samples = layer.samples() if order is None else layer.aligned_samples(order, settings)
             curve, share = _measure(attention, samples, architecture.is_causal(model.config), settings)
             del samples
             fitted = attention.pos_scheme.fit(curve) or fitted
@@ -217,6 +216,33 @@ def _fit_layers(
     if not shared and not fitted:
         raise UnsupportedError(_nothing_to_fit(base.pos_scheme.name))
     return explained
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer about to be fitted, and what reaches it of each batch: the stock model's stream and the swapped one's."""
+
+    base: Any
+    architecture: Architecture
+    block: Any
+    attention: Any
+    pairs: list[tuple[Stream, Stream]]
+
+    def samples(self) -> list[Projections]:
+        """Return the queries and keys of each batch."""
+        return [projections(self.base, self.architecture, self.block, self.attention, *pair) for pair in self.pairs]
+
+    def aligned_samples(self, order: Tensor, settings: FitSettings) -> list[Projections]:
+        """Give those heads new coordinates that come closer to the stock scores by it, and return the samples then."""
+        causal = self.architecture.is_causal(self.base.config)
+        coordinates = Coordinates(self.architecture, self.attention)
+        before = mismatch(self.samples(), causal, settings)
+        queries_and_keys = [projected(self.architecture, self.block, self.attention, pair[1]) for pair in self.pairs]
+        heads = queries_and_keys[0][1].shape[1]
+        coordinates.align(queries_and_keys, order)
+        after = mismatch(self.samples(), causal, settings)
+        coordinates.put_back(after.view(heads, -1).sum(1) >= before.view(heads, -1).sum(1))
+        return self.samples()
 
 
 def _measure(attention: Any, samples: list[Projections], causal: bool, settings: FitSettings) -> tuple[Curve, Tensor]:

@@ -37,7 +37,7 @@ def changed(books: dict[str, str]) -> Callable[..., Settings]:
 def healed(changed: Callable[..., Settings], books: dict[str, str]) -> Callable[..., Settings]:
     """Every stage, on few tokens, with some settings changed."""
     settings: dict[str, Any] = {
-        "schemes": ("t5:per_layer=true", "rope"),
+        "schemes": ("t5:per_layer=true", "alibi"),
         "lengths": (64, 300),
         "tokens": 300,
         "train_texts": (books["train"],),

@@ -40,20 +40,20 @@ def test_every_stage_is_measured_beside_stock_and_its_control(healed: Make) -> N
         ("t5:per_layer=true", "swapped", 0): "measured",
         ("t5:per_layer=true", "calibrated", 0): "measured",
         ("t5:per_layer=true", "healed", 0): "measured",
-        ("rope", "swapped", 0): "measured",
-        ("rope", "calibrated", 0): "absent",
-        ("rope", "healed", 0): "measured",
+        ("alibi", "swapped", 0): "measured",
+        ("alibi", "calibrated", 0): "absent",
+        ("alibi", "healed", 0): "measured",
     }
     losses = {(row["scheme"], row["stage"]): row["loss"] for row in result["rows"] if row["length"] == 64}
     t5 = {stage: losses["t5:per_layer=true", stage] for stage in ("swapped", "calibrated", "healed")}
     assert losses["stock", "stock"] < t5["calibrated"] < t5["swapped"]
     assert len(set(losses.values())) == 7, "every stage is another model"
-    assert ("rope", "calibrated") not in losses
+    assert ("alibi", "calibrated") not in losses
     reason = next(cell["reason"] for cell in result["cells"] if cell["status"] == "absent")
-    assert "'rope' has no parameters that calibration can fit" in reason
+    assert "'alibi' has no parameters that calibration can fit" in reason
     beyond = {(row["scheme"], row["stage"]): row for row in result["rows"] if row["length"] == 300}
     assert beyond["stock", "control"]["note"] == "longest position 256"
-    assert beyond["rope", "healed"]["loss"] is not None
+    assert beyond["alibi", "healed"]["loss"] is not None
     assert recorder.steps == [1, 2, 3] * 3
     healings = [cell["healing"] for cell in result["cells"] if "healing" in cell]
     assert [len(healing["losses"]) for healing in healings] == [3, 3, 3]
@@ -132,7 +132,7 @@ def test_healing_that_diverges_becomes_stated_rows_and_the_rest_goes_on(
     result = run(prepare(healed(lengths=(64,), calibrate=False)))
     found = statuses(result)
     assert found["t5:per_layer=true", "healed", 0] == "refused"
-    assert found["rope", "healed", 0] == "measured"
+    assert found["alibi", "healed", 0] == "measured"
     notes = {row["note"] for row in result["rows"] if row["stage"] == "healed" and row["loss"] is None}
     assert notes == {"training has diverged"}
 

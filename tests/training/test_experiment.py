@@ -62,6 +62,22 @@ def test_masked_tokens_are_measured_by_length(tmp_path: Path) -> None:
     assert len({rows[0]["tokens"] for rows in evaluation.values()}) == 1, "the same tokens for every model"
 
 
+def test_an_encoder_is_calibrated_healed_and_measured_by_its_embeddings(tmp_path: Path) -> None:
+    what = ["--model", "demo:bert", "--pos-scheme", "rope", "--train-file", "demo:book/train", "--distill"]
+    measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32,600", "--eval-tokens", "900"]
+    result = run(*what, *SHORT, *measured, "--output-dir", str(tmp_path / "out"), "--json")
+    assert result.exit_code == 0, result.output
+    rows = {
+        name: {row["length"]: row for row in found} for name, found in json.loads(result.stdout)["evaluation"].items()
+    }
+    assert set(rows) == {"stock", "swapped", "calibrated", "healed"}
+    assert rows["healed"][32]["texts"] == 30
+    assert rows["healed"][600]["cosine"] is None
+    assert "the stock model reads 512 tokens" in rows["healed"][600]["note"]
+    assert rows["stock"][32]["cosine"] > rows["healed"][32]["cosine"] > rows["swapped"][32]["cosine"]
+    assert rows["calibrated"][32]["cosine"] > rows["swapped"][32]["cosine"]
+
+
 def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
     what = [
         "--model",
