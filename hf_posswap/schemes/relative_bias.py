@@ -78,8 +78,7 @@ class RelativeBiasScheme(Scheme):
     formula = "s + b[l, h, clip(Δ, −R, R)]"
     summary = "A free scalar per layer, head and distance, added to the scores: what calibration fits directly."
     advice = (
-        "As the start of healing: it says most of what a bias of the distance can say about the old model's "
-        "attention."
+        "As the start of healing: it says most of what a bias of the distance can say about the old model's attention."
     )
     config_class = RelativeBiasConfig
     config: RelativeBiasConfig

@@ -92,8 +92,7 @@ class Shaw(Scheme):
     formula = "s + q·a^K_c/√d, output + Σ_j α_ij·a^V_c, c = clip(j − i, −K, K)"
     summary = "A learned vector per clipped distance, added to keys and values."
     advice = (
-        "Where left and right, and what a query looks for at each distance, matter more than speed: encoders above "
-        "all."
+        "Where left and right, and what a query looks for at each distance, matter more than speed: encoders above all."
     )
     config_class = ShawConfig
     config: ShawConfig
