@@ -60,7 +60,7 @@ def _figure(group: Group, setting: Setting, measure: str, several: bool) -> Figu
         name=slug(measure, model_name(group), *(setting if several else ())),
         title=f"{title.format(model_name(group))}{f' ({where})' if where else ''}",
         heading=HEADINGS[measure],
-        variant=" ".join(filter(None, (where, told_apart(group)))),
+        variant=", ".join(filter(None, (where, told_apart(group)))),
         panels=tuple(_panel(mode, own, axis) for mode, own in lines.items() if _measured(own)),
         caption="Each bar is a ratio to the unswapped model, measured in turns with it in the same run: below the line "
         "at 1 is cheaper than stock, above it dearer."

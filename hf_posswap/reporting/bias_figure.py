@@ -135,7 +135,7 @@ def _heat_figure(group: Group, key: str, rows: Sequence[Row]) -> Figure:
         name=slug("bias", model_name(group), key),
         title=f"The bias of {key} by head and distance, in {model_name(group)}",
         heading="Bias by head and distance",
-        variant=" ".join(filter(None, (key, told_apart(group)))),
+        variant=", ".join(filter(None, (key, told_apart(group)))),
         panels=tuple(panels),
         caption="What is added to the scaled score of a key Δ tokens before its query; one row a head. Blue takes "
         f"attention away, red gives it. Colours end at ±{plain(top)} nats."

@@ -40,7 +40,7 @@ def comparison_figure(group: Group) -> Figure:
         lengths = shown_lengths(group, protocol)
         if lengths:
             panel = stage_panel(group, protocol, lengths[0])
-            panels.append(replace(panel, title=f"Stage by stage, {panel.title.rpartition(', ')[2]}"))
+            panels.append(replace(_named(panel, last), title=f"Stage by stage, {panel.title.rpartition(', ')[2]}"))
     return replace(figure, panels=common_axis(panels))
 
 

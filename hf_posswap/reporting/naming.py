@@ -36,7 +36,7 @@ def told_apart(group: Group) -> str:
 
 def variant(group: Group, stage: str) -> str:
     """Return what tells a group's figure in one stage from others with its heading."""
-    return " ".join(filter(None, (stage, told_apart(group))))
+    return ", ".join(filter(None, (stage, told_apart(group))))
 
 
 def staged(title: str, stage: str) -> str:

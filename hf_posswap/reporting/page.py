@@ -189,8 +189,8 @@ def _article(figure: Figure) -> str:
 def _headline(figure: Figure) -> str:
     if not figure.variant:
         return escape(figure.heading)
-    stage, space, rest = figure.variant.partition(" ")
-    variant = STAGE_WORDS.get(stage, stage) + space + rest
+    stage, comma, rest = figure.variant.partition(", ")
+    variant = STAGE_WORDS.get(stage, stage) + comma + rest
     return f'{escape(figure.heading)}<span class="variant"> · {escape(variant)}</span>'
 
 

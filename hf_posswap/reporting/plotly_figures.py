@@ -81,7 +81,7 @@ def _drawing(panel: Panel, styles: Mapping[str, Look]) -> Drawing:
         "xaxis": _axis(panel.x),
         "yaxis": _axis(panel.y),
         "hovermode": "closest" if isinstance(panel, BarPanel) else "x unified",
-        "shapes": [_guide_line(guide) for guide in panel.guides if guide.side(panel.x) == "inside"],
+        "shapes": [_guide_line(guide, panel.x) for guide in panel.guides if guide.side(panel.x) == "inside"],
         "annotations": [_pointer(guide, panel.x) for guide in panel.guides if guide.side(panel.x) != "inside"],
     }
     level = [guide.text for guide in panel.guides if guide.axis == "y"]
@@ -285,11 +285,13 @@ def _names(axis: Axis, names: tuple[str, ...]) -> Drawing:
     }
 
 
-def _guide_line(guide: Guide) -> Drawing:
+def _guide_line(guide: Guide, axis: Axis) -> Drawing:
     across = {"x0": guide.value, "x1": guide.value, "yref": "paper", "y0": 0, "y1": 1}
     along = {"xref": "paper", "x0": 0, "x1": 1, "y0": guide.value, "y1": guide.value}
     font = {"color": "var(--muted)", "size": 11}
-    upright = {"textposition": "end", "textangle": 0, "yanchor": "bottom", "xanchor": "center"}
+    ends = {axis.ticks[0]: "left", axis.ticks[-1]: "right"} if len(axis.ticks) > 1 else {}
+    side = ends.get(guide.value, "center")  # words at an edge would leave the figure
+    upright = {"textposition": "end", "textangle": 0, "yanchor": "bottom", "xanchor": side}
     level = {"textposition": "end", "yanchor": "middle", "xanchor": "left"}
     return {
         "type": "line",

@@ -94,11 +94,11 @@ def test_a_bias_that_reads_the_query_is_taken_at_the_mean_query() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(layers[0]), "bias", spy)
             model(text)
-    (queries,) = seen
+    queries = seen[0].detach()
     mean = queries.mean((0, 2)) / math.sqrt(queries.shape[-1])
     for row in rows:
         if row["layer"] == 1:
-            vector = layers[1].key_table[4 - min(row["distance"], 4)]
+            vector = layers[1].key_table[4 - min(row["distance"], 4)].detach()
             assert row["value"] == pytest.approx(float(mean[row["head"]] @ vector), rel=1e-3, abs=1e-5)
             assert row["note"] == "at the mean query of a text"
     assert {row["value"] for row in bias_by_distance(model, 8)} == {0.0}

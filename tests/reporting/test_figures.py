@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hf_posswap.reporting.catalogue import all_figures
+from hf_posswap.reporting.comparison_figure import comparison_figure
 from hf_posswap.reporting.figures import BarPanel, Figure, HeatPanel, LinePanel, log_axis
 from hf_posswap.reporting.length_figure import length_figures
 from hf_posswap.reporting.results import as_group, read_results, result_file
@@ -184,3 +185,17 @@ def test_logarithmic_ticks_suit_the_spread(values: list[float], labels: tuple[st
     axis = log_axis("perplexity", values)
     assert set(labels) <= set(axis.labels)
     assert len(axis.labels) <= 9
+
+
+def test_one_figure_of_a_comparison_names_each_line_once() -> None:
+    figure = comparison_figure(as_group(result_file(fixtures.lengths())))
+    assert [panel.title for panel in figure.panels][-1] == "Stage by stage, 256 tokens"
+    labels = [[series.label for series in panel.series] for panel in figure.panels if isinstance(panel, LinePanel)]
+    assert labels == [["stock", "control", *(f"{scheme}, healed" for scheme in fixtures.SCHEMES)]] * 3
+
+
+def test_figures_of_one_model_on_other_texts_are_told_apart(tmp_path: Path) -> None:
+    for name in ("one.txt", "two.txt"):
+        fixtures.write(tmp_path / name, "compare", fixtures.lengths() | {"texts": [{"name": name, "sha256": name}]})
+    variants = {figure.variant for _, own in all_figures(read_results(tmp_path)) for figure in own}
+    assert {"healed, on one.txt", "healed, on two.txt"} <= variants
