@@ -161,3 +161,17 @@ def test_flex_attention_reads_a_mask_as_a_block_mask(monkeypatch):
     biased = make_biased_call("relative", "boolean mask", head_dim=16)
     with torch.no_grad():
         biased.assert_close(attend(biased.inputs, biased.bias, None, "flex_attention")[0], **FLOAT32)
+
+
+def test_a_compiled_training_step_keeps_no_block_of_a_learned_bias():
+    torch._dynamo.reset()
+    call, bias = inputs(learns=True), bias_of("relative", learns=True)
+    leaves = (call.q, call.k, call.v, bias.values)
+
+    def context(q, k, v, values):
+        again = AttentionInputs(q, k, v, None, True, call.scaling)
+        return attend(again, RelativeBias(values, LENGTH, LENGTH), None, "sdpa")[0]
+
+    compiled = torch.compile(context, fullgraph=True, backend="aot_eager")
+    torch.autograd.grad(compiled(*leaves).sum(), leaves)
+    assert peak_bytes(lambda: torch.autograd.grad(compiled(*leaves).sum(), leaves), "cpu") < 12 * QUERIES
