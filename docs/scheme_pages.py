@@ -20,14 +20,14 @@ ORACLES = Path(__file__).parents[1] / "tests" / "oracles"
 def overview_page(mark: str) -> str:
     """Return the page that lists the schemes."""
     rows = [
-        "| scheme | formula | parameters in a GPT-2 | longest position | in an encoder | choose it |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| scheme | choose it | parameters in a GPT-2 | longest position | in an encoder |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for name in list_schemes():
         scheme = scheme_class(name)
         rows.append(
-            f"| [{scheme.pretty_name}](schemes/{name}.md) (`{name}`) | `{_in_table(scheme.formula)}` | "
-            f"{_parameters(scheme)} | {_longest(scheme)} | {_encoder(scheme)} | {_in_table(scheme.advice)} |"
+            f"| [{scheme.pretty_name}](schemes/{name}.md) `{name}` | {_in_table(scheme.advice)} | "
+            f"{_parameters(scheme)} | {_longest(scheme)} | {_encoder(scheme)} |"
         )
     intro = (
         "Every scheme is chosen by `pos_scheme=`: its name, `name:variant:option=value`, a dict, or its config object. "

@@ -4,6 +4,7 @@ Pages link to each other as they lie in the repository, so that they can be read
 into the site's own.
 """
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -14,7 +15,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 BROUGHT = ("CONTRIBUTING.md", "examples")
 """Files and folders outside of docs that the site has under the same path."""
-SHOWN = (".md", ".py", ".yaml", ".ipynb", ".txt", ".png", ".svg")
+SHOWN = (".md", ".py", ".yaml", ".txt", ".png", ".svg")
 """What is brought along from there; models and books are not."""
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?![a-z]+:|#|/)(?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
@@ -43,6 +44,8 @@ def _title(page: Path) -> str:
 
 def _source(page: str) -> Path:
     brought = page.split("/")[0] in BROUGHT
+    if page.startswith("examples/") and not page.endswith("README.md"):
+        return (ROOT / page).with_suffix(".ipynb")
     return ROOT / page if brought else ROOT / "docs" / page
 
 
@@ -54,7 +57,24 @@ def on_files(files: Any, config: Any) -> Any:
             relative = source.relative_to(ROOT)
             if source.suffix in SHOWN and "assets" not in relative.parts:
                 files.append(File.generated(config, relative.as_posix(), abs_src_path=str(source)))
+    for notebook in sorted((ROOT / "examples").glob("*.ipynb")):
+        files.append(File.generated(config, f"examples/{notebook.stem}.md", content=notebook_page(notebook)))
     return files
+
+
+def notebook_page(path: Path) -> str:
+    """Return a notebook with its outputs as Markdown."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            picture = output.get("data", {}).get("image/png")
+            if picture:
+                parts.append(f"![Figure](data:image/png;base64,{picture.strip()})")
+            elif "text" in output:
+                parts.append(f"````text\n{''.join(output['text']).rstrip()}\n````")
+    return "\n\n".join(parts) + "\n"
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
@@ -64,6 +84,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
     def moved(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(here), match["path"]))
+        target = re.sub(r"\.ipynb$", ".md", target)
         if target == "README.md":
             target = "docs/index.md"
         known = target.removeprefix("docs/")

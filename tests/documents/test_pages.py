@@ -16,6 +16,7 @@ import transformers
 
 from tests.documents.blocks import PAGES, ROOT, Block, blocks_of, commands_of
 from tests.documents.commands import QUICK, check_command, filled
+from tests.documents.printed import assert_printed
 from tests.matrix.test_round_trip import ENVIRONMENT
 
 RUN_ELSEWHERE = ("docs/adding-a-scheme.md",)
@@ -92,15 +93,7 @@ def test_python_runs(
             else:
                 exec(code, namespace)
         if following is not None and following.language == "text":
-            assert_printed(printed.getvalue(), following)
-
-
-def assert_printed(actual: str, expected: Block) -> None:
-    """What a block printed is what stands below it; numbers may differ by 2%, from another CPU or version."""
-    number = re.compile(r"\d[\d,]*\.?\d*")
-    assert number.sub("#", actual).split() == number.sub("#", expected.code).split(), str(expected)
-    values = [[float(x.replace(",", "")) for x in number.findall(text)] for text in (actual, expected.code)]
-    assert values[0] == pytest.approx(values[1], rel=0.02), str(expected)
+            assert_printed(printed.getvalue(), following.code)
 
 
 @pytest.mark.parametrize(("block", "words"), COMMANDS, ids=[f"{b}-{' '.join(w)[:40]}" for b, w in COMMANDS])
