@@ -57,6 +57,7 @@ test-oldest: $(VENV_OLDEST)/stamp ## the scheme x architecture matrix with the o
 
 generate: $(VENV)/stamp ## write the pages and pictures of the docs that come from the code
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python docs/generate.py
+	$(VENV)/bin/python docs/figures.py
 
 examples: $(VENV)/stamp ## run the examples and record what they print: minutes on two cores
 	$(VENV)/bin/python docs/record_examples.py
