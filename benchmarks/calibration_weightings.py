@@ -31,6 +31,7 @@ SCHEMES = (
     "relative_bias",
     "t5:per_layer=true",
     "alibi:trainable=true:per_layer=true",
+    "kerple:per_layer=true",
     "t5",
     "alibi:trainable=true",
     "shaw",
