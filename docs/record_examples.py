@@ -42,8 +42,12 @@ def record_script(script: str) -> None:
     (OUTPUTS / f"{script}.txt").write_text(f"$ {command}\n\n{_plain(done.stdout)}", encoding="utf-8")
 
 
+_TIMES = re.compile(r"'\w+_(?:runtime|per_second|time)': '[^']*', ")
+
+
 def _plain(text: str) -> str:
-    """Leave out this machine's paths and trailing blanks."""
+    """Leave out this machine's paths and times, and trailing blanks."""
+    text = _TIMES.sub("", text)
     return re.sub(r"[ \t]+$", "", text.replace(f"{ROOT}/", ""), flags=re.MULTILINE)
 
 
