@@ -77,7 +77,7 @@ examples: $(VENV)/stamp ## run the examples and record what they print: minutes 
 	$(VENV)/bin/python docs/record_examples.py
 
 docs: $(VENV)/stamp ## build the documentation site into site/
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 	@echo "The site is in site/index.html"
 
 demo: $(VENV)/stamp ## the whole story on a small GPT-2 in some minutes: swapped, calibrated, healed, and its report

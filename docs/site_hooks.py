@@ -20,22 +20,33 @@ SHOWN = (".md", ".py", ".yaml", ".txt", ".png", ".svg")
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?![a-z]+:|#|/)(?P<path>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")
 
 
+_unwritten: set[str] = set()
+"""Pages that mkdocs.yml has a place for and nobody has written yet."""
+
+
 def on_config(config: Any) -> Any:
     """Leave out of the navigation what is not written yet, and list every scheme's page."""
+    _unwritten.clear()
     config.nav = [kept for item in config.nav if (kept := _present(item)) is not None]
     return config
 
 
 def _present(item: Any) -> Any:
     if isinstance(item, str):
-        return item if _source(item).exists() else None
+        return item if _written(item) else None
     ((title, value),) = item.items()
     if isinstance(value, str):
-        return item if _source(value).exists() else None
+        return item if _written(value) else None
     entries = [kept for entry in value if (kept := _present(entry)) is not None]
     if title == "Schemes":
         entries += [{_title(page): f"schemes/{page.name}"} for page in sorted((ROOT / "docs" / "schemes").glob("*.md"))]
     return {title: entries}
+
+
+def _written(page: str) -> bool:
+    if not _source(page).exists():
+        _unwritten.add(page)
+    return page not in _unwritten
 
 
 def _title(page: Path) -> str:
@@ -78,7 +89,10 @@ def notebook_page(path: Path) -> str:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn links between files of the repository into links between pages; a folder without a page is text."""
+    """Turn links between files of the repository into links between pages.
+
+    A link to a folder without a page becomes text, and so does one to a page that is not written yet.
+    """
     place = page.file.src_uri
     here = place if place.split("/")[0] in BROUGHT else f"docs/{place}"
 
@@ -90,6 +104,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         known = target.removeprefix("docs/")
         if not (target.startswith("docs/") or known.split("/")[0] in BROUGHT):
             return match[0]
+        if known in _unwritten:
+            return match["text"]
         if (ROOT / target).is_dir():
             known = f"{known}/README.md"
             if files.get_file_from_path(known) is None:
