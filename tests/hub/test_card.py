@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import transformers.modelcard
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.repocard import TEMPLATE_MODELCARD_PATH
 from hypothesis import given
 from hypothesis import strategies as st
@@ -269,9 +269,12 @@ def test_cards_by_hand_stay(client: HubServer, swapped: Path) -> None:
 
 
 def test_front_matter_passes_the_clients_own_check(client: HubServer, swapped: Path) -> None:
+    """huggingface_hub has the Hub check a card before it uploads it."""
     write(swapped, "healing.json", healing())
+    client.create(REPO)
     card = card_of(swapped, REPO, base_model="owner/base")
-    card.validate()
+    HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id=REPO)
+    assert client.files(REPO)["README.md"] == str(card).encode()
     card.data.pipeline_tag = "no-such-task"  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="pipeline_tag"):
-        card.validate()
+        HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id=REPO)

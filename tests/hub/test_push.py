@@ -41,7 +41,7 @@ for trust in ({}, {"trust_remote_code": True}):
     try:
         AutoModelForCausalLM.from_pretrained(sys.argv[1], **trust)
     except (ValueError, ImportError) as error:
-        print("refused:", " ".join(str(error).split()))
+        print("\\nrefused:", " ".join(str(error).split()))
 """
 
 
