@@ -12,7 +12,7 @@ from hf_posswap.hub.facts import CardFacts
 from hf_posswap.hub.loading import adapter_loading, model_loading
 from hf_posswap.hub.markdown import code, one_line, plain, table
 from hf_posswap.hub.recipe import recipe
-from hf_posswap.hub.results import Measurement, Row
+from hf_posswap.hub.results import COMPARISON_FILE, Measurement, Row
 from hf_posswap.schemes import SchemeConfig, scheme_class
 from hf_posswap.version import __version__
 
@@ -112,7 +112,7 @@ def _swap_rows(facts: CardFacts) -> Iterator[tuple[str, str]]:
     yield "taken out", "nothing: the scheme is added" if options.keep_native else _taken_out(facts)
     yield "put in", f"{scheme.pretty_name} ({code(options_in_words(options))}), {_place(facts)}"
     yield "formula", code(scheme.formula)
-    yield "paper", f"[{plain(scheme.paper)}]({scheme.paper_url})"
+    yield "paper", f"[{scheme.paper}]({scheme.paper_url})"
     if model is not None:
         before, trained = _limit(model.longest_before), model.train_length
         yield "reads", f"{_limit(model.longest)} (before: {before}; the base model was trained on texts of {trained})"
@@ -161,17 +161,20 @@ def _limit(longest: int | None) -> str:
 
 
 def _measured(facts: CardFacts) -> str:
-    parts = [part for measurement in facts.measurements for part in _tables(measurement)]
+    own_first = sorted(facts.measurements, key=lambda measurement: not any(row.own for row in measurement.rows))
+    parts = [part for measurement in own_first for part in _tables(measurement)]
     parts += [f"![{plain(_caption(name))}]({name})" for name in facts.figures]
     return "\n\n".join(["## How far it reads", *parts]) if parts else ""
 
 
 def _caption(name: str) -> str:
-    return "Perplexity against length, by positional scheme" if name == "compare.png" else name.rpartition("/")[2]
+    return "The comparison as a figure: perplexity against length" if name == "compare.png" else name.rpartition("/")[2]
 
 
 def _tables(measurement: Measurement) -> Iterator[str]:
     """Yield a title and table for each protocol, then the reasons of gaps and the command."""
+    if measurement.file == COMPARISON_FILE and not any(row.own for row in measurement.rows):
+        yield "A comparison that swapped models of its own, not this one:"
     texts = f" on {', '.join(map(code, measurement.texts))}" if measurement.texts else ""
     for protocol in dict.fromkeys(row.protocol for row in measurement.rows):
         rows = [row for row in measurement.rows if row.protocol == protocol]

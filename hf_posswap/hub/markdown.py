@@ -5,7 +5,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 LONGEST = 300
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|<>~&$:@-])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#!|<>~&$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+"""What begins markup within a line, and what makes a link of a bare address."""
 
 
 def one_line(value: object, longest: int = LONGEST) -> str:

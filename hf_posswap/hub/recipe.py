@@ -6,6 +6,7 @@ from typing import Any
 from hf_posswap.hub.markdown import code, code_block, one_line, plain, table
 from hf_posswap.hub.results import Results, command_of, count, number, part, without_folders
 
+OFF_AT_ZERO = ("distill", "ramp")
 HEALING_BUDGET = (
     ("tokens", "tokens"),
     ("steps", "steps"),
@@ -16,7 +17,6 @@ HEALING_OPTIONS = (
     ("objective", "objective"),
     ("distill", "weight of the stock model's outputs in the loss"),
     ("ramp", "share of the steps that fade the old mechanism out"),
-    ("train", "trained"),
     ("learning_rate", "peak learning rate"),
     ("scheme_learning_rate", "peak learning rate of the scheme"),
     ("batch_size", "windows in a batch"),
@@ -85,7 +85,7 @@ def _options(options: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator
         value = options.get(key)
         if isinstance(value, str):
             yield name, code(value)
-        elif number(value) is not None:
+        elif number(value) is not None and (value or key not in OFF_AT_ZERO):
             yield name, f"{value:g}"
     rank = count(content.get("lora_rank"))
     if rank:

@@ -192,7 +192,7 @@ def test_texts_of_result_files_stay_texts(swapped: Path, evil: str) -> None:
     assert not re.search(r"(?<!\\)<(?!!-- written by)", body)
     assert not re.search(r"(?<!\\)\]\((?!https://arxiv\.org)", body)
     assert [line for line in ModelCard(text).text.splitlines() if line.startswith("#")] == [
-        "# gpt2\\-alibi", "## What was swapped", "## How it was made", "## How far it reads", "## Load it",
+        "# gpt2-alibi", "## What was swapped", "## How it was made", "## How far it reads", "## Load it",
     ]  # fmt: skip
     assert text.count("\n") - plain_lines < 60
     assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e]", text)
