@@ -30,7 +30,7 @@ from hf_posswap.training.objectives import Inputs, LanguageModelling, Objective,
 from hf_posswap.training.optimization import choose_trained, make_optimizer, rate_factor, set_learning_rate
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.teacher import readable_length, stock_copy
-from hf_posswap.training.texts import Documents, Window, Windows, batches, check_vocabulary
+from hf_posswap.training.texts import Documents, Window, Windows, batches, check_padding, check_vocabulary
 
 DEFAULT_LENGTH = 512
 TRACKED = ("loss", "learning_rate", "gradient_norm")
@@ -123,6 +123,8 @@ def heal(
     check_vocabulary(tokenizer, plain)
     if objective_class is LanguageModelling:
         _check_language(plain, next(iter(windows)))
+    else:
+        check_padding(tokenizer, plain)
     trainer = _Trainer(model, objective_class, tokenizer, options, teacher, accelerator, length)
     identity = {"options": options.identity(), "length": length, "processes": accelerator.num_processes, **(run or {})}
     folder = None if output_dir is None else Path(output_dir)

@@ -255,3 +255,19 @@ def check_vocabulary(tokenizer: Any, model: Any) -> None:
             f"the tokenizer does not match the model: it has {len(tokenizer)} tokens, the model has embeddings for "
             f"{rows}. Give the model's own tokenizer, or call model.resize_token_embeddings({len(tokenizer)})."
         )
+
+
+def check_padding(tokenizer: Any, model: Any) -> None:
+    """Refuse a tokenizer for an encoder that pads with another token than the encoder does.
+
+    An encoder without a head has no loss by which a wrong tokenizer would be found out; its padding token tells.
+
+    Raises:
+        HealingError: names both tokens.
+    """
+    own = getattr(model.config, "pad_token_id", None)
+    if own is not None and own != tokenizer.pad_token_id:
+        raise HealingError(
+            f"the tokenizer does not match the model: its padding token is {tokenizer.pad_token_id}, the model's {own}. "
+            "Give the model's own tokenizer."
+        )

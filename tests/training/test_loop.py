@@ -290,3 +290,12 @@ def test_without_a_teacher_dropout_is_the_models_own():
     plain = losses(run(gpt2(), {"steps": 2}))
     assert losses(run(model, {"steps": 2})) != plain
     assert losses(run(silent, {"steps": 2, "dropout": False})) == plain
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_an_encoder_with_a_tokenizer_of_another_model_is_refused(head):
+    model = hf_posswap.swap(bert(head=head), "alibi")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(HealingError, match="does not match the model: its padding token is None, the model's 0"):
+        run(model, {"distill": 1.0})
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
