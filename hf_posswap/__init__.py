@@ -28,6 +28,7 @@ _HOME = {
     "install": "auto",
     "uninstall": "auto",
     "capabilities": "capabilities",
+    "export_native": "hub.export",
     "list_schemes": "schemes",
     "parse_scheme": "schemes",
     "list_architectures": "architectures",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.offloading import device_of
 from hf_posswap.schemes import SchemeLayer, scheme_class
 from hf_posswap.swapping import is_swapped, longest_position, path_of, plain_model, train_length, without_scheme
 
@@ -235,7 +236,7 @@ def probe(model: Any) -> Probe | None:
         NotSwappedError: the model is not swapped.
     """
     model = plain_model(model)
-    device = model.base_model.get_input_embeddings().weight.device
+    device = device_of(model.base_model.get_input_embeddings())
     if device.type == "meta":
         return None
     limit = longest_position(model)

@@ -18,6 +18,7 @@ from hf_posswap.attention import attend
 from hf_posswap.attention.dispatch import fold_for_flash
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.inputs import check_positions, document_mask, positions_of
+from hf_posswap.offloading import in_memory, is_offloaded
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
 
@@ -76,6 +77,11 @@ def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
+def weights_in_memory(scheme: nn.Module) -> AbstractContextManager[Any]:
+    """Have a scheme's weights in memory for a while, if accelerate keeps them elsewhere."""
+    return nullcontext() if torch.compiler.is_compiling() or not is_offloaded(scheme) else in_memory(scheme)
+
+
 class SwappedAttention(nn.Module):
     """Mixin for a self-attention module: project → transform → cache → attention with bias → merge."""
 
@@ -93,6 +99,12 @@ class SwappedAttention(nn.Module):
         **arguments: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Take and return what the stock module does."""
+        with weights_in_memory(self.pos_scheme):
+            return self._attend(hidden_states, attention_mask, past_key_values, arguments)
+
+    def _attend(
+        self, hidden_states: Tensor, attention_mask: Any, past_key_values: Any, arguments: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
         module: Any = self
         context: ForwardContext = arguments.pop(CONTEXT)
         q, k, v = module.architecture.project(self, hidden_states)
@@ -169,8 +181,9 @@ class SwappedBaseModel(nn.Module):
         """Take and return what the stock base model does."""
         arguments = dict(zip(self.stock_arguments, args, strict=False)) | kwargs
         leading = _flatten_choices(arguments)
-        prepare_arguments(self, arguments)
-        outputs = super().forward(**arguments)
+        with weights_in_memory(self.pos_scheme):
+            prepare_arguments(self, arguments)
+            outputs = super().forward(**arguments)
         if leading is not None:
             hidden = outputs[0].view(*leading, *outputs[0].shape[1:])
             outputs = (hidden, *outputs[1:]) if isinstance(outputs, tuple) else _with_hidden(outputs, hidden)
@@ -216,7 +229,7 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
         arguments["attention_mask"] = mask
     arguments["position_ids"] = positions.query
     architecture.complete_inputs(arguments, batch, length, given.device)
-    with full_precision(model.get_input_embeddings().weight):
+    with full_precision(given):
         added, context = _prepared(model, positions)
     if added is not None:
         embeds = model.get_input_embeddings()(tokens) if embeds is None else embeds

@@ -33,6 +33,11 @@ class Positions:
     by_index: bool | None = True
     _distances: Tensor | None = field(init=False, repr=False, default=None)
 
+    def to(self, device: torch.device | str | int) -> "Positions":
+        """Return the same positions on a device: by this accelerate hands them on from device to device."""
+        offset = self.offset.to(device) if isinstance(self.offset, Tensor) else self.offset
+        return Positions(self.query.to(device), self.key.to(device), offset, self.causal, self.by_index)
+
     @property
     def query_length(self) -> int:
         """Lq, the number of queries."""

@@ -12,6 +12,7 @@ from torch import nn
 from hf_posswap.architectures.base import Architecture
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
+from hf_posswap.offloading import device_of, in_memory
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported, scheme_class
 from hf_posswap.schemes.base import ModelFacts, Scheme
 
@@ -53,7 +54,9 @@ def plan_swap(base: Any, architecture: Architecture, config: SchemeConfig, to_sw
     Raises:
         UnsupportedError, SchemeConfigError: the model cannot take the scheme, or not with these options.
     """
-    facts = architecture.facts(base)
+    embeddings = base.get_input_embeddings()
+    with in_memory(embeddings, architecture.position_table(base)):
+        facts = architecture.facts(base)
     resolved = config.resolve(facts)
     check_supported(resolved, facts)
     _check_size(base, resolved, facts)
@@ -62,9 +65,9 @@ def plan_swap(base: Any, architecture: Architecture, config: SchemeConfig, to_sw
     if facts.native_table is not None and not resolved.keep_native:
         retired = RetiredTable(facts.native_table, use_mean=not scheme.brings_whole_table())
     chosen = _plan_layers(base, architecture, resolved, scheme, facts)
-    _match(scheme, dtype=base.dtype, device=base.get_input_embeddings().weight.device)
+    _match(scheme, dtype=base.dtype, device=device_of(embeddings))
     for module, layer in chosen:
-        _match(layer, dtype=base.dtype, device=next(module.parameters()).device)
+        _match(layer, dtype=base.dtype, device=device_of(module))
         _check_forward(module)
     _check_forward(base)
     layers = [(module, to_swapped(stock_class_of(module)), layer) for module, layer in chosen]

@@ -15,6 +15,7 @@ from hf_posswap.configuration import code_map, config_class_of, stock_config_cla
 from hf_posswap.errors import AlreadySwappedError, NotSwappedError, UnsupportedError
 from hf_posswap.modeling import register_models, swapped_class
 from hf_posswap.modules import longest_position_of
+from hf_posswap.offloading import device_of
 from hf_posswap.origin import origin_of
 from hf_posswap.positions import Positions
 from hf_posswap.schemes import Scheme, SchemeConfig, SchemeLayer, as_config
@@ -178,7 +179,7 @@ def path_of(scheme: Scheme, layer: SchemeLayer, model: Any) -> str:
     Raises:
         BackendError: the model's attention backend cannot carry the scheme.
     """
-    device = model.base_model.get_input_embeddings().weight.device
+    device = device_of(model.base_model.get_input_embeddings())
     kind = None if device.type == "meta" else _bias_kind(scheme, layer, device)
     return explain_path(kind, layer.mixes_values, model.config._attn_implementation, device.type)
 

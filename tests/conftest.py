@@ -1,5 +1,6 @@
 """What all tests share: no network, few threads, and the real models."""
 
+import importlib.util
 import os
 
 # Before torch and transformers are imported: both read these once.
@@ -21,12 +22,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a CUDA device where there is none."""
-    if torch.cuda.is_available():
-        return
+    """Skip what needs a CUDA device or packages of the extra `neighbours` where there are none."""
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        for marker in item.iter_markers("needs"):
+            missing = [name for name in marker.args if not importable(name)]
+            if missing and "REQUIRE_NEIGHBOURS" not in os.environ:
+                reason = f"needs {', '.join(missing)}, of the extra `neighbours`; make test-neighbours has it"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def importable(name: str) -> bool:
+    """Whether a module is installed, without importing it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # its parent is not installed
+        return False
 
 
 @pytest.fixture(autouse=True)

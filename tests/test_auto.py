@@ -103,13 +103,15 @@ sys.meta_path.insert(0, Hide())
 """
 
 
-def python(code: str, *arguments: str, without_hf_posswap: bool = False) -> subprocess.CompletedProcess[str]:
+def python(
+    code: str, *arguments: str, without_hf_posswap: bool = False, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     environment = dict(ENVIRONMENT)
     if without_hf_posswap:
         code = HIDE + code
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=300,
-        stdin=subprocess.DEVNULL,
+        input=stdin,
     )  # fmt: skip
 
 

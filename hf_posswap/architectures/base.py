@@ -8,11 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_posswap.architectures.stock import StockModel, table_as_stock
 from hf_posswap.architectures.tables import table_rows
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.registry import Registry
 from hf_posswap.schemes.base import ModelFacts
+from hf_posswap.schemes.stock_forms import AddedVectors, NoMechanism, StockForm
 
 
 class Projection(NamedTuple):
@@ -118,6 +120,25 @@ class Architecture(ABC):
     def native_rope(self, config: Any) -> dict[str, Any] | None:
         """Return the stock model's RoPE as options of `RopeConfig`, if it has RoPE."""
         return None
+
+    def stock_forms(self) -> tuple[type[StockForm], ...]:
+        """Return what stock models of the family have a word for, beside their own mechanism as it is."""
+        return () if self.table_path is None else (AddedVectors, NoMechanism)
+
+    def write_stock(self, base: Any, form: StockForm, limit: int | None, max_length: int | None) -> StockModel:
+        """Return the stock model that a swapped base model is; by default one with another position table.
+
+        Args:
+            base: the swapped base model.
+            form: what its scheme is, one of `stock_forms`.
+            limit: how many positions it can represent, or None if there is no limit.
+            max_length: longest text that the stock model shall read, or None for the natural one.
+
+        Raises:
+            UnsupportedError: the form, as its fields have it, or the length cannot be said.
+        """
+        assert self.table_path is not None, "a family without a table says how it writes its `stock_forms`"
+        return table_as_stock(base, self.table_path, limit, max_length)
 
     def position_table(self, base: nn.Module) -> nn.Module | None:
         """Return what stands in the place of the base model's position table, if the family has one."""

@@ -6,8 +6,10 @@ from typing import Any
 from torch import Tensor
 
 from hf_posswap.architectures.base import Architecture, register_architecture
+from hf_posswap.architectures.stock import StockModel
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.schemes.rope import OPTIONS_OF_SCALING
+from hf_posswap.schemes.stock_forms import NoMechanism, RotaryAngles, StockForm
 
 OPTION_OF_KEY = {
     "rope_theta": "base",
@@ -80,3 +82,57 @@ class Llama(Architecture):
         )
         options = {OPTION_OF_KEY[key]: value for key, value in parameters.items() if OPTION_OF_KEY[key] in read}
         return {"scaling": scaling} | options
+
+    def stock_forms(self) -> tuple[type[StockForm], ...]:
+        """See `Architecture.stock_forms`."""
+        return (RotaryAngles, NoMechanism)
+
+    def write_stock(self, base: Any, form: StockForm, limit: int | None, max_length: int | None) -> StockModel:
+        """See `Architecture.write_stock`: other `rope_parameters`, or a SmolLM3 for layers without RoPE."""
+        known = base.config.max_position_embeddings
+        if isinstance(form, RotaryAngles):
+            return _with_angles(form, known, max_length)
+        assert isinstance(form, NoMechanism)
+        layers = range(base.config.num_hidden_layers)
+        without = layers if form.layers is None else form.layers
+        return StockModel(
+            words=f"a SmolLM3 without RoPE in {len(without)} of {len(layers)} layers",
+            max_length=max_length or known,
+            values={
+                "no_rope_layers": [int(layer not in without) for layer in layers],
+                "max_position_embeddings": max_length or known,
+            },
+            configuration_class="transformers.models.smollm3.configuration_smollm3.SmolLM3Config",
+            modeling_module="transformers.models.smollm3.modeling_smollm3",
+        )
+
+
+def _with_angles(form: RotaryAngles, known: int, max_length: int | None) -> StockModel:
+    """Write RoPE as `rope_parameters`; `known` is the limit that the config states now.
+
+    Raises:
+        UnsupportedError: dynamic scaling, which takes its train length from the stated limit, with another limit.
+    """
+    options = dict(form.options)
+    scaling = options.pop("scaling")
+    longest = max_length or max(known, form.longest)
+    if scaling == "dynamic":
+        train_length = options.pop("original_length")
+        if max_length not in (None, train_length):
+            raise UnsupportedError(
+                f"dynamic scaling takes its train length from the stated limit, which so has to be {train_length}, not "
+                f"{max_length}. Leave out max_length: longer texts are read all the same."
+            )
+        longest = train_length
+    key_of_option = {option: key for key, option in OPTION_OF_KEY.items()}
+    parameters = {"rope_type": "default" if scaling == "none" else scaling}
+    parameters |= {
+        key_of_option[name]: list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if value is not None
+    }
+    return StockModel(
+        words=f"rope_parameters {parameters}",
+        max_length=longest,
+        values={"rope_parameters": parameters, "max_position_embeddings": longest},
+    )

@@ -3,6 +3,8 @@
 Nothing of H × Lq × Lk is ever held: a `RelativeBias` is a strided view, any other bias is made for one block only.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,12 +19,30 @@ BLOCK_BYTES = 64 * 2**20
 """A materialised block of bias rows is kept below this many bytes."""
 
 
-def block_length(inputs: AttentionInputs, materialised: bool) -> int:
-    """Return how many queries to take at once."""
-    if not materialised:
-        return QUERY_BLOCK
-    row_bytes = 4 * inputs.q.shape[0] * inputs.q.shape[1] * inputs.key_length
-    return max(1, min(QUERY_BLOCK, BLOCK_BYTES // row_bytes))
+def query_blocks(inputs: AttentionInputs, materialised: bool) -> list[tuple[int, int]]:
+    """Return (start, stop) of the blocks in which to take the queries.
+
+    While a graph is traced whose lengths are symbols, that is one block: any other number of blocks would tie the graph
+    to one length.
+    """
+    length = inputs.query_length
+    sizes = (length, inputs.q.shape[0], inputs.key_length) if materialised else (length,)
+    if not _numbers(sizes):
+        return [(0, length)]
+    step = QUERY_BLOCK
+    if materialised:
+        row_bytes = 4 * inputs.q.shape[0] * inputs.q.shape[1] * inputs.key_length
+        step = max(1, min(QUERY_BLOCK, BLOCK_BYTES // row_bytes))
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _numbers(sizes: Sequence[int]) -> bool:
+    """Whether sizes are numbers and not symbols of a graph that is being traced."""
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return all(has_static_value(size) for size in sizes)
 
 
 def plain_attention(inputs: AttentionInputs) -> Tensor:
@@ -64,9 +84,7 @@ def relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
     heads = inputs.q.shape[1]
     k, v = repeat_heads(inputs.k, heads), repeat_heads(inputs.v, heads)
     blocks = []
-    step = block_length(inputs, materialised=False)
-    for start in range(0, inputs.query_length, step):
-        stop = min(start + step, inputs.query_length)
+    for start, stop in query_blocks(inputs, materialised=False):
         seen = stop if inputs.implicit_causal else inputs.key_length
         rows = bias.flipped_rows(start, stop, source)[:, :, :seen]
         context = F.scaled_dot_product_attention(
@@ -123,9 +141,7 @@ def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     heads = inputs.q.shape[1]
     k, v = repeat_heads(inputs.k, heads), repeat_heads(inputs.v, heads)
     blocks = []
-    step = block_length(inputs, materialised=True)
-    for start in range(0, inputs.query_length, step):
-        stop = min(start + step, inputs.query_length)
+    for start, stop in query_blocks(inputs, materialised=True):
         rows = masked_rows(inputs, bias.rows(start, stop).to(inputs.q.device, bias_dtype(inputs.q)), start, stop)
         context = F.scaled_dot_product_attention(
             inputs.q[:, :, start:stop],
@@ -141,9 +157,8 @@ def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
 
 def mixed_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix) -> Tensor:
     """Return the context where the value side reads the weights, which no fused kernel gives: blocks written out."""
-    step = block_length(inputs, materialised=True)
-    starts = range(0, inputs.query_length, step)
-    return torch.cat([eager_block(inputs, bias, mix, a, min(a + step, inputs.query_length))[0] for a in starts], dim=2)
+    blocks = query_blocks(inputs, materialised=True)
+    return torch.cat([eager_block(inputs, bias, mix, start, stop)[0] for start, stop in blocks], dim=2)
 
 
 def _rounded(rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,19 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hf_posswap.commands import bench, bias, calibrate, catalogue, compare, evaluate, finetune, models, push, report
+from hf_posswap.commands import (
+    bench,
+    bias,
+    calibrate,
+    catalogue,
+    compare,
+    evaluate,
+    export,
+    finetune,
+    models,
+    push,
+    report,
+)
 from hf_posswap.errors import PosSwapError
 
 
@@ -41,3 +53,4 @@ app.command("bench")(bench.bench)
 app.command("report")(report.report)
 app.command("card")(push.card)
 app.command("push")(push.push)
+app.command("export")(export.export)

@@ -1,4 +1,4 @@
-"""The Hub: a model card written from facts, and an upload that arrives whole or not at all."""
+"""The Hub: a model card written from facts, an upload that arrives whole or not at all, and native export."""
 
 from hf_posswap.hub.adapter import adapter_card_of, push_adapter
 from hf_posswap.hub.errors import HubError, UploadError

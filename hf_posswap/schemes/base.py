@@ -18,6 +18,7 @@ from hf_posswap.positions import Positions
 from hf_posswap.registry import Registry, unknown_name_message
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.options import checked_value, from_text, option
+from hf_posswap.schemes.stock_forms import StockForm
 
 
 @dataclass(frozen=True)
@@ -256,6 +257,8 @@ class Scheme(nn.Module):
     """Why an encoder cannot take the scheme, if it cannot."""
     calibration_refusal: ClassVar[str] = ""
     """Why calibration can fit none of the scheme's parameters, if it has some and it cannot."""
+    stock_form: ClassVar[type[StockForm] | None] = None
+    """What the scheme is in a stock model, if stock models have a word for it."""
 
     def __init__(self, config: SchemeConfig, facts: ModelFacts) -> None:
         super().__init__()
@@ -322,6 +325,14 @@ class Scheme(nn.Module):
     def make_layer(self, layer_index: int) -> SchemeLayer:
         """Make the module that acts in one layer."""
         return SchemeLayer()
+
+    def as_stock(self) -> StockForm:
+        """Return what the scheme, with its options, is in a stock model: a `stock_form`.
+
+        Raises:
+            UnsupportedError: no stock model computes the same; the message gives the reason.
+        """
+        raise UnsupportedError(f"no stock model of a supported family has {self.pretty_name} ({self.formula}).")
 
 
 schemes: Registry[type[Scheme]] = Registry("positional scheme")

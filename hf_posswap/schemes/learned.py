@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from hf_posswap.errors import SchemeConfigError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, option, register_scheme
+from hf_posswap.schemes.stock_forms import AddedVectors
 
 NEW_TABLE_STD = 0.02
 """Standard deviation of a table that starts from nothing (GPT-2's and BERT's initialisation)."""
@@ -83,6 +84,7 @@ class Learned(Scheme):
     config_class = LearnedConfig
     config: LearnedConfig
     acts_in_layers = False
+    stock_form = AddedVectors
     calibration_refusal = (
         "it adds to the embeddings, from where no layer's scores follow by least squares. It starts from the model's "
         "own table where there is one; train it, or choose a scheme that acts in the layers."
@@ -126,3 +128,7 @@ class Learned(Scheme):
     def embed(self, positions: Positions) -> Tensor:
         """See `Scheme.embed`."""
         return F.embedding(positions.query, self.table)
+
+    def as_stock(self) -> AddedVectors:
+        """See `Scheme.as_stock`."""
+        return AddedVectors()

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from hf_posswap.errors import SchemeConfigError
+from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.stock_forms import NoMechanism
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class NoPositions(Scheme):
     config_class = NoneConfig
     config: NoneConfig
     supports_encoder = False
+    stock_form = NoMechanism
     encoder_refusal = (
         "without positions an encoder reads a bag of words, since no causal mask tells tokens apart. "
         "Choose another scheme, or a causal model."
@@ -90,3 +92,12 @@ class NoPositions(Scheme):
     def make_layer(self, layer_index: int) -> NoneLayer:
         """See `Scheme.make_layer`."""
         return NoneLayer()
+
+    def as_stock(self) -> NoMechanism:
+        """See `Scheme.as_stock`."""
+        if self.config.recalibration:
+            raise UnsupportedError(
+                f"no stock model scales its logits by 1 + c·ln(n/T) (recalibration={self.config.recalibration}); "
+                "recalibration=0 could be exported."
+            )
+        return NoMechanism(layers=self.config.layers)

@@ -1,16 +1,18 @@
 """RoPE: q and k are turned by an angle that grows with position (Su et al., 2104.09864), and its scalings."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_posswap.errors import SchemeConfigError
+from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes import rope_frequencies as frequencies
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.stock_forms import RotaryAngles
 
 OPTIONS_OF_SCALING: dict[str, tuple[str, ...]] = {
     "native": (),
@@ -27,6 +29,10 @@ DEFAULT_FACTOR = 4.0
 BY_LENGTH = ("dynamic", "longrope")
 STRETCHED = ("linear", "ntk", "dynamic", "yarn", "longrope", "llama3")
 """Scalings whose factor says how many times longer texts get; that of `proportional` says something else."""
+BY_LENGTH_NOTE = (
+    "Stock transformers takes these angles from the longest text of a batch and does not turn cached keys anew: "
+    "batches of unequal texts, and generation past the train length, come out differently there."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +188,7 @@ class Rope(Scheme):
     )
     config_class = RopeConfig
     config: RopeConfig
+    stock_form = RotaryAngles
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
@@ -231,9 +238,7 @@ class Rope(Scheme):
         if config.scaling == "linear":
             return frequencies.plain_frequencies(rotated, config.base, device=device) / (config.factor or 1.0)
         if config.scaling == "ntk":
-            assert config.factor is not None
-            base = config.base * config.factor ** (rotated / (rotated - 2))
-            return frequencies.plain_frequencies(rotated, base, device=device)
+            return frequencies.plain_frequencies(rotated, self._stretched_base(), device=device)
         if config.scaling == "dynamic":
             return frequencies.dynamic_frequencies(rotated, config, lengths)
         if config.scaling == "yarn":
@@ -269,3 +274,51 @@ class Rope(Scheme):
     def make_layer(self, layer_index: int) -> RopeLayer:
         """See `Scheme.make_layer`."""
         return RopeLayer(self.config.interleaved)
+
+    def as_stock(self) -> RotaryAngles:
+        """See `Scheme.as_stock`."""
+        self._check_alike_in_all_layers()
+        config = self.config
+        if config.interleaved:
+            raise UnsupportedError("stock models turn halves, not neighbours; interleaved=False could be exported.")
+        if config.partial_rotary_factor != 1 and config.scaling != "proportional":
+            raise UnsupportedError(
+                f"stock models turn all dimensions of a head, not a share of {config.partial_rotary_factor}; "
+                "scaling='proportional' with such a share could be exported."
+            )
+        length = config.original_length or self.facts.train_length
+        options: dict[str, Any] = {"scaling": config.scaling, "base": config.base}
+        options |= {name: getattr(config, name) for name in OPTIONS_OF_SCALING[config.scaling]}
+        if config.scaling == "ntk":
+            options = {"scaling": "none", "base": self._stretched_base()}
+        elif config.scaling == "proportional":
+            options["partial_rotary_factor"] = config.partial_rotary_factor
+        elif config.scaling == "longrope":
+            options["attention_factor"] = frequencies.attention_factor(config)
+        if config.scaling in ("dynamic", "proportional"):
+            longest = length
+        else:
+            longest = math.ceil(length * (config.factor or 1.0))
+        return RotaryAngles(options=options, longest=longest, note=BY_LENGTH_NOTE if self.length_dependent() else None)
+
+    def _check_alike_in_all_layers(self) -> None:
+        """Refuse what gives layers different angles, or angles twice.
+
+        Raises:
+            UnsupportedError: it does.
+        """
+        if self.config.keep_native:
+            raise UnsupportedError("no stock model turns q and k twice; keep_native=False could be exported.")
+        native = RopeConfig().resolve(self.facts)
+        if self.config.layers is not None and dataclasses.replace(self.config, layers=None) != native:
+            raise UnsupportedError(
+                f"stock models have one RoPE for all layers, not another one in layers {list(self.config.layers)}; "
+                "a scaling without layers= could be exported, and scheme none with layers=."
+            )
+
+    def _stretched_base(self) -> float:
+        """Return the base of `ntk`: base·s^(r/(r − 2))."""
+        rotated = self.config.rotated(self.facts.head_dim)
+        assert self.config.base is not None
+        assert self.config.factor is not None
+        return self.config.base * self.config.factor ** (rotated / (rotated - 2))

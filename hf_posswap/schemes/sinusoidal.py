@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, option, register_scheme
 from hf_posswap.schemes.sinusoids import sinusoids
+from hf_posswap.schemes.stock_forms import AddedVectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class Sinusoidal(Scheme):
     config_class = SinusoidalConfig
     config: SinusoidalConfig
     acts_in_layers = False
+    stock_form = AddedVectors
     calibration_refusal = (
         "its amplitude acts at the embeddings, from where no layer's scores follow by least squares. It starts at the "
         "size that the model is used to; train it, or choose a scheme that acts in the layers."
@@ -85,3 +87,7 @@ class Sinusoidal(Scheme):
             return table * self.amplitude.float()
         assert self.config.amplitude is not None, "the config is resolved before the scheme is made"
         return table * self.config.amplitude
+
+    def as_stock(self) -> AddedVectors:
+        """See `Scheme.as_stock`."""
+        return AddedVectors()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch._dynamo.testing import CompileCounter
 
 import hf_posswap
 from tests.matrix.cells import Cell, default_cells, random_tokens, scheme_parameters, supported_cells
@@ -101,14 +102,16 @@ def test_dtype_round_trip(cell: Cell) -> None:
 
 
 @pytest.mark.parametrize("cell", default_cells(), ids=str)
-def test_compiled_as_one_graph(cell: Cell) -> None:
+def test_compiled_as_one_graph_for_all_lengths(cell: Cell) -> None:
     model = cell.swapped()
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    graphs = CompileCounter()
+    compiled = torch.compile(model, fullgraph=True, backend=graphs)
     with torch.no_grad():
-        for length in (16, 24):
+        for length in (16, 24, 11, 29, 20):
             tokens = random_tokens(2, length)
             torch.testing.assert_close(compiled(tokens).logits, model(tokens).logits, atol=1e-4, rtol=1e-4)
+    assert graphs.frame_count == 2  # torch makes the first for its length, the next for any
 
 
 @pytest.mark.parametrize("cell", supported_cells(), ids=str)
