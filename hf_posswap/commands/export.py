@@ -27,6 +27,7 @@ def export(
     loaded = load_swapped(model, None, "auto")
     from hf_posswap.demo import SourceError, load_tokenizer
     from hf_posswap.hub.export import export_native
+    from hf_posswap.tokenizer_limit import STOCK_LIMIT
 
     result = export_native(loaded, output_dir, max_length)
     try:
@@ -34,6 +35,7 @@ def export(
     except SourceError as error:
         note(f"No tokenizer was saved: {error}")
     else:
+        tokenizer.init_kwargs.pop(STOCK_LIMIT, None)
         tokenizer.model_max_length = result.max_length
         tokenizer.save_pretrained(output_dir)
     if as_json:

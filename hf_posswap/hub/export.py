@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.architectures.stock import StockModel
 from hf_posswap.errors import NotSwappedError, PosSwapError, UnsupportedError
+from hf_posswap.offloading import device_of
 from hf_posswap.reporting.files import OutputError, prepare_folder
 from hf_posswap.schemes import schemes
 from hf_posswap.schemes.base import Scheme
@@ -205,7 +206,7 @@ def _compare(model: Any, stock: Any, architecture: Architecture, max_length: int
     Raises:
         ExportError: further than rounding.
     """
-    device = model.base_model.get_input_embeddings().weight.device
+    device = device_of(model.base_model.get_input_embeddings())
     stock.to(device).eval()
     length = min(PROBE_LENGTH, max_length)
     generator = torch.Generator().manual_seed(PROBE_SEED)

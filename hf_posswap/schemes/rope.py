@@ -1,7 +1,6 @@
 """RoPE: q and k are turned by an angle that grows with position (Su et al., 2104.09864), and its scalings."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -286,7 +285,6 @@ class Rope(Scheme):
                 f"stock models turn all dimensions of a head, not a share of {config.partial_rotary_factor}; "
                 "scaling='proportional' with such a share could be exported."
             )
-        length = config.original_length or self.facts.train_length
         options: dict[str, Any] = {"scaling": config.scaling, "base": config.base}
         options |= {name: getattr(config, name) for name in OPTIONS_OF_SCALING[config.scaling]}
         if config.scaling == "ntk":
@@ -295,11 +293,8 @@ class Rope(Scheme):
             options["partial_rotary_factor"] = config.partial_rotary_factor
         elif config.scaling == "longrope":
             options["attention_factor"] = frequencies.attention_factor(config)
-        if config.scaling in ("dynamic", "proportional"):
-            longest = length
-        else:
-            longest = math.ceil(length * (config.factor or 1.0))
-        return RotaryAngles(options=options, longest=longest, note=BY_LENGTH_NOTE if self.length_dependent() else None)
+        note = BY_LENGTH_NOTE if self.length_dependent() else None
+        return RotaryAngles(options=options, longest=self.made_for(), note=note)
 
     def _check_alike_in_all_layers(self) -> None:
         """Refuse what gives layers different angles, or angles twice.

@@ -41,7 +41,7 @@ def test_generate_compiles_the_decoding_step_of_a_static_cache(gpt2: Any, prompt
     settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     expected = gpt2.generate(prompt, **settings)
     torch._dynamo.reset()
-    config = transformers.CompileConfig(fullgraph=True, dynamic=False, mode="default")
+    config = transformers.CompileConfig(fullgraph=True, dynamic=False, backend="eager")
     config._compile_all_devices = True  # transformers compiles on accelerators only, unless told otherwise
     compiled = gpt2.generate(prompt, cache_implementation="static", compile_config=config, **settings)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
