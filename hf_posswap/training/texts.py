@@ -268,6 +268,6 @@ def check_padding(tokenizer: Any, model: Any) -> None:
     own = getattr(model.config, "pad_token_id", None)
     if own is not None and own != tokenizer.pad_token_id:
         raise HealingError(
-            f"the tokenizer does not match the model: its padding token is {tokenizer.pad_token_id}, the model's is "
+            f"the tokenizer does not match the model: its padding token is {tokenizer.pad_token_id}, the model's "
             f"{own}. Give the model's own tokenizer."
         )
