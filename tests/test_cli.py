@@ -186,7 +186,7 @@ def test_compare_runs_as_a_real_process_and_twice_alike(tmp_path: Path) -> None:
         (["--schemes", "alibi"], "--lengths"),
         (["--schemes", "alibi", "--lengths", "64", "--calibrate"], "there is no text to calibrate on"),
         (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "0"], "tokens is 0; it must be at least 1"),
-        (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "x"], "'x' is not a valid integer"),
+        (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "x"], "--heal-tokens"),
         (["--schemes", "alibi", "--lengths", "64", "--control"], "give --heal-tokens too"),
         (
             ["--schemes", "alibi", "--lengths", "64", "--train-file", "demo:books/train"],

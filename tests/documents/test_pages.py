@@ -53,7 +53,7 @@ def reader(path: str, bert: Path, folder: Path) -> dict[str, Any]:
     return {
         "path": path,
         "tokenizer": tokenizer,
-        "texts": [text[start : start + 1200] for start in (0, 1200)],
+        "texts": [text[start : start + 1200] for start in range(0, 4800, 1200)],
         "batches": [ids[start : start + 128][None] for start in (0, 128)],
         "folder": str(folder),
         "BERT": str(bert),

@@ -134,7 +134,7 @@ def test_sharded_by_fsdp_it_goes_on_from_a_whole_checkpoint_and_writes_such(
     leaves, which Adam divides by its own size: it is left out.
     """
     folder = processes.interrupted_copy(shared.two, tmp_path / "out", 2)
-    command = arguments(folder, text, *SHARED, "--resume", "--eval-file", str(text), "--eval-tokens", "128")
+    command = arguments(folder, text, *SHARED, "--resume", "--eval-file", "demo:book/valid", "--eval-tokens", "128")
     result = succeeded(command, *FSDP_ON_CPU, CUDA_VISIBLE_DEVICES="")
     assert result.stderr.count("going on after step 2 of 6") == 1
     for sharded, whole in zip(processes.history_of(folder), processes.history_of(shared.two), strict=True):
