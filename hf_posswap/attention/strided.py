@@ -21,7 +21,12 @@ from hf_posswap.attention.visibility import Segment
 from hf_posswap.biases import RelativeBias, RelativeContentBias
 
 QUERY_BLOCK = 256
-"""Queries per block: measured best of 64…L for a strided bias on CPU, between 512 and 4096 tokens."""
+"""Queries per block, at least. In a causal text half of a block's square over the diagonal is wasted; each block is a
+call with its own start-up. Best of 128…2048 at 2048 and 4096 tokens in float32, and at 2048 in bfloat16."""
+LONGEST_BLOCK = 1024
+BLOCKS = 8
+"""Half precision converts all keys a block sees in each call, so long texts take longer blocks: an eighth, at most
+`LONGEST_BLOCK`. At 4096 tokens, backward, 1024 queries took two thirds of the time of 256."""
 CONTENT_BLOCK = 128
 """Queries per block where the bias reads the queries and a block of it has to be made."""
 
@@ -70,7 +75,7 @@ def forward(
     context = (q.new_empty if whole else q.new_zeros)(batch, queries, heads, dim).transpose(1, 2)
     sums = q.new_empty(batch, queries, heads, dtype=bias_dtype(q)).transpose(1, 2)
     reversed_k, reversed_v = k.flip(2), v.flip(2)
-    for block in relative_blocks(bias, segments, bias_dtype(q)):
+    for block in relative_blocks(bias, segments, bias_dtype(q), q.dtype.itemsize == 2):
         context[block.batch, :, block.queries], sums[block.batch, :, block.queries] = fused(
             q[block.batch, :, block.queries],
             reversed_k[block.batch, :, block.keys],
@@ -106,7 +111,7 @@ def backward(
     grad_q = torch.zeros_like(q)
     grad_k, grad_v = (torch.zeros(x.shape, dtype=exact) for x in (k, v))
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    for batch, queries, keys, rows in relative_blocks(bias, segments, exact):
+    for batch, queries, keys, rows in relative_blocks(bias, segments, exact, q.dtype.itemsize == 2):
         of_q, of_k, of_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad[batch, :, queries],
             q[batch, :, queries],
@@ -125,10 +130,23 @@ def backward(
     return grad_q, grad_k.flip(2).to(k.dtype), grad_v.flip(2).to(v.dtype)
 
 
+def query_block(length: int, half: bool) -> int:
+    """Return how many queries of a text to take at once, in half precision or not."""
+    return min(max(length // BLOCKS, QUERY_BLOCK), LONGEST_BLOCK) if half else QUERY_BLOCK
+
+
 def relative_blocks(
-    bias: RelativeBias, segments: Sequence[Segment], dtype: torch.dtype, step: int | None = None
+    bias: RelativeBias, segments: Sequence[Segment], dtype: torch.dtype, half: bool = False, step: int | None = None
 ) -> Iterator[Block]:
-    """Yield the blocks of all segments, their bias a view of one vector per head; `step` queries each at most."""
+    """Yield the blocks of all segments, their bias a view of one vector per head.
+
+    Args:
+        bias: the bias.
+        segments: what each query sees.
+        dtype: of the bias rows.
+        half: whether queries, keys and values are in half precision.
+        step: queries per block; None: as `query_block` says.
+    """
     keys = bias.key_length
     sources: dict[tuple[int | None, int | None], Tensor] = {}
     for segment in segments:
@@ -136,7 +154,7 @@ def relative_blocks(
         if limits not in sources:
             sources[limits] = bias.within(*limits).to(dtype)
         source = sources[limits]
-        for start, stop, first, last in segment.blocks(step or QUERY_BLOCK):
+        for start, stop, first, last in segment.blocks(step or query_block(segment.stop - segment.start, half)):
             rows = segment.batch.stop - segment.batch.start
             view = source.as_strided(
                 (rows, source.shape[0], stop - start, last - first),

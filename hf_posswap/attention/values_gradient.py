@@ -88,7 +88,7 @@ def values_gradient(
     exact, key_heads = bias_dtype(q), k.shape[1]
     reversed_k, reversed_v = (x.flip(2).to(exact).mT for x in (k, v))
     total = torch.zeros_like(bias.values, dtype=exact)
-    for batch, queries, keys, rows in strided.relative_blocks(bias, segments, exact, BLOCK):
+    for batch, queries, keys, rows in strided.relative_blocks(bias, segments, exact, step=BLOCK):
         count, seen = rows.shape[2:]
 
         def shared(x: Tensor, batch: slice = batch, queries: slice = queries) -> Tensor:
