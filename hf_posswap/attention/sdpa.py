@@ -86,7 +86,7 @@ def relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
     blocks = []
     for start, stop in query_blocks(inputs, materialised=False):
         seen = stop if inputs.implicit_causal else inputs.key_length
-        rows = bias.flipped_rows(start, stop, source)[:, :, :seen]
+        rows = _as_constant(bias.flipped_rows(start, stop, source)[:, :, :seen])
         context = F.scaled_dot_product_attention(
             inputs.q[:, :, start:stop].flip(2),
             k[:, :, :seen],
@@ -143,6 +143,7 @@ def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     blocks = []
     for start, stop in query_blocks(inputs, materialised=True):
         rows = masked_rows(inputs, bias.rows(start, stop).to(inputs.q.device, bias_dtype(inputs.q)), start, stop)
+        rows = _as_constant(rows)
         context = F.scaled_dot_product_attention(
             inputs.q[:, :, start:stop],
             k,
@@ -159,6 +160,15 @@ def mixed_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix) -> Ten
     """Return the context where the value side reads the weights, which no fused kernel gives: blocks written out."""
     blocks = query_blocks(inputs, materialised=True)
     return torch.cat([eager_block(inputs, bias, mix, start, stop)[0] for start, stop in blocks], dim=2)
+
+
+def _as_constant(rows: Tensor) -> Tensor:
+    """Return bias rows that no gradient goes through, where none is taken.
+
+    It has to be said for graphs: exported without gradients, they are traced once more with them on the way to ONNX, and
+    torch would then take a kernel whose output lies otherwise in memory.
+    """
+    return rows if torch.is_grad_enabled() else rows.detach()
 
 
 def _rounded(rows: Tensor, dtype: torch.dtype) -> Tensor:
