@@ -110,7 +110,7 @@ def test_compare_prints_a_table_and_names_its_files(compared: tuple[Path, Result
     assert result.exit_code == 0, result.output
     assert "stock" in result.stdout
     assert "rope:yarn:factor=4" in result.stdout
-    assert "— stock stock: longest position 256" in result.stdout
+    assert "— stock: longest position 256" in result.stdout
     assert all(str(folder / name) in result.stdout for name in ("compare.csv", "compare.json", "compare.png"))
     assert "(2/3) alibi swapped" in result.stderr, "progress goes to stderr"
 

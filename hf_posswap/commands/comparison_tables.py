@@ -6,14 +6,13 @@ from typing import Any
 import typer
 
 from hf_posswap.commands.console import print_table
+from hf_posswap.comparison import Cell
 from hf_posswap.reporting.comparison_curves import Curve, curves_of
 
 PROTOCOL_TITLES = {
     "windows": "Perplexity, non-overlapping windows",
     "same-targets": "Perplexity, same target tokens with ever longer context",
 }
-UNTOLD = ("measured", "same")
-"""What becomes of a cell without anything to explain."""
 
 
 def print_result(result: Mapping[str, Any]) -> None:
@@ -26,7 +25,7 @@ def print_result(result: Mapping[str, Any]) -> None:
         body = [(curve.scheme, curve.stage, *_cells(curve)) for curve in curves]
         heading = f"{title} ({result['model']}, train length {result['train_length']}{spread})"
         print_table(heading, ("scheme", "stage", *lengths), body, lengths)
-    gaps = {f"{row['scheme']} {row['stage']}: {row['note']}" for row in result["rows"] if row["note"]}
+    gaps = {f"{Cell(row['scheme'], row['stage'], row['seed'])}: {row['note']}" for row in result["rows"] if row["note"]}
     absent = [
         f"{cell['scheme']} has no {cell['stage']} point: {cell['reason']}"
         for cell in result["cells"]
