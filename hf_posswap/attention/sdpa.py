@@ -165,8 +165,8 @@ def mixed_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix) -> Ten
 def _as_constant(rows: Tensor) -> Tensor:
     """Return bias rows that no gradient goes through, where none is taken.
 
-    It has to be said for graphs: exported without gradients, they are traced once more with them on the way to ONNX, and
-    torch would then take a kernel whose output lies otherwise in memory.
+    It has to be said for graphs: exported without gradients, they are traced once more with them on the way to ONNX,
+    and torch would then take a kernel whose output lies otherwise in memory.
     """
     return rows if torch.is_grad_enabled() else rows.detach()
 
