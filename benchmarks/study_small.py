@@ -25,8 +25,8 @@ from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.perplexity import perplexity_rows
-from hf_posswap.evaluation.texts import special_tokens
 from hf_posswap.reporting.files import write_text
+from hf_posswap.tokenization import special_tokens
 from hf_posswap.training import HealingOptions, from_files, heal, refine
 
 PRETRAINING_TOKENS = 22_400_000

@@ -23,6 +23,7 @@ from hf_posswap.calibration import (
     fit_curve,
     run,
     sum_by_query,
+    text_windows,
 )
 from hf_posswap.demo import load_tokenizer, resolve_texts
 from hf_posswap.errors import NotSwappedError, SchemeConfigError, UnsupportedError
@@ -366,3 +367,13 @@ def test_while_loading(gpt2_books_path: Any, book: torch.Tensor) -> None:
         load(gpt2_books_path, pos_scheme="t5", calibration=["A short text"], dtype=torch.float32)
     with pytest.raises(SchemeConfigError, match="give pos_scheme= too"):
         load(gpt2_books_path, calibration=[text])
+
+
+def test_windows_of_an_encoder_stand_between_its_special_tokens() -> None:
+    tokenizer = load_tokenizer("demo:bert")
+    windows = text_windows(tokenizer, "The sea was calm that day. " * 20, 32)
+    ids = tokenizer("The sea was calm that day. " * 20, add_special_tokens=False)["input_ids"]
+    assert [window[0, 0].item() for window in windows] == [tokenizer.cls_token_id] * len(windows)
+    assert [window[0, -1].item() for window in windows] == [tokenizer.sep_token_id] * len(windows)
+    assert torch.cat([window[0, 1:-1] for window in windows]).tolist() == ids[: 30 * len(windows)]
+    assert {window.shape for window in windows} == {(1, 32)}

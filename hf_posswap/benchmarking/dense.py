@@ -31,10 +31,12 @@ def dense_mask(swapped: Any) -> MakeMask:
     """Return what makes the mask that holds a swapped model's bias.
 
     Raises:
-        BenchmarkError: the scheme's bias reads the queries, or there is none.
+        BenchmarkError: the scheme has no bias, or (when the mask is made) one that reads the queries.
     """
     causal = architecture_of(swapped.config).is_causal(swapped.config)
     module: Any = next(architecture_of(swapped.config).attention_modules(swapped))[1]
+    if not hasattr(module, "pos_scheme"):
+        raise BenchmarkError(f"scheme {swapped.config.pos_scheme['name']!r} acts at the embeddings; it has no bias.")
     facts = swapped.pos_scheme.facts
 
     def make(queries: int, keys: int) -> Tensor:
@@ -43,7 +45,8 @@ def dense_mask(swapped: Any) -> MakeMask:
         query = torch.zeros(1, facts.num_heads, queries, facts.head_dim, device=swapped.device)
         bias = module.pos_scheme.bias(query, positions, swapped.pos_scheme.prepare(positions), 1.0)
         if not isinstance(bias, LinearBias | RelativeBias):
-            raise BenchmarkError(f"a dense bias stands for one that is the same for all queries, not {type(bias)}.")
+            kind = "none" if bias is None else type(bias).__name__
+            raise BenchmarkError(f"a dense bias stands for one that is the same for all queries; here there is {kind}.")
         rows = bias.rows(0, queries)
         if causal:
             rows = rows.masked_fill(steps[0] > steps[0, keys - queries :, None], torch.finfo(swapped.dtype).min)

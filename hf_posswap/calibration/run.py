@@ -16,6 +16,7 @@ from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.structure import natively
 from hf_posswap.swapping import is_swapped, plain_model, without_scheme
+from hf_posswap.tokenization import special_tokens
 
 
 class CalibrationWarning(UserWarning):
@@ -162,16 +163,20 @@ def _is_swapped(attention: Any) -> bool:
 def text_windows(tokenizer: Any, text: str, length: int, name: str = "the text") -> list[Tensor]:
     """Return a text's tokens as batches of one window each, int64, (1, length), without overlap.
 
+    A window of a BERT-like tokenizer stands between its special tokens, as texts do that its models are used to.
+
     Raises:
         CalibrationError: the text is shorter than one window; says how many tokens it has.
     """
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
-    if len(ids) < length:
+    first, last = (torch.tensor(tokens, dtype=ids.dtype) for tokens in special_tokens(tokenizer))
+    inner = length - len(first) - len(last)
+    if len(ids) < inner:
         raise CalibrationError(
-            f"{name} has {len(ids)} tokens; calibration reads {length} at once. Give a longer text, or read at most "
+            f"{name} has {len(ids)} tokens; calibration reads {inner} at once. Give a longer text, or read at most "
             f"{len(ids)} tokens at once."
         )
-    return [ids[start : start + length][None] for start in range(0, len(ids) - length + 1, length)]
+    return [torch.cat([first, part, last])[None] for part in ids.split(inner) if len(part) == inner]
 
 
 def mean_loss(model: Any, texts: list[Tensor]) -> float | None:

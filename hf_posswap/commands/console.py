@@ -13,7 +13,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A folder, a Hub name, a GGUF file, or demo:gpt2, demo:bert, demo:llama."),
 ]
-SCHEME_HELP = "A scheme as name[:variant][:option=value]…, such as alibi, rope:yarn:factor=4 or t5:layers=0+1."
+# Not rope:yarn:factor=4: rich writes :yarn: as a picture.
+SCHEME_HELP = "A scheme as name[:variant][:option=value]…, such as alibi, rope:linear:factor=4 or t5:layers=0+1."
 
 
 def print_json(value: Any) -> None:

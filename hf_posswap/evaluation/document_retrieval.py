@@ -20,9 +20,9 @@ from hf_posswap.evaluation.collection import METRICS, MOST_DOCUMENTS, Collection
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
-from hf_posswap.evaluation.texts import special_tokens
 from hf_posswap.evaluation.token_loss import last_hidden
 from hf_posswap.evaluation.windows import check_lengths
+from hf_posswap.tokenization import special_tokens
 
 POOLINGS = ("mean", "first")
 

@@ -19,9 +19,10 @@ from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
 from hf_posswap.evaluation.perplexity import LengthRow, gap_row, length_row
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
-from hf_posswap.evaluation.texts import TokenIds, as_texts, special_tokens
+from hf_posswap.evaluation.texts import TokenIds, as_texts
 from hf_posswap.evaluation.token_loss import base_model_of, last_hidden, losses_of_hidden
 from hf_posswap.evaluation.windows import check_lengths, spread
+from hf_posswap.tokenization import special_tokens
 
 MASKED_SHARE = 0.15
 PROTOCOL = "masked"

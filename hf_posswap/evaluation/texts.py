@@ -1,4 +1,4 @@
-"""Texts as token ids, and what a tokenizer puts around them."""
+"""Texts as token ids."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,10 +32,3 @@ def as_texts(token_ids: TokenIds) -> list[Tensor]:
     if isinstance(token_ids[0], int):
         return [torch.tensor(token_ids, dtype=torch.int64)]
     return [torch.as_tensor(text, dtype=torch.int64) for text in token_ids]
-
-
-def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return what a BERT-like tokenizer puts before and after a text; nothing for other tokenizers."""
-    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
-        return [], []
-    return [tokenizer.cls_token_id], [tokenizer.sep_token_id]

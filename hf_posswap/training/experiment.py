@@ -22,10 +22,11 @@ from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.masked import masked_loss_rows
 from hf_posswap.evaluation.perplexity import perplexity_rows
-from hf_posswap.evaluation.texts import special_tokens, tokenise
+from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.reporting.files import OutputError, write_text
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.swapping import is_swapped, plain_model, restore, swap
+from hf_posswap.tokenization import special_tokens
 from hf_posswap.training.distribution import SHARDED, make_accelerator
 from hf_posswap.training.loop import HealingObserver, heal
 from hf_posswap.training.objectives import objective_for, objectives

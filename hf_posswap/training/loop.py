@@ -111,11 +111,13 @@ def heal(
         The losses, step by step. The model is left in evaluation mode, on the device it was trained on.
 
     Raises:
-        HealingError: options, texts or tokenizer that do not fit the model, or a loss that is not finite.
+        HealingError: options, texts or tokenizer that do not fit the model, weights in float16, or a loss that is not
+            finite.
         CheckpointError: a checkpoint that cannot be written, is broken, or belongs to another run.
     """
     accelerator = accelerator or make_accelerator(options)
     settle(accelerator, options, writes_checkpoints=output_dir is not None and options.checkpoint_every > 0)
+    _check_types(model)
     plain = plain_model(model)
     length = options.length or min(train_length(plain), DEFAULT_LENGTH)
     objective_class = objective_for(plain, options.objective)
@@ -164,6 +166,16 @@ def _packs(options: HealingOptions, objective: type[Objective]) -> bool:
 
 
 @torch.no_grad()
+def _check_types(model: Any) -> None:
+    """Refuse to train weights in float16, which has no room for small steps nor for Adam's second moments."""
+    half = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.dtype == torch.float16]
+    if half:
+        raise HealingError(
+            f"{len(half)} weights to train are float16, such as {half[0]}: small steps vanish in it, and losses are "
+            'soon not finite. Load the model with dtype="float32"; precision="bf16" computes in bfloat16 all the same.'
+        )
+
+
 def _check_language(model: Any, window: Window) -> None:
     """Refuse a text that the stock model reads worse than it would guess: its tokens cannot be the model's own.
 

@@ -52,6 +52,16 @@ def test_the_dense_yardstick_computes_what_the_swapped_model_does(model: str, sc
         torch.testing.assert_close(actual, swapped(tokens)[0], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [("sinusoidal", "'sinusoidal' acts at the embeddings; it has no bias"), ("rope", "here there is none")],
+)
+def test_the_dense_yardstick_wants_a_bias(scheme: str, message: str) -> None:
+    swapped = swapped_copy(stock_model(settings("gpt2"), "float32", "sdpa"), scheme)
+    with pytest.raises(BenchmarkError, match=message):
+        dense_mask(swapped)(4, 4)
+
+
 def test_decoding_leaves_the_cache_as_long_as_it_was() -> None:
     stock = stock_model(settings(), "float32", "sdpa")
     work = model_work("decode", stock, 24, settings())

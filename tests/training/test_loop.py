@@ -299,3 +299,11 @@ def test_an_encoder_with_a_tokenizer_of_another_model_is_refused(head):
     with pytest.raises(HealingError, match="does not match the model: its padding token is None, the model's 0"):
         run(model, {"distill": 1.0})
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_float16_weights_are_refused_before_anything_changes():
+    model = swapped().half()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(HealingError, match=r'to train are float16, such as .* dtype="float32"'):
+        run(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
