@@ -25,6 +25,7 @@ BREAKS = '''
 import os, resource, signal, sys
 from hf_posswap.training import checkpoints
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs of a shell's background are born deaf to it
 how, step = sys.argv.pop(1), sys.argv.pop(1)
 save_file = checkpoints.save_file
 
