@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
@@ -83,16 +84,20 @@ def paper_curves(record: Mapping[str, Any]) -> Curves:
 
 
 def study_curves() -> Curves:
-    """Return what docs/results/study-small says of calibrated and healed models; one seed, same target tokens."""
+    """Return what docs/results/study-small says of calibrated and healed models: means of seeds, same target tokens."""
     with STUDY.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
-    curves: Curves = {STOCK: [(1.0, 1.0)]}
+        rows = [row for row in csv.DictReader(file) if row["tokens"] == HEALED_TOKENS]
+    losses: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        if row["tokens"] == HEALED_TOKENS and row["start"] in ("calibrated", "stock"):
+        if row["start"] in ("calibrated", "stock") and row["scheme"] != CONTROL:
+            # Of the controls the kinder one: the rate that serves the others is too high for the stock model.
             scheme = {"control at a third of the rate": CONTROL}.get(row["scheme"], row["scheme"].partition(":")[0])
-            if row["scheme"] != CONTROL:  # the rate that serves the others is too high for the stock model
-                curves.setdefault(scheme, []).append((int(row["length"]) / 256, math.exp(float(row["above_stock"]))))
-    return curves
+            losses.setdefault(scheme, {}).setdefault(int(row["length"]), []).append(float(row["above_stock"]))
+    healed = {
+        scheme: [(length / 256, math.exp(fmean(seeds))) for length, seeds in of_lengths.items()]
+        for scheme, of_lengths in losses.items()
+    }
+    return {STOCK: [(1.0, 1.0)]} | healed
 
 
 def swapped_curves(groups: Iterable[Group]) -> Curves:

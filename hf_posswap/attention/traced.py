@@ -42,7 +42,8 @@ def _gradients(
     inputs = AttentionInputs(q, k, v, None, causal, scaling)
     bias = RelativeBias(values, q.shape[2], k.shape[2])
     made = relative_gradients(inputs, bias, grad, (True, True, True, True))
-    return tuple(x.contiguous() for x in made if x is not None)  # type: ignore[return-value]
+    of_q, of_k, of_v, of_values = (x.contiguous() for x in made if x is not None)
+    return of_q, of_k, of_v, of_values
 
 
 @_gradients.register_fake

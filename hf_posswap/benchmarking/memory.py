@@ -39,7 +39,8 @@ def cpu_allocations(function: Callable[[], object]) -> list[int]:
     function()
     with _silent_start_and_stop():
         profiler.stop()
-    results: Any = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    assert profiler.profiler is not None, "it has run"
+    results: Any = profiler.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 

@@ -49,7 +49,7 @@ def _framed(
 
     framed.__name__ = framed.__qualname__ = name
     signature = inspect.signature(measure).replace(return_annotation="pandas.DataFrame")
-    setattr(framed, "__signature__", signature)  # noqa: B010  help() would promise a list
+    vars(framed)["__signature__"] = signature  # help() would promise a list
     columns = ", ".join(field.name for field in fields(row_type))
     framed.__doc__ = f"{measure.__doc__}\nThe rows are those of a pandas data frame with the columns {columns}.\n"
     return framed

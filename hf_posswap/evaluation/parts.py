@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.reporting.files import OutputError, prepare_folder, write_text
+from hf_posswap.reporting.identity import first_difference
 
 FOLDER = "unfinished"
 IDENTITY_FILE = "identity.json"
@@ -65,14 +66,14 @@ class Parts:
     def _path(self, name: str) -> Path:
         return self.folder / f"part-{quote(name, safe='')}.json"
 
-    def _require_same(self, kept: Any, wanted: Mapping[str, Any]) -> None:
-        for key in sorted(set(kept) | set(wanted)):
-            if kept.get(key) != wanted.get(key):
-                raise EvaluationError(
-                    f"{str(self.folder)!r} holds an unfinished measurement with another {key}: {kept.get(key)!r} "
-                    f"there, {wanted.get(key)!r} now. Give what was given then to go on, another --output-dir, or "
-                    "--overwrite to start anew."
-                )
+    def _require_same(self, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+        difference = first_difference(kept, wanted)
+        if difference is not None:
+            key, before, now = difference
+            raise EvaluationError(
+                f"{str(self.folder)!r} holds an unfinished measurement with another {key}: {before!r} there, {now!r} "
+                "now. Give what was given then to go on, another --output-dir, or --overwrite to start anew."
+            )
 
 
 def _read(path: Path) -> Any:

@@ -3,14 +3,17 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_posswap.errors import PositionError
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.token_loss import Head, find_head, find_masked_head, input_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Progress = Callable[[int], None]
 """Called with the number of tokens just read."""
@@ -35,7 +38,7 @@ class Reader:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: "PreTrainedModel",
         *,
         batch_tokens: int = 4096,
         positions_per_chunk: int | None = None,
@@ -48,7 +51,7 @@ class Reader:
         self.batch_tokens, self.progress = batch_tokens, progress
         self.longest = hf_posswap.longest_position(model)
         self.device = input_device(model)
-        rows: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        rows: int = model.get_input_embeddings().weight.shape[0]
         self.positions_per_chunk = positions_per_chunk or max(1, LOGITS_AT_ONCE // rows)
         self._mode = contextlib.ExitStack()
 
@@ -91,7 +94,7 @@ class Reader:
 
 
 @contextlib.contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def _evaluation_mode(model: "PreTrainedModel") -> Iterator[None]:
     """Switch dropout off, and back to where it was on leaving."""
     was_training = model.training
     model.eval()

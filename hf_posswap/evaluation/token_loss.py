@@ -5,6 +5,7 @@ a vocabulary of 50,000, all logits at once would be 3.3 GB in float32.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.nn import functional
 from hf_posswap.architectures import architecture_of
 from hf_posswap.evaluation.errors import EvaluationError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 PROBE_TOKENS = 8
 """Tokens of the forward passes that check that a model can be measured."""
 
@@ -20,7 +24,7 @@ Head = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def find_head(model: nn.Module) -> Head:
+def find_head(model: "PreTrainedModel") -> Head:
     """Return the module that turns the base model's last hidden states (…, D) into logits (…, vocabulary).
 
     It is the output embedding in most models and a small network in others (BERT). A candidate is accepted only if it
@@ -40,7 +44,7 @@ def find_head(model: nn.Module) -> Head:
 
 
 @torch.no_grad()
-def find_masked_head(model: nn.Module) -> Head:
+def find_masked_head(model: "PreTrainedModel") -> Head:
     """Return the head of a masked language model, see `find_head`.
 
     Raises:
@@ -55,7 +59,7 @@ def find_masked_head(model: nn.Module) -> Head:
     return _matching_head(model, ids, hidden)
 
 
-def base_model_of(model: nn.Module) -> nn.Module:
+def base_model_of(model: "PreTrainedModel") -> "PreTrainedModel":
     """Return the model without its head.
 
     Raises:
@@ -70,18 +74,20 @@ def base_model_of(model: nn.Module) -> nn.Module:
     return base
 
 
-def input_device(model: nn.Module) -> torch.device:
+def input_device(model: "PreTrainedModel") -> torch.device:
     """Device on which the model expects its token ids."""
-    return model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return model.get_input_embeddings().weight.device
 
 
-def last_hidden(base: nn.Module, ids: Tensor) -> Tensor:
+def last_hidden(base: "PreTrainedModel", ids: Tensor) -> Tensor:
     """Return the last hidden states (B, L, D) of a base model for ids (B, L)."""
     return base(input_ids=ids, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
-def token_losses(model: nn.Module, head: Head, ids: Tensor, first_target: int, positions_per_chunk: int) -> Tensor:
+def token_losses(
+    model: "PreTrainedModel", head: Head, ids: Tensor, first_target: int, positions_per_chunk: int
+) -> Tensor:
     """Return the loss of each scored token.
 
     Args:
@@ -110,14 +116,14 @@ def losses_of_hidden(head: Head, hidden: Tensor, targets: Tensor, positions_per_
     return losses
 
 
-def _probe(model: nn.Module) -> tuple[Tensor, Tensor]:
+def _probe(model: "PreTrainedModel") -> tuple[Tensor, Tensor]:
     """Return a few ids (1, L) and the base model's hidden states for them."""
     base = base_model_of(model)
-    ids = (torch.arange(PROBE_TOKENS) % model.config.vocab_size).unsqueeze(0).to(input_device(model))  # type: ignore[union-attr,operator]
+    ids = (torch.arange(PROBE_TOKENS) % model.config.vocab_size).unsqueeze(0).to(input_device(model))
     return ids, last_hidden(base, ids)
 
 
-def _is_causal(model: nn.Module, ids: Tensor, hidden: Tensor) -> bool:
+def _is_causal(model: "PreTrainedModel", ids: Tensor, hidden: Tensor) -> bool:
     """Return whether a changed last token leaves what came before it as it was."""
     changed = ids.clone()
     changed[:, -1] = ids[:, 0]
@@ -125,9 +131,9 @@ def _is_causal(model: nn.Module, ids: Tensor, hidden: Tensor) -> bool:
     return torch.allclose(hidden[:, :-1], other[:, :-1], rtol=1e-3, atol=1e-3)
 
 
-def _matching_head(model: nn.Module, ids: Tensor, hidden: Tensor) -> Head:
+def _matching_head(model: "PreTrainedModel", ids: Tensor, hidden: Tensor) -> Head:
     logits = getattr(model(input_ids=ids, use_cache=False), "logits", None)
-    for candidate in (model.get_output_embeddings(), getattr(model, "cls", None)):  # type: ignore[operator]
+    for candidate in (model.get_output_embeddings(), getattr(model, "cls", None)):
         if logits is None or not isinstance(candidate, nn.Module):
             continue
         ours = candidate(hidden)

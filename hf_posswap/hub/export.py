@@ -186,9 +186,10 @@ def _fill(skeleton: Any, model: Any, stock: StockModel) -> Any:
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     weights = dict(model.state_dict()) | {prefix + name: value for name, value in stock.weights.items()}
     wanted = skeleton.state_dict()
-    scheme = [name for name in weights if "pos_scheme" in name.split(".") or name.removesuffix("table") + "weight" in
-              {prefix + changed for changed in stock.weights}]  # fmt: skip
-    strange = sorted(set(weights) - set(wanted) - set(scheme))
+    # A retired table lies beside the weight that takes its place.
+    retired = {f"{prefix}{name.removesuffix('weight')}table" for name in stock.weights}
+    scheme = {name for name in weights if "pos_scheme" in name.split(".")}
+    strange = sorted(set(weights) - set(wanted) - scheme - retired)
     if strange:
         raise UnsupportedError(f"the model has weights that stock {type(skeleton).__name__} does not have: {strange}.")
     skeleton.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=True, assign=True)

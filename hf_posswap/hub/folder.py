@@ -104,7 +104,7 @@ def read_shapes(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, ...]
     for name in names:
         try:
             with safe_open(folder / name, framework="pt") as file:
-                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  it is no mapping
         except (SafetensorError, OSError) as error:
             raise HubError(f"{name!r} in {str(folder)!r} is no whole safetensors file: {error}.") from error
     return shapes

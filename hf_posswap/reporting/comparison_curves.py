@@ -17,16 +17,12 @@ class Point:
     Attributes:
         length: tokens read at once.
         perplexity: exp of the mean loss over seeds; None where nothing could be measured, see `note`.
-        low: lower end of the interval over windows with one seed, else the lowest seed; None if there is none.
-        high: upper end of it.
         spread: half the range of the perplexities over seeds; None with one seed.
         note: why there is no perplexity.
     """
 
     length: int
     perplexity: float | None
-    low: float | None
-    high: float | None
     spread: float | None
     note: str
 
@@ -76,15 +72,10 @@ def _point(rows: Sequence[Mapping[str, Any]]) -> Point:
     losses = [row["loss"] for row in rows if row["loss"] is not None]
     length = rows[0]["length"]
     if not losses:
-        return Point(length, None, None, None, None, rows[0]["note"])
+        return Point(length, None, None, rows[0]["note"])
     mean = _exponential(math.fsum(losses) / len(losses))
-    if len(losses) > 1:
-        low, high = _exponential(min(losses)), _exponential(max(losses))
-        return Point(length, mean, low, high, (high - low) / 2, "")
-    only = next(row for row in rows if row["loss"] is not None)
-    if only["loss_low"] is None:
-        return Point(length, mean, None, None, None, "")
-    return Point(length, mean, _exponential(only["loss_low"]), _exponential(only["loss_high"]), None, "")
+    spread = (_exponential(max(losses)) - _exponential(min(losses))) / 2 if len(losses) > 1 else None
+    return Point(length, mean, spread, "")
 
 
 def _exponential(loss: float) -> float:

@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hf_posswap.reporting.colours import CONTROL, STOCK
+from hf_posswap.reporting.colours import CONTROL
 from hf_posswap.reporting.figures import (
     Axis,
     Figure,
     Guide,
     LinePanel,
-    Series,
     Table,
     common_axis,
     drawable,
@@ -23,11 +22,11 @@ from hf_posswap.reporting.points import (
     Point,
     any_several_seeds,
     by_key,
-    ending,
     exponential,
     gap_sentences,
     interval,
     labelled_if_equal,
+    line_series,
     points,
 )
 from hf_posswap.reporting.provenance import provenance_of
@@ -97,24 +96,10 @@ def train_length_guide(train_length: int | None) -> tuple[Guide, ...]:
 
 
 def _panel(protocol: str, lines: Mapping[str, Sequence[Point]], train_length: int | None) -> LinePanel:
-    series = labelled_if_equal([_series(key, line) for key, line in lines.items()])
+    series = labelled_if_equal([line_series(key, line, _hover, exponential) for key, line in lines.items()])
     lengths = numbered_axis("tokens read at once", (point.x for line in lines.values() for point in line))
     y = Axis("perplexity", "log")
     return LinePanel(PROTOCOL_TITLES.get(protocol, protocol), lengths, y, series, train_length_guide(train_length))
-
-
-def _series(key: str, line: Sequence[Point]) -> Series:
-    return Series(
-        key=key,
-        label=key,
-        x=tuple(point.x for point in line),
-        y=tuple(exponential(point.y) for point in line),
-        low=tuple(exponential(point.low) for point in line),
-        high=tuple(exponential(point.high) for point in line),
-        hover=tuple(_hover(point) for point in line),
-        end=ending(line),
-        background=key == STOCK,
-    )
 
 
 def _hover(point: Point) -> str:

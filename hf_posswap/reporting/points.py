@@ -1,7 +1,7 @@
 """Turning rows into points: seeds merged, intervals kept, gaps named."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
@@ -124,6 +124,33 @@ def one_line(text: str, limit: int = 160) -> str:
     """Return the first line of a text, cut where it gets long."""
     first = (text.splitlines() or [""])[0].rstrip(".")
     return first if len(first) <= limit else first[: limit - 1] + "…"
+
+
+def line_series(
+    key: str,
+    line: Sequence[Point],
+    hover: Callable[[Point], str],
+    shown: Callable[[Value], Value] = lambda value: value,
+) -> Series:
+    """Return a scheme's points as a line; the stock model's lies in the background.
+
+    Args:
+        key: the scheme's key, which is also its label.
+        line: the points.
+        hover: says a point in words.
+        shown: turns what was measured into what is drawn, such as a loss into a perplexity.
+    """
+    return Series(
+        key=key,
+        label=key,
+        x=tuple(point.x for point in line),
+        y=tuple(shown(point.y) for point in line),
+        low=tuple(shown(point.low) for point in line),
+        high=tuple(shown(point.high) for point in line),
+        hover=tuple(map(hover, line)),
+        end=ending(line),
+        background=key == STOCK,
+    )
 
 
 def labelled_if_equal(series: Sequence[Series]) -> tuple[Series, ...]:

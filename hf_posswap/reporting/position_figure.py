@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 
-from hf_posswap.reporting.colours import STOCK
 from hf_posswap.reporting.figures import (
     Axis,
     Figure,
     LinePanel,
-    Series,
     Table,
     drawable,
     number,
@@ -20,9 +18,9 @@ from hf_posswap.reporting.points import (
     Point,
     any_several_seeds,
     by_key,
-    ending,
     gap_sentences,
     labelled_if_equal,
+    line_series,
 )
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.results import Group, Row
@@ -66,7 +64,7 @@ def _lines(rows: Sequence[Row]) -> Lines:
 
 
 def _panel(length: float, lines: Lines, rows: Sequence[Row], train_length: int | None) -> LinePanel:
-    series = labelled_if_equal([_series(key, line) for key, line in lines.items()])
+    series = labelled_if_equal([line_series(key, line, _hover) for key, line in lines.items()])
     places = sorted({point.x for line in lines.values() for point in line})
     powers = [2.0**n for n in range(20) if places[0] <= 2.0**n <= places[-1]]
     step = max(1, -(-len(powers) // MOST_TICKS))
@@ -77,18 +75,8 @@ def _panel(length: float, lines: Lines, rows: Sequence[Row], train_length: int |
     return LinePanel(f"Texts of {plain(length)} tokens", axis, Axis("loss, nats a token"), series, guides)
 
 
-def _series(key: str, line: Sequence[Point]) -> Series:
-    return Series(
-        key=key,
-        label=key,
-        x=tuple(point.x for point in line),
-        y=tuple(point.y for point in line),
-        low=tuple(point.low for point in line),
-        high=tuple(point.high for point in line),
-        hover=tuple(f"loss {number(point.y)} nats" for point in line),
-        end=ending(line),
-        background=key == STOCK,
-    )
+def _hover(point: Point) -> str:
+    return f"loss {number(point.y)} nats"
 
 
 def _gaps(lines: dict[float, Lines]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hf_posswap.reporting.catalogue import all_figures
@@ -61,7 +62,7 @@ def write_report(
         for done, figure in enumerate(figures, start=1):
             for suffix in FORMATS:
                 path = images / f"{figure.name}.{suffix}"
-                written.append(write_atomically(path, lambda part, figure=figure: draw(figure, part, styles)))  # type: ignore[misc]
+                written.append(write_atomically(path, partial(draw, figure, styles=styles)))
             if progress is not None:
                 progress(done, len(figures))
     except OSError as error:

@@ -1,13 +1,11 @@
 """Retrieval on long documents: a panel for each metric, a line for each scheme, against the tokens read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from hf_posswap.reporting.colours import STOCK
 from hf_posswap.reporting.figures import (
     Axis,
     Figure,
     LinePanel,
-    Series,
     Table,
     drawable,
     numbered_axis,
@@ -19,10 +17,10 @@ from hf_posswap.reporting.points import (
     SEVERAL_SEEDS,
     Point,
     any_several_seeds,
-    ending,
     gap_sentences,
     interval,
     labelled_if_equal,
+    line_series,
 )
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.results import Group
@@ -60,23 +58,13 @@ def _figure(group: Group, stage: str) -> Figure:
 
 
 def _panel(metric: str, lines: Lines, train_length: int | None) -> LinePanel:
-    series = labelled_if_equal([_series(key, line) for key, line in lines.items()])
+    series = labelled_if_equal([line_series(key, line, _hover) for key, line in lines.items()])
     lengths = numbered_axis("tokens read of a document", (point.x for line in lines.values() for point in line))
     return LinePanel(metric, lengths, Axis(metric), series, train_length_guide(train_length))
 
 
-def _series(key: str, line: Sequence[Point]) -> Series:
-    return Series(
-        key=key,
-        label=key,
-        x=tuple(point.x for point in line),
-        y=tuple(point.y for point in line),
-        low=tuple(point.low for point in line),
-        high=tuple(point.high for point in line),
-        hover=tuple(interval(point.y, point.low, point.high) for point in line),
-        end=ending(line),
-        background=key == STOCK,
-    )
+def _hover(point: Point) -> str:
+    return interval(point.y, point.low, point.high)
 
 
 def _table(lines: Mapping[str, Lines]) -> Table:

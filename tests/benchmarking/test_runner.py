@@ -21,7 +21,7 @@ COMMAND = ["bench", "smollm2", "--lengths", "24", "--layers", "1", "--repeats", 
 
 
 def settings(model: str = "smollm2", schemes: tuple[str, ...] = ("alibi",), **options: object) -> Settings:
-    return Settings(model=model, schemes=schemes, **(SMALL | options))  # type: ignore[arg-type]
+    return Settings(model=model, schemes=schemes, **(SMALL | options))
 
 
 def test_every_mode_has_a_row_with_the_columns_of_the_table() -> None:

@@ -12,62 +12,17 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tests.hub.cards import card_errors
+from tests.hub.repositories import Commit, Fault, Repository, blob_id, entry, oid_of
 
 OWNER, TOKEN = "you", "hf_" + "T0kenOfTheTestServer" * 2
 READER_TOKEN = "hf_" + "R3aderOfTheTestServer" * 2
 LFS_SIZE = 64 * 1024
 PART_SIZE = 4 * 2**20
 """Bytes of a part: larger files are uploaded in several."""
-
-
-@dataclass
-class Fault:
-    """What goes wrong, and how often.
-
-    Attributes:
-        pattern: of "METHOD path".
-        status: the answer's status; None: the connection breaks.
-        times: how often; then all is well again.
-        after: whether the request has its effect before the connection breaks.
-        headers: of the answer.
-        gone: whether every connection breaks from then on.
-    """
-
-    pattern: str
-    status: int | None
-    times: int = 1_000_000
-    after: bool = False
-    headers: dict[str, str] = field(default_factory=dict)
-    gone: bool = False
-
-
-@dataclass
-class Commit:
-    oid: str
-    files: dict[str, bytes]
-    lfs: frozenset[str]
-    message: str = ""
-
-
-@dataclass
-class Repository:
-    private: bool
-    branches: dict[str, list[Commit]]
-
-    def head(self, revision: str) -> Commit | None:
-        if revision in self.branches:
-            return self.branches[revision][-1]
-        every = (commit for commits in self.branches.values() for commit in commits)
-        return next((commit for commit in every if commit.oid == revision), None)
-
-
-def oid_of(*parts: Any) -> str:
-    return hashlib.sha1(repr(parts).encode()).hexdigest()
 
 
 class HubServer(ThreadingHTTPServer):
@@ -403,21 +358,6 @@ class Handler(BaseHTTPRequestHandler):
             return 200, content, headers
         start, stop = int(wanted[1]), int(wanted[2] or len(content) - 1)
         return 206, content[start : stop + 1], headers | {"Content-Range": f"bytes {start}-{stop}/{len(content)}"}
-
-
-def blob_id(path: str, commit: Commit) -> str:
-    content = commit.files[path]
-    if path in commit.lfs:
-        return hashlib.sha256(content).hexdigest()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
-def entry(path: str, commit: Commit) -> dict[str, Any]:
-    size = len(commit.files[path])
-    result: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": blob_id(path, commit)}
-    if path in commit.lfs:
-        result["lfs"] = {"oid": blob_id(path, commit), "size": size, "pointerSize": 134}
-    return result
 
 
 _NAME = r"([\w.-]+/[\w.-]+)"

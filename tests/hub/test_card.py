@@ -275,6 +275,6 @@ def test_front_matter_passes_the_clients_own_check(client: HubServer, swapped: P
     card = card_of(swapped, REPO, base_model="owner/base")
     HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id=REPO)
     assert client.files(REPO)["README.md"] == str(card).encode()
-    card.data.pipeline_tag = "no-such-task"  # type: ignore[attr-defined]
+    card.data.pipeline_tag = "no-such-task"
     with pytest.raises(ValueError, match="pipeline_tag"):
         HfApi().upload_file(path_or_fileobj=str(card).encode(), path_in_repo="README.md", repo_id=REPO)

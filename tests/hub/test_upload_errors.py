@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from hf_posswap.commands import app
 from hf_posswap.hub import HubError, Target, UploadError, push_folder
 from tests.hub.conftest import contains
-from tests.hub.server import OWNER, READER_TOKEN, TOKEN, Fault, HubServer
+from tests.hub.repositories import Fault
+from tests.hub.server import OWNER, READER_TOKEN, TOKEN, HubServer
 
 REPO = f"{OWNER}/gpt2-alibi"
 PREUPLOAD, BATCH, PART = r"POST .*/preupload/", r"POST .*/objects/batch", r"PUT /lfs/part/"

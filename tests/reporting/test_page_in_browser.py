@@ -86,7 +86,7 @@ def test_every_panel_draws_what_its_figure_describes(browser: Any, report: list[
 def test_every_line_is_visible_as_a_path(browser: Any, report: list[Figure]) -> None:
     figure = find(report, "length-made-up-healed")
     paths = drawn(browser, figure, 0, "plot.querySelectorAll('.scatterlayer path.js-line').length")
-    assert paths >= len(figure.panels[0].series)  # type: ignore[union-attr]  # a panel of lines
+    assert paths >= len(figure.panels[0].series)  # a panel of lines
     colours = drawn(browser, figure, 0, "plot.data.filter((t) => t.meta.key == 'alibi' && !t.meta.band)[0].line.color")
     assert colours.upper() == colour_of("alibi")
 
