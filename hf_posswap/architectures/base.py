@@ -162,7 +162,11 @@ class Architecture(ABC):
 
 
 def _root_mean_square(weight: Tensor) -> float:
-    return 1.0 if weight.is_meta else float(weight.detach().float().square().mean().sqrt())
+    if weight.is_meta:
+        return 1.0
+    # A norm makes no copy of what may be the largest weight of all.
+    norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.promote_types(weight.dtype, torch.float32))
+    return float(norm) / weight.numel() ** 0.5
 
 
 architectures: Registry[Architecture] = Registry("architecture")

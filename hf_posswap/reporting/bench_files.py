@@ -1,7 +1,5 @@
 """The files of a benchmark: bench.csv with the ratios, bench.json with everything behind them."""
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,48 +7,26 @@ from typing import Any
 
 from hf_posswap.benchmarking.settings import Settings
 from hf_posswap.evaluation.environment import collect_environment
-from hf_posswap.reporting.files import OutputError, write_text
+from hf_posswap.reporting.files import OutputError
+from hf_posswap.reporting.result_files import make_result, write_result
 
-FORMAT_VERSION = 1
-KIND = "bench"
-CSV_COLUMNS = (
-    "model",
-    "scheme",
-    "device",
-    "dtype",
-    "backend",
-    "mode",
-    "length",
-    "time_ratio",
-    "time_ratio_low",
-    "time_ratio_high",
-    "memory_ratio",
-    "repeats",
-    "note",
-)
+KIND = NAME = "bench"
 DIGITS = 4
-
-
-def bench_record(settings: Settings, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what bench.json holds."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": KIND,
-        "model": settings.model,
-        "seed": settings.seed,
-        "settings": settings.conditions(),
-        "texts": [],
-        "environment": collect_environment(),
-        "rows": [{name: _rounded(row[name]) for name in CSV_COLUMNS} for row in rows],
-        "measured": [dict(row.get("measured", {})) for row in rows],
-    }
 
 
 def write_bench(settings: Settings, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """Write bench.csv and bench.json into an existing folder, each atomically; return their paths."""
-    record = bench_record(settings, rows)
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return [write_text(folder / "bench.csv", to_csv(record["rows"])), write_text(folder / "bench.json", text)]
+    result = make_result(
+        KIND,
+        [{name: _rounded(value) for name, value in row.items()} for row in rows],
+        model=settings.model,
+        seed=settings.seed,
+        settings=settings.conditions(),
+        texts=[],
+        environment=collect_environment(),
+        measured=[dict(row.get("measured", {})) for row in rows],
+    )
+    return write_result(result, folder, NAME)
 
 
 def read_rows(folder: Path, settings: Settings) -> list[dict[str, Any]]:
@@ -76,15 +52,6 @@ def read_rows(folder: Path, settings: Settings) -> list[dict[str, Any]]:
             "Give another folder with --output-dir, or --fresh to measure anew."
         )
     return known
-
-
-def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as CSV text; a missing value is an empty field."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def _rounded(value: Any) -> Any:

@@ -165,7 +165,6 @@ def _packs(options: HealingOptions, objective: type[Objective]) -> bool:
     return causal if options.packing is None else options.packing
 
 
-@torch.no_grad()
 def _check_types(model: Any) -> None:
     """Refuse to train weights in float16, which has no room for small steps nor for Adam's second moments."""
     half = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.dtype == torch.float16]
@@ -176,6 +175,7 @@ def _check_types(model: Any) -> None:
         )
 
 
+@torch.no_grad()
 def _check_language(model: Any, window: Window) -> None:
     """Refuse a text that the stock model reads worse than it would guess: its tokens cannot be the model's own.
 
