@@ -65,7 +65,7 @@ class Gpt2Study:
     """Heals demo:gpt2 with a share of its pretraining tokens, calibrated or not, and heals its control."""
 
     def __init__(self, table: Table, arguments: argparse.Namespace) -> None:
-        self.table, self.budget = table, arguments.evaluation_tokens
+        self.table, self.budget, self.precision = table, arguments.evaluation_tokens, arguments.precision
         self.tokenizer = load_tokenizer("demo:gpt2")
         documents, _ = from_files(["demo:books/train"])
         self.documents = list(map(str, documents))
@@ -100,7 +100,7 @@ class Gpt2Study:
             distill=0.0 if start == "stock" else 1.0,
             learning_rate=GENTLE_RATE if scheme == GENTLE_CONTROL else 1e-3,
             scheme_learning_rate=2e-2,
-            precision="bf16",
+            precision=self.precision,
             seed=seed,
             checkpoint_every=0,
         )
@@ -160,7 +160,7 @@ def llama(table: Table, arguments: argparse.Namespace) -> None:
                 if stage == "fitted":
                     calibrate(model, windows)
                 if stage == "refined":
-                    refine(model, documents, tokenizer, arguments.refine_tokens, precision="bf16")
+                    refine(model, documents, tokenizer, arguments.refine_tokens, precision=arguments.precision)
             except (UnsupportedError, ValueError) as error:
                 print(f"{scheme}: {stage}: {error}")
                 break
@@ -195,7 +195,7 @@ def bert(table: Table, arguments: argparse.Namespace) -> None:
                     objective="embedding",
                     distill=1.0,
                     learning_rate=5e-4,
-                    precision="bf16",
+                    precision=arguments.precision,
                     checkpoint_every=0,
                 )
                 heal(model, documents, tokenizer, options)
@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="gpt2: how many")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS, help="gpt2: before healing")
     parser.add_argument("--evaluation-tokens", type=int, default=16384)
+    parser.add_argument("--precision", choices=("bf16", "no"), default="bf16", help="no: for CPUs without bfloat16")
     parser.add_argument("--refine-tokens", type=int, default=200_000)
     parser.add_argument("--bert-tokens", type=int, default=1_000_000)
     arguments = parser.parse_args()
