@@ -42,6 +42,12 @@ def finetune(
         int | None,
         typer.Option(help="Tokens read at once. Default: the train length, at most 512.", rich_help_panel=TEXTS),
     ] = None,
+    shortest_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Encoders: texts of all lengths from this on. Default: 32 for embeddings.", rich_help_panel=TEXTS
+        ),
+    ] = None,
     dropout: Annotated[
         bool | None,
         typer.Option(help="Drop out as the model's config says. Default: not with --distill.", rich_help_panel=HEALING),
@@ -136,6 +142,7 @@ def finetune(
         tokens=tokens,
         steps=steps,
         length=length,
+        shortest_length=shortest_length,
         batch_size=batch_size,
         accumulation=accumulation,
         objective=objective,  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from hf_posswap.training.checkpoints import (
 )
 from hf_posswap.training.distribution import SHARDED, make_accelerator, settle
 from hf_posswap.training.dropout import Dropouts
+from hf_posswap.training.lengths import Lengths
 from hf_posswap.training.objectives import Inputs, LanguageModelling, Objective, objective_for
 from hf_posswap.training.optimization import choose_trained, make_optimizer, rate_factor, set_learning_rate
 from hf_posswap.training.options import HealingError, HealingOptions
@@ -165,6 +166,22 @@ def _packs(options: HealingOptions, objective: type[Objective]) -> bool:
     return causal if options.packing is None else options.packing
 
 
+def _shortest_length(options: HealingOptions, objective: type[Objective], length: int) -> int:
+    """Return the tokens of the shortest texts to learn from.
+
+    Raises:
+        HealingError: a shortest length is given for a causal model.
+    """
+    if options.shortest_length is None:
+        return min(objective.shortest_length or length, length)
+    if objective is LanguageModelling:
+        raise HealingError(
+            f"shortest_length={options.shortest_length} does not fit objective {objective.name!r}: a causal model "
+            "reads a text of every length at the beginning of each window. Leave it out."
+        )
+    return options.shortest_length
+
+
 def _check_types(model: Any) -> None:
     """Refuse to train weights in float16, which has no room for small steps nor for Adam's second moments."""
     half = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.dtype == torch.float16]
@@ -221,6 +238,7 @@ class _Trainer:
         readable = length if self.teacher is None else readable_length(self.teacher)
         self.objective = objective(options.distill, readable, tokenizer)
         self.objective.check_length(length)
+        self.lengths = Lengths(length, _shortest_length(options, objective, length), tokenizer)
         if options.gradient_checkpointing:
             self.plain.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
@@ -242,7 +260,8 @@ class _Trainer:
         seed = (options.seed * 1_000_003 + number) * 4099 + accelerator.process_index
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        inputs = [self.objective.batch(windows, generator) for windows in batches_of_windows]
+        texts = (self.lengths.cut(windows, generator) for windows in batches_of_windows)
+        inputs = [self.objective.batch(windows, generator) for windows in texts]
         counts = self._sum(
             [sum(map(self.objective.count, inputs)), sum(len(w.ids) for b in batches_of_windows for w in b)]
         )

@@ -36,6 +36,8 @@ class Objective(ABC):
     name: ClassVar[str]
     auto_class: ClassVar[str]
     """The Auto class that loads a model for this objective."""
+    shortest_length: ClassVar[int | None] = None
+    """Tokens of the shortest texts to learn from, unless one says otherwise; None: all windows are whole."""
 
     def __init__(self, distill: float, readable: int, tokenizer: Any) -> None:
         self.distill, self.readable, self.tokenizer = distill, readable, tokenizer
@@ -215,6 +217,7 @@ class Embedding(Objective):
 
     name = "embedding"
     auto_class = "AutoModel"
+    shortest_length = 32
 
     @classmethod
     def suits(cls, model: Any) -> bool:

@@ -23,6 +23,9 @@ class HealingOptions:
         tokens: budget of tokens, all processes together; the number of steps follows. Give this or `steps`.
         steps: number of optimizer steps.
         length: tokens read at once. None: what the stock model was trained to read, at most 512.
+        shortest_length: encoders read texts of many lengths: the windows of a batch are cut into texts of `length`
+            tokens, or half of it, a quarter, … but not less than this; which, is drawn anew for each batch. None: 32
+            with objective "embedding"; otherwise `length`.
         batch_size: windows that each process reads at once.
         accumulation: batches whose gradients make one step.
         objective: "lm", "mlm" or "embedding". None: what the model's head is for.
@@ -50,6 +53,7 @@ class HealingOptions:
     tokens: int | None = None
     steps: int | None = None
     length: int | None = None
+    shortest_length: int | None = None
     batch_size: int = 8
     accumulation: int = 1
     objective: ObjectiveName | None = None
@@ -85,7 +89,7 @@ class HealingOptions:
 
     def _check_ranges(self) -> None:
         counts = ("tokens", "steps", "batch_size", "accumulation", "keep_checkpoints")
-        lowest = dict.fromkeys(counts, 1) | {"length": 2, "checkpoint_every": 0}
+        lowest = dict.fromkeys(counts, 1) | {"length": 2, "shortest_length": 4, "checkpoint_every": 0}
         for name, least in lowest.items():
             value = getattr(self, name)
             if value is not None and value < least:

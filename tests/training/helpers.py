@@ -73,7 +73,11 @@ def llama() -> LlamaForCausalLM:
 
 def bert(head: bool = False, **changes: Any) -> Any:
     """An encoder, with a masked-token head or without one."""
-    settings = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} | changes
+    settings: dict[str, Any] = {
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "max_position_embeddings": 32,
+    } | changes
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=WORDS,
@@ -81,7 +85,6 @@ def bert(head: bool = False, **changes: Any) -> Any:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=32,
         **settings,
     )
     return (BertForMaskedLM(config) if head else BertModel(config, add_pooling_layer=False)).eval()
