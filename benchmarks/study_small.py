@@ -28,6 +28,7 @@ from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.reporting.files import write_text
 from hf_posswap.tokenization import special_tokens
 from hf_posswap.training import HealingOptions, from_files, heal, refine
+from hf_posswap.training.stages import calibrate_on
 
 PRETRAINING_TOKENS = 22_400_000
 GPT2_LENGTHS = (256, 1024, 4096)
@@ -36,7 +37,7 @@ GENTLE_CONTROL, GENTLE_RATE = "control at a third of the rate", 3e-4
 """Trained again at the rate that heals swapped models best, the stock model forgets; this control forgets less."""
 STARTS = ("stock", "calibrated", "uncalibrated")
 LLAMA_SCHEMES = ("relative_bias", "t5:per_layer=true", "alibi:trainable=true:per_layer=true", "alibi", "none")
-BERT_SCHEMES = ("rope", "alibi")
+BERT_SCHEMES = ("rope", "alibi:form=two-slope:trainable=true:per_layer=true")
 FIELDS = ("study", "scheme", "start", "tokens", "seed", "length", "value", "above_stock", "seconds")
 
 
@@ -173,40 +174,50 @@ def llama(table: Table, arguments: argparse.Namespace) -> None:
 
 
 def bert(table: Table, arguments: argparse.Namespace) -> None:
-    """Heal demo:bert to agree with its stock embeddings, and see that it reads 4096 tokens."""
+    """Calibrate demo:bert and heal it to agree with its stock embeddings; see that it then reads 4096 tokens."""
     tokenizer = load_tokenizer("demo:bert")
     documents, _ = from_files(["demo:books/train"])
     frame = special_tokens(tokenizer)
     text = str(from_files(["demo:book/test"])[0][0])  # type: ignore[index]
     ids = torch.tensor(tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"])
     stock = load_model("demo:bert", auto_class=AutoModel)
+    options = HealingOptions(
+        tokens=arguments.bert_tokens,
+        length=256,
+        batch_size=4,
+        distill=1.0,
+        learning_rate=5e-4,
+        precision=arguments.precision,
+        checkpoint_every=0,
+    )
     for scheme in BERT_SCHEMES:
-        for tokens in (0, arguments.bert_tokens):
-            key = {"study": "bert", "scheme": scheme, "start": "healed" if tokens else "swapped", "tokens": tokens}
-            if table.has(**key):
-                continue
+        keys = {
+            stage: {"study": "bert", "scheme": scheme, "start": stage, "tokens": tokens, "seed": 0}
+            for stage, tokens in (("swapped", 0), ("calibrated", 8192), ("healed", arguments.bert_tokens))
+        }
+        if all(table.has(**key) for key in keys.values()):
+            continue
+        model = swap(load_model("demo:bert", auto_class=AutoModel), scheme)
+        for stage, key in keys.items():
             began = time.perf_counter()
-            model = swap(load_model("demo:bert", auto_class=AutoModel), scheme)
-            if tokens:
-                options = HealingOptions(
-                    tokens=tokens,
-                    length=256,
-                    batch_size=4,
-                    objective="embedding",
-                    distill=1.0,
-                    learning_rate=5e-4,
-                    precision=arguments.precision,
-                    checkpoint_every=0,
-                )
+            if stage == "calibrated":
+                calibrate_on(model, documents, tokenizer)
+            if stage == "healed":
                 heal(model, documents, tokenizer, options)
-            rows = embedding_agreement(model, stock, [ids[:16384]], (32, 64, 128, 256), *frame)
-            with torch.no_grad():
-                long = model(input_ids=ids[None, :4096]).last_hidden_state
-            assert bool(torch.isfinite(long).all())
-            seconds = round(time.perf_counter() - began, 1)
-            found = [{"seed": 0, "length": row.length, "value": row.cosine, "seconds": seconds} for row in rows]
-            table.add(key | row for row in found)
-            print(key, [(row["length"], row["value"]) for row in found], flush=True)
+                _require_long(model, ids)
+            if not table.has(**key):
+                rows = embedding_agreement(model, stock, [ids[:16384]], (32, 64, 128, 256), *frame)
+                seconds = round(time.perf_counter() - began, 1)
+                found = [{"length": row.length, "value": row.cosine, "seconds": seconds} for row in rows]
+                table.add(key | row for row in found)
+                print(key, [(row["length"], row["value"]) for row in found], flush=True)
+
+
+@torch.no_grad()
+def _require_long(model: Any, ids: torch.Tensor) -> None:
+    """Raise unless a model reads 4096 tokens to finite hidden states."""
+    if not bool(torch.isfinite(model(input_ids=ids[None, :4096]).last_hidden_state).all()):
+        raise ValueError("the healed model's hidden states are not finite at 4096 tokens")
 
 
 STUDIES = {"gpt2": gpt2, "llama": llama, "bert": bert}
