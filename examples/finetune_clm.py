@@ -9,7 +9,6 @@ processes, on one GPU or many, sharded or not: `accelerate launch` decides. The 
 """
 
 import argparse
-import itertools
 from pathlib import Path
 
 import torch
@@ -74,8 +73,7 @@ def main() -> None:
     show("swapped", model)
 
     if calibration_refusal(model) is None:  # none, a fixed alibi and others have nothing that could be fitted
-        windows = Windows(documents, tokenizer, length, packing=True).whole()
-        calibrate(model, itertools.islice(windows, 32))
+        calibrate(model, Windows(documents, tokenizer, length, packing=False).spread(32))
         show("calibrated", model)
 
     report = heal(model, documents, tokenizer, options, output_dir=arguments.output_dir, accelerator=accelerator)

@@ -9,7 +9,6 @@ model can therefore be kept. It needs no network: all-MiniLM-L6-v2 comes as a pa
 """
 
 import argparse
-import itertools
 from pathlib import Path
 
 import torch
@@ -34,8 +33,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--train-file", nargs="+", default=["demo:books/train"], help="UTF-8 texts to heal on")
     parser.add_argument("--eval-file", default="demo:book/test", help="a UTF-8 text to measure on")
     parser.add_argument("--tokens", type=int, default=131_072, help="tokens to heal on, all processes together")
-    parser.add_argument("--length", type=int, default=256, help="longest text to heal on, in tokens")
-    parser.add_argument("--batch-size", type=int, default=16, help="texts that a process reads at once")
+    parser.add_argument("--length", type=int, default=256, help="longest text to heal on, in tokens; shorter ones, too")
+    parser.add_argument("--batch-size", type=int, default=4, help="texts that a process reads at once")
     parser.add_argument("--eval-tokens", type=int, default=8192, help="tokens to measure on at each length")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/finetune-embedding"))
     return parser.parse_args()
@@ -57,7 +56,7 @@ def main() -> None:
         length=arguments.length,
         batch_size=arguments.batch_size,
         distill=1.0,
-        learning_rate=3e-4,
+        learning_rate=5e-4,
         checkpoint_every=0,
     )
     accelerator = make_accelerator(options)  # before anything is loaded: it joins the processes
@@ -84,8 +83,7 @@ def main() -> None:
     show("swapped", model)
 
     if calibration_refusal(model) is None:  # a fixed alibi and others have nothing that could be fitted
-        windows = Windows(documents, tokenizer, arguments.length, packing=False).whole()
-        calibrate(model, itertools.islice(windows, 32))
+        calibrate(model, Windows(documents, tokenizer, arguments.length, packing=False).spread(32))
         show("calibrated", model)
 
     report = heal(model, documents, tokenizer, options, output_dir=arguments.output_dir, accelerator=accelerator)

@@ -11,7 +11,6 @@ the same fresh head, healed on the same tokens in the same order.
 
 import argparse
 import dataclasses
-import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -94,8 +93,7 @@ def main() -> None:
     show("swapped", model)
 
     if calibration_refusal(model) is None:  # a fixed alibi and others have nothing that could be fitted
-        windows = Windows(documents, tokenizer, arguments.length, packing=False).whole()
-        calibrate(model, itertools.islice(windows, 32))
+        calibrate(model, Windows(documents, tokenizer, arguments.length, packing=False).spread(32))
         show("calibrated", model)
 
     healed("healed", model, options, arguments.output_dir)
