@@ -20,6 +20,8 @@ FLOAT32 = {"atol": 1e-5, "rtol": 1e-5}
 
 CAUSAL_CALLS = ("whole", "chunk", "decode", "padded", "skipping", "packed")
 ENCODER_CALLS = ("whole", "padded", "skipping", "packed")
+CALLS = [(True, kind) for kind in CAUSAL_CALLS] + [(False, kind) for kind in ENCODER_CALLS]
+"""(causal, kind) of every call."""
 
 
 def model_facts(**changes: Any) -> ModelFacts:

@@ -13,8 +13,7 @@ from hf_posswap.schemes.alibi import AlibiConfig
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.kerple import Kernel, KerpleConfig, inverse_softplus
 from tests.reference import (
-    CAUSAL_CALLS,
-    ENCODER_CALLS,
+    CALLS,
     as_array,
     assert_close_where_real,
     build,
@@ -24,7 +23,6 @@ from tests.reference import (
     run_scheme,
 )
 
-CALLS = [(True, kind) for kind in CAUSAL_CALLS] + [(False, kind) for kind in ENCODER_CALLS]
 FORMS = ("log", "power")
 
 

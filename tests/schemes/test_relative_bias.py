@@ -6,8 +6,7 @@ import torch
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.relative_bias import RelativeBiasConfig
 from tests.reference import (
-    CAUSAL_CALLS,
-    ENCODER_CALLS,
+    CALLS,
     as_array,
     assert_close_where_real,
     build,
@@ -16,8 +15,6 @@ from tests.reference import (
     run_oracle,
     run_scheme,
 )
-
-CALLS = [(True, kind) for kind in CAUSAL_CALLS] + [(False, kind) for kind in ENCODER_CALLS]
 
 
 @pytest.mark.parametrize(("causal", "kind"), CALLS)

@@ -11,8 +11,7 @@ from hf_posswap.positions import Positions
 from hf_posswap.schemes.sandwich import SandwichConfig, sandwich_values
 from tests.oracles.sandwich import embedding
 from tests.reference import (
-    CAUSAL_CALLS,
-    ENCODER_CALLS,
+    CALLS,
     assert_close_where_real,
     build,
     make_call,
@@ -20,8 +19,6 @@ from tests.reference import (
     run_oracle,
     run_scheme,
 )
-
-CALLS = [(True, kind) for kind in CAUSAL_CALLS] + [(False, kind) for kind in ENCODER_CALLS]
 
 
 @pytest.mark.parametrize("dimension", [128, 6])

@@ -11,8 +11,7 @@ from hf_posswap.positions import Positions
 from hf_posswap.schemes import scheme_class
 from hf_posswap.schemes.shaw import ShawConfig
 from tests.reference import (
-    CAUSAL_CALLS,
-    ENCODER_CALLS,
+    CALLS,
     as_array,
     assert_close_where_real,
     build,
@@ -21,8 +20,6 @@ from tests.reference import (
     run_oracle,
     run_scheme,
 )
-
-CALLS = [(True, kind) for kind in CAUSAL_CALLS] + [(False, kind) for kind in ENCODER_CALLS]
 
 
 @pytest.mark.parametrize("values", [False, True])

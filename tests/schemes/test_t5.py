@@ -11,8 +11,7 @@ from hf_posswap.positions import Positions
 from hf_posswap.schemes.t5 import T5Config, t5_bucket
 from tests.oracles.t5 import bucket
 from tests.reference import (
-    CAUSAL_CALLS,
-    ENCODER_CALLS,
+    CALLS,
     as_array,
     assert_close_where_real,
     build,
@@ -22,7 +21,6 @@ from tests.reference import (
     run_scheme,
 )
 
-CALLS = [(True, kind) for kind in CAUSAL_CALLS] + [(False, kind) for kind in ENCODER_CALLS]
 FAR = torch.arange(-3000, 3001)
 
 

@@ -15,8 +15,7 @@ from hf_posswap.positions import Positions
 from hf_posswap.schemes import check_supported, scheme_class
 from hf_posswap.schemes.transformer_xl import TransformerXLConfig
 from tests.reference import (
-    CAUSAL_CALLS,
-    ENCODER_CALLS,
+    CALLS,
     as_array,
     assert_close_where_real,
     build,
@@ -26,8 +25,6 @@ from tests.reference import (
     run_oracle,
     run_scheme,
 )
-
-CALLS = [(True, kind) for kind in CAUSAL_CALLS] + [(False, kind) for kind in ENCODER_CALLS]
 
 
 @pytest.mark.parametrize("base", [10000.0, 50.0])
