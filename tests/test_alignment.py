@@ -1,4 +1,4 @@
-"""Coordinates of heads for rotary schemes: the stock model stays what it is, and slow pairs hold what heads read."""
+"""Rotary schemes: other coordinates of heads and a vector all keys share, which the stock model does not notice."""
 
 import itertools
 from typing import Any
@@ -13,7 +13,8 @@ from hf_posswap.architectures import Architecture
 from hf_posswap.calibration import FitSettings, Projections, calibrate, calibration_refusal, compared_queries
 from hf_posswap.calibration.alignment import Coordinates, balanced
 from hf_posswap.calibration.fitting import mismatch
-from hf_posswap.calibration.streams import enter, projected, projections
+from hf_posswap.calibration.key_shift import key_shift
+from hf_posswap.calibration.streams import enter, projected, projections, turned_units
 from hf_posswap.demo import load_model, load_tokenizer, resolve_texts
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.structure import natively
@@ -22,7 +23,7 @@ from hf_posswap.training.texts import Windows
 from tests.matrix.cells import random_tokens, small_model
 
 CELLS = [("gpt2", True), ("bert", False)]
-SCHEMES = ["rope", "rope:interleaved=true", "rope:partial_rotary_factor=0.5", "rope:yarn"]
+SCHEMES = ["rope", "rope:interleaved=true", "rope:partial_rotary_factor=0.5", "rope:yarn", "rope:dynamic"]
 
 
 def order_of(scheme: str) -> list[int]:
@@ -127,7 +128,7 @@ def test_slow_pairs_hold_what_heads_read(architecture: str, causal: bool) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scheme", ["rope", "rope:base=2"])
+@pytest.mark.parametrize("scheme", ["rope", "rope:base=2", "rope:dynamic"])
 @pytest.mark.parametrize(("architecture", "causal"), CELLS)
 def test_no_head_is_further_from_the_stock_scores_than_before(architecture: str, causal: bool, scheme: str) -> None:
     model, tokens = hf_posswap.swap(lively_model(architecture, causal), scheme), random_tokens(3, 24)
@@ -161,6 +162,48 @@ def test_the_mismatch_is_the_variance_of_differences_in_rows() -> None:
         assert float(found[head]) == pytest.approx(expected, rel=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_turned_units_are_what_the_scheme_makes_of_any_key(scheme: str) -> None:
+    model, tokens = hf_posswap.swap(lively_model("gpt2", True), scheme), random_tokens(1, 24)
+    architecture, block, attention = first_layer(model)
+    stream = enter(model.base_model, block, tokens)
+    _, k = projected(architecture, block, attention, stream)
+    turned = projections(model.base_model, architecture, block, attention, stream, stream).swapped_key
+    units = turned_units(block, attention, stream, k.shape[-1])
+    torch.testing.assert_close(torch.einsum("bhle,led->bhld", k, units), turned, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_vector_that_all_keys_share_is_found(causal: bool) -> None:
+    """Two query heads share the keys of each head; the stock keys are the swapped ones and a vector in common."""
+    generator = torch.Generator().manual_seed(0)
+    length, heads, dimension = 32, 2, 8
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    units = torch.linalg.qr(normal(length, dimension, dimension)).Q
+    query, key, shift = (
+        normal(3, 2 * heads, length, dimension),
+        normal(3, heads, length, dimension),
+        normal(heads, 1, 8),
+    )
+    stock = torch.einsum("bhle,led->bhld", key + shift, units)
+    swapped = torch.einsum("bhle,led->bhld", key, units)
+    compared = query[:, :, compared_queries(length)]
+    sample = Projections(compared, stock, compared, swapped, 0.3)
+    found = key_shift([sample], [units], causal, FitSettings())
+    torch.testing.assert_close(found, shift[:, 0].double(), atol=0.02, rtol=0)
+
+
+def test_where_queries_read_nothing_keys_stay() -> None:
+    none = torch.zeros(1, 2, 8, 4)
+    sample = Projections(none[:, :, compared_queries(8)], none, none[:, :, compared_queries(8)], none, 0.5)
+    found = key_shift([sample], [torch.eye(4).expand(8, 4, 4)], True, FitSettings())
+    assert torch.equal(found, torch.zeros(2, 4, dtype=torch.float64))
+
+
 def test_what_has_no_coordinates_to_choose_is_refused() -> None:
     llama = hf_posswap.swap(small_model("llama", True), "rope:yarn")
     kept = hf_posswap.swap(small_model("gpt2", True), "rope:keep_native=true")
@@ -169,6 +212,25 @@ def test_what_has_no_coordinates_to_choose_is_refused() -> None:
         with pytest.raises(UnsupportedError, match="'rope' has no parameters that calibration can fit"):
             calibrate(model, [random_tokens(1, 8)])
     assert calibration_refusal(hf_posswap.swap(small_model("gpt2", True), "rope")) is None
+
+
+@torch.no_grad()
+def test_on_real_weights_a_table_is_taken_over_by_turning_keys() -> None:
+    tokenizer, model = load_tokenizer("demo:gpt2"), load_model("demo:gpt2").eval()
+    train, test = (
+        torch.cat(Windows([resolve_texts(name)[0].read()[:40000]], tokenizer, 256, packing=False).spread(16))
+        for name in ("demo:book/train", "demo:book/test")
+    )
+
+    def loss() -> float:
+        return float(model(test, labels=test).loss)
+
+    stock = loss()
+    hf_posswap.swap(model, "rope")
+    swapped = loss()
+    calibrate(model, [train], measure=False)
+    assert loss() - stock < 0.7 * (swapped - stock)
+    assert abs(float(hf_posswap.restore(model)(test, labels=test).loss) - stock) < 1e-4
 
 
 @torch.no_grad()

@@ -58,6 +58,12 @@ class Coordinates:
             shape = (len(heads), -1)
             tensor.copy_(torch.where(heads[:, None], stock.reshape(shape), tensor.reshape(shape)).reshape(tensor.shape))
 
+    @torch.no_grad()
+    def shift_keys(self, shift: Tensor) -> None:
+        """Add one vector to all keys of each head, (Hkv, d)."""
+        bias = self.key.bias
+        bias.copy_((bias.double().reshape(shift.shape) + shift).reshape(bias.shape))
+
 
 def balanced(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     """Return A and B, (H, d, d), with AᵀB = 1, in whose coordinates both second moments are the same diagonal, falling.

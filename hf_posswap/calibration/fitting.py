@@ -53,6 +53,23 @@ class FitSettings:
             raise CalibrationError(f"rounds is {self.rounds}; it must be 1 or more. Leave it out for 3.")
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """The compared pairs of query and key of one text.
+
+    Attributes:
+        distance: int64, (n, L).
+        difference: stock − swapped scores, (H, n, L).
+        bias: of the curve found so far, (H, n, L).
+        weight: (H, n, L); 0 for hidden pairs.
+    """
+
+    distance: Tensor
+    difference: Tensor
+    bias: Tensor
+    weight: Tensor
+
+
 def fit_curve(samples: Sequence[Projections], causal: bool, settings: FitSettings) -> tuple[Curve, Tensor]:
     """Return the bias by distance that explains stock − swapped scores best, and the share it explains for each head.
 
@@ -82,10 +99,15 @@ def mismatch(samples: Sequence[Projections], causal: bool, settings: FitSettings
     """
     length = max(sample.length for sample in samples)
     total = _Sums.zeros(samples[0].stock_query.shape[1], length, samples[0].stock_query.device)
-    none = total.curve()
     for sample, text in _texts(samples):
-        total.add(_compare(sample, text, none, causal, settings))
+        total.add(pairs_of(sample, text, causal, settings))
     return total.variance
+
+
+def pairs_of(sample: Projections, text: int, causal: bool, settings: FitSettings) -> Pairs:
+    """Return the compared pairs of one text, weighed without any curve."""
+    none = _Sums.zeros(sample.stock_query.shape[1], sample.length, sample.stock_query.device).curve()
+    return _compare(sample, text, none, causal, settings)
 
 
 def sum_by_query(
@@ -116,23 +138,6 @@ def sum_by_query(
     return ContentSums(names, query, weight, difference, samples[0].scaling)
 
 
-@dataclass(frozen=True)
-class _Pairs:
-    """The compared pairs of one text.
-
-    Attributes:
-        distance: int64, (n, L).
-        difference: stock − swapped scores, (H, n, L).
-        bias: of the curve found so far, (H, n, L).
-        weight: (H, n, L); 0 for hidden pairs.
-    """
-
-    distance: Tensor
-    difference: Tensor
-    bias: Tensor
-    weight: Tensor
-
-
 def _texts(samples: Sequence[Projections]) -> Iterator[tuple[Projections, int]]:
     """Yield every text's batch, and its place there: work goes text by text, with the scores of one in memory."""
     for sample in samples:
@@ -140,14 +145,14 @@ def _texts(samples: Sequence[Projections]) -> Iterator[tuple[Projections, int]]:
             yield sample, text
 
 
-def _compare(sample: Projections, text: int, curve: Curve, causal: bool, settings: FitSettings) -> _Pairs:
+def _compare(sample: Projections, text: int, curve: Curve, causal: bool, settings: FitSettings) -> Pairs:
     """Return the pairs of one text, weighed with the curve found so far."""
     keys = torch.arange(sample.length, device=curve.values.device)
     distance = compared_queries(sample.length, keys.device)[:, None] - keys[None, :]
     seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
     stock, swapped = sample.scores(text)
     bias = curve.values[:, distance - curve.distances[0]]
-    return _Pairs(distance, stock - swapped, bias, _weigh(stock, swapped + bias, seen, settings))
+    return Pairs(distance, stock - swapped, bias, _weigh(stock, swapped + bias, seen, settings))
 
 
 def _weigh(stock: Tensor, swapped: Tensor, seen: Tensor, settings: FitSettings) -> Tensor:
@@ -175,7 +180,7 @@ class _Sums:
         shapes = ((heads, 2 * length - 1), (heads, 2 * length - 1), (heads,), (heads,))
         return cls(*(torch.zeros(shape, device=device) for shape in shapes))
 
-    def add(self, pairs: _Pairs) -> None:
+    def add(self, pairs: Pairs) -> None:
         """Add one text: row constants are the weighted means of what the bias leaves."""
         weight, row = pairs.weight, pairs.weight.sum(-1, keepdim=True)
         constant = (weight * (pairs.difference - pairs.bias)).sum(-1, keepdim=True) / row

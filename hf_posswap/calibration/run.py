@@ -11,7 +11,8 @@ from torch import Tensor
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.calibration.alignment import Coordinates
 from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, mismatch, sum_by_query
-from hf_posswap.calibration.streams import Projections, Stream, enter, projected, projections
+from hf_posswap.calibration.key_shift import key_shift
+from hf_posswap.calibration.streams import Projections, Stream, enter, projected, projections, turned_units
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.structure import natively
@@ -65,8 +66,9 @@ def calibrate(
     """Fit the parameters of a swapped model's scheme to the stock model's attention, layer after layer.
 
     RoPE has no parameters, but turns some dimensions of a head faster than others: the heads get coordinates in which
-    the fastest hold what they read least, see `hf_posswap.calibration.alignment`. That changes the weights of queries
-    and keys, and nothing that the stock model computes, to rounding.
+    the fastest hold what they read least, see `hf_posswap.calibration.alignment`, and keys a vector in common whose
+    turns say what the old mechanism said of distances, see `hf_posswap.calibration.key_shift`. That changes the weights
+    of queries and keys, and nothing that the stock model computes, to rounding.
 
     Args:
         model: a swapped model whose scheme has something that calibration can fit; changed in place.
@@ -238,16 +240,37 @@ class _Layer:
         return [projections(self.base, self.architecture, self.block, self.attention, *pair) for pair in self.pairs]
 
     def aligned_samples(self, order: Tensor, settings: FitSettings) -> list[Projections]:
-        """Give those heads new coordinates that come closer to the stock scores by it, and return the samples then."""
-        causal = self.architecture.is_causal(self.base.config)
+        """Bring heads closer to the stock scores by what the stock model does not notice, and return the samples then.
+
+        First by other coordinates, then by a vector that all keys share. Where neither helps a head, it is left alone.
+        """
         coordinates = Coordinates(self.architecture, self.attention)
-        before = mismatch(self.samples(), causal, settings)
+        left = self._mismatch(self.samples(), settings)
         queries_and_keys = [projected(self.architecture, self.block, self.attention, pair[1]) for pair in self.pairs]
-        heads = queries_and_keys[0][1].shape[1]
         coordinates.align(queries_and_keys, order)
-        after = mismatch(self.samples(), causal, settings)
-        coordinates.put_back(after.view(heads, -1).sum(1) >= before.view(heads, -1).sum(1))
-        return self.samples()
+        coordinates.put_back(self._mismatch(self.samples(), settings) >= left)
+        samples = self.samples()
+        left = self._mismatch(samples, settings)
+        units = [turned_units(self.block, self.attention, pair[1], len(order)) for pair in self.pairs]
+        for _ in range(settings.rounds):
+            shift = key_shift(samples, units, self._causal, settings)
+            coordinates.shift_keys(shift)
+            samples = self.samples()
+            now = self._mismatch(samples, settings)
+            if bool((now >= left).any()):
+                coordinates.shift_keys(-shift * (now >= left)[:, None])
+                samples = self.samples()
+            left = torch.minimum(now, left)
+        return samples
+
+    @property
+    def _causal(self) -> bool:
+        return self.architecture.is_causal(self.base.config)
+
+    def _mismatch(self, samples: list[Projections], settings: FitSettings) -> Tensor:
+        """Return how far the scores are from the stock ones, for each group of heads that share keys, (Hkv,)."""
+        heads = samples[0].stock_key.shape[1]
+        return mismatch(samples, self._causal, settings).view(heads, -1).sum(1)
 
 
 def _measure(attention: Any, samples: list[Projections], causal: bool, settings: FitSettings) -> tuple[Curve, Tensor]:

@@ -137,9 +137,23 @@ def projections(
     q, k, _ = architecture.project(attention, hidden)
     if attention.pos_keep_native:
         q, k = architecture.rotate_natively(attention, q, k, keywords)
-    q, k = attention.pos_scheme.transform(q, k, context.positions, context.prepared)
+    q, k = _positioned(attention, q, k, context)
     compared = compared_queries(q.shape[2], q.device)
     # Slices are copied and keys made compact, so that nothing else of the fused projection stays in memory.
     return Projections(
         stock_query[:, :, compared], stock_key.contiguous(), q[:, :, compared], k.contiguous(), attention.scaling
     )
+
+
+def turned_units(block: nn.Module, attention: Any, student: Stream, head_dim: int) -> Tensor:
+    """Return what a layer's scheme makes of unit vector e as the key at position j, float32, (L, d, d)[j, e]."""
+    hidden, keywords = _attention_inputs(block, attention, student)
+    units = torch.eye(head_dim, device=hidden.device)[:, None, None].expand(-1, -1, hidden.shape[1], -1)
+    _, turned = _positioned(attention, units, units, keywords[CONTEXT])
+    return turned[:, 0].transpose(0, 1)
+
+
+def _positioned(attention: Any, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
+    """Return q and k as the scheme turns them in a text that is read whole."""
+    q, k = attention.pos_scheme.transform(q, k, context.positions, context.prepared)
+    return attention.pos_scheme.transform_cached(q, k, context.positions, context.prepared)
