@@ -131,7 +131,7 @@ def llama_steps() -> list[Step]:
             "llama",
             "models/llama-t5",
             "calibration.json",
-            f"calibrate demo:llama --pos-scheme {T5} --text demo:books/train --overwrite",
+            f"calibrate demo:llama --pos-scheme {T5} --text demo:book/train --overwrite",
         ),
         *(
             Step("llama", f"llama-passkey/{name}", PASSKEY, f"evaluate {model} {passkey} --lengths 256,1024,2048")
