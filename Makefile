@@ -74,6 +74,7 @@ test-oldest: $(VENV_OLDEST)/stamp ## the matrix, exports and neighbours with the
 generate: $(VENV)/stamp ## write the pages and pictures of the docs that come from the code
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python docs/generate.py
 	$(VENV)/bin/python docs/figures.py
+	$(VENV)/bin/python docs/learnt.py
 
 examples: $(VENV)/stamp ## run the examples and record what they print: minutes on two cores
 	$(VENV)/bin/python docs/record_examples.py
