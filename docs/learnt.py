@@ -7,10 +7,11 @@ import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 
-from learnt_figure import learnt_figure
+from learnt_figure import CONTROL, GENTLE_CONTROL, stages_figure, tokens_figure
 from marked import between, markdown
-from study_values import SAME, WINDOWS, Comparison, SmallStudy, Value, mean_by_position, text
+from study_values import SAME, STAGES, WINDOWS, Comparison, Evidence, SmallStudy, Value, mean_by_position, text
 
 from hf_posswap.reporting.colours import STOCK
 from hf_posswap.reporting.figures import Table, number
@@ -25,7 +26,7 @@ SHORT, LONG = 256, 4096
 """The train length of demo:gpt2, and 16 times that."""
 TOKENS = 224_000
 ALIBI, T5, FREE = "alibi:trainable=true:per_layer=true", "t5:per_layer=true", "relative_bias"
-GENTLE_CONTROL = "control at a third of the rate"
+FAR_DISTANCES = (0, 1, 4, 16, 64, 128, 1024)
 FALLS_SHORT, RISES = 0.1, 0.05
 """Nats above the control, and between the train length and the longest one, from which on a scheme has not healed."""
 
@@ -33,17 +34,20 @@ FALLS_SHORT, RISES = 0.1, 0.05
 def main() -> int:
     """Write figure and tables, or check the tables under `--check`; return the exit status."""
     study, small = Comparison(STUDY / "gpt2" / "compare.json"), SmallStudy(RESULTS / "study-small" / "gpt2.csv")
+    evidence = Evidence(study, small, TOKENS)
     llama = Comparison(RESULTS / "compare-llama.json", base=2048)
     pages = {
         DOCS / "what-we-learnt.md": {
             "measured": measured(study),
-            "goals": goals(study),
-            "schemes": schemes(study),
+            "goals": goals(evidence),
+            "schemes": schemes(evidence),
             "tokens": tokens(small),
-            "early": early(study),
+            "saved": saved(small),
+            "early": early(study, llama),
             "positions": positions(),
-            "t5": far_keys(study, small),
-            "failed": failed(study),
+            "t5": far_keys(small) + "\n" + far_bias(),
+            "failed": failed(evidence),
+            "llama": swaps_of_llama(llama_files()),
         },
         DOCS.parent / "README.md": {
             "caption": caption(small),
@@ -63,7 +67,8 @@ def main() -> int:
     if stale:
         print(f"not up to date: {', '.join(stale)}. Run: make generate", file=sys.stderr)
     if "--check" not in sys.argv:
-        draw(learnt_figure(study, SHORT, LONG), DOCS / "figures" / "what-we-learnt.png")
+        for figure in (stages_figure(evidence, LONG), tokens_figure(small, (FREE, T5, ALIBI), SHORT, LONG)):
+            draw(figure, DOCS / "figures" / f"{figure.name}.png")
     return int(bool(stale))
 
 
@@ -82,51 +87,43 @@ def code(scheme: str) -> str:
     return f"`{scheme}`"
 
 
-def lowest(study: Comparison, stage: str, length: int, among: Iterable[str] = ()) -> tuple[str, Value]:
-    """Return the scheme with the least loss of all (or of some) at a stage and length."""
-    found = [
-        (scheme, value)
-        for scheme in (among or study.schemes)
-        if (value := study.above(scheme, stage, length)) is not None
-    ]
-    return min(found, key=lambda pair: pair[1].mean)
-
-
-def goals(study: Comparison) -> str:
+def goals(evidence: Evidence) -> str:
     """Return the table of goals: which scheme was best at what."""
-    fixed = [scheme for scheme in study.schemes if study.loss(scheme, "calibrated", SHORT) is None]
+    fixed = [s for s in evidence.schemes if evidence.above(s, "calibrated", SHORT) is None]
     rows = []
     for goal, stage, length, among in (
-        ("Heal a little, read far", "healed", LONG, ()),
-        ("Heal a little, stay short", "healed", SHORT, ()),
-        ("Heal a little, no parameters that calibration fits", "healed", LONG, fixed),
-        ("No training, some text to calibrate on", "calibrated", LONG, ()),
-        ("Nothing but the swap", "swapped", LONG, ()),
+        ("Heal a little, read far", "healed", LONG, evidence.schemes),
+        ("Heal a little, stay short", "healed", SHORT, evidence.schemes),
+        ("Heal a little, nothing to calibrate", "healed", LONG, fixed),
+        ("No training, some text to calibrate on", "calibrated", LONG, evidence.schemes),
+        ("Nothing but the swap", "swapped", LONG, evidence.schemes),
     ):
-        scheme, value = lowest(study, stage, length, among)
-        control = study.control()
-        beside = f"; the control is at {text(control)}" if stage == "healed" and control else ""
-        rows.append((goal, code(scheme), f"{text(value)} at {length} tokens, {stage}{beside}"))
-    return markdown(Table(("goal", "least loss", "nats above stock"), tuple(rows)))
+        found = [(scheme, value) for scheme in among if (value := evidence.above(scheme, stage, length)) is not None]
+        best = sorted(found, key=lambda pair: pair[1].mean)[:3]
+        named = ", ".join(f"{code(scheme)} {value.mean:.3f}" for scheme, value in best)
+        rows.append((goal, f"{stage}, {length} tokens", named or "not measured yet"))
+    return markdown(Table(("goal", "measured", "the three with the least loss, nats above stock"), tuple(rows)))
 
 
-def schemes(study: Comparison) -> str:
+def schemes(evidence: Evidence) -> str:
     """Return every scheme at every stage, those that healed best first."""
 
-    def place(scheme: str) -> tuple[bool, float]:
-        value = study.above(scheme, "healed", LONG) or study.above(scheme, "healed", SHORT)
-        return value is None, 0.0 if value is None else value.mean
+    def place(scheme: str) -> float:
+        value = evidence.above(scheme, "healed", LONG) or evidence.above(scheme, "healed", SHORT)
+        return math.inf if value is None else value.mean
 
     rows = [
         (
             code(scheme),
-            *(text(study.above(scheme, stage, SHORT)) for stage in ("swapped", "calibrated", "healed")),
-            *(text(study.above(scheme, "healed", length)) for length in (1024, LONG)),
+            *(text(evidence.above(scheme, stage, SHORT)) for stage in STAGES),
+            *(text(evidence.above(scheme, "healed", length)) for length in (1024, LONG)),
+            evidence.source(scheme),
         )
-        for scheme in sorted(study.schemes, key=place)
+        for scheme in sorted(evidence.schemes, key=place)
     ]
-    rows.append(("control", "0", "", text(study.control()), f"it ends at {SHORT}", ""))
-    heads = ("swapped", "calibrated", f"healed, {SHORT}", "healed, 1024", f"healed, {LONG}")
+    for name in (CONTROL, GENTLE_CONTROL):
+        rows.append((name, "", "", text(evidence.control(name)), f"it ends at {SHORT}", "", "study-small"))
+    heads = ("swapped", "calibrated", f"healed, {SHORT}", "healed, 1024", f"healed, {LONG}", "from")
     return markdown(Table(("scheme", *heads), tuple(rows)))
 
 
@@ -143,26 +140,57 @@ def tokens(small: SmallStudy) -> str:
         for scheme in (FREE, T5, ALIBI)
         for start in ("calibrated", "uncalibrated")
     ]
-    rows += [(name, "", *cells(name, STOCK)) for name in ("control", GENTLE_CONTROL)]
+    rows += [(name, "", *cells(name, STOCK)) for name in (CONTROL, GENTLE_CONTROL)]
     return markdown(Table(("scheme", "start", "0 tokens", *(f"{n:,}" for n in budgets)), tuple(rows)))
 
 
-def early(study: Comparison) -> str:
+def saved(small: SmallStudy) -> str:
+    """Say what the start from calibration saves, at each budget that was healed from both."""
+    lines = []
+    for budget in small.tokens():
+        factors = []
+        for scheme in (FREE, T5, ALIBI):
+            pair = [small.above(scheme, start, budget, SHORT) for start in ("uncalibrated", "calibrated")]
+            without, fitted = pair
+            if without and fitted:
+                factors.append(f"{code(scheme)} {without.mean / fitted.mean:.1f}")
+        if factors:
+            lines.append(f"- after {budget:,} tokens: {', '.join(factors)}")
+    told = "What is left to heal from an uncalibrated start, over what is left from a calibrated one, at 256 tokens:"
+    return "\n".join([told, "", *lines])
+
+
+def early(study: Comparison, llama: Comparison) -> str:
     """Return how much the loss falls from the train length to the longest one, by both protocols."""
-    rows = []
-    for scheme in study.schemes:
-        stage = study.last_stage(scheme)
-        falls = [_fall(study, scheme, stage, protocol) for protocol in (WINDOWS, SAME)]
-        if None not in falls:
-            windows, same = (value for value in falls if value is not None)
-            rows.append((code(scheme), stage, f"{windows:+.3f}", f"{same:+.3f}", f"{windows - same:+.3f}"))
-    heads = ("scheme", "stage", "windows", "same targets", "the difference: early tokens")
+    rows = [
+        ("demo:llama", *row)
+        for scheme in (STOCK, *llama.schemes)
+        if (row := _falls(llama, scheme, STOCK if scheme == STOCK else "swapped", SHORT, 2048))
+    ]
+    rows += [
+        ("demo:gpt2", *row)
+        for scheme in study.schemes
+        if (row := _falls(study, scheme, study.last_stage(scheme), SHORT, LONG))
+    ]
+    for path in sorted((STUDY / "gpt2-positions").glob("*/lengths.json")):
+        run = Comparison(path)
+        scheme, stage = run.result["rows"][0]["scheme"], path.parent.name.replace("-", " ")
+        row = _falls(run, scheme, "healed", SHORT, LONG)
+        rows += [("demo:gpt2", code(scheme), stage, *row[2:])] if row else []
+    heads = ("model", "scheme", "stage", "lengths", "windows", "same targets", "difference: early tokens")
     return markdown(Table(heads, tuple(rows)))
 
 
-def _fall(study: Comparison, scheme: str, stage: str, protocol: str) -> float | None:
-    short, far = (study.loss(scheme, stage, length, protocol) for length in (SHORT, LONG))
-    return None if short is None or far is None else far.mean - short.mean
+def _falls(source: Comparison, scheme: str, stage: str, short: int, far: int) -> tuple[str, ...]:
+    """Return a row of changes of the loss from one length to another, or nothing where one is missing."""
+    changes = []
+    for protocol in (WINDOWS, SAME):
+        before, after = (source.loss(scheme, stage, length, protocol) for length in (short, far))
+        if before is None or after is None:
+            return ()
+        changes.append(after.mean - before.mean)
+    told = (f"{change:+.3f}" for change in (*changes, changes[0] - changes[1]))
+    return (code(scheme), stage, f"{short} → {far}", *told)
 
 
 def positions() -> str:
@@ -177,7 +205,7 @@ def positions() -> str:
     return markdown(Table(("scheme", "run", *heads), tuple(rows)))
 
 
-def far_keys(study: Comparison, small: SmallStudy) -> str:
+def far_keys(small: SmallStudy) -> str:
     """Return T5's bias healed from zeros and from calibration, by length."""
     rows = [
         (code(T5), start, *(text(small.above(T5, start, TOKENS, length)) for length in (SHORT, 1024, LONG)))
@@ -186,13 +214,49 @@ def far_keys(study: Comparison, small: SmallStudy) -> str:
     return markdown(Table(("scheme", "start", *map(str, (SHORT, 1024, LONG))), tuple(rows)))
 
 
-def failed(study: Comparison) -> str:
+def far_bias() -> str:
+    """Return the mean bias of keys near and far in the healed models, from both starts."""
+    rows = []
+    for path in sorted((STUDY / "gpt2-bias").glob("t5*/biases.json")):
+        values: dict[int, list[float]] = {}
+        for row in read_result(path)["rows"]:
+            if row["value"] is not None:
+                values.setdefault(row["distance"], []).append(row["value"])
+        shown = (fmean(values[distance]) for distance in FAR_DISTANCES)
+        rows.append((path.parent.name.replace("-", " "), *(f"{value:.2f}" for value in shown)))
+    heads = (f"Δ = {distance}" for distance in FAR_DISTANCES)
+    return markdown(Table(("mean bias over layers and heads", *heads), tuple(rows)))
+
+
+def llama_files() -> list[Comparison]:
+    """Return the comparisons of demo:llama: of the study, if it has been measured, and of untrained swaps."""
+    paths = (STUDY / "llama" / "compare.json", RESULTS / "compare-llama.json")
+    return [Comparison(path, base=512) for path in paths if path.is_file()]
+
+
+def swaps_of_llama(files: Iterable[Comparison]) -> str:
+    """Return nats above stock at the same length, swapped and calibrated, from the first file that has a scheme."""
+    rows: dict[str, tuple[str, ...]] = {}
+    for file in files:
+        lengths = (512, 2048)
+        for scheme in file.schemes:
+            cells = [
+                text(file.over_stock(scheme, stage, length))
+                for stage in ("swapped", "calibrated")
+                for length in lengths
+            ]
+            rows.setdefault(scheme, (code(scheme), *cells, f"{file.result['settings']['tokens']:,}"))
+    heads = ("swapped, 512", "swapped, 2048", "calibrated, 512", "calibrated, 2048", "tokens measured")
+    return markdown(Table(("scheme", *heads), tuple(rows.values())))
+
+
+def failed(evidence: Evidence) -> str:
     """List what did not heal: far above the control, or worse with length; and what does not reach the length."""
-    control = study.control()
+    control = evidence.control(CONTROL)
     limit = FALLS_SHORT + (control.mean if control else 0.0)
     lines = []
-    for scheme in study.schemes:
-        short, far = (study.above(scheme, "healed", length) for length in (SHORT, LONG))
+    for scheme in evidence.schemes:
+        short, far = (evidence.above(scheme, "healed", length) for length in (SHORT, LONG))
         if short is None:
             continue
         told = []
@@ -236,7 +300,7 @@ def costs(small: SmallStudy) -> str:
         )
         for scheme in (FREE, T5, ALIBI)
     ]
-    control, gentle = (_mean(small.above(name, STOCK, TOKENS, SHORT)) for name in ("control", GENTLE_CONTROL))
+    control, gentle = (_mean(small.above(name, STOCK, TOKENS, SHORT)) for name in (CONTROL, GENTLE_CONTROL))
     told = f"{control}; at a third of the rate {gentle}"
     rows.append(("control: stock, trained on the same tokens", "", "", told, f"it ends at {SHORT}"))
     heads = ("", "swapped", "calibrated", f"healed on 1%: at {SHORT}", f"at {LONG}")

@@ -1,15 +1,16 @@
-"""The figure of docs/what-we-learnt.md: what each stage gives back, and how the healed models read on."""
+"""The figures of docs/what-we-learnt.md: what each stage gives back, how healed models read on, what tokens buy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from study_values import STAGES, Comparison, Value
+from study_values import STAGES, STOCK, Evidence, SmallStudy, Value
 
-from hf_posswap.reporting.colours import CONTROL
 from hf_posswap.reporting.figures import (
     Axis,
     Figure,
     Guide,
     LinePanel,
+    Provenance,
     Series,
     Table,
     category_axis,
@@ -18,62 +19,88 @@ from hf_posswap.reporting.figures import (
 )
 from hf_posswap.reporting.provenance import provenance_of
 
+LEVEL = Axis("nats a token above stock at its train length", "log")
+CONTROL, GENTLE_CONTROL = "control", "control at a third of the rate"
 
-def learnt_figure(study: Comparison, short: int, far: int) -> Figure:
-    """Return the figure: stage by stage at two lengths, and the healed models at every length.
 
-    Args:
-        study: the comparison.
-        short: the stock model's train length.
-        far: the longest length.
-    """
-    control = study.control()
-    guides = () if control is None else (Guide("y", control.mean, "control"),)
-    level = Axis("nats a token above stock at its train length", "log")
+def stages_figure(evidence: Evidence, far: int) -> Figure:
+    """Return the main figure: stage by stage at the train length and at `far`, and the healed models by length."""
+    short = evidence.study.base
+    controls = {"control": evidence.control(CONTROL), "gentler control": evidence.control(GENTLE_CONTROL)}
+    guides = tuple(Guide("y", value.mean, name) for name, value in controls.items() if value is not None)
+    places = dict(zip(STAGES, map(float, range(len(STAGES))), strict=True))
     panels = [
-        LinePanel(f"Stage by stage, {length} tokens", category_axis("", STAGES), level, _stages(study, length), guides)
+        LinePanel(
+            f"Stage by stage, {length} tokens",
+            category_axis("", STAGES),
+            LEVEL,
+            _lines(evidence, ((places[stage], stage, length) for stage in STAGES)),
+            guides,
+        )
         for length in (short, far)
     ]
-    lengths = sorted(study.result["settings"]["lengths"])
+    lengths = sorted(evidence.study.result["settings"]["lengths"])
     x = numbered_axis("tokens read at once", lengths)
+    healed = _lines(evidence, ((float(length), "healed", length) for length in lengths))
     train = Guide("x", float(short), f"train length {short}")
-    panels.append(LinePanel("Healed, by length", x, level, _by_length(study, lengths), (*guides, train)))
-    return Figure(
-        name="what-we-learnt",
-        title="What a swap costs a pretrained GPT-2, and what calibration and healing give back",
-        heading="",
-        variant="",
-        panels=common_axis(panels),
-        caption="",
-        table=Table((), ()),
-        provenance=provenance_of(study.group),
+    other = [scheme for scheme in evidence.schemes if evidence.source(scheme) == "study-small"]
+    versions = list(provenance_of(evidence.study.group).versions)
+    versions += (
+        [f"{', '.join(other)} and the controls: docs/results/study-small/gpt2.csv, three seeds"] if other else []
+    )
+    panels.append(LinePanel("Healed, by length", x, LEVEL, healed, (*guides, train)))
+    return _figure(
+        "what-we-learnt",
+        "What a swap costs a pretrained GPT-2, and what calibration and healing give back",
+        common_axis(panels),
+        replace(provenance_of(evidence.study.group), versions=tuple(versions)),
     )
 
 
-def _stages(study: Comparison, length: int) -> tuple[Series, ...]:
-    places = tuple(float(index) for index in range(len(STAGES)))
+def tokens_figure(small: SmallStudy, schemes: Sequence[str], short: int, far: int) -> Figure:
+    """Return the figure of loss against tokens of healing, from both starts, at two lengths."""
+    budgets = small.tokens()
+    x = numbered_axis("tokens of healing", budgets)
+
+    def line(name: str, start: str, length: int) -> Series:
+        return series_of(name, [(float(n), small.above(name, start, n, length)) for n in budgets])
+
+    controls = [line(CONTROL, STOCK, short), replace(line(GENTLE_CONTROL, STOCK, short), background=True)]
+    shown = {
+        f"Calibrated, read at {short}": ("calibrated", short),
+        f"Not calibrated, read at {short}": ("uncalibrated", short),
+        f"Not calibrated, read at {far}": ("uncalibrated", far),
+    }
+    panels = [
+        LinePanel(title, x, LEVEL, (*controls, *(line(scheme, *place) for scheme in schemes)))
+        for title, place in shown.items()
+    ]
+    provenance = Provenance(versions=("docs/results/study-small/gpt2.csv; controls are read at 256",))
+    return _figure("tokens", "What tokens of healing buy, from two starts", common_axis(panels), provenance)
+
+
+def _lines(evidence: Evidence, places: Iterable[tuple[float, str, int]]) -> tuple[Series, ...]:
+    """Return a line for each scheme through places, each an x with a stage and a length."""
+    wanted = list(places)
     return tuple(
-        _series(scheme, places, [study.above(scheme, stage, length) for stage in STAGES]) for scheme in study.schemes
+        series_of(scheme, [(x, evidence.above(scheme, stage, length)) for x, stage, length in wanted])
+        for scheme in evidence.schemes
     )
 
 
-def _by_length(study: Comparison, lengths: Sequence[int]) -> tuple[Series, ...]:
-    return tuple(
-        _series(scheme, tuple(map(float, lengths)), [study.above(scheme, "healed", length) for length in lengths])
-        for scheme in study.schemes
-    )
-
-
-def _series(scheme: str, places: tuple[float, ...], values: Sequence[Value | None]) -> Series:
-    """Return a scheme's values as a line; what is not above stock cannot stand on a logarithmic axis."""
-    shown = [value if value is not None and value.mean > 0 else None for value in values]
-    several = any(value is not None and value.seeds > 1 for value in shown)
+def series_of(key: str, values: Sequence[tuple[float, Value | None]]) -> Series:
+    """Return values as a line through what is known; what is not above stock has no place on a logarithmic axis."""
+    known = [(x, value) for x, value in values if value is not None and value.mean > 0]
+    several = any(value.seeds > 1 for _, value in known)
     return Series(
-        key=scheme,
-        label=scheme,
-        x=places,
-        y=tuple(value and value.mean for value in shown),
-        low=tuple(value and max(value.low, value.mean / 10) for value in shown) if several else (),
-        high=tuple(value and value.high for value in shown) if several else (),
-        background=scheme == CONTROL,
+        key=key,
+        label=key,
+        x=tuple(x for x, _ in known),
+        y=tuple(value.mean for _, value in known),
+        low=tuple(max(value.low, value.mean / 10) for _, value in known) if several else (),
+        high=tuple(value.high for _, value in known) if several else (),
     )
+
+
+def _figure(name: str, title: str, panels: tuple[LinePanel, ...], provenance: Provenance) -> Figure:
+    return Figure(name, title, "", "", panels, "", Table((), ()), provenance)

@@ -81,6 +81,12 @@ class Comparison:
         stock = self.loss(STOCK, STOCK, self.base, protocol)
         return merged(loss - stock.mean for loss in found) if found and stock else None
 
+    def over_stock(self, scheme: str, stage: str, length: int) -> Value | None:
+        """Return how far a loss is above the stock model's at the same length, for models that read so far."""
+        found = self.losses.get((scheme, stage, SAME, length))
+        stock = self.loss(STOCK, STOCK, length)
+        return merged(loss - stock.mean for loss in found) if found and stock else None
+
     def last_stage(self, scheme: str) -> str:
         """Return the last stage of a scheme that was measured."""
         stages = {stage for name, stage, *_ in self.losses if name == scheme}
@@ -107,6 +113,43 @@ class SmallStudy:
     def tokens(self) -> list[int]:
         """Return the budgets of healing that were measured, ascending, without none."""
         return sorted({int(row["tokens"]) for row in self.rows} - {0})
+
+
+class Evidence:
+    """What is known of demo:gpt2 healed on one budget, from the comparison of all schemes and from the small study.
+
+    Of each scheme one of them speaks, the one with more seeds behind the healed model: a row is of one source.
+    """
+
+    def __init__(self, study: Comparison, small: SmallStudy, tokens: int) -> None:
+        self.study, self.small, self.tokens = study, small, tokens
+
+    @property
+    def schemes(self) -> list[str]:
+        """The schemes of which anything is known."""
+        asked = self.study.result["settings"]["schemes"]
+        return [scheme for scheme in asked if self.above(scheme, "swapped", self.study.base) is not None]
+
+    def source(self, scheme: str) -> str:
+        """Return who speaks of a scheme: "compare" or "study-small"."""
+        here = self.study.above(scheme, "healed", self.study.base)
+        there = self.small.above(scheme, "calibrated", self.tokens, self.study.base)
+        return "study-small" if there and there.seeds > (here.seeds if here else 0) else "compare"
+
+    def above(self, scheme: str, stage: str, length: int) -> Value | None:
+        """Return nats above stock, the same target tokens at every length, or None where nothing was measured."""
+        if self.source(scheme) == "compare":
+            return self.study.above(scheme, stage, length)
+        start, tokens = {
+            "swapped": ("uncalibrated", 0),
+            "calibrated": ("calibrated", 0),
+            "healed": ("calibrated", self.tokens),
+        }[stage]
+        return self.small.above(scheme, start, tokens, length)
+
+    def control(self, name: str) -> Value | None:
+        """Return one of the small study's controls."""
+        return self.small.above(name, STOCK, self.tokens, self.study.base)
 
 
 def text(value: Value | None, missing: str = "—") -> str:
