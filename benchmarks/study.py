@@ -1,6 +1,6 @@
 """The study behind docs/what-we-learnt.md: a list of commands of hf-posswap, run in order.
 
-    python benchmarks/study.py --output-dir outputs/study [--only gpt2 …] [--dry-run]
+    python benchmarks/study.py --output-dir outputs/study [--only gpt2 …] [--dry-run | --copy-to docs/results/study]
 
 Each command writes its result files, with seed, versions, hardware and itself, into a folder of its own. A step whose
 result is there, complete and made by the same command, is passed over; one that was interrupted goes on where it
@@ -11,6 +11,7 @@ take: gpt2 six hours, llama three, bert two, speed one; the steps marked `cuda` 
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -104,7 +105,7 @@ def gpt2_steps() -> list[Step]:
         ),
         *(
             Step("gpt2", f"gpt2-bias/{name}", BIASES, f"bias {{study}}/models/gpt2-{name} --stage healed")
-            for name in models
+            for name in ("t5", "t5-from-zeros")
         ),
         # It has read hardly any digits: measured once, to say so.
         Step(
@@ -255,14 +256,32 @@ def run_study(steps: Iterable[Step], root: Path, run: Run = run_command, cuda: b
     return run(["report", str(root)]) if ran else 0
 
 
+def copy_results(steps: Iterable[Step], root: Path, target: Path) -> list[Path]:
+    """Copy the JSON and CSV files of every step that has a result, but no models; return the copies."""
+    copies = []
+    for step in steps:
+        result = root / step.folder / step.result
+        names = [path.stem for path in result.parent.glob("*.csv")] if result.is_file() else []
+        found = {result, *(result.with_name(name + ending) for name in names for ending in (".json", ".csv"))}
+        for path in sorted(path for path in found if path.is_file()):
+            copy = target / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copies.append(Path(shutil.copyfile(path, copy)))
+    return copies
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study as the command line says; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/study"))
     parser.add_argument("--only", nargs="+", choices=STUDIES, default=STUDIES, help="parts of the study")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would run, and run nothing")
+    parser.add_argument("--copy-to", type=Path, metavar="DIR", help="run nothing; copy the result files that are there")
     options = parser.parse_args(arguments)
     steps = [step for step in all_steps() if step.study in options.only]
+    if options.copy_to is not None:
+        print("\n".join(map(str, copy_results(steps, options.output_dir, options.copy_to))))
+        return 0
     if options.dry_run:
         for step in steps:
             note = "  # done already" if step.is_done(options.output_dir) else "  # needs a GPU" if step.cuda else ""

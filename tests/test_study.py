@@ -95,6 +95,21 @@ def test_a_step_for_a_gpu_is_left_out_without_one(
     assert runner.commands == ["compare", "report"]
 
 
+def test_result_files_are_copied_and_models_are_not(study: ModuleType, tmp_path: Path) -> None:
+    root, target = tmp_path / "study", tmp_path / "results"
+    steps = study.bert_steps()
+    study.run_study(steps[:2], root, Runner(steps, root))
+    (root / "bert/rope/model.safetensors").write_bytes(b"weights")
+    (root / "bert-retrieval/stock/retrieval.csv").write_text("model")
+    assert study.main(["--output-dir", str(root), "--copy-to", str(target)]) == 0
+    copied = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    assert copied == [
+        "bert-retrieval/stock/retrieval.csv",
+        "bert-retrieval/stock/retrieval.json",
+        "bert/rope/healing.json",
+    ]
+
+
 @pytest.mark.slow
 def test_the_study_runs_the_real_commands(
     study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
