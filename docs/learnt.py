@@ -26,6 +26,15 @@ SHORT, LONG = 256, 4096
 """The train length of demo:gpt2, and 16 times that."""
 TOKENS = 224_000
 ALIBI, T5, FREE = "alibi:trainable=true:per_layer=true", "t5:per_layer=true", "relative_bias"
+RUNS = {
+    "stock": (STOCK, STOCK),
+    "none": ("none", "swapped"),
+    "alibi": ("alibi", "swapped"),
+    "alibi-healed": (ALIBI, "calibrated, healed"),
+    "t5-healed": (T5, "calibrated, healed"),
+    "t5-from-zeros-healed": (T5, "from zeros, healed"),
+}
+"""What is in the folders of gpt2-positions: evaluate names a checkpoint's scheme without its options."""
 FAR_DISTANCES = (0, 1, 4, 16, 64, 128, 1024)
 FALLS_SHORT, RISES = 0.1, 0.05
 """Nats above the control, and between the train length and the longest one, from which on a scheme has not healed."""
@@ -167,16 +176,18 @@ def early(study: Comparison, llama: Comparison) -> str:
         for scheme in (STOCK, *llama.schemes)
         if (row := _falls(llama, scheme, STOCK if scheme == STOCK else "swapped", SHORT, 2048))
     ]
+    rows.append(("demo:gpt2", *_falls(study, STOCK, STOCK, 128, SHORT)))
     rows += [
         ("demo:gpt2", *row)
         for scheme in study.schemes
         if (row := _falls(study, scheme, study.last_stage(scheme), SHORT, LONG))
     ]
-    for path in sorted((STUDY / "gpt2-positions").glob("*/lengths.json")):
-        run = Comparison(path)
-        scheme, stage = run.result["rows"][0]["scheme"], path.parent.name.replace("-", " ")
-        row = _falls(run, scheme, "healed", SHORT, LONG)
-        rows += [("demo:gpt2", code(scheme), stage, *row[2:])] if row else []
+    for run, (scheme, stage) in RUNS.items():
+        path = STUDY / "gpt2-positions" / run / "lengths.json"
+        if path.is_file():
+            found = Comparison(path)
+            _, _, *changes = _falls(found, found.result["rows"][0]["scheme"], "healed", SHORT, LONG)
+            rows.append(("demo:gpt2", code(scheme), stage, *changes))
     heads = ("model", "scheme", "stage", "lengths", "windows", "same targets", "difference: early tokens")
     return markdown(Table(heads, tuple(rows)))
 
@@ -196,13 +207,14 @@ def _falls(source: Comparison, scheme: str, stage: str, short: int, far: int) ->
 def positions() -> str:
     """Return the loss at the beginning of a window and after it, by length of the window."""
     rows = []
-    for path in sorted((STUDY / "gpt2-positions").glob("*/positions.json")):
-        found = read_result(path)["rows"]
+    for run, (scheme, stage) in RUNS.items():
+        path = STUDY / "gpt2-positions" / run / "positions.json"
+        found = read_result(path)["rows"] if path.is_file() else []
         stretches = ((SHORT, 0, 64), (SHORT, 64, SHORT), (LONG, 0, SHORT), (LONG, SHORT, LONG))
         cells = [number(mean_by_position(found, *stretch)) for stretch in stretches]
-        rows.append((code(found[0]["scheme"]), path.parent.name.replace("-", " "), *cells))
+        rows.append((code(scheme), stage, *cells))
     heads = (f"{SHORT}: first 64", f"{SHORT}: the rest", f"{LONG}: first {SHORT}", f"{LONG}: the rest")
-    return markdown(Table(("scheme", "run", *heads), tuple(rows)))
+    return markdown(Table(("scheme", "stage", *heads), tuple(rows)))
 
 
 def far_keys(small: SmallStudy) -> str:
@@ -217,15 +229,16 @@ def far_keys(small: SmallStudy) -> str:
 def far_bias() -> str:
     """Return the mean bias of keys near and far in the healed models, from both starts."""
     rows = []
-    for path in sorted((STUDY / "gpt2-bias").glob("t5*/biases.json")):
+    for name, start in {"t5": "calibrated", "t5-from-zeros": "uncalibrated"}.items():
+        path = STUDY / "gpt2-bias" / name / "biases.json"
         values: dict[int, list[float]] = {}
         for row in read_result(path)["rows"]:
             if row["value"] is not None:
                 values.setdefault(row["distance"], []).append(row["value"])
         shown = (fmean(values[distance]) for distance in FAR_DISTANCES)
-        rows.append((path.parent.name.replace("-", " "), *(f"{value:.2f}" for value in shown)))
+        rows.append((code(T5), start, *(f"{value:.2f}" for value in shown)))
     heads = (f"Δ = {distance}" for distance in FAR_DISTANCES)
-    return markdown(Table(("mean bias over layers and heads", *heads), tuple(rows)))
+    return markdown(Table(("mean bias over layers and heads", "start", *heads), tuple(rows)))
 
 
 def llama_files() -> list[Comparison]:
@@ -272,7 +285,7 @@ def failed(evidence: Evidence) -> str:
         f"Healed on {TOKENS:,} tokens and still more than {FALLS_SHORT} nats above the control at {SHORT}, or more "
         f"than {RISES} worse at {LONG} than at {SHORT}:"
     )
-    return "\n".join([rule, "", *(lines or ["- none"])])
+    return "\n".join([rule, "", *(lines or ["- nothing that was measured"])])
 
 
 def caption(small: SmallStudy) -> str:

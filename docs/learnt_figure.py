@@ -65,17 +65,19 @@ def tokens_figure(small: SmallStudy, schemes: Sequence[str], short: int, far: in
     def line(name: str, start: str, length: int) -> Series:
         return series_of(name, [(float(n), small.above(name, start, n, length)) for n in budgets])
 
-    controls = [line(CONTROL, STOCK, short), replace(line(GENTLE_CONTROL, STOCK, short), background=True)]
+    # The gentler control is drawn as the stock model is: wide and pale.
+    gentle = replace(line(GENTLE_CONTROL, STOCK, short), key=STOCK, background=True)
+    controls = {short: (gentle, line(CONTROL, STOCK, short)), far: ()}
     shown = {
         f"Calibrated, read at {short}": ("calibrated", short),
         f"Not calibrated, read at {short}": ("uncalibrated", short),
         f"Not calibrated, read at {far}": ("uncalibrated", far),
     }
     panels = [
-        LinePanel(title, x, LEVEL, (*controls, *(line(scheme, *place) for scheme in schemes)))
+        LinePanel(title, x, LEVEL, (*(line(scheme, *place) for scheme in schemes), *controls[place[1]]))
         for title, place in shown.items()
     ]
-    provenance = Provenance(versions=("docs/results/study-small/gpt2.csv; controls are read at 256",))
+    provenance = Provenance(versions=("docs/results/study-small/gpt2.csv",))
     return _figure("tokens", "What tokens of healing buy, from two starts", common_axis(panels), provenance)
 
 
