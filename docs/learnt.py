@@ -84,7 +84,9 @@ def main() -> int:
 def measured(study: Comparison) -> str:
     """Say what the study's numbers were measured on, and with how many seeds."""
     seeds = int(study.result["settings"]["seeds"])
-    unfinished = "" if study.result["complete"] else " The comparison is not complete: a dash is a cell still to come."
+    unfinished = (
+        "" if study.result["complete"] else " The comparison is not complete: schemes and cells are still to come."
+    )
     return (
         f"{provenance_of(study.group).summary()} Measured with {seeds} seed{'s' if seeds > 1 else ''}; stock is at "
         f"{text(study.loss(STOCK, STOCK, SHORT))} nats a token at {SHORT} tokens.{unfinished}"
