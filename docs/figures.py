@@ -13,7 +13,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from marked import between, markdown
+
 from hf_posswap.reporting.colours import CONTROL, STOCK
+from hf_posswap.reporting.comparison_files import read_comparison
 from hf_posswap.reporting.figures import (
     Axis,
     BarPanel,
@@ -28,13 +31,13 @@ from hf_posswap.reporting.figures import (
     number,
 )
 from hf_posswap.reporting.images import draw
-from hf_posswap.reporting.results import Group, Row, read_results
+from hf_posswap.reporting.results import Group, Row, as_group, read_results, result_file
 
 DOCS = Path(__file__).parent
 PAGE, FOLDER, RESULTS = DOCS / "figures.md", DOCS / "figures", DOCS / "results"
-MODEL, STUDY = "demo:gpt2", RESULTS / "study-small" / "gpt2.csv"
+MODEL, STUDY, SWAPPED = "demo:gpt2", RESULTS / "study-small" / "gpt2.csv", RESULTS / "compare-gpt2.json"
 HEALED_TOKENS = "224000"
-MARKS = "<!-- {} {}: written by docs/figures.py -->"
+SCRIPT = Path(__file__).name
 BENCH_COMMAND = (
     "hf-posswap bench gpt2 --schemes sinusoidal,rope,t5,alibi --lengths 1024 --modes training,prefill "
     "--backends sdpa,dense-eager --output-dir docs/results/bench"
@@ -56,12 +59,13 @@ def main() -> int:
     panels = {
         "The paper: trained from scratch at 512": paper_curves(papers["extrapolation"]),
         "Here: GPT-2 of 256, healed on 1%": study_curves(),
-        "Here: the same, swapped and no more": swapped_curves(groups),
+        "Here: the same, swapped and no more": swapped_curves(as_group(result_file(read_comparison(SWAPPED)))),
     }
     cost = costs(papers["cost"], groups)
     page = PAGE.read_text(encoding="utf-8")
-    written = between(page, "extrapolation", markdown(extrapolation_table(panels)))
-    written = between(written, "cost", markdown(cost_table(cost)) + ("" if len(cost) > 1 else not_measured()))
+    written = between(page, "extrapolation", markdown(extrapolation_table(panels)), SCRIPT)
+    cost_text = markdown(cost_table(cost)) + ("" if len(cost) > 1 else not_measured())
+    written = between(written, "cost", cost_text, SCRIPT)
     if "--check" in sys.argv:
         if written != page:
             print(f"{PAGE.name} is not up to date. Run: python docs/figures.py", file=sys.stderr)
@@ -100,9 +104,8 @@ def study_curves() -> Curves:
     return {STOCK: [(1.0, 1.0)]} | healed
 
 
-def swapped_curves(groups: Iterable[Group]) -> Curves:
+def swapped_curves(group: Group) -> Curves:
     """Return what compare measured of untrained swaps, over the stock model's perplexity at its train length."""
-    group = next(group for group in groups if (group.family, group.model) == ("lengths", MODEL))
     rows = [row for row in group.rows if row["protocol"] == "same-targets" and row["stage"] in (STOCK, "swapped")]
     assert group.train_length is not None
     base = next(row["loss"] for row in rows if (row["stage"], row["length"]) == (STOCK, group.train_length))
@@ -236,20 +239,6 @@ def not_measured() -> str:
     """Return what to run where nothing was measured here."""
     said = "Nothing is measured here yet. This measures it, and `python docs/figures.py` adds it:"
     return f"\n{said}\n\n```\n{BENCH_COMMAND}\n```\n"
-
-
-def markdown(table: Table) -> str:
-    """Return a table in markdown."""
-    lines = [table.columns, ("---",) * len(table.columns), *table.rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
-
-
-def between(page: str, name: str, text: str) -> str:
-    """Return the page with the text between the marks of a name."""
-    start, end = MARKS.format("start", name), MARKS.format("end", name)
-    before, _, rest = page.partition(start)
-    _, _, after = rest.partition(end)
-    return f"{before}{start}\n\n{text}\n{end}{after}"
 
 
 if __name__ == "__main__":

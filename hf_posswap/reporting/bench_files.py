@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_posswap.benchmarking.settings import Settings
+from hf_posswap.benchmarking.settings import Cell, Settings
 from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.reporting.files import OutputError
 from hf_posswap.reporting.result_files import make_result, write_result
@@ -24,6 +24,7 @@ def write_bench(settings: Settings, rows: Sequence[Mapping[str, Any]], folder: P
         settings=settings.conditions(),
         texts=[],
         environment=collect_environment(),
+        complete={Cell(*(row[name] for name in Cell._fields)) for row in rows} >= set(settings.cells()),
         measured=[dict(row.get("measured", {})) for row in rows],
     )
     return write_result(result, folder, NAME)

@@ -131,7 +131,10 @@ def test_a_stopped_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     first = settings(modes=("prefill",))
     rows = run(first, save=lambda so_far: write_bench(first, so_far, tmp_path))
     assert read_rows(tmp_path, first)[0]["measured"] == rows[0]["measured"]
+    assert json.loads((tmp_path / "bench.json").read_text())["complete"] is True
     both = settings(modes=("prefill", "decode"))
+    write_bench(both, read_rows(tmp_path, both), tmp_path)
+    assert json.loads((tmp_path / "bench.json").read_text())["complete"] is False
     measured: list[str] = []
     compared = runner._compared
     monkeypatch.setattr(runner, "_compared", lambda s, c, p: (measured.append(c.mode), compared(s, c, p))[1])

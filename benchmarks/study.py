@@ -1,0 +1,294 @@
+"""The study behind docs/what-we-learnt.md: a list of commands of hf-posswap, run in order.
+
+    python benchmarks/study.py --output-dir outputs/study [--only gpt2 …] [--dry-run | --copy-to docs/results/study]
+
+Each command writes its result files, with seed, versions, hardware and itself, into a folder of its own. A step whose
+result is there, complete and made by the same command, is passed over; one that was interrupted goes on where it
+stopped. So running the study again does what is missing, and a finished study runs nothing. On two cores the parts
+take: gpt2 six hours, llama three, bert two, speed one; the steps marked `cuda` run only where torch sees a GPU.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+STUDIES = ("gpt2", "llama", "bert", "speed")
+COMPARE, HEALED, POSITIONS, PASSKEY = "compare.json", "healing.json", "positions.json", "passkey.json"
+RETRIEVAL, BIASES, BENCH = "retrieval.json", "biases.json", "bench.json"
+
+ALIBI, T5 = "alibi:trainable=true:per_layer=true", "t5:per_layer=true"
+"""ALiBi and T5 in the forms that calibration can fit in every layer."""
+FIXED = "none,alibi,rope,sinusoidal,kerple,learned,transformer_xl,shaw,sandwich,t5,learned:hierarchical"
+BOTH_WAYS = "alibi:form=two-slope:trainable=true:per_layer=true"
+"""ALiBi for an encoder, which has to tell left from right."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command.
+
+    Attributes:
+        study: the part of the study it belongs to.
+        folder: where its result goes, below the study's folder.
+        result: the result file that is there when it is done.
+        command: what follows `hf-posswap`, without the folder; `{study}` stands for the study's folder.
+        cuda: whether it is run only where there is a GPU: elsewhere it takes days.
+    """
+
+    study: str
+    folder: str
+    result: str
+    command: str
+    cuda: bool = False
+
+    def words(self, root: Path) -> list[str]:
+        """Return the command's words for a study in the folder `root`."""
+        words = [word.replace("{study}", str(root)) for word in shlex.split(self.command)]
+        return [*words, "--output-dir", str(root / self.folder)]
+
+    def is_done(self, root: Path) -> bool:
+        """Return whether the result is there, complete, and made by this command."""
+        path = root / self.folder / self.result
+        if not path.is_file():
+            return False
+        result = json.loads(path.read_text(encoding="utf-8"))
+        words = self.words(root)
+        made_by = shlex.split(result["environment"]["command"])
+        return bool(result.get("complete", True)) and made_by[-len(words) :] == words
+
+
+def gpt2_steps() -> list[Step]:
+    """Return the steps of demo:gpt2: every scheme at every stage, to 16 times the train length, three seeds."""
+    healing = "--calibrate --heal-tokens 224000 --control --train-file demo:books/train"
+    positions = "--text demo:books --tokens 16384 --lengths 256,1024,4096"
+    # compare keeps numbers, not models; some of a healed model's numbers need the model. The same recipe as there.
+    recipe = (
+        "--train-file demo:books/train --tokens 224000 --distill --batch-size 16 --learning-rate 1e-3 "
+        "--scheme-learning-rate 2e-2 --resume"
+    )
+    models = {"alibi": ALIBI, "t5": T5, "t5-from-zeros": f"{T5} --no-calibrate"}
+    return [
+        Step(
+            "gpt2",
+            "gpt2",
+            COMPARE,
+            f"compare --model demo:gpt2 --schemes {FIXED},{ALIBI},{T5},relative_bias --text demo:books "
+            f"--lengths 128,256,512,1024,2048,4096 --tokens 8192 {healing} --seeds 3",
+        ),
+        *(
+            Step(
+                "gpt2",
+                f"gpt2-positions/{name}",
+                POSITIONS,
+                f"evaluate demo:gpt2 {scheme} --measure positions {positions}",
+            )
+            for name, scheme in {"stock": "", "none": "--pos-scheme none", "alibi": "--pos-scheme alibi"}.items()
+        ),
+        *(
+            Step("gpt2", f"models/gpt2-{name}", HEALED, f"finetune --model demo:gpt2 --pos-scheme {scheme} {recipe}")
+            for name, scheme in models.items()
+        ),
+        *(
+            Step(
+                "gpt2",
+                f"gpt2-positions/{name}-healed",
+                POSITIONS,
+                f"evaluate {{study}}/models/gpt2-{name} --stage healed --measure loss,positions {positions}",
+            )
+            for name in models
+        ),
+        *(
+            Step("gpt2", f"gpt2-bias/{name}", BIASES, f"bias {{study}}/models/gpt2-{name} --stage healed")
+            for name in ("t5", "t5-from-zeros")
+        ),
+        # It has read hardly any digits: measured once, to say so.
+        Step(
+            "gpt2",
+            "gpt2-passkey/stock",
+            PASSKEY,
+            "evaluate demo:gpt2 --text demo:books --measure passkey --lengths 128,256 --depths 0,0.5,1",
+        ),
+    ]
+
+
+def llama_steps() -> list[Step]:
+    """Return the steps of demo:llama: swapped and calibrated, pass keys, and healed where there is a GPU."""
+    schemes = f"{T5},{ALIBI},none,rope:yarn:factor=4,rope,alibi,kerple:per_layer=true,relative_bias"
+    texts = "--text demo:book/test --calibrate --train-file demo:books/train"
+    passkey = "--text demo:book/test --measure passkey --depths 0,0.5,1"
+    models = {
+        "stock": "demo:llama",
+        "rope": "demo:llama --pos-scheme rope",
+        "rope-yarn": "demo:llama --pos-scheme rope:yarn:factor=4",
+        "t5-calibrated": "{study}/models/llama-t5 --stage calibrated",
+    }
+    return [
+        Step(
+            "llama",
+            "llama",
+            COMPARE,
+            f"compare --model demo:llama --schemes {schemes} {texts} --lengths 512,2048 --tokens 4096 "
+            "--calibration-tokens 4096",
+        ),
+        Step(
+            "llama",
+            "llama-long",
+            COMPARE,
+            f"compare --model demo:llama --schemes {schemes} {texts} --lengths 512,2048,8192 --tokens 8192",
+        ),
+        Step(
+            "llama",
+            "models/llama-t5",
+            "calibration.json",
+            f"calibrate demo:llama --pos-scheme {T5} --text demo:book/train --overwrite",
+        ),
+        *(
+            Step("llama", f"llama-passkey/{name}", PASSKEY, f"evaluate {model} {passkey} --lengths 256,1024,2048")
+            for name, model in models.items()
+        ),
+        Step(
+            "llama",
+            "llama-healed",
+            COMPARE,
+            f"compare --model demo:llama --schemes {ALIBI},{T5},none {texts} --lengths 512,2048,8192,32768 "
+            "--tokens 32768 --heal-tokens 20000000 --heal-length 2048 --batch-size 4 --learning-rate 3e-4 "
+            "--scheme-learning-rate 1e-2 --control",
+            cuda=True,
+        ),
+    ]
+
+
+def bert_steps() -> list[Step]:
+    """Return the steps of demo:bert: healed by its embeddings, and finding long documents."""
+    healing = (
+        "--objective embedding --distill --tokens 1000000 --length 256 --batch-size 4 --learning-rate 5e-4 "
+        "--train-file demo:books/train --eval-file demo:books --eval-lengths 32,64,128,256 --resume"
+    )
+    retrieval = "--text demo:books --measure retrieval --lengths 128,256,512,1024,4096 --documents 40"
+    schemes = {"rope": "rope", "alibi": BOTH_WAYS}
+    return [
+        Step("bert", "bert-retrieval/stock", RETRIEVAL, f"evaluate demo:bert {retrieval}"),
+        *(
+            Step("bert", f"bert/{name}", HEALED, f"finetune --model demo:bert --pos-scheme {scheme} {healing}")
+            for name, scheme in schemes.items()
+        ),
+        *(
+            Step(
+                "bert",
+                f"bert-retrieval/{name}",
+                RETRIEVAL,
+                f"evaluate {{study}}/bert/{name} --stage healed {retrieval}",
+            )
+            for name in schemes
+        ),
+    ]
+
+
+def speed_steps() -> list[Step]:
+    """Return the steps of speed and memory, on the device that is there."""
+    reading = "--lengths 512,2048 --layers 2 --dtypes float32,bfloat16"
+    return [
+        Step(
+            "speed",
+            f"speed/{shape}",
+            BENCH,
+            f"bench {shape} --schemes {schemes} {reading} --modes {modes}",
+        )
+        for shape, schemes, modes in (
+            ("smollm2", "alibi,t5,rope,none,relative_bias,kerple,shaw,transformer_xl", "prefill,training,decode"),
+            ("gpt2", "alibi,t5,rope,none,sinusoidal,learned", "prefill"),
+        )
+    ]
+
+
+def all_steps() -> list[Step]:
+    """Return the whole study in the order in which it runs."""
+    return [*gpt2_steps(), *llama_steps(), *bert_steps(), *speed_steps()]
+
+
+Run = Callable[[Sequence[str]], int]
+
+
+def run_command(words: Sequence[str]) -> int:
+    """Run hf-posswap in a process of its own, and return its exit status."""
+    return subprocess.run([sys.executable, "-m", "hf_posswap.cli", *words], check=False).returncode
+
+
+def has_cuda() -> bool:
+    """Return whether torch sees a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def run_study(steps: Iterable[Step], root: Path, run: Run = run_command, cuda: bool = False) -> int:
+    """Run what is missing, and after anything new the report of all of it.
+
+    Args:
+        steps: what to run, in order.
+        root: the study's folder.
+        run: runs hf-posswap with the given words and returns its exit status.
+        cuda: whether to run the steps that need a GPU.
+
+    Returns:
+        The exit status of the first step that failed, or 0.
+    """
+    ran = False
+    for step in steps:
+        if step.is_done(root):
+            print(f"{step.folder}: done already", flush=True)
+        elif step.cuda and not cuda:
+            print(f"{step.folder}: left out, it needs a GPU and torch sees none", flush=True)
+        else:
+            words = step.words(root)
+            print(f"{step.folder}: {shlex.join(['hf-posswap', *words])}", flush=True)
+            status = run(words)
+            if status != 0:
+                print(f"{step.folder}: stopped with status {status}. The same command goes on from here.", flush=True)
+                return status
+            ran = True
+    return run(["report", str(root)]) if ran else 0
+
+
+def copy_results(steps: Iterable[Step], root: Path, target: Path) -> list[Path]:
+    """Copy the JSON and CSV files of every step that has a result, but no models; return the copies."""
+    copies = []
+    for step in steps:
+        result = root / step.folder / step.result
+        names = [path.stem for path in result.parent.glob("*.csv")] if result.is_file() else []
+        found = {result, *(result.with_name(name + ending) for name in names for ending in (".json", ".csv"))}
+        for path in sorted(path for path in found if path.is_file()):
+            copy = target / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copies.append(Path(shutil.copyfile(path, copy)))
+    return copies
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study as the command line says; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs/study"))
+    parser.add_argument("--only", nargs="+", choices=STUDIES, default=STUDIES, help="parts of the study")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that would run, and run nothing")
+    parser.add_argument("--copy-to", type=Path, metavar="DIR", help="run nothing; copy the result files that are there")
+    options = parser.parse_args(arguments)
+    steps = [step for step in all_steps() if step.study in options.only]
+    if options.copy_to is not None:
+        print("\n".join(map(str, copy_results(steps, options.output_dir, options.copy_to))))
+        return 0
+    if options.dry_run:
+        for step in steps:
+            note = "  # done already" if step.is_done(options.output_dir) else "  # needs a GPU" if step.cuda else ""
+            print(shlex.join(["hf-posswap", *step.words(options.output_dir)]) + note)
+        return 0
+    return run_study(steps, options.output_dir, cuda=has_cuda())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The figures of docs/what-we-learnt.md: what each stage gives back, how healed models read on, what tokens buy."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from study_values import STAGES, STOCK, Evidence, SmallStudy, Value
+
+from hf_posswap.reporting.figures import (
+    Axis,
+    Figure,
+    Guide,
+    LinePanel,
+    Provenance,
+    Series,
+    Table,
+    category_axis,
+    common_axis,
+    numbered_axis,
+)
+from hf_posswap.reporting.provenance import provenance_of
+
+LEVEL = Axis("nats a token above stock at its train length", "log")
+CONTROL, GENTLE_CONTROL = "control", "control at a third of the rate"
+
+
+def stages_figure(evidence: Evidence, far: int) -> Figure:
+    """Return the main figure: stage by stage at the train length and at `far`, and the healed models by length."""
+    short = evidence.study.base
+    controls = {"control": evidence.control(CONTROL), "gentler control": evidence.control(GENTLE_CONTROL)}
+    guides = tuple(Guide("y", value.mean, name) for name, value in controls.items() if value is not None)
+    places = dict(zip(STAGES, map(float, range(len(STAGES))), strict=True))
+    panels = [
+        LinePanel(
+            f"Stage by stage, {length} tokens",
+            category_axis("", STAGES),
+            LEVEL,
+            _lines(evidence, ((places[stage], stage, length) for stage in STAGES)),
+            guides,
+        )
+        for length in (short, far)
+    ]
+    lengths = sorted(evidence.study.result["settings"]["lengths"])
+    x = numbered_axis("tokens read at once", lengths)
+    healed = _lines(evidence, ((float(length), "healed", length) for length in lengths))
+    train = Guide("x", float(short), f"train length {short}")
+    other = [scheme for scheme in evidence.schemes if evidence.source(scheme) == "study-small"]
+    versions = list(provenance_of(evidence.study.group).versions)
+    versions += (
+        [f"{', '.join(other)} and the controls: docs/results/study-small/gpt2.csv, three seeds"] if other else []
+    )
+    panels.append(LinePanel("Healed, by length", x, LEVEL, healed, (*guides, train)))
+    return _figure(
+        "what-we-learnt",
+        "What a swap costs a pretrained GPT-2, and what calibration and healing give back",
+        common_axis(panels),
+        replace(provenance_of(evidence.study.group), versions=tuple(versions)),
+    )
+
+
+def tokens_figure(small: SmallStudy, schemes: Sequence[str], short: int, far: int) -> Figure:
+    """Return the figure of loss against tokens of healing, from both starts, at two lengths."""
+    budgets = small.tokens()
+    x = numbered_axis("tokens of healing", budgets)
+
+    def line(name: str, start: str, length: int) -> Series:
+        return series_of(name, [(float(n), small.above(name, start, n, length)) for n in budgets])
+
+    # The gentler control is drawn as the stock model is: wide and pale.
+    gentle = replace(line(GENTLE_CONTROL, STOCK, short), key=STOCK, background=True)
+    controls = {short: (gentle, line(CONTROL, STOCK, short)), far: ()}
+    shown = {
+        f"Calibrated, read at {short}": ("calibrated", short),
+        f"Not calibrated, read at {short}": ("uncalibrated", short),
+        f"Not calibrated, read at {far}": ("uncalibrated", far),
+    }
+    panels = [
+        LinePanel(title, x, LEVEL, (*(line(scheme, *place) for scheme in schemes), *controls[place[1]]))
+        for title, place in shown.items()
+    ]
+    provenance = Provenance(versions=("docs/results/study-small/gpt2.csv",))
+    return _figure("tokens", "What tokens of healing buy, from two starts", common_axis(panels), provenance)
+
+
+def _lines(evidence: Evidence, places: Iterable[tuple[float, str, int]]) -> tuple[Series, ...]:
+    """Return a line for each scheme through places, each an x with a stage and a length."""
+    wanted = list(places)
+    return tuple(
+        series_of(scheme, [(x, evidence.above(scheme, stage, length)) for x, stage, length in wanted])
+        for scheme in evidence.schemes
+    )
+
+
+def series_of(key: str, values: Sequence[tuple[float, Value | None]]) -> Series:
+    """Return values as a line through what is known; what is not above stock has no place on a logarithmic axis."""
+    known = [(x, value) for x, value in values if value is not None and value.mean > 0]
+    several = any(value.seeds > 1 for _, value in known)
+    return Series(
+        key=key,
+        label=key,
+        x=tuple(x for x, _ in known),
+        y=tuple(value.mean for _, value in known),
+        low=tuple(max(value.low, value.mean / 10) for _, value in known) if several else (),
+        high=tuple(value.high for _, value in known) if several else (),
+    )
+
+
+def _figure(name: str, title: str, panels: tuple[LinePanel, ...], provenance: Provenance) -> Figure:
+    return Figure(name, title, "", "", panels, "", Table((), ()), provenance)

@@ -1,0 +1,174 @@
+"""What the result files of the studies say, as docs/learnt.py writes it down: seeds merged, stock taken off."""
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_posswap.reporting.colours import CONTROL, STOCK
+from hf_posswap.reporting.comparison_files import read_comparison
+from hf_posswap.reporting.results import Group, as_group, result_file
+
+SAME, WINDOWS = "same-targets", "windows"
+STAGES = ("swapped", "calibrated", "healed")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A loss in nats a token, over seeds.
+
+    Attributes:
+        mean: over the seeds.
+        low: the smallest.
+        high: the largest.
+        seeds: how many.
+    """
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        spread = f" ({self.low:.3f}–{self.high:.3f})" if self.seeds > 1 else ""
+        return f"{self.mean:.3f}{spread}"
+
+
+def merged(values: Iterable[float]) -> Value:
+    """Return the values of several seeds as one."""
+    known = list(values)
+    return Value(sum(known) / len(known), min(known), max(known), len(known))
+
+
+class Comparison:
+    """A comparison, as nats above the stock model at the longest length it was trained to read.
+
+    Args:
+        path: of its compare.json.
+        base: that length, if the comparison did not go so far.
+    """
+
+    def __init__(self, path: Path, base: int | None = None) -> None:
+        self.result = read_comparison(path)
+        self.base = base or int(self.result["train_length"])
+        losses: dict[tuple[str, str, str, int], list[float]] = {}
+        for row in self.result["rows"]:
+            if row["loss"] is not None:
+                key = (row["scheme"], row["stage"], row["protocol"], row["length"])
+                losses.setdefault(key, []).append(row["loss"])
+        self.losses = losses
+
+    @property
+    def group(self) -> Group:
+        """The comparison as figures take it."""
+        return as_group(result_file(self.result))
+
+    @property
+    def schemes(self) -> list[str]:
+        """The schemes with any number, in the order of measuring."""
+        measured = dict.fromkeys(scheme for scheme, *_ in self.losses)
+        return [scheme for scheme in self.result["settings"]["schemes"] if scheme in measured]
+
+    def loss(self, scheme: str, stage: str, length: int, protocol: str = SAME) -> Value | None:
+        """Return a loss, or None where nothing was measured."""
+        found = self.losses.get((scheme, stage, protocol, length))
+        return merged(found) if found else None
+
+    def above(self, scheme: str, stage: str, length: int, protocol: str = SAME) -> Value | None:
+        """Return how far a loss is above the stock model's, by the same protocol."""
+        found = self.losses.get((scheme, stage, protocol, length))
+        stock = self.loss(STOCK, STOCK, self.base, protocol)
+        return merged(loss - stock.mean for loss in found) if found and stock else None
+
+    def over_stock(self, scheme: str, stage: str, length: int) -> Value | None:
+        """Return how far a loss is above the stock model's at the same length, for models that read so far."""
+        found = self.losses.get((scheme, stage, SAME, length))
+        stock = self.loss(STOCK, STOCK, length)
+        return merged(loss - stock.mean for loss in found) if found and stock else None
+
+    def last_stage(self, scheme: str) -> str:
+        """Return the last stage of a scheme that was measured."""
+        stages = {stage for name, stage, *_ in self.losses if name == scheme}
+        return next(stage for stage in reversed(STAGES) if stage in stages)
+
+    def control(self) -> Value | None:
+        """Return the stock model trained again on the same tokens, above stock."""
+        return self.above(STOCK, CONTROL, self.base)
+
+
+class SmallStudy:
+    """The study of tokens and starts, docs/results/study-small/gpt2.csv, as nats above the stock model."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open(newline="", encoding="utf-8") as file:
+            self.rows = list(csv.DictReader(file))
+
+    def above(self, scheme: str, start: str, tokens: int, length: int) -> Value | None:
+        """Return a cell over its seeds, or None where nothing was measured."""
+        wanted = {"scheme": scheme, "start": start, "tokens": str(tokens), "length": str(length)}
+        found = [float(row["above_stock"]) for row in self.rows if wanted.items() <= row.items()]
+        return merged(found) if found else None
+
+    def tokens(self) -> list[int]:
+        """Return the budgets of healing that were measured, ascending, without none."""
+        return sorted({int(row["tokens"]) for row in self.rows} - {0})
+
+
+class Evidence:
+    """What is known of demo:gpt2 healed on one budget, from the comparison of all schemes and from the small study.
+
+    Of each scheme one of them speaks, the one with more seeds behind the healed model: a row is of one source.
+    """
+
+    def __init__(self, study: Comparison, small: SmallStudy, tokens: int) -> None:
+        self.study, self.small, self.tokens = study, small, tokens
+
+    @property
+    def schemes(self) -> list[str]:
+        """The schemes of which anything is known."""
+        asked = self.study.result["settings"]["schemes"]
+        return [scheme for scheme in asked if self.above(scheme, "swapped", self.study.base) is not None]
+
+    def source(self, scheme: str) -> str:
+        """Return who speaks of a scheme: "compare" or "study-small"."""
+        here = self.study.above(scheme, "healed", self.study.base)
+        there = self.small.above(scheme, "calibrated", self.tokens, self.study.base)
+        return "study-small" if there and there.seeds > (here.seeds if here else 0) else "compare"
+
+    def above(self, scheme: str, stage: str, length: int) -> Value | None:
+        """Return nats above stock, the same target tokens at every length, or None where nothing was measured."""
+        if self.source(scheme) == "compare":
+            return self.study.above(scheme, stage, length)
+        start, tokens = {
+            "swapped": ("uncalibrated", 0),
+            "calibrated": ("calibrated", 0),
+            "healed": ("calibrated", self.tokens),
+        }[stage]
+        return self.small.above(scheme, start, tokens, length)
+
+    def control(self, name: str) -> Value | None:
+        """Return one of the small study's controls."""
+        return self.small.above(name, STOCK, self.tokens, self.study.base)
+
+
+def text(value: Value | None, missing: str = "—") -> str:
+    """Return a value as a reader wants it."""
+    return missing if value is None else str(value)
+
+
+def mean_by_position(rows: Iterable[Mapping[str, Any]], length: int, first: int, last: int) -> float | None:
+    """Return the mean loss of the tokens at positions `first` to `last` (exclusive) of windows of a length.
+
+    The bins of a loss-by-position file are taken whole: those that lie within.
+    """
+    found = [
+        (row["loss"], row["tokens"])
+        for row in rows
+        if row["length"] == length
+        and row["loss"] is not None
+        and row["position_from"] >= first
+        and row["position_to"] <= last
+    ]
+    weight = sum(tokens for _, tokens in found)
+    return sum(loss * tokens for loss, tokens in found) / weight if weight else None

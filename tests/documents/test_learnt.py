@@ -1,0 +1,88 @@
+"""What writes numbers from result files into pages: seeds merged, the source with more seeds chosen, marks kept."""
+
+import csv
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.documents.blocks import ROOT
+
+HEALED = 224_000
+
+
+@pytest.fixture
+def values(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    return importlib.import_module("study_values")
+
+
+def comparison(folder: Path, losses: dict[tuple[str, str, int], list[float | None]]) -> Path:
+    """Write a compare.json with losses by scheme, stage and length, one for each seed."""
+    rows = [
+        {"scheme": scheme, "stage": stage, "seed": seed, "protocol": "same-targets", "length": length, "loss": loss}
+        for (scheme, stage, length), of_seeds in losses.items()
+        for seed, loss in enumerate(of_seeds)
+    ]
+    schemes = [name for name in dict.fromkeys(name for name, *_ in losses) if name != "stock"]
+    settings = {"schemes": schemes, "lengths": [256, 512], "seeds": 1}
+    result = {"format_version": 1, "kind": "comparison", "train_length": 256, "settings": settings, "rows": rows}
+    path = folder / "compare.json"
+    path.write_text(json.dumps(result))
+    return path
+
+
+def small_study(folder: Path, cells: dict[tuple[str, str, int], list[float]]) -> Path:
+    """Write a gpt2.csv with nats above stock by scheme, start and tokens, one for each seed."""
+    path = folder / "gpt2.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("scheme", "start", "tokens", "seed", "length", "above_stock"))
+        for (scheme, start, tokens), of_seeds in cells.items():
+            writer.writerows((scheme, start, tokens, seed, 256, value) for seed, value in enumerate(of_seeds))
+    return path
+
+
+def test_seeds_are_merged_and_stock_is_taken_off(values: ModuleType, tmp_path: Path) -> None:
+    losses = {("stock", "stock", 256): [4.0], ("alibi", "healed", 256): [4.1, 4.3], ("alibi", "healed", 512): [None]}
+    found = values.Comparison(comparison(tmp_path, losses))
+    assert str(found.above("alibi", "healed", 256)) == "0.200 (0.100–0.300)"
+    assert found.above("alibi", "healed", 512) is None
+    assert found.last_stage("alibi") == "healed"
+    assert values.text(None) == "—"
+
+
+def test_the_source_with_more_seeds_speaks_of_a_scheme(values: ModuleType, tmp_path: Path) -> None:
+    losses = {
+        ("stock", "stock", 256): [4.0],
+        **{(scheme, stage, 256): [4.5] for scheme in ("alibi", "t5") for stage in ("swapped", "healed")},
+    }
+    cells = {("t5", "calibrated", HEALED): [0.1, 0.2], ("t5", "uncalibrated", 0): [1.0]}
+    study = values.Comparison(comparison(tmp_path, losses))
+    evidence = values.Evidence(study, values.SmallStudy(small_study(tmp_path, cells)), HEALED)
+    assert [evidence.source(scheme) for scheme in ("alibi", "t5")] == ["compare", "study-small"]
+    assert evidence.above("alibi", "healed", 256).mean == pytest.approx(0.5)
+    assert evidence.above("t5", "healed", 256).mean == pytest.approx(0.15)
+    assert evidence.above("t5", "swapped", 256).mean == pytest.approx(1.0)
+
+
+def test_losses_by_position_are_weighed_by_tokens(values: ModuleType) -> None:
+    stretches = ((0, 64, 3.0, 63), (64, 128, 2.0, 64), (128, 256, None, 0))
+    rows = [
+        {"length": 256, "position_from": low, "position_to": high, "loss": loss, "tokens": tokens}
+        for low, high, loss, tokens in stretches
+    ]
+    assert values.mean_by_position(rows, 256, 0, 128) == pytest.approx((3 * 63 + 2 * 64) / 127)
+    assert values.mean_by_position(rows, 256, 128, 256) is None
+
+
+def test_text_goes_between_its_marks_and_nowhere_else(values: ModuleType) -> None:
+    marked = importlib.import_module("marked")
+    page = "before\n<!-- start x: written by docs/a.py -->\nold\n<!-- end x: written by docs/a.py -->\nafter"
+    written = marked.between(page, "x", "new\n", "a.py")
+    assert written == page.replace("\nold\n", "\n\nnew\n\n")
+    assert marked.between(written, "x", "new", "a.py") == written
+    with pytest.raises(ValueError, match="no '<!-- start y"):
+        marked.between(page, "y", "new", "a.py")
