@@ -37,8 +37,8 @@ def key_shift(samples: Sequence[Projections], units: Sequence[Tensor], causal: b
             pairs = pairs_of(sample, text, causal, settings)
             group = len(pairs.weight) // heads
             of_text = (x[:, ::EVERY] for x in (sample.scaled_queries(text), pairs.weight, pairs.difference))
-            for head, parts in enumerate(zip(*of_text, strict=True)):
-                product, target = _normal_equations(*parts, turned)
+            for head, (query, weight, difference) in enumerate(zip(*of_text, strict=True)):
+                product, target = _normal_equations(query, weight, difference, turned)
                 products[head // group] += product
                 targets[head // group] += target
     scale = products.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(torch.float32).tiny)
