@@ -7,7 +7,6 @@ import dataclasses
 import reprlib
 import typing
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar, Self
 
 import torch
@@ -60,10 +59,14 @@ class ModelFacts:
         return "causal" if self.causal else "encoder"
 
 
-@cache
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
 def _type_hints(config_class: type) -> dict[str, Any]:
-    """Return the types of a config's options; typing works them out anew each time."""
-    return typing.get_type_hints(config_class)
+    """Return the types of a config's options, which typing would work out anew each time."""
+    if config_class not in _HINTS:
+        _HINTS[config_class] = typing.get_type_hints(config_class)
+    return _HINTS[config_class]
 
 
 @dataclass(frozen=True, kw_only=True)
