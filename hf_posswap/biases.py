@@ -157,12 +157,13 @@ class ClippedContentBias(Bias):
     """Each query's product with a vector per clipped relative distance: query_i · table[clip(Δ)] (Shaw's keys).
 
     Attributes:
-        query: scaled queries, float32, (B, H, Lq, d).
+        query: queries, (B, H, Lq, d), see `queries`.
         table: float32, (R, d), one row per index.
         index_rows: gives the row index for the queries start…stop−1: int64, (B|1, stop − start, Lk).
         reach: K, if in a causal text the row of a distance Δ < K is K − Δ, and row 0 is that of all others.
         value_table: what the value side adds, (R, d) by the same index, if it does: a path that computes both sides
             at once reads it, all others call the scheme's `mix`.
+        scaling: factor on the queries.
     """
 
     proportional_to = "table"
@@ -172,19 +173,24 @@ class ClippedContentBias(Bias):
     index_rows: Callable[[int, int], Tensor]
     reach: int | None = None
     value_table: Tensor | None = None
+    scaling: float = 1.0
 
     def scaled(self, share: Tensor) -> "Bias":
         """See `Bias.scaled`: both tables."""
         values = None if self.value_table is None else self.value_table * share
         return replace(self, table=self.table * share, value_table=values)
 
+    def queries(self, start: int, stop: int) -> Tensor:
+        """Scaled queries start…stop−1 in float32, made when they are needed: all at once are as large as q and more."""
+        return self.query[:, :, start:stop].float() * self.scaling
+
     def scores(self) -> Tensor:
         """Every query's product with every row of the table: float32, (B, H, Lq, R)."""
-        return self.query @ self.table.transpose(-1, -2)
+        return self.queries(0, self.query.shape[2]) @ self.table.transpose(-1, -2)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """See `Bias.rows`: (B, H, stop − start, Lk)."""
-        products = self.query[:, :, start:stop] @ self.table.transpose(-1, -2)
+        products = self.queries(start, stop) @ self.table.transpose(-1, -2)
         index = self.index_rows(start, stop)[:, None].expand(*products.shape[:3], -1)
         return products.gather(-1, index)
 
@@ -194,9 +200,11 @@ class RelativeContentBias(Bias):
     """Each query's product with a vector per head and relative distance: query_i · table[Δ] (Transformer-XL).
 
     Attributes:
-        query: scaled queries, float32, (B, H, Lq, d); d need not be the heads' dimension.
-        table: float32, (H|1, Lq + Lk − 1, d), ordered as `Positions.distances`.
+        query: queries, (B, H, Lq, d), see `queries`; d need not be the heads' dimension.
+        table: float32, (H|1, N, d), the last N of `Positions.distances`; to those before them goes the first row.
         key_length: Lk.
+        shift: added to the queries, float32, broadcastable to them.
+        scaling: factor on the shifted queries.
     """
 
     proportional_to = "table"
@@ -204,12 +212,27 @@ class RelativeContentBias(Bias):
     query: Tensor
     table: Tensor
     key_length: int
+    shift: Tensor | None = None
+    scaling: float = 1.0
+
+    def queries(self, start: int, stop: int) -> Tensor:
+        """Queries start…stop−1, shifted and scaled, in float32; made when they are needed, see `ClippedContentBias`."""
+        query = self.query[:, :, start:stop].float()
+        return (query if self.shift is None else query + self.shift) * self.scaling
+
+    def distance_vectors(self, start: int, stop: int) -> Tensor:
+        """The table's rows for the elements start…stop−1 of `Positions.distances`, (H|1, stop − start, d)."""
+        missing = self.query.shape[2] + self.key_length - 1 - self.table.shape[1]
+        if missing <= start:
+            return self.table[:, start - missing : stop - missing]
+        index = torch.arange(start, stop, device=self.table.device) - missing
+        return self.table.index_select(1, index.clamp(min=0))
 
     def rows(self, start: int, stop: int) -> Tensor:
         """See `Bias.rows`: (B, H, stop − start, Lk), by Transformer-XL's relative shift (appendix B)."""
         block = stop - start
         width = block + self.key_length - 1
-        products = self.products(start, stop, self.table[:, start : start + width]).flip(-1)
+        products = self.products(start, stop, self.distance_vectors(start, start + width)).flip(-1)
         batch, heads = products.shape[:2]
         # Row r holds its Lk products from column (block − 1 − r) on; shifting the rows into place is a strided view.
         plane = block * width
@@ -219,7 +242,7 @@ class RelativeContentBias(Bias):
 
     def products(self, start: int, stop: int, table: Tensor) -> Tensor:
         """Products of the queries start…stop−1 with rows (H|1, N, d) of the table: (B, H, stop − start, N)."""
-        query = self.query[:, :, start:stop]
+        query = self.queries(start, stop)
         if table.shape[0] == 1:  # matmul would repeat the one table for each head
             return (query.flatten(1, 2) @ table[0].t()).unflatten(1, query.shape[1:3])
         return query @ table.transpose(-1, -2)

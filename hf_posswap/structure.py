@@ -65,9 +65,10 @@ def plan_swap(base: Any, architecture: Architecture, config: SchemeConfig, to_sw
     if facts.native_table is not None and not resolved.keep_native:
         retired = RetiredTable(facts.native_table, use_mean=not scheme.brings_whole_table())
     chosen = _plan_layers(base, architecture, resolved, scheme, facts)
-    _match(scheme, dtype=base.dtype, device=device_of(embeddings))
+    dtype = base.dtype  # transformers looks for it through all weights
+    _match(scheme, dtype=dtype, device=device_of(embeddings))
     for module, layer in chosen:
-        _match(layer, dtype=base.dtype, device=device_of(module))
+        _match(layer, dtype=dtype, device=device_of(module))
         _check_forward(module)
     _check_forward(base)
     layers = [(module, to_swapped(stock_class_of(module)), layer) for module, layer in chosen]
@@ -87,6 +88,8 @@ def _check_size(base: Any, config: SchemeConfig, facts: ModelFacts) -> None:
         size = sum(weight.numel() * times for part, times in parts for weight in part.parameters())
     except RuntimeError as error:  # torch's, for sizes that overflow its integers
         raise SchemeConfigError(f"scheme {config.name!r} would be too large to exist with these options.") from error
+    if size <= SMALL_SCHEME:
+        return  # without a look at every weight of the model
     allowed = max(SMALL_SCHEME, sum(weight.numel() for weight in base.parameters()))
     if size > allowed:
         options = {key: value for key, value in config.to_dict().items() if key != "name" and value is not None}

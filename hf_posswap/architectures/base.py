@@ -101,7 +101,9 @@ class Architecture(ABC):
 
     def facts(self, base: Any) -> ModelFacts:
         """Return what a scheme may know about a base model, stock or swapped; what it says is about the stock one."""
-        config = base.config
+        config, table = base.config, self.position_table(base)
+        # Read where it is needed only: it goes through what may be the largest weight of all.
+        scale = _root_mean_square(base.get_input_embeddings().weight) if table is None else 1.0
         return ModelFacts(
             architecture=self.name,
             hidden_size=config.hidden_size,
@@ -112,9 +114,9 @@ class Architecture(ABC):
             train_length=config.max_position_embeddings,
             causal=self.is_causal(config),
             native=self.native,
-            embedding_rms=_root_mean_square(base.get_input_embeddings().weight),
+            embedding_rms=scale,
             native_rope=self.native_rope(config),
-            native_table=table_rows(self.position_table(base)),
+            native_table=table_rows(table),
         )
 
     def native_rope(self, config: Any) -> dict[str, Any] | None:

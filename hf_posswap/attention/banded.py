@@ -7,7 +7,8 @@ FlashAttention are (Dao et al. 2022, section 3.1). Memory is O(length · K), and
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from hf_posswap.biases import ClippedContentBias
 
 BAND_BLOCK = 64
 """Queries that share one product with the keys of their bands."""
+NEAR_QUERIES = 256
+"""Queries whose bands are held at a time, in float32: a multiple of `BAND_BLOCK`."""
 SUM_CHANNELS = 8
 """Channels added for the backward pass; kernels like multiples of 8."""
 
@@ -41,40 +44,78 @@ def banded_attention(inputs: AttentionInputs, bias: ClippedContentBias, segments
         segments: what each query sees.
     """
     if len(segments) == 1 and segments[0].stop - segments[0].start == inputs.query_length:
-        return _text(inputs.q, inputs.k, inputs.v, bias.query, bias, inputs.scaling)
+        return _text(inputs.q, inputs.k, inputs.v, bias, inputs.scaling)
     batch, heads, length, dim = inputs.q.shape
     context = inputs.q.new_zeros(batch, heads, length, dim)
     for segment in segments:
         rows, queries = segment.batch, slice(segment.start, segment.stop)
-        q, k, v, scaled = (x[rows, :, queries] for x in (inputs.q, inputs.k, inputs.v, bias.query))
-        context[rows, :, queries] = _text(q, k, v, scaled, bias, inputs.scaling)
+        q, k, v, asking = (x[rows, :, queries] for x in (inputs.q, inputs.k, inputs.v, bias.query))
+        context[rows, :, queries] = _text(q, k, v, replace(bias, query=asking), inputs.scaling)
     return context
 
 
-def _text(q: Tensor, k: Tensor, v: Tensor, scaled: Tensor, bias: ClippedContentBias, scaling: float) -> Tensor:
-    """Return the context of one causal text; `scaled` are the queries that meet the bias's vectors."""
+def _text(q: Tensor, k: Tensor, v: Tensor, bias: ClippedContentBias, scaling: float) -> Tensor:
+    """Return the context of one causal text, whose queries meet the bias's vectors as `bias.query` has them."""
+    assert bias.reach is not None
+    reach, length = bias.reach, q.shape[2]
+    far = None
+    if length > reach:
+        far = CausalAttention.apply(q[:, :, reach:], k[:, :, :-reach], v[:, :, :-reach], scaling)
+    parts = []
+    for start in range(0, length, NEAR_QUERIES):
+        stop = min(start + NEAR_QUERIES, length)
+        parts.append(_joined(Part(start, stop, q, k, v, scaling), bias, far))
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+
+
+class Part(NamedTuple):
+    """Some queries of a causal text: start…stop−1 of q (B, H, L, d), k and v (B, Hkv, L, d)."""
+
+    start: int
+    stop: int
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scaling: float
+
+
+def _joined(part: Part, bias: ClippedContentBias, far: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return the context of a part: its band, and what all queries from `reach` on have of the keys before theirs.
+
+    Args:
+        part: the queries.
+        bias: the bias of the whole text.
+        far: context and log-sum-exps of the queries from `reach` on over the keys before their bands.
+    """
+    start, stop, q, k, v, scaling = part
     assert bias.reach is not None
     reach, exact = bias.reach, bias_dtype(q)
-    band = Band(q.shape[1] // k.shape[1], q.shape[2], reach)
-    near = band.scores(q.to(exact), k.to(exact)) * scaling
+    lead = min(start, reach - 1)
+    q = q[:, :, start:stop].to(exact)
+    k, v = (x[:, :, start - lead : stop].to(exact) for x in (k, v))
+    band = Band(q.shape[1] // k.shape[1], stop - start, reach, lead)
+    near = band.scores(q, k) * scaling
     vectors = bias.table.to(exact)[1 : reach + 1] - bias.table.to(exact)[0]
-    near = (near + scaled.to(exact) @ vectors.t()).masked_fill(band.before_the_text(q.device), float("-inf"))
+    near = (near + bias.queries(start, stop).to(exact) @ vectors.t()).masked_fill(
+        band.before_the_text(q.device), float("-inf")
+    )
     total = near.logsumexp(-1)
-    far_context = far_share = None
-    if q.shape[2] > reach:
-        far_context, far_sums = CausalAttention.apply(q[:, :, reach:], k[:, :, :-reach], v[:, :, :-reach], scaling)
-        total = torch.logaddexp(total, F.pad(far_sums, (reach, 0), value=float("-inf")))
-        far_share = (far_sums - total[:, :, reach:]).exp()[..., None]
+    hidden = min(max(0, reach - start), stop - start)  # queries of this part that see nothing but their bands
+    reached = far is not None and hidden < stop - start
+    if far is not None and reached:
+        far_context, far_sums = (x[:, :, start + hidden - reach : stop - reach] for x in far)
+        total = torch.logaddexp(total, F.pad(far_sums, (hidden, 0), value=float("-inf")))
     weights = (near - total[..., None]).exp()
-    context = band.weighted(weights, v.to(exact))
+    context = band.weighted(weights, v)
     if bias.value_table is not None:
         context = context + weights @ bias.value_table.to(exact)[1 : reach + 1]
-    if far_context is None or far_share is None:
-        return context.to(q.dtype)
-    far = far_share * far_context
+    if not reached:
+        return context.to(part.q.dtype)
+    share = (far_sums - total[:, :, hidden:]).exp()[..., None]
+    beyond = share * far_context
     if bias.value_table is not None:
-        far = far + far_share * bias.value_table.to(exact)[0]
-    return (context + F.pad(far, (0, 0, reach, 0))).to(q.dtype)
+        beyond = beyond + share * bias.value_table.to(exact)[0]
+    return (context + F.pad(beyond, (0, 0, hidden, 0))).to(part.q.dtype)
 
 
 class Band:
@@ -87,17 +128,18 @@ class Band:
         sharing: query heads per key head.
         length: L.
         reach: number of distances.
+        lead: keys that stand before the first query, less than `reach`.
     """
 
-    def __init__(self, sharing: int, length: int, reach: int) -> None:
-        self.sharing, self.length, self.reach = sharing, length, reach
+    def __init__(self, sharing: int, length: int, reach: int, lead: int) -> None:
+        self.sharing, self.length, self.reach, self.lead = sharing, length, reach, lead
         self.count = -(-length // BAND_BLOCK)
         self.width = BAND_BLOCK + reach - 1
 
     def before_the_text(self, device: torch.device) -> Tensor:
         """Return which columns are keys before the first one, (L, reach)."""
         columns = torch.arange(self.reach, device=device)
-        return torch.arange(self.length, device=device)[:, None] + columns < self.reach - 1
+        return torch.arange(self.length, device=device)[:, None] + columns < self.reach - 1 - self.lead
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Return q·k within the band, (B, H, L, reach)."""
@@ -107,7 +149,7 @@ class Band:
         return self._texts(bands)
 
     def weighted(self, weights: Tensor, v: Tensor) -> Tensor:
-        """Return the sums of values (B, Hkv, L, d) with weights (B, H, L, reach): (B, H, L, d)."""
+        """Return the sums of values (B, Hkv, lead + L, d) with weights (B, H, L, reach): (B, H, L, d)."""
         bands = self._blocks(weights).unflatten(3, (-1, BAND_BLOCK))
         rows = F.pad(bands, (0, self.width + 1 - self.reach)).flatten(-2)[..., : BAND_BLOCK * self.width]
         products = rows.unflatten(-1, (BAND_BLOCK, self.width)).flatten(3, 4) @ self._windows(v).mT
@@ -124,8 +166,8 @@ class Band:
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :, : self.length]
 
     def _windows(self, x: Tensor) -> Tensor:
-        """(B, Hkv, L, d) to the keys or values that each block's bands reach, (B, Hkv, blocks, d, width)."""
-        padded = F.pad(x, (0, 0, self.reach - 1, self.count * BAND_BLOCK - self.length))
+        """(B, Hkv, lead + L, d) to the keys or values that each block's bands reach, (B, Hkv, blocks, d, width)."""
+        padded = F.pad(x, (0, 0, self.reach - 1 - self.lead, self.count * BAND_BLOCK - self.length))
         return padded.unfold(2, self.width, BAND_BLOCK)
 
 

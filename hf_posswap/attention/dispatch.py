@@ -139,7 +139,8 @@ def _on_cpu(inputs: AttentionInputs, bias: Bias) -> Tensor | None:
             return learned_relative_attention(inputs, bias)
         return None if segments is None else learned_attention_in_segments(inputs, bias, segments)
     if isinstance(bias, RelativeContentBias) and inputs.mask is None:
-        learns = any(map(_needs_gradient, (bias.query, bias.table, inputs.k, inputs.v)))
+        given = (bias.query, bias.table, inputs.k, inputs.v, *([] if bias.shift is None else [bias.shift]))
+        learns = any(map(_needs_gradient, given))
         return None if learns else strided.content_attention(inputs, bias)
     return None
 

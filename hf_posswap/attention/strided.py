@@ -27,8 +27,12 @@ LONGEST_BLOCK = 1024
 BLOCKS = 8
 """Half precision converts all keys a block sees in each call, so long texts take longer blocks: an eighth, at most
 `LONGEST_BLOCK`. At 4096 tokens, backward, 1024 queries took two thirds of the time of 256."""
-CONTENT_BLOCK = 128
-"""Queries per block where the bias reads the queries and a block of it has to be made."""
+LARGE_TILES = 768
+"""Queries from which torch's kernel takes 256 of them at a time, below that 64. In float32 a block is as long once it
+is no more than an eighth of the text: at 16384 tokens that took four fifths of the time of 256, at 2048 more."""
+CONTENT_BLOCK = 64
+"""Queries per block where the bias reads the queries and a block of it has to be made. On a CPU with AVX2, 32, 64, 96
+and 128 took equally long within the noise, from 512 to 8192 tokens in float32; memory grows with the block."""
 
 
 class Block(NamedTuple):
@@ -132,7 +136,9 @@ def backward(
 
 def query_block(length: int, half: bool) -> int:
     """Return how many queries of a text to take at once, in half precision or not."""
-    return min(max(length // BLOCKS, QUERY_BLOCK), LONGEST_BLOCK) if half else QUERY_BLOCK
+    if half:
+        return min(max(length // BLOCKS, QUERY_BLOCK), LONGEST_BLOCK)
+    return LARGE_TILES if length >= BLOCKS * LARGE_TILES else QUERY_BLOCK
 
 
 def relative_blocks(
@@ -175,7 +181,6 @@ def content_attention(inputs: AttentionInputs, bias: RelativeContentBias) -> Ten
     context = torch.empty_like(inputs.q)
     reversed_k, reversed_v = inputs.k.flip(2), inputs.v.flip(2)
     dtype = bias_dtype(inputs.q)
-    table = bias.table.to(dtype).transpose(-1, -2)
     for start in range(0, queries, CONTENT_BLOCK):
         stop = min(start + CONTENT_BLOCK, queries)
         last = min(stop, keys) if causal else keys
@@ -185,8 +190,10 @@ def content_attention(inputs: AttentionInputs, bias: RelativeContentBias) -> Ten
         hidden = max(0, keys - 1 - first_distance) if causal else 0
         products = torch.empty(batch, heads, count, width, dtype=dtype)
         products[..., :hidden] = float("-inf")
-        seen = table[:, :, first_distance + hidden : first_distance + width]
-        torch.matmul(bias.query[:, :, start:stop].to(dtype), seen, out=products[..., hidden:])
+        seen = bias.distance_vectors(first_distance + hidden, first_distance + width).to(dtype)
+        for asking, row in zip(bias.queries(start, stop).to(dtype), products, strict=True):
+            # Unlike matmul, bmm writes into a part of a tensor without a copy.
+            torch.bmm(asking, seen.expand(heads, -1, -1).mT, out=row[..., hidden:])
         rows = products.as_strided(
             (batch, heads, count, last),
             (heads * count * width, count * width, width + 1, 1),

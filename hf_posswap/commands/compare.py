@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hf_posswap.commands.console import SCHEME_HELP, JsonOption, note, parse_numbers, quiet_libraries, split_list
+from hf_posswap.commands.precision import PRECISION_HELP, begun_precision, decide_precision
 
 if TYPE_CHECKING:
     from hf_posswap.commands.progress import LineObserver
@@ -89,8 +90,8 @@ def compare(
         typer.Option(help="Of the stock model's outputs; the rest is the text itself.", rich_help_panel=HEALING),
     ] = 1.0,
     precision: Annotated[
-        str, typer.Option(metavar="no|bf16", help="bf16: compute in bfloat16.", rich_help_panel=HEALING)
-    ] = "bf16",
+        str | None, typer.Option(metavar="no|bf16", help=PRECISION_HELP, rich_help_panel=HEALING)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well a model reads, by length: as it is, and with each scheme swapped in, calibrated and healed."""
@@ -109,7 +110,7 @@ def compare(
             learning_rate=learning_rate,
             scheme_learning_rate=scheme_learning_rate,
             distill=distill_weight,
-            precision=precision,
+            precision=_precision(precision, device, None if overwrite else output_dir / "compare.json"),
         )
     settings = comparison.Settings(
         model=model,
@@ -147,6 +148,13 @@ def compare(
     typer.echo("\nWrote:", err=as_json)
     for path in files:
         typer.echo(f"  {path}", err=as_json)
+
+
+def _precision(given: str | None, device: str | None, earlier: Path | None) -> str:
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return decide_precision(given, device, begun_precision(earlier, ("settings", "healing")))
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import typer
 
 from hf_posswap.commands.console import SCHEME_HELP, JsonOption, note, parse_numbers, print_json, quiet_libraries
 from hf_posswap.commands.models import check_output
+from hf_posswap.commands.precision import PRECISION_HELP, begun_precision, decide_precision
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -93,9 +94,7 @@ def finetune(
         float, typer.Option(help="Share of the steps in which the rate rises.", rich_help_panel=HEALING)
     ] = 0.05,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.", rich_help_panel=HEALING)] = 1.0,
-    precision: Annotated[
-        str, typer.Option(metavar="no|bf16", help="bf16: compute in bfloat16.", rich_help_panel=RUN)
-    ] = "no",
+    precision: Annotated[str | None, typer.Option(metavar="no|bf16", help=PRECISION_HELP, rich_help_panel=RUN)] = None,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=RUN)
     ] = False,
@@ -154,7 +153,7 @@ def finetune(
         weight_decay=weight_decay,
         warmup=warmup,
         clip=clip,
-        precision=precision,  # type: ignore[arg-type]
+        precision=_precision(precision, output_dir if resume else None),  # type: ignore[arg-type]
         gradient_checkpointing=gradient_checkpointing,
         dropout=dropout,
         packing=packing,
@@ -195,6 +194,15 @@ def finetune(
         raise typer.Exit(INTERRUPTED) from error
     if observer.main:
         _report(result, output_dir, as_json)
+
+
+def _precision(given: str | None, begun_in: Path | None) -> str:
+    from hf_posswap.training.checkpoints import STATE, checkpoints_in
+    from hf_posswap.training.distribution import expected_device
+
+    checkpoints = [] if begun_in is None else checkpoints_in(begun_in)
+    newest = checkpoints[-1] / STATE if checkpoints else None
+    return decide_precision(given, expected_device(), begun_precision(newest, ("run", "options")))
 
 
 def _note_way_on(output_dir: Path) -> None:

@@ -3,9 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.windows import check_lengths
 from hf_posswap.training.options import HealingOptions
+from hf_posswap.training.precision import fast_precision
 from hf_posswap.training.stages import CALIBRATION_TOKENS
 
 STOCK = "stock"
@@ -61,14 +64,15 @@ class Settings:
 def recipe(tokens: int, **changes: Any) -> HealingOptions:
     """Return how a swapped model is healed with so many tokens: what healed small models best.
 
-    The stock model's outputs are the target. `changes` replace single options of `HealingOptions`.
+    The stock model's outputs are the target, and it computes in bfloat16 where there are instructions for it.
+    `changes` replace single options of `HealingOptions`.
     """
     chosen: dict[str, Any] = {
         "distill": 1.0,
         "batch_size": 16,
         "learning_rate": 1e-3,
         "scheme_learning_rate": 2e-2,
-        "precision": "bf16",
+        "precision": fast_precision("cuda" if torch.cuda.is_available() else "cpu"),
         "checkpoint_every": 0,
     }
     return HealingOptions(tokens=tokens, **(chosen | changes))

@@ -41,12 +41,13 @@ def installed_versions() -> dict[str, str | None]:
 
 
 def hardware() -> dict[str, object]:
-    """Processor, cores, threads, memory and accelerators of this machine."""
+    """Processor, its instructions as torch names them, cores, threads, memory and accelerators of this machine."""
     import torch
 
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),

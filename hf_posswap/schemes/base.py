@@ -35,7 +35,7 @@ class ModelFacts:
         train_length: longest text the stock model was trained to read.
         causal: whether self-attention is causal.
         native: name of the scheme the stock model has.
-        embedding_rms: root mean square of the token embeddings.
+        embedding_rms: root mean square of the token embeddings of a model without a position table; with one, 1.
         native_rope: the stock model's RoPE options, if its native scheme is RoPE (fields of `RopeConfig`).
         native_table: the stock position table (rows, D), if it has one.
     """
@@ -59,6 +59,16 @@ class ModelFacts:
         return "causal" if self.causal else "encoder"
 
 
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _type_hints(config_class: type) -> dict[str, Any]:
+    """Return the types of a config's options, which typing would work out anew each time."""
+    if config_class not in _HINTS:
+        _HINTS[config_class] = typing.get_type_hints(config_class)
+    return _HINTS[config_class]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SchemeConfig:
     """Options of one scheme, validated on construction; JSON round trip by `to_dict` and `as_config`.
@@ -77,7 +87,7 @@ class SchemeConfig:
     keep_native: bool = option(False, "Add to the model's own mechanism instead of replacing it.")
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _type_hints(type(self))
         for field in dataclasses.fields(self):
             value = checked_value(self.name, field, hints[field.name], getattr(self, field.name))
             object.__setattr__(self, field.name, value)
@@ -125,7 +135,7 @@ class SchemeConfig:
         Raises:
             SchemeConfigError: an unknown option, or a text that is no value of it.
         """
-        hints = typing.get_type_hints(cls)
+        hints = _type_hints(cls)
         options: dict[str, Any] = {}
         for key, text in texts.items():
             if key not in cls.option_names():

@@ -114,7 +114,7 @@ class RopeConfig(SchemeConfig):
 
 
 class Rotation(NamedTuple):
-    """cos and sin of the angles, float32, (B|1, 1, L, r)."""
+    """cos and sin of each pair's angle, float32, (B|1, 1, L, r/2)."""
 
     cos: Tensor
     sin: Tensor
@@ -129,15 +129,13 @@ class Rotations(NamedTuple):
 
 def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
     """Turn the first r dimensions of x (B, H, L, d) in float32 and return x's dtype (equation 34 of the paper)."""
-    rotated = rotation.cos.shape[-1]
-    turning, rest = x[..., :rotated], x[..., rotated:]
+    cos, sin = rotation
+    half = cos.shape[-1]
+    turning, rest = x[..., : 2 * half], x[..., 2 * half :]
     # Half by half, so that little is held in float32 at a time.
-    places = (
-        (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, rotated // 2), slice(rotated // 2, None))
-    )
+    places = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, half), slice(half, None))
     left, right = (turning[..., place].float() for place in places)
-    cos, sin = ([angle[..., place] for place in places] for angle in rotation)
-    turned = [(left * cos[0] - right * sin[0]).to(x.dtype), (right * cos[1] + left * sin[1]).to(x.dtype)]
+    turned = [(left * cos - right * sin).to(x.dtype), (right * cos + left * sin).to(x.dtype)]
     if interleaved:
         turned = [torch.stack(turned, dim=-1).flatten(-2)]
     return torch.cat((*turned, rest), dim=-1) if rest.shape[-1] or not interleaved else turned[0]
@@ -253,11 +251,10 @@ class Rope(Scheme):
     def rotation(self, positions: Tensor, theta: Tensor, share: Tensor | None = None) -> Rotation:
         """Return cos and sin for positions (B|1, L) and θ (r/2,) or (B, r/2), of a share of each angle in a ramp."""
         angles = positions[..., None].float() * (theta if theta.dim() == 1 else theta[:, None])
-        doubled = angles.repeat_interleave(2, -1) if self.config.interleaved else torch.cat((angles, angles), -1)
         factor: Any = frequencies.attention_factor(self.config)
         if share is not None:
-            doubled, factor = doubled * share, factor**share
-        return Rotation((doubled.cos() * factor)[:, None], (doubled.sin() * factor)[:, None])
+            angles, factor = angles * share, factor**share
+        return Rotation((angles.cos() * factor)[:, None], (angles.sin() * factor)[:, None])
 
     def prepare(self, positions: Positions) -> Rotations:
         """Angles of this forward, shared by all layers."""

@@ -47,11 +47,12 @@ class ShawLayer(SchemeLayer):
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
         """q·a^K_c/√d, equation 5 of the paper."""
         return ClippedContentBias(
-            q.float() * scaling,
+            q,
             self.key_table.float(),
             lambda start, stop: self.index_rows(positions, start, stop),
             reach=self.max_distance if positions.by_index and positions.causal else None,
             value_table=None if self.value_table is None else self.value_table.float(),
+            scaling=scaling,
         )
 
     def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:

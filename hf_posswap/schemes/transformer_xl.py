@@ -44,26 +44,15 @@ class TransformerXLLayer(SchemeLayer):
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
         """(q + v)·W_R·r_Δ/√d, the terms (b) and (d); `q` holds u already."""
         shift = (self.position_bias.float() - self.content_bias.float())[:, None]
-        query = (q.float() + shift) * scaling
-        if prepared is not None:
-            return self.bias_by_index(query, positions, prepared)
-        return DenseBias(lambda start, stop: self.rows_by_position(query, positions, start, stop))
-
-    def bias_by_index(self, query: Tensor, positions: Positions, vectors: Tensor) -> Bias:
-        """Multiply W_R with the distances' vectors (N, D), or with queries that are fewer than a head is wide.
-
-        In a causal model the vectors are those of Δ ≥ 0; to keys after the query, which are masked, goes that of 0.
-        """
-        future = positions.query_length + positions.key_length - 1 - vectors.shape[0]
-        if query.shape[2] < query.shape[-1]:
-            heads, dim = self.content_bias.shape
-            query = query @ self.position_weight.float().view(heads, dim, -1)
-            table = vectors[None]
-        else:
-            table = self.project(vectors)
-        if future:
-            table = torch.cat([table[:, :1].expand(-1, future, -1), table], dim=1)
-        return RelativeContentBias(query, table, positions.key_length)
+        if prepared is None:
+            query = (q.float() + shift) * scaling
+            return DenseBias(lambda start, stop: self.rows_by_position(query, positions, start, stop))
+        # W_R is multiplied with the distances' vectors, or with queries that are fewer than a head is wide.
+        if q.shape[2] >= q.shape[-1]:
+            return RelativeContentBias(q, self.project(prepared), positions.key_length, shift, scaling)
+        weight = self.position_weight.float().view(*self.content_bias.shape, -1)
+        query = (q.float() + shift) * scaling @ weight
+        return RelativeContentBias(query, prepared[None], positions.key_length)
 
     def project(self, vectors: Tensor) -> Tensor:
         """Return W_R·r per head for distance vectors (N, D): float32, (H, N, d)."""
@@ -149,7 +138,10 @@ class TransformerXL(Scheme):
         return None
 
     def prepare(self, positions: Positions) -> Tensor | None:
-        """r_Δ of every distance, in a causal model from 0 on: float32, (N, D); None where positions skip."""
+        """r_Δ of every distance, in a causal model from 0 on: float32, (N, D); None where positions skip.
+
+        Keys after the query, which are masked there, get the vector of 0 from `RelativeContentBias`.
+        """
         if not positions.by_index:
             return None
         distances = positions.distances

@@ -7,11 +7,19 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from hf_posswap.training.options import HealingError, HealingOptions
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def expected_device() -> str:
+    """Return the kind of device, such as "cpu" or "cuda", that Accelerate will take."""
+    if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
+        return "cpu"
+    device = torch.accelerator.current_accelerator()
+    return "cpu" if device is None else device.type
 
 
 def make_accelerator(options: HealingOptions, **arguments: Any) -> Accelerator:

@@ -30,6 +30,7 @@ from hf_posswap.training.lengths import Lengths
 from hf_posswap.training.objectives import Inputs, LanguageModelling, Objective, objective_for
 from hf_posswap.training.optimization import choose_trained, make_optimizer, rate_factor, set_learning_rate
 from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.precision import warn_if_slow
 from hf_posswap.training.teacher import readable_length, stock_copy
 from hf_posswap.training.texts import Documents, Window, Windows, batches, check_padding, check_vocabulary
 
@@ -117,6 +118,7 @@ def heal(
         CheckpointError: a checkpoint that cannot be written, is broken, or belongs to another run.
     """
     accelerator = accelerator or make_accelerator(options)
+    warn_if_slow(options.precision, accelerator.device.type)
     settle(accelerator, options, writes_checkpoints=output_dir is not None and options.checkpoint_every > 0)
     _check_types(model)
     plain = plain_model(model)

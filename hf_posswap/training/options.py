@@ -37,7 +37,8 @@ class HealingOptions:
         weight_decay: of matrices; the scheme's parameters, biases and norms have none.
         warmup: share of the steps in which the learning rate rises; it then falls as a cosine to 0.
         clip: largest norm of the gradient.
-        precision: "bf16" computes in bfloat16 by autocast; weights stay as they are.
+        precision: "bf16" computes in bfloat16 by autocast; weights stay as they are. `precision.fast_precision` says
+            whether a device has instructions for it; on one without, healing warns.
         gradient_checkpointing: recompute activations in the backward pass.
         dropout: drop out activations as the model's config says. None: only without a teacher, to whose outputs it
             would be noise.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_posswap.attention import attend, dispatch
+from hf_posswap.attention import attend, banded, dispatch
 from hf_posswap.attention.banded import CausalAttention
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.positions import Positions
@@ -33,11 +33,12 @@ def only_bands(monkeypatch):
     monkeypatch.setattr(dispatch, "blockwise_attention", None)
 
 
-@pytest.mark.parametrize("reach", [1, 3, 16])
+@pytest.mark.parametrize(("reach", "together"), [(1, 256), (3, 256), (16, 256), (3, 64), (16, 64), (100, 64)])
 @pytest.mark.parametrize("values", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.usefixtures("only_bands")
-def test_band_equals_eager_attention_with_its_gradients(length, values, reach):
+def test_band_equals_eager_attention_with_its_gradients(length, values, reach, together, monkeypatch):
+    monkeypatch.setattr(banded, "NEAR_QUERIES", together)
     inputs, bias, mix, layer = shaw(length, reach, values)
     leaves = [inputs.q, inputs.k, inputs.v, *layer.parameters()]
     weights = torch.randn(inputs.q.shape)

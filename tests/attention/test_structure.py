@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hf_posswap
-from hf_posswap.attention import attend, flex
+from hf_posswap.attention import attend, flex, strided
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.benchmarking.memory import peak_bytes
 from hf_posswap.biases import LinearBias, RelativeBias
@@ -77,7 +77,40 @@ def test_biases_that_read_the_query_allocate_a_block_at_a_time(scheme):
         bias = layer.bias(call.q, positions, prepared, call.scaling)
         mix = (lambda weights, start: layer.mix(weights, start, positions, None)) if layer.mixes_values else None
         peak = peak_bytes(lambda: attend(call, bias, mix, "sdpa"), "cpu")
-    assert peak < 10 * QUERIES, "128 queries' products with every distance are 4 times the queries"
+    assert peak < 6 * QUERIES, "64 queries' products with every distance are 2 times the queries"
+
+
+@pytest.mark.parametrize("scheme", ["shaw", "transformer_xl"])
+def test_biases_that_read_the_query_hold_no_copy_of_the_queries_in_float32(scheme):
+    facts = model_facts(hidden_size=HEADS * DIM, num_heads=HEADS, num_key_value_heads=KEY_HEADS, head_dim=DIM)
+    made, layer = build(parse_scheme(scheme), facts)
+    steps = torch.arange(LENGTH)[None]
+    positions = Positions(steps, steps, 0, True)
+    query = torch.randn(1, HEADS, LENGTH, DIM)
+    with torch.no_grad():
+        prepared = made.prepare(positions)
+        table = 0 if prepared is None else layer.project(prepared).untyped_storage().nbytes()
+        allocated = peak_bytes(lambda: layer.bias(query, positions, prepared, 1.0), "cpu")
+    assert allocated < table + QUERIES / 2
+
+
+@pytest.mark.parametrize(
+    ("length", "dtype", "blocks"),
+    [(2048, torch.float32, 8), (6144, torch.float32, 8), (16384, torch.float32, 22), (16384, torch.bfloat16, 16)],
+)
+def test_long_texts_take_long_blocks(length, dtype, blocks, monkeypatch):
+    sizes = []
+
+    def count(q, k, v, rows, scaling):
+        sizes.append(q.shape[2])
+        return torch.zeros_like(q), q.new_zeros(q.shape[:3], dtype=torch.float32)
+
+    monkeypatch.setattr(strided, "fused", count)
+    q, k, v = (torch.zeros(1, 1, length, 8, dtype=dtype) for _ in range(3))
+    bias = RelativeBias(torch.zeros(1, 2 * length - 1), length, length)
+    attend(AttentionInputs(q, k, v, None, True, 1.0), bias, None, "sdpa")
+    assert len(sizes) == blocks
+    assert sum(sizes) == length
 
 
 def test_one_query_copies_no_keys():

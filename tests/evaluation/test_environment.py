@@ -14,6 +14,7 @@ def test_environment_is_json_and_names_versions_hardware_and_command() -> None:
     assert environment["command"] == "hf-posswap compare --text 'my book.txt'"
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["hardware"]["cores"] >= 1
+    assert environment["hardware"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert environment["time"].endswith("+00:00")
 
 

@@ -78,6 +78,8 @@ def arguments(output: Path, text: Path, *options: str, model: str = "demo:gpt2")
         "--checkpoint-every",
         "2",
         "--no-calibrate",
+        "--precision",
+        "no",
         *options,
     ]
 
