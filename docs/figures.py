@@ -1,7 +1,7 @@
-"""Draw the two figures of docs/figures.md and write its tables: what was measured here, beside the paper's curves.
+"""Draw the figures of docs/figures.md and docs/speed.md and write their tables: measured here, and the paper's curves.
 
 Run `python docs/figures.py`. It reads docs/results and docs/figures/papers.json and nothing else. With `--check` it
-writes nothing and fails if the page's tables are not up to date.
+writes nothing and fails if a page's tables are not up to date.
 """
 
 import csv
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from length_figure import costs_table, length_figure, read_costs, slopes_table
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.figures import (
@@ -31,7 +33,8 @@ from hf_posswap.reporting.images import draw
 from hf_posswap.reporting.results import Group, Row, read_results
 
 DOCS = Path(__file__).parent
-PAGE, FOLDER, RESULTS = DOCS / "figures.md", DOCS / "figures", DOCS / "results"
+PAGE, SPEED_PAGE, FOLDER, RESULTS = DOCS / "figures.md", DOCS / "speed.md", DOCS / "figures", DOCS / "results"
+LENGTHS = RESULTS / "bench-cpu" / "lengths"
 MODEL, STUDY = "demo:gpt2", RESULTS / "study-small" / "gpt2.csv"
 HEALED_TOKENS = "224000"
 MARKS = "<!-- {} {}: written by docs/figures.py -->"
@@ -50,7 +53,7 @@ Curves = dict[str, list[tuple[float, float | None]]]
 
 
 def main() -> int:
-    """Write the figures and the page's tables, or check the tables under `--check`; return the exit status."""
+    """Write the figures and the pages' tables, or check the tables under `--check`; return the exit status."""
     papers = json.loads((FOLDER / "papers.json").read_text(encoding="utf-8"))
     groups = read_results(RESULTS).groups
     panels = {
@@ -59,16 +62,24 @@ def main() -> int:
         "Here: the same, swapped and no more": swapped_curves(groups),
     }
     cost = costs(papers["cost"], groups)
-    page = PAGE.read_text(encoding="utf-8")
-    written = between(page, "extrapolation", markdown(extrapolation_table(panels)))
-    written = between(written, "cost", markdown(cost_table(cost)) + ("" if len(cost) > 1 else not_measured()))
+    by_length = read_costs(LENGTHS)
+    figures_page = between(PAGE.read_text(encoding="utf-8"), "extrapolation", markdown(extrapolation_table(panels)))
+    no_cost = "" if len(cost) > 1 else not_measured()
+    slopes = f"{markdown(slopes_table(by_length))}\n{markdown(costs_table(by_length))}"
+    pages = {
+        PAGE: between(figures_page, "cost", markdown(cost_table(cost)) + no_cost),
+        SPEED_PAGE: between(SPEED_PAGE.read_text(encoding="utf-8"), "lengths", slopes),
+    }
     if "--check" in sys.argv:
-        if written != page:
-            print(f"{PAGE.name} is not up to date. Run: python docs/figures.py", file=sys.stderr)
-        return int(written != page)
-    PAGE.write_text(written, encoding="utf-8")
+        stale = [path.name for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
+        if stale:
+            print(f"not up to date: {', '.join(stale)}. Run: python docs/figures.py", file=sys.stderr)
+        return int(bool(stale))
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
     draw(extrapolation_figure(panels, papers["source"]), FOLDER / "extrapolation.png")
     draw(cost_figure(cost, papers["source"]), FOLDER / "cost.png")
+    draw(length_figure(by_length), FOLDER / "lengths.png")
     return 0
 
 
