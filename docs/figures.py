@@ -1,7 +1,7 @@
-"""Draw the two figures of docs/figures.md and write its tables: what was measured here, beside the paper's curves.
+"""Draw the figures of docs/figures.md and docs/speed.md and write their tables: measured here, and the paper's curves.
 
 Run `python docs/figures.py`. It reads docs/results and docs/figures/papers.json and nothing else. With `--check` it
-writes nothing and fails if the page's tables are not up to date.
+writes nothing and fails if a page's tables are not up to date.
 """
 
 import csv
@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from length_figure import costs_table, length_figure, read_costs, slopes_table
 from marked import between, markdown
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
@@ -34,7 +35,8 @@ from hf_posswap.reporting.images import draw
 from hf_posswap.reporting.results import Group, Row, as_group, read_results, result_file
 
 DOCS = Path(__file__).parent
-PAGE, FOLDER, RESULTS = DOCS / "figures.md", DOCS / "figures", DOCS / "results"
+PAGE, SPEED_PAGE, FOLDER, RESULTS = DOCS / "figures.md", DOCS / "speed.md", DOCS / "figures", DOCS / "results"
+LENGTHS = RESULTS / "bench-cpu" / "lengths"
 MODEL, STUDY, SWAPPED = "demo:gpt2", RESULTS / "study-small" / "gpt2.csv", RESULTS / "compare-gpt2.json"
 HEALED_TOKENS = "224000"
 SCRIPT = Path(__file__).name
@@ -53,7 +55,7 @@ Curves = dict[str, list[tuple[float, float | None]]]
 
 
 def main() -> int:
-    """Write the figures and the page's tables, or check the tables under `--check`; return the exit status."""
+    """Write the figures and the pages' tables, or check the tables under `--check`; return the exit status."""
     papers = json.loads((FOLDER / "papers.json").read_text(encoding="utf-8"))
     groups = read_results(RESULTS).groups
     panels = {
@@ -62,17 +64,26 @@ def main() -> int:
         "Here: the same, swapped and no more": swapped_curves(as_group(result_file(read_comparison(SWAPPED)))),
     }
     cost = costs(papers["cost"], groups)
-    page = PAGE.read_text(encoding="utf-8")
-    written = between(page, "extrapolation", markdown(extrapolation_table(panels)), SCRIPT)
-    cost_text = markdown(cost_table(cost)) + ("" if len(cost) > 1 else not_measured())
-    written = between(written, "cost", cost_text, SCRIPT)
+    by_length = read_costs(LENGTHS)
+    figures_page = between(
+        PAGE.read_text(encoding="utf-8"), "extrapolation", markdown(extrapolation_table(panels)), SCRIPT
+    )
+    no_cost = "" if len(cost) > 1 else not_measured()
+    slopes = f"{markdown(slopes_table(by_length))}\n{markdown(costs_table(by_length))}"
+    pages = {
+        PAGE: between(figures_page, "cost", markdown(cost_table(cost)) + no_cost, SCRIPT),
+        SPEED_PAGE: between(SPEED_PAGE.read_text(encoding="utf-8"), "lengths", slopes, SCRIPT),
+    }
     if "--check" in sys.argv:
-        if written != page:
-            print(f"{PAGE.name} is not up to date. Run: python docs/figures.py", file=sys.stderr)
-        return int(written != page)
-    PAGE.write_text(written, encoding="utf-8")
+        stale = [path.name for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
+        if stale:
+            print(f"not up to date: {', '.join(stale)}. Run: python docs/figures.py", file=sys.stderr)
+        return int(bool(stale))
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
     draw(extrapolation_figure(panels, papers["source"]), FOLDER / "extrapolation.png")
     draw(cost_figure(cost, papers["source"]), FOLDER / "cost.png")
+    draw(length_figure(by_length), FOLDER / "lengths.png")
     return 0
 
 
