@@ -24,7 +24,6 @@ RETRIEVAL, BIASES, BENCH = "retrieval.json", "biases.json", "bench.json"
 
 ALIBI, T5 = "alibi:trainable=true:per_layer=true", "t5:per_layer=true"
 """ALiBi and T5 in the forms that calibration can fit in every layer."""
-FIXED = "none,alibi,rope,sinusoidal,kerple,learned,transformer_xl,shaw,sandwich,t5,learned:hierarchical"
 BOTH_WAYS = "alibi:form=two-slope:trainable=true:per_layer=true"
 """ALiBi for an encoder, which has to tell left from right."""
 
@@ -63,6 +62,14 @@ class Step:
         return bool(result.get("complete", True)) and made_by[-len(words) :] == words
 
 
+def schemes_for_gpt2() -> str:
+    """Return every registered scheme that fits, and the forms that another default keeps out of sight."""
+    from hf_posswap import capabilities
+
+    fitting = [cell.scheme for cell in capabilities() if cell.architecture == "gpt2" and cell.supported]
+    return ",".join([*fitting, "learned:hierarchical", ALIBI, T5])
+
+
 def gpt2_steps() -> list[Step]:
     """Return the steps of demo:gpt2: every scheme at every stage, to 16 times the train length, three seeds."""
     healing = "--calibrate --heal-tokens 224000 --control --train-file demo:books/train"
@@ -78,7 +85,7 @@ def gpt2_steps() -> list[Step]:
             "gpt2",
             "gpt2",
             COMPARE,
-            f"compare --model demo:gpt2 --schemes {FIXED},{ALIBI},{T5},relative_bias --text demo:books "
+            f"compare --model demo:gpt2 --schemes {schemes_for_gpt2()} --text demo:books "
             f"--lengths 128,256,512,1024,2048,4096 --tokens 8192 {healing} --seeds 3",
         ),
         *(

@@ -169,20 +169,30 @@ def costs(record: Mapping[str, Any], groups: Iterable[Group]) -> dict[str, dict[
         }
     }
     schemes = [row["scheme"] for row in record["rows"]]
-    for group in groups:
-        if group.family == "bench":
-            rows = [row for row in group.rows if row["scheme"] in schemes and row["time_ratio"] is not None]
-            nearest = min((row["length"] for row in rows), key=lambda n: abs(n - record["length"]), default=None)
-            for row in rows:
-                if row["length"] == nearest:
-                    add_cost(found.setdefault(place_of(group, row), {}), row)
+    for (model, processor), measured in by_processor(groups).items():
+        rows = [row for row in measured if row["scheme"] in schemes and row["time_ratio"] is not None]
+        nearest = min((row["length"] for row in rows), key=lambda n: abs(n - record["length"]), default=None)
+        for row in rows:
+            if row["length"] == nearest:
+                add_cost(found.setdefault(place_of(model, processor, row), {}), row)
     return found
 
 
-def place_of(group: Group, row: Row) -> str:
+def by_processor(groups: Iterable[Group]) -> dict[tuple[str, str], list[Row]]:
+    """Return all rows of benchmarks by model and by the CPU's instructions, "" where a file does not name them."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for group in groups:
+        for file in group.files if group.family == "bench" else ():
+            processor = file.environment["hardware"].get("cpu_capability", "")
+            found.setdefault((group.model, processor), []).extend(file.rows)
+    return found
+
+
+def place_of(model: str, processor: str, row: Row) -> str:
     """Return a short name of where and how a row was measured."""
     way = "dense bias" if row.get("backend") == "dense-eager" else row.get("backend")
-    return f"{group.model}, {row.get('device')} {row.get('dtype')}, {way}, {row['length']}"
+    device = f"{row.get('device')} {processor}".rstrip()
+    return f"{model}, {device} {row.get('dtype')}, {way}, {row['length']}"
 
 
 def add_cost(place: dict[str, dict[str, float | None]], row: Row) -> None:
@@ -196,6 +206,7 @@ def add_cost(place: dict[str, dict[str, float | None]], row: Row) -> None:
 def cost_figure(found: Mapping[str, Mapping[str, Mapping[str, float | None]]], source: str) -> Figure:
     """Return the figure of speed and memory: bars by scheme, the paper's first."""
     schemes = list(next(iter(found.values()))["training"])
+    of_part = {part: {place: parts[part] for place, parts in found.items() if part in parts} for part, _ in PARTS}
     return Figure(
         name="cost",
         title="What a scheme costs: the paper's numbers, and what was measured here",
@@ -204,11 +215,9 @@ def cost_figure(found: Mapping[str, Mapping[str, Mapping[str, float | None]]], s
         panels=tuple(
             BarPanel(
                 title,
-                category_axis("", [place.replace(", ", "\n") for place in found]),
+                category_axis("", [place.replace(",", "").replace(" ", "\n") for place in of_part[part]]),
                 Axis("ratio, stock = 1"),
-                tuple(
-                    bars(scheme, [parts.get(part, {}).get(scheme) for parts in found.values()]) for scheme in schemes
-                ),
+                tuple(bars(scheme, [ratios.get(scheme) for ratios in of_part[part].values()]) for scheme in schemes),
                 (Guide("y", 1.0, "stock"),),
             )
             for part, title in PARTS

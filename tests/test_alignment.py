@@ -174,6 +174,32 @@ def test_turned_units_are_what_the_scheme_makes_of_any_key(scheme: str) -> None:
     torch.testing.assert_close(torch.einsum("bhle,led->bhld", k, units), turned, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_keys_that_are_turned_after_the_cache_are_compared_as_turned() -> None:
+    """Within the train length `dynamic` turns as plain RoPE does, only later: calibration has to see the same keys."""
+    keys = {}
+    for scheme in ("rope", "rope:dynamic", "none"):
+        model, tokens = hf_posswap.swap(lively_model("gpt2", True), scheme), random_tokens(1, 16)
+        assert hf_posswap.train_length(model) >= 16
+        architecture, block, attention = first_layer(model)
+        stream = enter(model.base_model, block, tokens)
+        keys[scheme] = projections(model.base_model, architecture, block, attention, stream, stream).swapped_key
+    torch.testing.assert_close(keys["rope:dynamic"], keys["rope"])
+    assert not torch.allclose(keys["none"], keys["rope"], atol=0.1)
+
+
+@torch.no_grad()
+def test_a_shift_of_keys_is_taken_back_bit_for_bit() -> None:
+    model = hf_posswap.swap(lively_model("gpt2", True), "rope")
+    coordinates = Coordinates(first_layer(model)[0], first_layer(model)[2])
+    bias = coordinates.key.bias.clone().view(4, -1)
+    before = coordinates.shift_keys(torch.full_like(bias, 1 / 3).double())
+    coordinates.put_back_keys(before, torch.tensor([True, False, True, False]))
+    now = coordinates.key.bias.view(4, -1)
+    assert torch.equal(now[::2], bias[::2])
+    torch.testing.assert_close(now[1::2], bias[1::2] + 1 / 3)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_vector_that_all_keys_share_is_found(causal: bool) -> None:
     """Two query heads share the keys of each head; the stock keys are the swapped ones and a vector in common."""
@@ -193,14 +219,14 @@ def test_a_vector_that_all_keys_share_is_found(causal: bool) -> None:
     swapped = torch.einsum("bhle,led->bhld", key, units)
     compared = query[:, :, compared_queries(length)]
     sample = Projections(compared, stock, compared, swapped, 0.3)
-    found = key_shift([sample], [units], causal, FitSettings())
+    found = key_shift([sample], {length: units}, causal, FitSettings())
     torch.testing.assert_close(found, shift[:, 0].double(), atol=0.02, rtol=0)
 
 
 def test_where_queries_read_nothing_keys_stay() -> None:
     none = torch.zeros(1, 2, 8, 4)
     sample = Projections(none[:, :, compared_queries(8)], none, none[:, :, compared_queries(8)], none, 0.5)
-    found = key_shift([sample], [torch.eye(4).expand(8, 4, 4)], True, FitSettings())
+    found = key_shift([sample], {8: torch.eye(4).expand(8, 4, 4)}, True, FitSettings())
     assert torch.equal(found, torch.zeros(2, 4, dtype=torch.float64))
 
 

@@ -55,14 +55,20 @@ class Coordinates:
     def put_back(self, heads: Tensor) -> None:
         """Give the heads that are marked, bool (Hkv,), the coordinates they had at first."""
         for tensor, stock in zip((*self.query, *self.key), self.stock, strict=True):
-            shape = (len(heads), -1)
-            tensor.copy_(torch.where(heads[:, None], stock.reshape(shape), tensor.reshape(shape)).reshape(tensor.shape))
+            _take_back(tensor, stock, heads)
 
     @torch.no_grad()
-    def shift_keys(self, shift: Tensor) -> None:
-        """Add one vector to all keys of each head, (Hkv, d)."""
+    def shift_keys(self, shift: Tensor) -> Tensor:
+        """Add one vector to all keys of each head, (Hkv, d); return what takes it back, see `put_back_keys`."""
         bias = self.key.bias
+        before = bias.clone()
         bias.copy_((bias.double().reshape(shift.shape) + shift).reshape(bias.shape))
+        return before
+
+    @torch.no_grad()
+    def put_back_keys(self, before: Tensor, heads: Tensor) -> None:
+        """Take the last shift back from the heads that are marked, bool (Hkv,), bit for bit."""
+        _take_back(self.key.bias, before, heads)
 
 
 def balanced(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,6 +84,12 @@ def balanced(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
     a = root * torch.linalg.solve_triangular(left.mT, u, upper=True).mT
     b = root * torch.linalg.solve_triangular(right.mT, vt.mT, upper=True).mT
     return a, b
+
+
+def _take_back(tensor: Tensor, before: Tensor, heads: Tensor) -> None:
+    """Give the rows of the heads that are marked, bool (Hkv,), the values they had before."""
+    shape = (len(heads), -1)
+    tensor.copy_(torch.where(heads[:, None], before.reshape(shape), tensor.reshape(shape)).reshape(tensor.shape))
 
 
 def _by_head(tensors: Sequence[Tensor], heads: int) -> Tensor:

@@ -6,7 +6,7 @@ so that this is mostly a function of the distance, a sum of as many cosines as t
 query. The scores are linear in c, so the best one is a matter of least squares.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,19 +20,24 @@ RIDGE = 1e-3
 """Added to the products of features, as a share of their mean: what queries hardly read is left alone."""
 
 
-def key_shift(samples: Sequence[Projections], units: Sequence[Tensor], causal: bool, settings: FitSettings) -> Tensor:
+def key_shift(
+    samples: Sequence[Projections], units: Mapping[int, Tensor], causal: bool, settings: FitSettings
+) -> Tensor:
     """Return the vectors that, added to the keys, bring the scores nearest to the stock ones, (Hkv, d), float64.
 
     Args:
         samples: a layer's queries and keys of each batch.
-        units: for each batch, what the scheme makes of every unit vector as a key, (L, d, d), see `turned_units`.
+        units: by length L of the texts, what the scheme makes of every unit vector as a key, (L, d, d), see
+            `turned_units`.
         causal: whether keys after the query are hidden.
         settings: weights of the pairs.
     """
     heads, dimension = samples[0].stock_key.shape[1], samples[0].stock_key.shape[3]
-    products = torch.zeros(heads, dimension, dimension, dtype=torch.float64, device=units[0].device)
+    device = samples[0].stock_key.device
+    products = torch.zeros(heads, dimension, dimension, dtype=torch.float64, device=device)
     targets = products.new_zeros(heads, dimension)
-    for sample, turned in zip(samples, units, strict=True):
+    for sample in samples:
+        turned = units[sample.length]
         for text in range(len(sample)):
             pairs = pairs_of(sample, text, causal, settings)
             group = len(pairs.weight) // heads
@@ -42,7 +47,7 @@ def key_shift(samples: Sequence[Projections], units: Sequence[Tensor], causal: b
                 products[head // group] += product
                 targets[head // group] += target
     scale = products.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(torch.float32).tiny)
-    ridge = RIDGE * scale[:, None, None] * torch.eye(dimension, dtype=torch.float64, device=products.device)
+    ridge = RIDGE * scale[:, None, None] * torch.eye(dimension, dtype=torch.float64, device=device)
     return torch.linalg.solve(products + ridge, targets)
 
 

@@ -251,17 +251,23 @@ class _Layer:
         coordinates.put_back(self._mismatch(self.samples(), settings) >= left)
         samples = self.samples()
         left = self._mismatch(samples, settings)
-        units = [turned_units(self.block, self.attention, pair[1], len(order)) for pair in self.pairs]
+        units = self._turned_units(len(order))
         for _ in range(settings.rounds):
-            shift = key_shift(samples, units, self._causal, settings)
-            coordinates.shift_keys(shift)
+            unshifted = coordinates.shift_keys(key_shift(samples, units, self._causal, settings))
             samples = self.samples()
             now = self._mismatch(samples, settings)
             if bool((now >= left).any()):
-                coordinates.shift_keys(-shift * (now >= left)[:, None])
+                coordinates.put_back_keys(unshifted, now >= left)
                 samples = self.samples()
             left = torch.minimum(now, left)
         return samples
+
+    def _turned_units(self, head_dim: int) -> dict[int, Tensor]:
+        """Return `turned_units` by length of text: texts of one length have the same positions."""
+        by_length = {student.hidden.shape[1]: student for _, student in self.pairs}
+        return {
+            length: turned_units(self.block, self.attention, student, head_dim) for length, student in by_length.items()
+        }
 
     @property
     def _causal(self) -> bool:

@@ -137,6 +137,7 @@ def finetune(
     from hf_posswap.training.experiment import Experiment, run_experiment
     from hf_posswap.training.options import HealingError, HealingOptions
 
+    # What is typed may be any text: HealingOptions checks it, in words, where typing would want a Literal.
     options = HealingOptions(
         tokens=tokens,
         steps=steps,

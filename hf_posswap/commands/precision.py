@@ -22,7 +22,8 @@ def decide_precision(given: str | None, device: str, begun: str | None = None) -
     """
     from hf_posswap.training.precision import SlowPrecisionWarning, choice_in_words, fast_precision, slowness
 
-    warnings.filterwarnings("ignore", category=SlowPrecisionWarning)  # it is said here
+    # The command's one line below says it; `heal` would say it again for every model of a comparison.
+    warnings.filterwarnings("ignore", category=SlowPrecisionWarning)
     asked = given or begun
     chosen = asked or fast_precision(device)
     said = choice_in_words(fast_precision(device), device) if asked is None else slowness(asked, device)

@@ -232,6 +232,7 @@ class _Trainer:
         length: int,
     ) -> None:
         self.plain, self.options, self.accelerator, self.length = plain_model(model), options, accelerator, length
+        self.lengths = Lengths(length, _shortest_length(options, objective, length), tokenizer)
         choose_trained(model, options)
         objective.freeze_idle(model)
         if options.distill > 0 and teacher is None:
@@ -240,7 +241,6 @@ class _Trainer:
         readable = length if self.teacher is None else readable_length(self.teacher)
         self.objective = objective(options.distill, readable, tokenizer)
         self.objective.check_length(length)
-        self.lengths = Lengths(length, _shortest_length(options, objective, length), tokenizer)
         if options.gradient_checkpointing:
             self.plain.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
