@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 import hf_posswap
 from hf_posswap.errors import BackendError
@@ -51,7 +50,8 @@ def test_flex_attention_agrees_or_says_it_cannot(cell: Cell) -> None:
     model = cell.swapped()
     if not type(model)._supports_flex_attn:
         pytest.skip(f"transformers has no flex_attention for {cell.architecture}")
-    tokens = random_tokens(1, 24)
+    # Not 24: compiled for AVX2, torch 2.13 is wrong where the length is 8 more than a multiple of 16, in stock too.
+    tokens = random_tokens(1, 32)
     with torch.no_grad():
         expected = model(tokens).logits
         model.set_attn_implementation("flex_attention")
@@ -60,23 +60,7 @@ def test_flex_attention_agrees_or_says_it_cannot(cell: Cell) -> None:
                 model(tokens)
             return
         actual = model(tokens).logits
-    if not agree(actual, expected) and not stock_flex_attention_works(cell):
-        # Seen with torch 2.13 on CPUs without AVX-512: not-a-number, or numbers that differ by as much as they are.
-        pytest.skip("torch computes flex_attention wrongly on this CPU, in the stock model too")
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
-
-
-def agree(actual: Tensor, expected: Tensor) -> bool:
-    return torch.allclose(actual, expected, atol=1e-4, rtol=1e-4)
-
-
-@torch.no_grad()
-def stock_flex_attention_works(cell: Cell) -> bool:
-    """Whether the stock model says by flex_attention what it says by sdpa."""
-    stock, tokens = cell.stock(), random_tokens(1, 24)
-    expected = stock(tokens).logits
-    stock.set_attn_implementation("flex_attention")
-    return agree(stock(tokens).logits, expected)
 
 
 @pytest.mark.parametrize("cell", default_cells(), ids=str)
