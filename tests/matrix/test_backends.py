@@ -50,9 +50,10 @@ def test_flex_attention_agrees_or_says_it_cannot(cell: Cell) -> None:
     model = cell.swapped()
     if not type(model)._supports_flex_attn:
         pytest.skip(f"transformers has no flex_attention for {cell.architecture}")
-    # Not 24: compiled for AVX2, torch 2.13 is wrong where the length is 8 more than a multiple of 16, in stock too.
-    tokens = random_tokens(1, 32)
-    with torch.no_grad():
+    tokens = random_tokens(1, 24)
+    # Not compiled: torch 2.13's kernels for the CPU forget the causal mask at some lengths and head dimensions, which
+    # differ by the CPU, in the stock model as in ours. What is ours, masks and biases, is the same either way.
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         expected = model(tokens).logits
         model.set_attn_implementation("flex_attention")
         if cell.config.name in ("shaw", "transformer_xl"):
