@@ -91,7 +91,8 @@ def finetune(
     ] = 1e-2,
     weight_decay: Annotated[float, typer.Option(help="Of matrices.", rich_help_panel=HEALING)] = 0.01,
     warmup: Annotated[
-        float, typer.Option(help="Share of the steps in which the rate rises.", rich_help_panel=HEALING)
+        float,
+        typer.Option(help="Share of the steps in which the rate rises (3 or more).", rich_help_panel=HEALING),
     ] = 0.05,
     clip: Annotated[float, typer.Option(help="Largest norm of the gradient.", rich_help_panel=HEALING)] = 1.0,
     precision: Annotated[str | None, typer.Option(metavar="no|bf16", help=PRECISION_HELP, rich_help_panel=RUN)] = None,

@@ -9,6 +9,10 @@ from torch import nn
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.training.options import HealingError, HealingOptions
 
+SHORTEST_WARMUP = 3
+"""Steps. Adam's first step moves every weight by the whole rate, however small its gradient. Taken at the peak, a
+calibrated `rope` gained 0.07 nats from 28 steps of healing instead of 0.53; 2, 4 or 6 steps of warmup: 0.51 to 0.54."""
+
 
 def scheme_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return a swapped model's own parameters by name: its scheme's, and the mean row left of a position table."""
@@ -61,8 +65,13 @@ def make_optimizer(model: nn.Module, options: HealingOptions) -> torch.optim.Opt
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Return the share of the peak learning rate at a step (from 0): a linear rise, then a cosine down to 0."""
-    rising = max(1, round(warmup * steps))
+    """Return the share of the peak learning rate at a step (from 0): a linear rise, then a cosine down to 0.
+
+    The rise takes a share `warmup` of the steps, or `SHORTEST_WARMUP` if that is more and less than half of the run.
+    Without warmup (0) it takes none.
+    """
+    shortest = min(SHORTEST_WARMUP, steps // 2) if warmup > 0 else 0
+    rising = max(1, round(warmup * steps), shortest)
     if step < rising:
         return (step + 1) / rising
     done = (step - rising) / max(1, steps - rising)

@@ -35,7 +35,8 @@ class HealingOptions:
         learning_rate: peak, for the weights.
         scheme_learning_rate: peak, for the scheme's own parameters.
         weight_decay: of matrices; the scheme's parameters, biases and norms have none.
-        warmup: share of the steps in which the learning rate rises; it then falls as a cosine to 0.
+        warmup: share of the steps in which the learning rate rises; it then falls as a cosine to 0. Unless it is 0, it
+            rises over 3 steps at least, or half of a run shorter than 6.
         clip: largest norm of the gradient.
         precision: "bf16" computes in bfloat16 by autocast; weights stay as they are. `precision.fast_precision` says
             whether a device has instructions for it; on one without, healing warns.

@@ -233,6 +233,13 @@ def test_learning_rates_rise_and_fall_to_zero():
     assert rate_factor(0, 1, 0.0) == 1
 
 
+def test_a_short_run_does_not_take_its_first_step_at_the_peak():
+    assert [rate_factor(step, 28, 0.05) for step in range(3)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [rate_factor(step, 4, 0.05) for step in range(3)] == pytest.approx([1 / 2, 1, 1])
+    assert rate_factor(0, 1, 0.05) == 1
+    assert rate_factor(0, 28, 0.0) == 1  # none was asked for
+
+
 def test_every_parameter_is_in_one_group_with_its_own_rate():
     model = swapped("relative_bias")
     settings = options(learning_rate=1e-3, scheme_learning_rate=2e-2, weight_decay=0.1)
