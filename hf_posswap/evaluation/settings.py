@@ -16,7 +16,7 @@ from hf_posswap.evaluation.passkey_retrieval import DEPTHS, TRIALS
 from hf_posswap.evaluation.positions import BINS
 from hf_posswap.evaluation.windows import check_lengths
 from hf_posswap.reporting.result_files import STAGES
-from hf_posswap.schemes import SchemeConfig, parse_scheme, scheme_class
+from hf_posswap.schemes import parse_scheme, scheme_text
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -116,24 +116,15 @@ def has_masked_head(config: "PretrainedConfig") -> bool:
 
 
 def scheme_label(settings: EvaluationSettings, config: "PretrainedConfig") -> str:
-    """Return the scheme that a model has when it is measured: a specification as "rope:yarn", or "stock"."""
+    """Return the scheme that a model has when it is measured: what to pass for it, as "rope:yarn", or "stock"."""
     if settings.pos_scheme is not None:
         return settings.pos_scheme
     entry: dict[str, Any] | None = getattr(config, "pos_scheme", None)
     if entry is None:
         return "stock"
-    config_class = scheme_class(entry["name"]).config_class
-    variant = config_class.variant_option
-    if variant is None or _resolved(config_class, config)[variant] == entry["options"][variant]:
-        return entry["name"]
-    return f"{entry['name']}:{entry['options'][variant]}"
-
-
-def _resolved(config_class: type[SchemeConfig], config: "PretrainedConfig") -> dict[str, Any]:
-    """Return what a scheme's options become in this model if none is given."""
     with torch.device("meta"):
         base = hf_posswap.AutoModel.from_config(copy.deepcopy(config)).base_model
-    return config_class().resolve(architecture_of(config).facts(base)).to_dict()
+    return scheme_text(base.pos_scheme.config, architecture_of(config).facts(base))
 
 
 def _require_allowed(what: str, value: str, allowed: tuple[str, ...]) -> None:

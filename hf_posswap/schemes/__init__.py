@@ -19,6 +19,7 @@ from hf_posswap.schemes.base import (
     register_scheme,
     schemes,
 )
+from hf_posswap.schemes.options import to_text
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -65,6 +66,27 @@ def parse_scheme(text: str) -> SchemeConfig:
     return config_class.from_texts(options)
 
 
+def scheme_text(config: SchemeConfig, facts: ModelFacts) -> str:
+    """Return the shortest text that means `config` in a model: `parse_scheme` and `resolve` give it back.
+
+    Args:
+        config: a resolved config.
+        facts: of the model that it was resolved for.
+    """
+    kept = {name: getattr(config, name) for name in config.option_names()}
+    for name in config.option_names():
+        fewer = {other: value for other, value in kept.items() if other != name}
+        try:
+            resolved = type(config).from_options(fewer).resolve(facts)
+        except SchemeConfigError:  # another option needs this one
+            continue
+        if resolved == config:
+            kept = fewer
+    variant = config.variant_option
+    parts = [to_text(kept.pop(variant))] if variant in kept else []
+    return ":".join([config.name, *parts, *(f"{name}={to_text(value)}" for name, value in kept.items())])
+
+
 def as_config(pos_scheme: str | dict[str, Any] | SchemeConfig) -> SchemeConfig:
     """Return the config that a user's `pos_scheme` means: a name (or "name:variant:option=value"), a dict or a config.
 
@@ -103,5 +125,6 @@ __all__ = [
     "parse_scheme",
     "register_scheme",
     "scheme_class",
+    "scheme_text",
     "schemes",
 ]

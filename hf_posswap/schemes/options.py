@@ -97,6 +97,15 @@ def from_text(text: str, annotation: Any) -> Any:
     raise TypeError
 
 
+def to_text(value: Any) -> str:
+    """Return an option's value as `from_text` reads it."""
+    if isinstance(value, tuple):
+        return "+".join(to_text(item) for item in value)
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
 def checked_value(owner: str, field: dataclasses.Field[Any], annotation: Any, value: Any) -> Any:
     """Return `value` coerced to the field's type and within its limits.
 

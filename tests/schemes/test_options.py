@@ -9,12 +9,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hf_posswap.errors import SchemeConfigError, UnknownNameError
-from hf_posswap.schemes import SchemeConfig, as_config, list_schemes, parse_scheme, scheme_class
+from hf_posswap.errors import PosSwapError, SchemeConfigError, UnknownNameError
+from hf_posswap.schemes import SchemeConfig, as_config, list_schemes, parse_scheme, scheme_class, scheme_text
 from hf_posswap.schemes.alibi import AlibiConfig
-from hf_posswap.schemes.options import allowed_types
+from hf_posswap.schemes.options import allowed_types, to_text
 from hf_posswap.schemes.rope import RopeConfig
 from hf_posswap.schemes.t5 import T5Config
+from tests.reference import model_facts
 
 FIELDS = [
     (name, field.name) for name in list_schemes() for field in dataclasses.fields(scheme_class(name).config_class)
@@ -68,12 +69,6 @@ def configs(draw) -> SchemeConfig:
         raise
 
 
-def as_text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "+".join(as_text(item) for item in value)
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
-
-
 @given(config=configs())
 @settings(max_examples=200, deadline=None)
 def test_json_round_trip(config):
@@ -83,8 +78,36 @@ def test_json_round_trip(config):
 @given(config=configs())
 @settings(max_examples=200, deadline=None)
 def test_text_round_trip(config):
-    options = [f"{field.name}={as_text(getattr(config, field.name))}" for field in dataclasses.fields(config)]
+    options = [f"{field.name}={to_text(getattr(config, field.name))}" for field in dataclasses.fields(config)]
     assert parse_scheme(":".join([config.name, *options])) == config
+
+
+@given(config=configs())
+@settings(max_examples=200, deadline=None)
+def test_the_shortest_text_means_the_same_in_a_model(config):
+    try:
+        resolved = config.resolve(model_facts())
+    except PosSwapError:
+        assume(False)
+    text = scheme_text(resolved, model_facts())
+    assert parse_scheme(text).resolve(model_facts()) == resolved
+    assert text.startswith(config.name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *list_schemes(),
+        "rope:yarn",
+        "rope:yarn:factor=8",
+        "rope:base=50000:partial_rotary_factor=0.5",
+        "alibi:trainable=true:per_layer=true",
+        "alibi:layers=0+2",
+        "none:recalibration=0.5",
+    ],
+)
+def test_the_shortest_text_names_only_what_was_chosen(text):
+    assert scheme_text(parse_scheme(text).resolve(model_facts()), model_facts()) == text
 
 
 @given(config=configs())
