@@ -121,7 +121,7 @@ class T5Bias(Scheme):
     paper_url = "https://arxiv.org/abs/1910.10683"
     formula = "s + b[bucket(Δ), h]"
     summary = "A learned scalar per head and logarithmic distance bucket, added to the scores."
-    advice = "As a first choice for healing: few parameters, no limit, calibrated well, and nearly as fast as no bias."
+    advice = "For healing, as trainable ALiBi: few parameters, no limit, calibrates well, nearly as fast as no bias."
     config_class = T5Config
     config: T5Config
 
