@@ -10,30 +10,57 @@ from hf_posswap.version import __version__
 FORMAT_VERSION = 1
 REMOTE_CODE_FILE = "modeling_posswap.py"
 ORIGIN_KEYS = ("base_model", "base_source", "base_revision", "base_license")
-ENTRY_KEYS = ("format_version", "name", "options", "native", "hf_posswap_version", *ORIGIN_KEYS)
+HEALED_KEY = "healed"
+"""Its value is true once the weights have learned with the scheme; else the key may be absent."""
+ENTRY_KEYS = ("format_version", "name", "options", "native", "hf_posswap_version", *ORIGIN_KEYS, HEALED_KEY)
 LONGEST_TEXT = 256
 """Characters of a text in an entry: names on the Hub have at most 96, folders 255."""
 SHOWN = 200
 """Characters of a refused value that a message repeats."""
 
 
-def make_entry(config: SchemeConfig, native: str, origin: Mapping[str, str | None]) -> dict[str, Any]:
+def make_entry(config: SchemeConfig, native: str, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `pos_scheme` entry of a model's config.
 
     Args:
         config: the resolved config.
         native: name of the scheme that was swapped out.
-        origin: where the stock model came from: `ORIGIN_KEYS` and their values, as far as known.
+        origin: where the stock model came from: `ORIGIN_KEYS` and their values, as far as known; or the entry that
+            this one replaces.
     """
     options = config.to_dict()
     name = options.pop("name")
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "options": options,
-        "native": native,
-        "hf_posswap_version": __version__,
-    } | {key: origin.get(key) for key in ORIGIN_KEYS}
+    healed = {HEALED_KEY: True} if origin.get(HEALED_KEY) else {}
+    return (
+        {
+            "format_version": FORMAT_VERSION,
+            "name": name,
+            "options": options,
+            "native": native,
+            "hf_posswap_version": __version__,
+        }
+        | {key: origin.get(key) for key in ORIGIN_KEYS}
+        | healed
+    )
+
+
+def is_healed(config: Any) -> bool:
+    """Return whether a swapped model's weights have learned with its scheme: they are no longer the stock model's."""
+    return bool((getattr(config, "pos_scheme", None) or {}).get(HEALED_KEY))
+
+
+def mark_healed(config: Any) -> None:
+    """Note in a swapped model's config that its weights have learned with its scheme."""
+    config.pos_scheme = config.pos_scheme | {HEALED_KEY: True}
+
+
+def healed_before(config: Any) -> str:
+    """Return why a healed model cannot stand for its stock model, and what can: the beginning of a refusal."""
+    origin = config.pos_scheme.get("base_model")
+    return (
+        "the model was healed before: its weights have learned with its scheme, so taking the scheme out no longer "
+        f"gives the stock model{'' if origin is None else f' it was made from, {shown(origin)}'}."
+    )
 
 
 def validate_entry(entry: Any) -> None:
@@ -68,6 +95,8 @@ def config_from_entry(entry: Any) -> SchemeConfig:
     if unknown:
         raise CheckpointError(f"pos_scheme has unknown keys {shown(unknown)}. Allowed: {_KEYS}.")
     _check_texts(entry)
+    if not isinstance(entry.get(HEALED_KEY, False), bool):
+        raise CheckpointError(f"pos_scheme.{HEALED_KEY} is {shown(entry[HEALED_KEY])}; it must be true or false.")
     options = entry.get("options", {})
     if not isinstance(options, dict):
         raise CheckpointError(f"pos_scheme.options is {shown(options)}; it must be an object of scheme options.")

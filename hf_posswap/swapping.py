@@ -96,7 +96,7 @@ def _check_plain(model: Any, architecture: Architecture) -> None:
 def restore(model: Any) -> Any:
     """Give a swapped model its stock mechanism, modules and classes back, in place.
 
-    Bit for bit the stock model if nothing was trained; trained weights stay as they are.
+    Bit for bit the stock model if nothing was trained; trained weights stay as they are, and are then no stock model's.
 
     Returns:
         The same model.

@@ -24,6 +24,7 @@ BAD: list[tuple[Any, str]] = [
     (GOOD | {"options": {"bucket": 3}}, "malformed: unknown option of scheme 't5': 'bucket'"),
     (GOOD | {"name": "allibi"}, "malformed: unknown positional scheme 'allibi'. Did you mean 'alibi'"),
     (GOOD | {"name": None}, "has no 'name'"),
+    (GOOD | {"healed": "yes"}, "healed is 'yes'; it must be true or false"),
     (GOOD | {"code": "import os"}, r"unknown keys \['code'\]"),
 ]
 

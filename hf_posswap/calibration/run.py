@@ -13,6 +13,7 @@ from hf_posswap.calibration.alignment import Coordinates
 from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, mismatch, sum_by_query
 from hf_posswap.calibration.key_shift import key_shift
 from hf_posswap.calibration.streams import Projections, Stream, enter, projected, projections, turned_units
+from hf_posswap.checkpoint import healed_before, is_healed
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.structure import natively
@@ -134,6 +135,8 @@ def calibration_refusal(model: Any) -> str | None:
         raise NotSwappedError(
             "calibration fits the scheme of a swapped model: call hf_posswap.swap(model, scheme) first."
         )
+    if is_healed(model.config):
+        return f"{healed_before(model.config)} Calibration fits a scheme to stock attention: swap that model anew."
     base = model.base_model
     if _alignable(model):
         return None

@@ -25,6 +25,10 @@ def finetune(
         str | None,
         typer.Option("--pos-scheme", metavar="SCHEME", help=f"{SCHEME_HELP} Not needed for a swapped model."),
     ] = None,
+    stock: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Where --model was healed before: the stock model, to teach and to compare."),
+    ] = None,
     train_file: Annotated[
         list[str] | None,
         typer.Option("--train-file", metavar="FILE", help="A UTF-8 text; repeatable.", rich_help_panel=TEXTS),
@@ -173,6 +177,7 @@ def finetune(
     experiment = Experiment(
         model=model,
         pos_scheme=pos_scheme,
+        stock=stock,
         documents=documents,
         texts=facts,
         options=options,

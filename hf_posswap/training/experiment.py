@@ -32,7 +32,7 @@ from hf_posswap.training.loop import HealingObserver, heal
 from hf_posswap.training.objectives import objective_for, objectives
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.stages import CALIBRATION_TOKENS, calibrate_on, control_options
-from hf_posswap.training.teacher import readable_length
+from hf_posswap.training.teacher import readable_length, require_stock_inside
 from hf_posswap.training.texts import Documents
 
 FORMAT_VERSION = 1
@@ -47,6 +47,8 @@ class Experiment:
     Attributes:
         model: name of the model, see `hf_posswap.demo.load_model`; stock, or swapped already.
         pos_scheme: the scheme to swap in, as on the command line; None: the model is swapped already.
+        stock: name of the stock model: teacher, yardstick and start of the control. None: the one inside `model`, which
+            is there until the model is healed.
         documents: texts to heal on.
         texts: what identifies them, for the result and for resuming; JSON-ready.
         options: how to heal.
@@ -67,6 +69,7 @@ class Experiment:
 
     model: str
     pos_scheme: str | None = None
+    stock: str | None = None
     documents: Documents = field(repr=False)
     texts: list[dict[str, Any]]
     options: HealingOptions
@@ -125,7 +128,7 @@ class _Conductor:
 
     def run(self) -> dict[str, Any]:
         experiment = self.experiment
-        model = self._load()
+        model = self._load(experiment.model)
         self._check(model)
         self._swap_and_measure(model)
         entry = model.config.pos_scheme
@@ -140,6 +143,7 @@ class _Conductor:
         result = {
             "format_version": FORMAT_VERSION,
             "model": experiment.model,
+            "stock": experiment.stock,
             "pos_scheme": entry,
             "texts": experiment.texts,
             "options": experiment.options.to_dict(),
@@ -156,10 +160,10 @@ class _Conductor:
             _write(experiment.output_dir / RESULT_FILE, json.dumps(result, indent=1, ensure_ascii=False))
         return result
 
-    def _load(self) -> Any:
-        """Load the model, with the head its objective trains if one is named."""
+    def _load(self, name: str) -> Any:
+        """Load a model, with the head the objective trains if one is named."""
         self._stage("loading")
-        name, objective = self.experiment.model, self.experiment.options.objective
+        objective = self.experiment.options.objective
         torch.manual_seed(self.experiment.options.seed)
         if objective is None:
             return load_model(name)
@@ -180,6 +184,8 @@ class _Conductor:
                 f"model {experiment.model!r} is stock: name the scheme to swap in with --pos-scheme, or give a swapped "
                 "model."
             )
+        if experiment.stock is None and (experiment.control or experiment.evaluation or experiment.options.distill > 0):
+            require_stock_inside(model)
         objective = objective_for(model, experiment.options.objective)
         if experiment.control and objective.name == "embedding" and experiment.options.distill > 0:
             raise HealingError(
@@ -188,14 +194,27 @@ class _Conductor:
             )
 
     def _load_stock(self) -> Any:
-        model = self._load()
-        return restore(model) if is_swapped(model) else model
+        """Load the stock model anew.
+
+        Raises:
+            HealingError: what is named as the stock model is swapped.
+        """
+        stock = self._load(self.experiment.stock or self.experiment.model)
+        if not is_swapped(stock):
+            return stock
+        if self.experiment.stock is not None:
+            raise HealingError(f"{self.experiment.stock!r}, named as the stock model, is swapped. Name the one before.")
+        return restore(stock)
 
     def _swap_and_measure(self, model: Any) -> None:
         """Swap the loaded model, measuring it before and after."""
-        if self.evaluation_ids:
+        if self.experiment.stock is not None:
+            self.stock = self._load_stock().requires_grad_(False)
+        elif self.evaluation_ids:
             stock = copy.deepcopy(model)
-            self.stock = (restore(stock) if is_swapped(stock) else stock).to(self.accelerator.device).eval()
+            self.stock = restore(stock) if is_swapped(stock) else stock
+        if self.evaluation_ids:
+            self.stock = self.stock.to(self.accelerator.device).eval()
             self._measure("stock", self.stock)
         if self.scheme is not None:
             swap(model, self.scheme, replace=True)
@@ -229,9 +248,10 @@ class _Conductor:
             experiment.documents,
             self.tokenizer,
             options,
+            teacher=self.stock if experiment.stock is not None else None,
             output_dir=folder,
             resume=experiment.resume,
-            run={"model": experiment.model, "pos_scheme": experiment.pos_scheme, "texts": experiment.texts},
+            run=self._identity(),
             column=experiment.column,
             accelerator=self.accelerator,
             observer=self.observer,
@@ -240,6 +260,12 @@ class _Conductor:
         self.accelerator.free_memory()  # or else the optimizer stays while the control is healed
         self._measure(name, self._whole(model, folder))
         return report, model
+
+    def _identity(self) -> dict[str, Any]:
+        """Return what else than the options identifies a run, for resuming."""
+        experiment = self.experiment
+        stock = {} if experiment.stock is None else {"stock": experiment.stock}
+        return {"model": experiment.model, "pos_scheme": experiment.pos_scheme, "texts": experiment.texts} | stock
 
     def _whole(self, model: Any, folder: Path | None) -> Any:
         """Return a healed model that one process can run alone: a sharded one is loaded as it was saved."""

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch.nn import functional as F
 
+from hf_posswap.checkpoint import is_healed, mark_healed
 from hf_posswap.ramp import set_ramp
 from hf_posswap.swapping import is_swapped, plain_model, train_length, without_scheme
 from hf_posswap.tokenizer_limit import fit_tokenizer
@@ -100,7 +101,8 @@ def heal(
         documents: texts to read; see `Windows`.
         tokenizer: the model's tokenizer.
         options: how to heal.
-        teacher: the stock model to learn from if `options.distill` is not 0; by default the one inside `model`.
+        teacher: the stock model to learn from if `options.distill` is not 0; by default the one inside `model`, which
+            is there until the model is healed.
         output_dir: where the healed model, its tokenizer and checkpoints go; nothing is written without it.
         resume: go on from the newest checkpoint in `output_dir`, if there is one.
         run: what else identifies the run (texts, model); a checkpoint of another run is refused.
@@ -196,7 +198,7 @@ def _check_types(model: Any) -> None:
 
 @torch.no_grad()
 def _check_language(model: Any, window: Window) -> None:
-    """Refuse a text that the stock model reads worse than it would guess: its tokens cannot be the model's own.
+    """Refuse a text that the stock or healed model reads worse than by guessing: its tokens cannot be the model's own.
 
     Raises:
         HealingError: says the loss, and that the tokenizer is the likely reason.
@@ -204,7 +206,8 @@ def _check_language(model: Any, window: Window) -> None:
     training = model.training
     model.eval()
     try:
-        with without_scheme(model) if is_swapped(model) else contextlib.nullcontext():
+        stock_inside = is_swapped(model) and not is_healed(model.config)
+        with without_scheme(model) if stock_inside else contextlib.nullcontext():
             ids = torch.tensor([window.ids[: readable_length(model)]], device=model.device)
             logits = model(ids, use_cache=False).logits.float()
             loss = float(F.cross_entropy(logits[0, :-1], ids[0, 1:]))
@@ -213,7 +216,7 @@ def _check_language(model: Any, window: Window) -> None:
     guess = math.log(model.get_input_embeddings().num_embeddings)
     if loss > guess + WORSE_THAN_GUESSING:
         raise HealingError(
-            f"the tokenizer does not match the model: without its scheme swapped, the model's loss on the text is "
+            f"the tokenizer does not match the model: the {'stock ' if stock_inside else ''}model's loss on it is "
             f"{loss:.2f} nats a token, and {guess:.2f} would be guessing. Give the model's own tokenizer."
         )
 
@@ -249,6 +252,8 @@ class _Trainer:
             self.dropouts.turn_off()
         self.parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self.tied = tied_names(model)
+        # Adapters and a scheme leave the weights as they are; everything else makes them others than the stock model's.
+        self.changes_weights = is_swapped(model) and model is self.plain and options.train == "all"
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, options))
 
     def step(self, number: int, steps: int, batches_of_windows: list[list[Window]]) -> dict[str, Any]:
@@ -277,6 +282,8 @@ class _Trainer:
         loss = float(self._sum([total])[0]) / scored
         norm = accelerator.clip_grad_norm_(self.model.parameters(), options.clip)
         self._require_finite(number, loss, norm)
+        if self.changes_weights:
+            mark_healed(self.plain.config)
         self.optimizer.step()
         self.optimizer.zero_grad()
         rate = self.optimizer.param_groups[-1]["lr"]

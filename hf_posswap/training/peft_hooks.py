@@ -21,7 +21,9 @@ from transformers.integrations.peft import PeftAdapterMixin
 from transformers.utils import find_adapter_config_file
 
 from hf_posswap.architectures import architectures
+from hf_posswap.checkpoint import mark_healed
 from hf_posswap.errors import PosSwapError
+from hf_posswap.swapping import is_swapped
 
 # As a module, since it may be just importing peft, and so this one, when this is read.
 from hf_posswap.training import adapter_schemes as schemes
@@ -81,11 +83,14 @@ def _unloading(stock: Callable[..., Any]) -> Callable[..., Any]:
     def unload(self: Any, merge: bool = True, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Any:
         wrappers = schemes.release(self.model, merge, adapter_names)
         try:
-            return stock(self, merge, *args, adapter_names=adapter_names, **kwargs)
+            plain = stock(self, merge, *args, adapter_names=adapter_names, **kwargs)
         except BaseException:
             for parent, name, wrapper in wrappers:
                 setattr(parent, name, wrapper)
             raise
+        if merge and is_swapped(plain):
+            mark_healed(plain.config)
+        return plain
 
     return unload
 

@@ -3,7 +3,9 @@
 import copy
 from typing import Any
 
-from hf_posswap.swapping import is_swapped, longest_position, restore, train_length
+from hf_posswap.checkpoint import healed_before, is_healed
+from hf_posswap.swapping import is_swapped, longest_position, plain_model, restore, train_length
+from hf_posswap.training.options import HealingError
 
 
 def stock_copy(model: Any, share: bool = True) -> Any:
@@ -12,7 +14,11 @@ def stock_copy(model: Any, share: bool = True) -> Any:
     Args:
         model: the model.
         share: share the weights that do not learn, so that a teacher costs memory only for what will change.
+
+    Raises:
+        HealingError: the model was healed before; the stock model is no longer in it.
     """
+    require_stock_inside(model)
     shared = {id(weight): weight for weight in model.parameters() if share and not weight.requires_grad}
     teacher = copy.deepcopy(model, shared)
     if hasattr(teacher, "unload"):
@@ -22,6 +28,16 @@ def stock_copy(model: Any, share: bool = True) -> Any:
     if any(getattr(module, "gradient_checkpointing", False) for module in teacher.modules()):
         teacher.gradient_checkpointing_disable()
     return teacher.eval().requires_grad_(False)
+
+
+def require_stock_inside(model: Any) -> None:
+    """Refuse a model that was healed before where its stock model is asked for; raise `HealingError`."""
+    config = plain_model(model).config
+    if is_healed(config):
+        raise HealingError(
+            f"{healed_before(config)} To heal it further, load that model too and pass it as teacher= "
+            "(on the command line: --stock NAME)."
+        )
 
 
 def readable_length(stock: Any) -> int:

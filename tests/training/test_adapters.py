@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 import hf_posswap
 from hf_posswap.architectures.tables import RetiredTable
-from hf_posswap.checkpoint import config_from_entry
+from hf_posswap.checkpoint import config_from_entry, is_healed
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.training.adapter_schemes import AdapterError
 from hf_posswap.training.adapters import add_lora, load_adapter
@@ -120,6 +120,7 @@ def test_merged_it_is_a_swapped_model(architecture: str, causal: bool, scheme: s
     merged: Any = adapted.merge_and_unload()
     assert merged is model
     assert hf_posswap.is_swapped(merged)
+    assert is_healed(merged.config)  # its weights are no longer the stock model's
     assert set(merged.state_dict()) == names
     torch.testing.assert_close(logits(merged), trained, atol=2e-5, rtol=2e-5)
     merged.save_pretrained(tmp_path)

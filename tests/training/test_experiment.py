@@ -131,6 +131,29 @@ def test_bad_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a
     assert not list(Path().glob("out/*.safetensors"))
 
 
+def test_a_healed_model_is_healed_further_beside_the_stock_model_it_came_from(tmp_path: Path) -> None:
+    what = ["--train-file", "demo:book/train", *SHORT, "--learning-rate", "1e-2"]
+    measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32", "--eval-tokens", "600"]
+    first = run("--model", "demo:gpt2", "--pos-scheme", "t5", *what, *measured, "--output-dir", str(tmp_path / "one"))
+    assert first.exit_code == 0, first.output
+    further = ["--model", str(tmp_path / "one"), *what, "--output-dir", str(tmp_path / "two")]
+    for needs in (["--distill"], ["--control"], measured):
+        refused = run(*further, *needs)
+        assert refused.exit_code == 2
+        assert "healed before" in refused.output
+        assert "--stock NAME" in refused.output
+    swapped = run(*further, "--distill", "--stock", str(tmp_path / "one"))
+    assert "named as the stock model, is swapped" in swapped.output
+    done = run(*further, *measured, "--distill", "--control", "--stock", "demo:gpt2", "--json")
+    assert done.exit_code == 0, done.output
+    one, two = json.loads((tmp_path / "one" / "healing.json").read_text()), json.loads(done.stdout)
+    assert two["stock"] == "demo:gpt2"
+    losses = [{name: rows[0]["loss"] for name, rows in report["evaluation"].items()} for report in (one, two)]
+    assert losses[1]["stock"] == losses[0]["stock"]
+    assert losses[1]["swapped"] == pytest.approx(losses[0]["healed"], abs=1e-6)
+    assert two["control"]["history"][0]["loss"] == pytest.approx(losses[0]["stock"], abs=1)  # and not a broken model's
+
+
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, gpt2_books_path: Path) -> None:
     folder = tmp_path / "mixed"
     transformers.AutoModelForCausalLM.from_pretrained(gpt2_books_path).save_pretrained(folder)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import hf_posswap
+from hf_posswap.errors import UnsupportedError
 from hf_posswap.training.checkpoints import checkpoints_in
 from hf_posswap.training.loop import HealingObserver, heal
 from hf_posswap.training.optimization import parameter_groups, rate_factor, scheme_parameters
@@ -141,6 +142,34 @@ def test_distillation_brings_the_swapped_model_to_the_stock_one(scheme):
     assert losses(report)[-1] < 0.5 * losses(report)[0]
     given = run(hf_posswap.swap(copy.deepcopy(stock), scheme), {"distill": 1.0, "steps": 40}, teacher=stock)
     assert losses(given) == losses(report)
+
+
+def test_a_healed_model_does_not_pass_for_its_own_teacher(tmp_path):
+    model = swapped("t5")
+    run(model, {"distill": 1.0})
+    before = copy.deepcopy(model.state_dict())
+    model.save_pretrained(tmp_path)
+    again = hf_posswap.AutoModelForCausalLM.from_pretrained(tmp_path)
+    for healed in (model, again, hf_posswap.swap(again, "alibi", replace=True)):
+        with pytest.raises(HealingError, match="healed before.*pass it as teacher="):
+            run(healed, {"distill": 1.0})
+    with pytest.raises(UnsupportedError, match="healed before.*swap that model anew"):
+        hf_posswap.calibrate(model, [torch.arange(5, 20)[None]])
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    run(model, {"distill": 1.0}, teacher=gpt2())
+    run(model)
+
+
+def test_what_leaves_the_weights_alone_leaves_the_teacher_in_place():
+    class Interrupting(HealingObserver):
+        def started(self, steps, done):
+            raise KeyboardInterrupt
+
+    model = swapped("t5")
+    run(model, {"distill": 1.0, "train": "scheme"})
+    with pytest.raises(KeyboardInterrupt):
+        run(model, observer=Interrupting())
+    run(model, {"distill": 1.0})
 
 
 def test_a_ramp_begins_at_the_stock_model_and_ends_at_the_swapped_one():
