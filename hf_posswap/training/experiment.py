@@ -32,7 +32,7 @@ from hf_posswap.training.loop import HealingObserver, heal
 from hf_posswap.training.objectives import objective_for, objectives
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.stages import CALIBRATION_TOKENS, calibrate_on, control_options
-from hf_posswap.training.teacher import readable_length, require_stock_inside
+from hf_posswap.training.teacher import readable_length, require_same_shape, require_stock_inside
 from hf_posswap.training.texts import Documents
 
 FORMAT_VERSION = 1
@@ -210,6 +210,7 @@ class _Conductor:
         """Swap the loaded model, measuring it before and after."""
         if self.experiment.stock is not None:
             self.stock = self._load_stock().requires_grad_(False)
+            require_same_shape(self.stock, model, self.experiment.stock)
         elif self.evaluation_ids:
             stock = copy.deepcopy(model)
             self.stock = restore(stock) if is_swapped(stock) else stock

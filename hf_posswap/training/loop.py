@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch.nn import functional as F
 
-from hf_posswap.checkpoint import is_healed, mark_healed
+from hf_posswap.checkpoint import healed_before, is_healed, mark_healed
 from hf_posswap.ramp import set_ramp
 from hf_posswap.swapping import is_swapped, plain_model, train_length, without_scheme
 from hf_posswap.tokenizer_limit import fit_tokenizer
@@ -236,6 +236,8 @@ class _Trainer:
     ) -> None:
         self.plain, self.options, self.accelerator, self.length = plain_model(model), options, accelerator, length
         self.lengths = Lengths(length, _shortest_length(options, objective, length), tokenizer)
+        if options.ramp > 0 and is_healed(self.plain.config):
+            raise HealingError(f"{healed_before(self.plain.config)} A ramp would begin with neither: leave it out.")
         choose_trained(model, options)
         objective.freeze_idle(model)
         if options.distill > 0 and teacher is None:

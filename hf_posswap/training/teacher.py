@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+from hf_posswap.architectures import architecture_of
 from hf_posswap.checkpoint import healed_before, is_healed
 from hf_posswap.swapping import is_swapped, longest_position, plain_model, restore, train_length
 from hf_posswap.training.options import HealingError
@@ -38,6 +39,28 @@ def require_stock_inside(model: Any) -> None:
             f"{healed_before(config)} To heal it further, load that model too and pass it as teacher= "
             "(on the command line: --stock NAME)."
         )
+
+
+def require_same_shape(stock: Any, model: Any, name: str) -> None:
+    """Refuse a stock model that `model` cannot have been made from; raise `HealingError`.
+
+    Args:
+        stock: what was named as the stock model.
+        model: the model.
+        name: what `stock` was loaded by.
+    """
+    ours, theirs = _shape(model.config), _shape(stock.config)
+    for key, value in theirs.items():
+        if value != ours[key]:
+            raise HealingError(
+                f"{name!r}, named as the stock model, has {key} {value!r}, and the model to heal {ours[key]!r}: it was "
+                "not made from that one. Name the model that was swapped."
+            )
+
+
+def _shape(config: Any) -> dict[str, Any]:
+    sizes = {key: getattr(config, key) for key in ("vocab_size", "hidden_size", "num_hidden_layers")}
+    return {"architecture": architecture_of(config).name} | sizes
 
 
 def readable_length(stock: Any) -> int:

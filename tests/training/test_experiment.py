@@ -131,7 +131,9 @@ def test_bad_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a
     assert not list(Path().glob("out/*.safetensors"))
 
 
-def test_a_healed_model_is_healed_further_beside_the_stock_model_it_came_from(tmp_path: Path) -> None:
+def test_a_healed_model_is_healed_further_beside_the_stock_model_it_came_from(
+    tmp_path: Path, gpt2_books_path: Path
+) -> None:
     what = ["--train-file", "demo:book/train", *SHORT, "--learning-rate", "1e-2"]
     measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32", "--eval-tokens", "600"]
     first = run("--model", "demo:gpt2", "--pos-scheme", "t5", *what, *measured, "--output-dir", str(tmp_path / "one"))
@@ -144,6 +146,10 @@ def test_a_healed_model_is_healed_further_beside_the_stock_model_it_came_from(tm
         assert "--stock NAME" in refused.output
     swapped = run(*further, "--distill", "--stock", str(tmp_path / "one"))
     assert "named as the stock model, is swapped" in swapped.output
+    shallow = transformers.GPT2Config.from_pretrained(gpt2_books_path, n_layer=1)
+    transformers.GPT2LMHeadModel(shallow).save_pretrained(tmp_path / "shallow")
+    other = run(*further, "--distill", "--stock", str(tmp_path / "shallow"))
+    assert "has num_hidden_layers 1, and the model to heal 6" in " ".join(other.output.split())
     done = run(*further, *measured, "--distill", "--control", "--stock", "demo:gpt2", "--json")
     assert done.exit_code == 0, done.output
     one, two = json.loads((tmp_path / "one" / "healing.json").read_text()), json.loads(done.stdout)
