@@ -138,9 +138,9 @@ def test_distillation_brings_the_swapped_model_to_the_stock_one(scheme):
     with torch.no_grad():
         stock.transformer.wpe.weight.mul_(20)  # positions that matter
         stock.lm_head.weight.mul_(5)  # and a model that is sure of something
-    report = run(hf_posswap.swap(copy.deepcopy(stock), scheme), {"distill": 1.0, "steps": 40})
+    report = run(hf_posswap.swap(copy.deepcopy(stock), scheme), {"distill": 1.0, "steps": 80})
     assert losses(report)[-1] < 0.5 * losses(report)[0]
-    given = run(hf_posswap.swap(copy.deepcopy(stock), scheme), {"distill": 1.0, "steps": 40}, teacher=stock)
+    given = run(hf_posswap.swap(copy.deepcopy(stock), scheme), {"distill": 1.0, "steps": 80}, teacher=stock)
     assert losses(given) == losses(report)
 
 
