@@ -67,8 +67,8 @@ def make_optimizer(model: nn.Module, options: HealingOptions) -> torch.optim.Opt
 def rate_factor(step: int, steps: int, warmup: float) -> float:
     """Return the share of the peak learning rate at a step (from 0): a linear rise, then a cosine down to 0.
 
-    The rise takes a share `warmup` of the steps, but at least `SHORTEST_WARMUP`, or half of the run if that is fewer. With
-    `warmup` 0 there is no rise.
+    The rise takes a share `warmup` of the steps, but at least `SHORTEST_WARMUP`, or half of the run if that is fewer.
+    With `warmup` 0 there is no rise.
     """
     shortest = min(SHORTEST_WARMUP, steps // 2) if warmup > 0 else 0
     rising = max(1, round(warmup * steps), shortest)
