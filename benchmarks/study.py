@@ -174,7 +174,7 @@ def llama_steps() -> list[Step]:
 def bert_steps() -> list[Step]:
     """Return the steps of demo:bert: healed by its embeddings, and finding long documents."""
     healing = (
-        "--objective embedding --distill --tokens 1000000 --length 256 --batch-size 4 --learning-rate 5e-4 "
+        "--objective embedding --distill --tokens 2000000 --length 256 --batch-size 4 --learning-rate 5e-4 "
         "--train-file demo:books/train --eval-file demo:books --eval-lengths 32,64,128,256 --resume"
     )
     retrieval = "--text demo:books --measure retrieval --lengths 128,256,512,1024,4096 --documents 40"

@@ -27,7 +27,7 @@ from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.reporting.files import write_text
 from hf_posswap.tokenization import special_tokens
-from hf_posswap.training import HealingOptions, from_files, heal, refine
+from hf_posswap.training import HealingOptions, add_lora, from_files, heal, refine
 from hf_posswap.training.stages import calibrate_on
 
 PRETRAINING_TOKENS = 22_400_000
@@ -35,7 +35,9 @@ GPT2_LENGTHS = (256, 1024, 4096)
 GPT2_SCHEMES = ("relative_bias", "t5:per_layer=true", "alibi:trainable=true:per_layer=true")
 GENTLE_CONTROL, GENTLE_RATE = "control at a third of the rate", 3e-4
 """Trained again at the rate that heals swapped models best, the stock model forgets; this control forgets less."""
-STARTS = ("stock", "calibrated", "uncalibrated")
+LIGHTER = ("scheme-only", "lora")
+"""Calibrated too, but healing trains less: the scheme's own parameters, or these and adapters of rank 16."""
+STARTS = ("stock", "calibrated", "uncalibrated", *LIGHTER)
 LLAMA_SCHEMES = ("relative_bias", "t5:per_layer=true", "alibi:trainable=true:per_layer=true", "alibi", "none")
 BERT_SCHEMES = ("rope", "alibi:form=two-slope:trainable=true:per_layer=true")
 FIELDS = ("study", "scheme", "start", "tokens", "seed", "length", "value", "above_stock", "seconds")
@@ -84,9 +86,9 @@ class Gpt2Study:
         model = load_model("demo:gpt2")
         if start != "stock":
             swap(model, scheme)
-        if start == "calibrated":
+        if start == "calibrated" or start in LIGHTER:
             calibrate(model, self.windows)
-        return model
+        return add_lora(model, rank=16) if start == "lora" else model
 
     def healed(self, scheme: str, start: str, tokens: int, seed: int) -> Any:
         """Return the model after healing with so many tokens."""
@@ -101,6 +103,7 @@ class Gpt2Study:
             distill=0.0 if start == "stock" else 1.0,
             learning_rate=GENTLE_RATE if scheme == GENTLE_CONTROL else 1e-3,
             scheme_learning_rate=2e-2,
+            train="scheme" if start == "scheme-only" else "all",
             precision=self.precision,
             seed=seed,
             checkpoint_every=0,
@@ -125,13 +128,17 @@ def gpt2(table: Table, arguments: argparse.Namespace) -> None:
     """Measure the cells asked for; by default every scheme, start, share and seed, and the control."""
     study = Gpt2Study(table, arguments)
     cells = [("control", "stock"), (GENTLE_CONTROL, "stock")] if "stock" in arguments.starts else []
-    cells += [(scheme, start) for start in arguments.starts if start != "stock" for scheme in GPT2_SCHEMES]
+    whole = [start for start in arguments.starts if start not in ("stock", *LIGHTER)]
+    cells += [(scheme, start) for start in whole for scheme in GPT2_SCHEMES]
     for scheme, start in cells:
         study.measure(scheme, start)
     for share in arguments.shares:
         for seed in range(arguments.seeds):
             for scheme, start in cells:
                 study.measure(scheme, start, round(share * PRETRAINING_TOKENS), seed)
+    for start in (start for start in LIGHTER if start in arguments.starts):
+        for scheme in GPT2_SCHEMES:
+            study.measure(scheme, start, PRETRAINING_TOKENS // 100)
 
 
 def llama(table: Table, arguments: argparse.Namespace) -> None:

@@ -10,8 +10,25 @@ from pathlib import Path
 from statistics import fmean
 
 from learnt_figure import CONTROL, GENTLE_CONTROL, stages_figure, tokens_figure
+from learnt_healing import encoders, given, recipes, retrieval
 from marked import between, markdown
-from study_values import SAME, STAGES, WINDOWS, Comparison, Evidence, SmallStudy, Value, mean_by_position, text
+from study_values import (
+    ALIBI,
+    CALIBRATED_SCHEMES,
+    LONG,
+    SAME,
+    SHORT,
+    STAGES,
+    T5,
+    TOKENS,
+    WINDOWS,
+    Comparison,
+    Evidence,
+    SmallStudy,
+    Value,
+    mean_by_position,
+    text,
+)
 
 from hf_posswap.reporting.colours import STOCK
 from hf_posswap.reporting.figures import Table, number
@@ -22,10 +39,6 @@ from hf_posswap.reporting.result_files import read_result
 DOCS = Path(__file__).parent
 RESULTS, SCRIPT = DOCS / "results", Path(__file__).name
 STUDY = RESULTS / "study"
-SHORT, LONG = 256, 4096
-"""The train length of demo:gpt2, and 16 times that."""
-TOKENS = 224_000
-ALIBI, T5, FREE = "alibi:trainable=true:per_layer=true", "t5:per_layer=true", "relative_bias"
 RUNS = {
     "stock": (STOCK, STOCK),
     "none": ("none", "swapped"),
@@ -57,6 +70,12 @@ def main() -> int:
             "t5": far_keys(small) + "\n" + far_bias(),
             "failed": failed(evidence),
             "llama": swaps_of_llama(llama_files()),
+            "retrieval": retrieval(STUDY / "bert-retrieval"),
+        },
+        DOCS / "healing.md": {
+            "given": given(small),
+            "recipes": recipes(small),
+            "encoders": encoders(STUDY / "bert"),
         },
         DOCS.parent / "README.md": {
             "caption": caption(small),
@@ -76,7 +95,7 @@ def main() -> int:
     if stale:
         print(f"not up to date: {', '.join(stale)}. Run: make generate", file=sys.stderr)
     if "--check" not in sys.argv:
-        for figure in (stages_figure(evidence, LONG), tokens_figure(small, (FREE, T5, ALIBI), SHORT, LONG)):
+        for figure in (stages_figure(evidence, LONG), tokens_figure(small, CALIBRATED_SCHEMES, SHORT, LONG)):
             draw(figure, DOCS / "figures" / f"{figure.name}.png")
     return int(bool(stale))
 
@@ -148,7 +167,7 @@ def tokens(small: SmallStudy) -> str:
 
     rows = [
         (code(scheme), start, *cells(scheme, start))
-        for scheme in (FREE, T5, ALIBI)
+        for scheme in CALIBRATED_SCHEMES
         for start in ("calibrated", "uncalibrated")
     ]
     rows += [(name, "", *cells(name, STOCK)) for name in (CONTROL, GENTLE_CONTROL)]
@@ -160,7 +179,7 @@ def saved(small: SmallStudy) -> str:
     lines = []
     for budget in small.tokens():
         factors = []
-        for scheme in (FREE, T5, ALIBI):
+        for scheme in CALIBRATED_SCHEMES:
             pair = [small.above(scheme, start, budget, SHORT) for start in ("uncalibrated", "calibrated")]
             without, fitted = pair
             if without and fitted:
@@ -293,7 +312,7 @@ def failed(evidence: Evidence) -> str:
 def caption(small: SmallStudy) -> str:
     """Return the caption of the README's figure."""
     ends = [
-        small.above(scheme, "calibrated", TOKENS, length) for scheme in (FREE, T5, ALIBI) for length in (SHORT, LONG)
+        small.above(scheme, "calibrated", TOKENS, length) for scheme in CALIBRATED_SCHEMES for length in (SHORT, LONG)
     ]
     percent = [100 * math.expm1(value.mean) for value in ends if value is not None]
     return (
@@ -313,7 +332,7 @@ def costs(small: SmallStudy) -> str:
             text(small.above(scheme, "calibrated", 0, SHORT)),
             *(_mean(small.above(scheme, "calibrated", TOKENS, length)) for length in (SHORT, LONG)),
         )
-        for scheme in (FREE, T5, ALIBI)
+        for scheme in CALIBRATED_SCHEMES
     ]
     control, gentle = (_mean(small.above(name, STOCK, TOKENS, SHORT)) for name in (CONTROL, GENTLE_CONTROL))
     told = f"{control}; at a third of the rate {gentle}"

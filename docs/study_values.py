@@ -12,6 +12,13 @@ from hf_posswap.reporting.results import Group, as_group, result_file
 
 SAME, WINDOWS = "same-targets", "windows"
 STAGES = ("swapped", "calibrated", "healed")
+SHORT, LONG = 256, 4096
+"""The train length of demo:gpt2, and 16 times that."""
+TOKENS = 224_000
+"""1% of those that demo:gpt2 was pretrained on."""
+ALIBI, T5, FREE = "alibi:trainable=true:per_layer=true", "t5:per_layer=true", "relative_bias"
+CALIBRATED_SCHEMES = (FREE, T5, ALIBI)
+"""Those of the small study: every layer has parameters of its own that calibration fits."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""What healing gives, at which budget, to decoders and encoders: tables that docs/learnt.py puts into the pages."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from learnt_figure import CONTROL, GENTLE_CONTROL
+from marked import markdown
+from study_values import ALIBI, CALIBRATED_SCHEMES, LONG, SHORT, STOCK, TOKENS, SmallStudy, text
+
+from hf_posswap.reporting.figures import Table
+from hf_posswap.reporting.result_files import read_result
+
+ENCODERS = {"rope": "`rope`", "alibi": "`alibi:form=two-slope:trainable=true:per_layer=true`"}
+"""The healed encoders: their folders in results/study/bert."""
+ENCODER_STAGES = ("swapped", "calibrated", "healed")
+
+
+def _start(scheme: str, start: str) -> str:
+    """Return what a reader calls the values that a scheme starts from."""
+    if start == "calibrated":
+        return start
+    return "the paper's slopes" if scheme == ALIBI else "zeros"
+
+
+def given(small: SmallStudy) -> str:
+    """Return what one budget gives, by length, from both starts."""
+    rows = [
+        (
+            f"`{scheme}`",
+            _start(scheme, start),
+            text(small.above(scheme, start, 0, SHORT)),
+            *(text(small.above(scheme, start, TOKENS, length)) for length in (SHORT, 1024, LONG)),
+        )
+        for start in ("calibrated", "uncalibrated")
+        for scheme in CALIBRATED_SCHEMES
+    ]
+    for name in (CONTROL, GENTLE_CONTROL):
+        rows.append(
+            (f"stock, {name}", "", "0", text(small.above(name, STOCK, TOKENS, SHORT)), f"it ends at {SHORT}", "")
+        )
+    return markdown(Table(("scheme", "start", "swapped", f"healed, {SHORT}", "1024", str(LONG)), tuple(rows)))
+
+
+def recipes(small: SmallStudy) -> str:
+    """Return what each budget buys: the options, and nats above stock at the train length and at the longest one."""
+    ways = [("no training: `calibrate`", "calibrated", 0)]
+    ways += [(f"`finetune --distill --tokens {n}`", "calibrated", n) for n in small.tokens()]
+    ways += [
+        (f"`finetune --distill --tokens {TOKENS} --train scheme`", "scheme-only", TOKENS),
+        (f"`finetune --distill --tokens {TOKENS} --lora-rank 16`", "lora", TOKENS),
+    ]
+    rows = [
+        (told, *(_both(small, scheme, start, tokens) for scheme in CALIBRATED_SCHEMES)) for told, start, tokens in ways
+    ]
+    return markdown(Table(("recipe", *(f"`{scheme}`" for scheme in CALIBRATED_SCHEMES)), tuple(rows)))
+
+
+def _both(small: SmallStudy, scheme: str, start: str, tokens: int) -> str:
+    values = [small.above(scheme, start, tokens, length) for length in (SHORT, LONG)]
+    return "; ".join("—" if value is None else f"{value.mean:.3f}" for value in values)
+
+
+def encoders(folder: Path) -> str:
+    """Return the mean cosine of the healed encoders to their stock embeddings, by stage and length of the texts."""
+    rows: list[tuple[str, ...]] = []
+    lengths: list[int] = []
+    for name, scheme in ENCODERS.items():
+        path = folder / name / "healing.json"
+        if not path.is_file():
+            continue
+        result = read_result(path)
+        for stage in ENCODER_STAGES:
+            found = result["evaluation"][stage]
+            lengths = [row["length"] for row in found]
+            cosines = [row["cosine"] for row in found]
+            tokens = f"{result['healing']['tokens']:,}" if stage == "healed" else ""
+            rows.append((scheme, stage, tokens, *(f"{cosine:.3f}" for cosine in (*cosines, fmean(cosines)))))
+    return markdown(Table(("scheme", "", "tokens", *map(str, lengths), "mean"), tuple(rows)))
+
+
+def retrieval(folder: Path) -> str:
+    """Return nDCG@10 of the encoders among long documents, by how many tokens of each they read."""
+    rows: list[tuple[str, ...]] = []
+    lengths: list[int] = []
+    for name, scheme in ({"stock": "stock"} | ENCODERS).items():
+        path = folder / name / "retrieval.json"
+        if not path.is_file():
+            continue
+        found = [row for row in read_result(path)["rows"] if row["metric"] == "ndcg@10"]
+        lengths = [row["length"] for row in found]
+        rows.append((scheme, *map(_with_interval, found)))
+    return markdown(Table(("nDCG@10", *map(str, lengths)), tuple(rows)))
+
+
+def _with_interval(row: Mapping[str, Any]) -> str:
+    """Return a value with half the width of its 95% interval, or why there is none."""
+    if row["value"] is None:
+        return str(row["note"])
+    return f"{row['value']:.3f} ± {(row['high'] - row['low']) / 2:.3f}"
