@@ -26,6 +26,7 @@ from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.reporting.files import write_text
+from hf_posswap.swapping import plain_model
 from hf_posswap.tokenization import special_tokens
 from hf_posswap.training import HealingOptions, add_lora, from_files, heal, refine
 from hf_posswap.training.stages import calibrate_on
@@ -78,7 +79,7 @@ class Gpt2Study:
 
     def losses(self, model: Any) -> dict[int, float]:
         """Return the losses on the measuring books, the same target tokens at each context length."""
-        rows = perplexity_rows(model, self.texts, GPT2_LENGTHS, ("same-targets",), budget=self.budget)
+        rows = perplexity_rows(plain_model(model), self.texts, GPT2_LENGTHS, ("same-targets",), budget=self.budget)
         return {row.length: row.loss for row in rows if row.loss is not None}
 
     def start(self, scheme: str, start: str) -> Any:

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from hf_posswap.auto_classes import auto_model_classes
-from hf_posswap.calibration import calibrate, text_windows
+from hf_posswap.calibration import CalibrationError, calibrate, text_windows
 from hf_posswap.errors import SchemeConfigError, UnknownNameError
 from hf_posswap.origin import remember_revision
 from hf_posswap.registry import unknown_name_message
@@ -64,7 +64,22 @@ def _batches(calibration: Any, model: Any, args: tuple[Any, ...], kwargs: dict[s
                 tokenizer = AutoTokenizer.from_pretrained(*args[:1], **known)
             yield from text_windows(tokenizer, item, length)
         else:
-            yield item if isinstance(item, Tensor) else item["input_ids"]
+            yield item if isinstance(item, Tensor) else _without_padding(item)
+
+
+def _without_padding(batch: Any) -> Tensor:
+    """Return a batch's token ids, (B, L).
+
+    Raises:
+        CalibrationError: some of them are padding, which would be calibrated on like text.
+    """
+    mask = batch.get("attention_mask")
+    if mask is not None and not bool(mask.all()):
+        raise CalibrationError(
+            f"a batch to calibrate on has padding: {int((mask == 0).sum())} of its {mask.numel()} tokens. Give texts "
+            "of one length, or strings, which are cut into windows."
+        )
+    return batch["input_ids"]
 
 
 class PosSwapAuto:

@@ -176,6 +176,8 @@ class SwappedBaseModel(nn.Module):
     stock_arguments: ClassVar[tuple[str, ...]]
     pos_scheme: Scheme
     pos_ramp: Ramp | None = None
+    pos_rewritten: bool = False
+    """Whether calibration rewrote weights of queries and keys since the model was loaded."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Take and return what the stock base model does."""

@@ -146,10 +146,14 @@ def longest_position(model: Any) -> int | None:
 
     For a stock model with RoPE that is None too: its angles have no end, whatever it was trained to read.
     """
-    architecture = architecture_of(model.config)
     if is_swapped(model):
         return longest_position_of(plain_model(model).base_model)
-    return train_length(model) if architecture.table_path is not None else None
+    return stock_longest_position(model)
+
+
+def stock_longest_position(model: Any) -> int | None:
+    """Return how many positions the stock mechanism of a model, swapped or not, can represent; None if any number."""
+    return train_length(model) if architecture_of(model.config).table_path is not None else None
 
 
 def train_length(model: Any) -> int:

@@ -14,6 +14,7 @@ from hf_posswap.calibration.run import (
     calibrate,
     calibration_refusal,
     mean_loss,
+    rewrites_weights,
     text_windows,
 )
 from hf_posswap.calibration.streams import QUERY_STEP, Projections, compared_queries
@@ -30,6 +31,7 @@ __all__ = [
     "compared_queries",
     "fit_curve",
     "mean_loss",
+    "rewrites_weights",
     "sum_by_query",
     "text_windows",
 ]

@@ -17,7 +17,7 @@ from hf_posswap.checkpoint import healed_before, is_healed
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.structure import natively
-from hf_posswap.swapping import is_swapped, plain_model, without_scheme
+from hf_posswap.swapping import is_swapped, longest_position, plain_model, stock_longest_position, without_scheme
 from hf_posswap.tokenization import special_tokens
 
 
@@ -98,9 +98,10 @@ def calibrate(
             f"the model is on a ramp, at {float(model.base_model.pos_ramp.share):.0%} of its scheme: calibration would "
             "fit a scheme that acts in part. End the ramp first: hf_posswap.ramp.set_ramp(model, None)."
         )
-    texts = [batch.to(model.device) for batch in batches]
-    if not texts or min(text.shape[1] for text in texts) < 2:
+    texts = [_checked(batch).to(model.device) for batch in batches]
+    if not texts:
         raise CalibrationError("calibration needs at least one batch of texts of 2 tokens or more; there is none.")
+    _require_positions(model, max(text.shape[1] for text in texts))
     training = model.training
     model.eval()
     try:
@@ -124,6 +125,28 @@ def calibrate(
     return report
 
 
+def _checked(batch: Any) -> Tensor:
+    """Return a batch if it is one of token ids of 2 tokens or more; raise `CalibrationError` if not."""
+    if not isinstance(batch, Tensor) or batch.dim() != 2 or batch.shape[1] < 2 or batch.is_floating_point():
+        found = f"a tensor {tuple(batch.shape)} of {batch.dtype}" if isinstance(batch, Tensor) else type(batch).__name__
+        raise CalibrationError(
+            f"a batch to calibrate on is {found}; it must be a tensor of token ids, (B, L), with L of 2 or more. "
+            "hf_posswap.calibration.text_windows makes such batches of a text."
+        )
+    return batch
+
+
+def _require_positions(model: Any, length: int) -> None:
+    """Refuse texts longer than the stock model or the swapped one has positions for; raise `CalibrationError`."""
+    limits = (stock_longest_position(model), longest_position(model))
+    limit = min((limit for limit in limits if limit is not None), default=length)
+    if length > limit:
+        raise CalibrationError(
+            f"a text to calibrate on has {length} tokens, and the model, stock or swapped, reads at most {limit}. Cut "
+            f"texts to {limit} tokens or fewer."
+        )
+
+
 def calibration_refusal(model: Any) -> str | None:
     """Return why calibration cannot fit a swapped model's scheme, or None if it can.
 
@@ -138,7 +161,7 @@ def calibration_refusal(model: Any) -> str | None:
     if is_healed(model.config):
         return f"{healed_before(model.config)} Calibration fits a scheme to stock attention: swap that model anew."
     base = model.base_model
-    if _alignable(model):
+    if rewrites_weights(model):
         return None
     layers = (module.pos_scheme for _, module in architecture_of(model.config).blocks(base) if _is_swapped(module))
     if not any(True for part in (base.pos_scheme, *layers) for _ in part.parameters()):
@@ -148,8 +171,11 @@ def calibration_refusal(model: Any) -> str | None:
     return None
 
 
-def _alignable(model: Any) -> bool:
-    """Return whether the scheme prefers some dimensions to others, and the heads' coordinates can be chosen."""
+def rewrites_weights(model: Any) -> bool:
+    """Return whether calibrating a swapped model changes the weights of its queries and keys.
+
+    It does if the scheme prefers some dimensions to others, and the heads' coordinates can be chosen.
+    """
     base, architecture = model.base_model, architecture_of(model.config)
     if base.pos_scheme.steady_dimensions() is None or base.pos_scheme.config.keep_native:
         return False
@@ -171,11 +197,16 @@ def text_windows(tokenizer: Any, text: str, length: int, name: str = "the text")
     A window of a BERT-like tokenizer stands between its special tokens, as texts do that its models are used to.
 
     Raises:
-        CalibrationError: the text is shorter than one window; says how many tokens it has.
+        CalibrationError: the text is shorter than one window, or a window has no room for any of it.
     """
     ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
     first, last = (torch.tensor(tokens, dtype=ids.dtype) for tokens in special_tokens(tokenizer))
     inner = length - len(first) - len(last)
+    if inner < 1:
+        raise CalibrationError(
+            f"{length} tokens at once leave no room between the tokenizer's special tokens; read at least "
+            f"{len(first) + len(last) + 1}."
+        )
     if len(ids) < inner:
         raise CalibrationError(
             f"{name} has {len(ids)} tokens; calibration reads {inner} at once. Give a longer text, or read at most "
@@ -201,7 +232,8 @@ def _fit_layers(
         teachers = [enter(base, blocks[0][0], text) for text in texts]
     students = [enter(base, blocks[0][0], text) for text in texts]
     pairs = list(zip(teachers, students, strict=True))
-    order = base.pos_scheme.steady_dimensions() if _alignable(model) else None
+    order = base.pos_scheme.steady_dimensions() if rewrites_weights(model) else None
+    base.pos_rewritten = base.pos_rewritten or order is not None
     curves, explained, fitted = [], [], order is not None
     attention: Any
     for done, (block, attention) in enumerate(blocks, start=1):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from hf_posswap.calibration import CalibrationReport
     from hf_posswap.training import HealingReport
+    from hf_posswap.training.options import Precision
 
 
 def calibrate(
@@ -31,13 +32,19 @@ def calibrate(
             min=0,
         ),
     ] = 0,
-    precision: Annotated[str, typer.Option(metavar="no|bf16", help="bf16: compute so while training them.")] = "no",
+    precision: Annotated[
+        str | None, typer.Option(metavar="no|bf16", help="bf16: compute so while training them. Default: no.")
+    ] = None,
     dtype: DtypeOption = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Save into a folder that is not empty.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Swap a scheme in, fit its parameters to the old model's attention without any training, and save the model."""
     check_output(output_dir, dtype, overwrite)
+    computing = _precision(precision, refine_tokens)
+    from hf_posswap.training.folders import require_no_other_kind
+
+    require_no_other_kind(output_dir, adapter=False)
     swapped = load_swapped(model, pos_scheme, dtype)
     from hf_posswap.calibration import calibrate as fit
     from hf_posswap.commands.counting import count_progress
@@ -46,7 +53,7 @@ def calibrate(
     batches = read_batches(model, text, tokens, min(length, train_length(swapped)))
     with count_progress("calibrating", "layer") as progress:
         report = fit(swapped, batches, progress)
-    refined = _refine(swapped, model, text, refine_tokens, precision) if refine_tokens else None
+    refined = _refine(swapped, model, text, refine_tokens, computing) if refine_tokens else None
     if as_json:
         print_json(asdict(report) | {"refinement": None if refined is None else refined.to_dict()})
     else:
@@ -54,6 +61,15 @@ def calibrate(
         if refined is not None:
             _print_refinement(refined)
     save(swapped, model, output_dir, {"calibration.json": _record(report, refined, text)})
+
+
+def _precision(given: str | None, refine_tokens: int) -> "Precision":
+    """Return in what the second stage computes; refuse what it cannot, and what would not be used."""
+    from hf_posswap.training.options import HealingError, HealingOptions
+
+    if given is not None and refine_tokens == 0:
+        raise HealingError(f"--precision {given} is for the second stage: give --refine-tokens too, or leave it out.")
+    return HealingOptions(steps=1, precision=given or "no").precision  # type: ignore[arg-type]
 
 
 def _record(report: "CalibrationReport", refined: "HealingReport | None", texts: list[str]) -> dict[str, Any]:
@@ -67,7 +83,9 @@ def _record(report: "CalibrationReport", refined: "HealingReport | None", texts:
     }
 
 
-def _refine(swapped: "PreTrainedModel", model: str, texts: list[str], tokens: int, precision: str) -> "HealingReport":
+def _refine(
+    swapped: "PreTrainedModel", model: str, texts: list[str], tokens: int, precision: "Precision"
+) -> "HealingReport":
     from hf_posswap.commands.counting import count_progress
     from hf_posswap.demo import load_tokenizer
     from hf_posswap.training import from_files, refine

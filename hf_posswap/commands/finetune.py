@@ -11,6 +11,7 @@ from hf_posswap.commands.precision import PRECISION_HELP, begun_precision, decid
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+EVALUATION_TOKENS = 16384
 HEALING, TEXTS, MEASURING, RUN = "How to heal", "What to heal on", "Measuring", "The run"
 
 
@@ -71,14 +72,16 @@ def finetune(
         bool, typer.Option("--distill", help="Learn from the stock model's outputs.", rich_help_panel=HEALING)
     ] = False,
     distill_weight: Annotated[
-        float, typer.Option(help="Their weight; the rest is the objective's own loss.", rich_help_panel=HEALING)
-    ] = 1.0,
+        float | None,
+        typer.Option(help="Their weight, by default 1; the rest is the objective's own loss.", rich_help_panel=HEALING),
+    ] = None,
     ramp: Annotated[
         bool, typer.Option("--ramp", help="Fade the old mechanism out, the new one in.", rich_help_panel=HEALING)
     ] = False,
     ramp_share: Annotated[
-        float, typer.Option(help="Share of the steps that the fading takes.", rich_help_panel=HEALING)
-    ] = 0.5,
+        float | None,
+        typer.Option(help="Share of the steps that the fading takes, by default 0.5.", rich_help_panel=HEALING),
+    ] = None,
     train: Annotated[
         str, typer.Option(metavar="all|scheme", help="All weights, or the scheme's only.", rich_help_panel=HEALING)
     ] = "all",
@@ -128,8 +131,12 @@ def finetune(
         typer.Option(metavar="N,N,…", help="Tokens to read at once then.", rich_help_panel=MEASURING),
     ] = None,
     eval_tokens: Annotated[
-        int, typer.Option(help="About how many tokens to read at each length.", rich_help_panel=MEASURING)
-    ] = 16384,
+        int | None,
+        typer.Option(
+            help=f"About how many tokens to read at each length. Default: {EVALUATION_TOKENS}.",
+            rich_help_panel=MEASURING,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Write into a folder that is not empty.", rich_help_panel=RUN)
     ] = False,
@@ -151,8 +158,8 @@ def finetune(
         batch_size=batch_size,
         accumulation=accumulation,
         objective=objective,  # type: ignore[arg-type]
-        distill=distill_weight if distill else 0.0,
-        ramp=ramp_share if ramp else 0.0,
+        distill=_with_switch("--distill-weight", distill_weight, "--distill", distill, 1.0),
+        ramp=_with_switch("--ramp-share", ramp_share, "--ramp", ramp, 0.5),
         train=train,  # type: ignore[arg-type]
         learning_rate=learning_rate,
         scheme_learning_rate=scheme_learning_rate,
@@ -169,6 +176,9 @@ def finetune(
     )
     if (dataset is None) == (not train_file):
         raise HealingError("give the text to heal on: either --train-file FILE or --dataset NAME.")
+    for name, value in (("--eval-lengths", eval_lengths), ("--eval-tokens", eval_tokens)):
+        if value is not None and not eval_file:
+            raise HealingError(f"{name} {value} says how to measure: give a text for it too, --eval-file FILE.")
     check_output(output_dir, "float32", overwrite or resume)
     documents, facts = from_files(train_file) if train_file else from_dataset(str(dataset), dataset_split, text_column)
     measured = from_files(eval_file or [])
@@ -188,7 +198,7 @@ def finetune(
         evaluation=tuple(measured[0]),
         evaluation_texts=tuple(measured[1]),
         lengths=() if eval_lengths is None else tuple(parse_numbers(eval_lengths, "--eval-lengths")),
-        evaluation_tokens=eval_tokens,
+        evaluation_tokens=EVALUATION_TOKENS if eval_tokens is None else eval_tokens,
         resume=resume,
         column=text_column,
         log_with=log_with,
@@ -201,6 +211,15 @@ def finetune(
         raise typer.Exit(INTERRUPTED) from error
     if observer.main:
         _report(result, output_dir, as_json)
+
+
+def _with_switch(name: str, given: float | None, switch: str, on: bool, default: float) -> float:
+    """Return how much of something there is: 0 if its switch is off, and then no number may be given for it."""
+    if given is not None and not on:
+        from hf_posswap.training.options import HealingError
+
+        raise HealingError(f"{name} {given:g} says how much of {switch} there is: give {switch} too, or leave it out.")
+    return (default if given is None else given) if on else 0.0
 
 
 def _precision(given: str | None, begun_in: Path | None) -> str:

@@ -42,8 +42,10 @@ def swap(
 ) -> None:
     """Swap a model's positional mechanism and save it, with its tokenizer, as a checkpoint."""
     import hf_posswap
+    from hf_posswap.training.folders import require_no_other_kind
 
     check_output(output_dir, dtype, overwrite)
+    require_no_other_kind(output_dir, adapter=False)
     swapped = load_swapped(model, pos_scheme, dtype)
     description = hf_posswap.describe(swapped)
     typer.echo(str(description))
@@ -56,10 +58,11 @@ def check_output(output_dir: Path, dtype: str, overwrite: bool) -> None:
     Raises:
         OutputError: one of these; says what is allowed.
     """
-    from hf_posswap.reporting.files import OutputError
+    from hf_posswap.reporting.files import OutputError, check_folder
 
     if dtype not in DTYPES:
         raise OutputError(f"unknown --dtype {dtype!r}. Allowed: {', '.join(DTYPES)}.")
+    check_folder(output_dir)
     if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
         raise OutputError(f"{str(output_dir)!r} is not empty. Give a new folder, or --overwrite to save into this one.")
 

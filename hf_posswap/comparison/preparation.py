@@ -18,7 +18,7 @@ from hf_posswap.evaluation.perplexity import PROTOCOLS, planned_tokens
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.training.documents import from_files, require_apart
-from hf_posswap.training.loop import DEFAULT_LENGTH
+from hf_posswap.training.loop import healing_length
 from hf_posswap.training.stages import calibration_length
 from hf_posswap.training.texts import Windows
 
@@ -90,8 +90,7 @@ class Prepared:
     def healing_length(self) -> int:
         """Tokens that healing reads at once."""
         healing = self.settings.healing
-        chosen = None if healing is None else healing.length
-        return chosen or min(self.train_length, DEFAULT_LENGTH)
+        return healing_length(None if healing is None else healing.length, self.train_length)
 
     def work(self, cell: Cell) -> float:
         """Return about how much there is to do for a cell, in tokens measured."""

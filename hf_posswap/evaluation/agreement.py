@@ -56,6 +56,10 @@ def embedding_agreement(
             rows.append(AgreementRow(length, None, None, 0, note))
             continue
         inner = length - len(first) - len(last)
+        if inner < 1:
+            note = "no room between the special tokens"
+            rows.append(AgreementRow(length, None, None, 0, note))
+            continue
         windows = [part for text in texts for part in text.split(inner) if len(part) == inner]
         if not windows:
             rows.append(AgreementRow(length, None, None, 0, "the texts are shorter than this"))

@@ -42,6 +42,20 @@ def write_text(path: Path, text: str) -> Path:
     return write_atomically(path, lambda temporary: _write_utf8(temporary, text))
 
 
+def check_folder(path: Path) -> Path:
+    """Check that the folder `path` can be written to, or made; nothing is made yet.
+
+    Raises:
+        OutputError: it is a file or below one, or may not be written to.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise OutputError(f"cannot write to {str(path)!r}: {str(there)!r} is a file. Give a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write to {str(path)!r}: {str(there)!r} may not be written to. Give another folder.")
+    return path
+
+
 def prepare_folder(path: Path) -> Path:
     """Create the folder `path` if it is missing and check that it can be written to.
 

@@ -25,6 +25,9 @@ _HOME = {
 """Public names and the module each lives in, loaded when first used: accelerate and peft are slow to import."""
 
 
+__all__ = list(_HOME)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'hf_posswap.training' has no attribute {name!r}")

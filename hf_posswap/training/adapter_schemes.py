@@ -159,6 +159,16 @@ def entry_in(model: nn.Module) -> dict[str, Any] | None:
     return None if base is None else base.config.pos_scheme
 
 
+def require_base_as_loaded(model: nn.Module) -> None:
+    """Refuse a new adapter on weights that calibration rewrote in memory; raise `AdapterError`."""
+    if any(module.pos_rewritten for module in model.modules() if isinstance(module, SwappedBaseModel)):
+        raise AdapterError(
+            "calibration rewrote the weights of queries and keys of this model in memory, and the adapter would be "
+            "saved without them. Save the calibrated model (save_pretrained), load it from that folder, and put the "
+            "adapter on that."
+        )
+
+
 def places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Yield (parent, name) of each module with parameters of the scheme, mean rows of retired tables included."""
     for module in model.modules():

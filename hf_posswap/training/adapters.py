@@ -116,7 +116,7 @@ def load_adapter(folder: str | Path, base: Any = None, *, is_trainable: bool = F
         AdapterError: the adapter names no base or none that can be found here, or the base is swapped otherwise.
         CheckpointError: the adapter's `pos_scheme` entry is malformed, or of a newer format.
     """
-    config: Any = peft.PeftConfig.from_pretrained(str(folder))
+    config: Any = _config_in(folder)
     if isinstance(base, nn.Module):
         if kwargs:
             raise AdapterError(f"{sorted(kwargs)} are for loading a base model, but base is a model: leave them out.")
@@ -127,6 +127,15 @@ def load_adapter(folder: str | Path, base: Any = None, *, is_trainable: bool = F
     if entry is not None and not is_swapped(model):
         swap(model, {"name": entry["name"]} | entry["options"])
     return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+
+
+def _config_in(folder: str | Path) -> Any:
+    try:
+        return peft.PeftConfig.from_pretrained(str(folder))
+    except ValueError as error:  # what peft says of a folder without an adapter
+        raise AdapterError(
+            f"{str(folder)!r} holds no adapter: {error}. Give the folder or the Hub name of a saved adapter."
+        ) from error
 
 
 def _load_base(folder: str | Path, config: Any, base: str | Path | None, kwargs: dict[str, Any]) -> Any:

@@ -97,7 +97,8 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Any, state: RunSt
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in checkpoints_in(folder)[:-keep]:
-        shutil.rmtree(old)
+        # Renamed first: a run that is killed while it removes files leaves no checkpoint that lacks some.
+        shutil.rmtree(old.replace(folder / f".{old.name}.partial"))
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -152,7 +153,8 @@ def _require_same_tensors(path: Path, weights: Mapping[str, Tensor], aliases: Ma
     unknown = sorted(set(weights) - set(aliases))
     if missing or unknown:
         raise CheckpointError(
-            f"checkpoint {str(path)!r} does not fit the model: missing {missing[:3]}, unknown {unknown[:3]}."
+            f"checkpoint {str(path)!r} does not fit the model: missing {missing[:3]}, unknown {unknown[:3]}. Give the "
+            "model that the run began with, adapted as it was then."
         )
 
 

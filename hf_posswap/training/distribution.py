@@ -7,6 +7,7 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import is_initialized
 from accelerate.utils import DistributedType, parse_flag_from_env
 
 from hf_posswap.training.options import HealingError, HealingOptions
@@ -34,6 +35,8 @@ def make_accelerator(options: HealingOptions, **arguments: Any) -> Accelerator:
     if launched and not torch.accelerator.is_available():
         # Without this, processes on a machine without a GPU do not find each other: each heals a model of its own.
         arguments.setdefault("cpu", True)
+    if not is_initialized():  # then the first Accelerator of the process has decided: see settle
+        arguments.setdefault("mixed_precision", "no")
     accelerator = Accelerator(gradient_accumulation_steps=options.accumulation, **arguments)
     started = int(os.environ.get("WORLD_SIZE", "1")) if launched else 1
     if started != accelerator.num_processes:
@@ -87,7 +90,14 @@ def settle(accelerator: Accelerator, options: HealingOptions, writes_checkpoints
     Raises:
         HealingError: the configuration asks for something that cannot be had.
     """
+    if accelerator.mixed_precision not in ("no", options.precision):
+        raise HealingError(
+            f"the Accelerator computes in {accelerator.mixed_precision}, and the run's precision is "
+            f"{options.precision!r}. Make it with mixed_precision='no' (hf_posswap.training.make_accelerator does): "
+            "the option precision alone decides."
+        )
     accelerator.gradient_accumulation_steps = options.accumulation
+    accelerator.step = 0  # of an earlier run: gradients are applied at multiples of the accumulation
     if accelerator.distributed_type == DistributedType.FSDP:
         _require_whole_weights(accelerator.state.fsdp_plugin)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -15,7 +15,7 @@ from accelerate.tracking import get_available_trackers
 from hf_posswap.architectures import architecture_of
 from hf_posswap.auto import auto_class
 from hf_posswap.auto_classes import auto_classes
-from hf_posswap.calibration import CalibrationReport, calibration_refusal
+from hf_posswap.calibration import CalibrationReport, calibration_refusal, rewrites_weights
 from hf_posswap.demo import load_config, load_model, load_tokenizer
 from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.environment import collect_environment
@@ -25,14 +25,15 @@ from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.reporting.files import OutputError, write_text
 from hf_posswap.schemes import parse_scheme
-from hf_posswap.swapping import is_swapped, plain_model, restore, swap
+from hf_posswap.swapping import is_swapped, plain_model, restore, stock_longest_position, swap, train_length
 from hf_posswap.tokenization import special_tokens
 from hf_posswap.training.distribution import SHARDED, make_accelerator
-from hf_posswap.training.loop import HealingObserver, heal
+from hf_posswap.training.folders import require_room
+from hf_posswap.training.loop import HealingObserver, heal, healing_length
 from hf_posswap.training.objectives import objective_for, objectives
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.stages import CALIBRATION_TOKENS, calibrate_on, control_options
-from hf_posswap.training.teacher import readable_length, require_same_shape, require_stock_inside
+from hf_posswap.training.teacher import require_same_shape, require_stock_inside
 from hf_posswap.training.texts import Documents
 
 FORMAT_VERSION = 1
@@ -128,6 +129,7 @@ class _Conductor:
 
     def run(self) -> dict[str, Any]:
         experiment = self.experiment
+        self._require_room()
         model = self._load(experiment.model)
         self._check(model)
         self._swap_and_measure(model)
@@ -160,6 +162,15 @@ class _Conductor:
             _write(experiment.output_dir / RESULT_FILE, json.dumps(result, indent=1, ensure_ascii=False))
         return result
 
+    def _require_room(self) -> None:
+        """Refuse folders that hold something else, before anything long begins."""
+        experiment = self.experiment
+        if experiment.output_dir is None:
+            return
+        folders = [experiment.output_dir, *([experiment.output_dir / CONTROL_FOLDER] if experiment.control else [])]
+        for folder in folders:
+            require_room(folder, experiment.resume, adapter=experiment.lora_rank is not None)
+
     def _load(self, name: str) -> Any:
         """Load a model, with the head the objective trains if one is named."""
         self._stage("loading")
@@ -186,6 +197,14 @@ class _Conductor:
             )
         if experiment.stock is None and (experiment.control or experiment.evaluation or experiment.options.distill > 0):
             require_stock_inside(model)
+        if experiment.control:
+            stock_limit = stock_longest_position(model)
+            length = healing_length(experiment.options.length, train_length(model))
+            if stock_limit is not None and length > stock_limit:
+                raise HealingError(
+                    f"length is {length}, and the control, the stock model, reads at most {stock_limit} tokens. Give a "
+                    f"length of at most {stock_limit}, or leave out --control."
+                )
         objective = objective_for(model, experiment.options.objective)
         if experiment.control and objective.name == "embedding" and experiment.options.distill > 0:
             raise HealingError(
@@ -214,12 +233,24 @@ class _Conductor:
         elif self.evaluation_ids:
             stock = copy.deepcopy(model)
             self.stock = restore(stock) if is_swapped(stock) else stock
+        if self.scheme is not None:
+            swap(model, self.scheme, replace=True)
+            self._require_base_for_adapter(model)
         if self.evaluation_ids:
             self.stock = self.stock.to(self.accelerator.device).eval()
             self._measure("stock", self.stock)
-        if self.scheme is not None:
-            swap(model, self.scheme, replace=True)
         self._measure("swapped", model)
+
+    def _require_base_for_adapter(self, model: Any) -> None:
+        """Refuse an adapter for weights that calibration rewrites: it would be saved without them."""
+        experiment = self.experiment
+        if experiment.lora_rank is None or not experiment.calibrate or not rewrites_weights(model):
+            return
+        raise HealingError(
+            f"calibrating {experiment.pos_scheme!r} rewrites the weights of queries and keys, which an adapter does "
+            "not carry. Save the calibrated model first (hf-posswap calibrate … --output-dir CALIBRATED) and heal that "
+            "(--model CALIBRATED, without --pos-scheme), or give --no-calibrate."
+        )
 
     def _calibrate(self, model: Any) -> CalibrationReport | None:
         experiment = self.experiment
@@ -266,7 +297,12 @@ class _Conductor:
         """Return what else than the options identifies a run, for resuming."""
         experiment = self.experiment
         stock = {} if experiment.stock is None else {"stock": experiment.stock}
-        return {"model": experiment.model, "pos_scheme": experiment.pos_scheme, "texts": experiment.texts} | stock
+        return {
+            "model": experiment.model,
+            "pos_scheme": experiment.pos_scheme,
+            "texts": experiment.texts,
+            "lora_rank": experiment.lora_rank,
+        } | stock
 
     def _whole(self, model: Any, folder: Path | None) -> Any:
         """Return a healed model that one process can run alone: a sharded one is loaded as it was saved."""
@@ -280,7 +316,7 @@ class _Conductor:
             return
         self._stage(f"measuring the {name} model")
         experiment = self.experiment
-        lengths = experiment.lengths or (experiment.options.length or readable_length(self.stock),)
+        lengths = experiment.lengths or (healing_length(experiment.options.length, train_length(self.stock)),)
         model = plain_model(model).to(self.accelerator.device)
         objective = objective_for(self.stock, experiment.options.objective).name
         if objective == "lm":

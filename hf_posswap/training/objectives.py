@@ -61,8 +61,8 @@ class Objective(ABC):
     def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
         """Return the sum of the losses that `count` counts, a float32 scalar."""
 
-    def check_length(self, length: int) -> None:
-        """Refuse a length at which the teacher has nothing to say; raise `HealingError`."""
+    def check(self, length: int, batch_size: int) -> None:
+        """Refuse a length at which the teacher has nothing to say, or too small a batch; raise `HealingError`."""
         return
 
     @staticmethod
@@ -176,7 +176,9 @@ class MaskedLanguageModelling(Objective):
         if mask_id is None:
             raise HealingError("objective 'mlm' needs a tokenizer with a mask token; this one has none.")
         special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
-        chosen = (torch.rand(ids.shape, generator=generator) < MASKED_SHARE) & ~special
+        drawn = torch.rand(ids.shape, generator=generator).masked_fill(special, 1.0)
+        # The smallest draw is always masked: a step has something to learn from, however short its texts.
+        chosen = (drawn < MASKED_SHARE) | ((drawn == drawn.min()) & ~special)
         chance = torch.rand(ids.shape, generator=generator)
         other = torch.randint(len(self.tokenizer), ids.shape, generator=generator)
         hidden = torch.where(chance < 0.8, mask_id, torch.where(chance < 0.9, other, ids))
@@ -200,7 +202,7 @@ class MaskedLanguageModelling(Objective):
             total = total + self.distill * divergence(logits, target).sum()
         return total
 
-    def check_length(self, length: int) -> None:
+    def check(self, length: int, batch_size: int) -> None:
         _require_readable(self, length)
 
 
@@ -251,8 +253,13 @@ class Embedding(Objective):
             total = total + self.distill * distance.sum()
         return total
 
-    def check_length(self, length: int) -> None:
+    def check(self, length: int, batch_size: int) -> None:
         _require_readable(self, length)
+        if self.distill < 1 and batch_size < 2:
+            raise HealingError(
+                f"batch_size is {batch_size}; objective 'embedding' with distill={self.distill} contrasts texts, so it "
+                "must be at least 2, or distill 1."
+            )
 
 
 def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -269,8 +276,6 @@ def _mean_distance(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def _contrast(hidden: Tensor, mask: Tensor) -> Tensor:
     """Sum over texts of −ln softmax of each left half's cosine to its own right half among all right halves."""
-    if hidden.shape[0] < 2:
-        raise HealingError("objective 'embedding' without distill contrasts texts: batch_size must be at least 2.")
     left = (mask.cumsum(1) * 2 <= mask.sum(1, keepdim=True)) & (mask == 1)
     right = ~left & (mask == 1)
     halves = [F.normalize(pooled(hidden, half), dim=-1) for half in (left, right)]

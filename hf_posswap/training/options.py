@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from hf_posswap.errors import PosSwapError
@@ -9,6 +10,9 @@ from hf_posswap.errors import PosSwapError
 ObjectiveName = Literal["lm", "mlm", "embedding"]
 Trained = Literal["all", "scheme"]
 Precision = Literal["no", "bf16"]
+MAY_BE_LEFT_OUT = ("tokens", "steps", "length", "shortest_length")
+LARGEST_SEED = 2**31 - 1
+"""A step's seed is made of it, of the step and of the process, and torch takes 64 bits."""
 
 
 class HealingError(PosSwapError):
@@ -81,6 +85,7 @@ class HealingOptions:
                 f"give a budget of tokens or of steps, one of the two: tokens is {self.tokens}, steps is {self.steps}."
             )
         self._check_choices()
+        self._check_integers()
         self._check_ranges()
 
     def _check_choices(self) -> None:
@@ -89,13 +94,21 @@ class HealingOptions:
             if value is not None and value not in get_args(kind):
                 raise HealingError(f"unknown {name} {value!r}. Allowed: {', '.join(get_args(kind))}.")
 
-    def _check_ranges(self) -> None:
+    def _check_integers(self) -> None:
         counts = ("tokens", "steps", "batch_size", "accumulation", "keep_checkpoints")
-        lowest = dict.fromkeys(counts, 1) | {"length": 2, "shortest_length": 4, "checkpoint_every": 0}
+        lowest = dict.fromkeys(counts, 1) | {"length": 2, "shortest_length": 4, "checkpoint_every": 0, "seed": 0}
         for name, least in lowest.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is None and name in MAY_BE_LEFT_OUT:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise HealingError(f"{name} is {value!r}; it must be an integer.")
+            if value < least:
                 raise HealingError(f"{name} is {value}; it must be at least {least}.")
+        if self.seed > LARGEST_SEED:
+            raise HealingError(f"seed is {self.seed}; it must be at most {LARGEST_SEED}.")
+
+    def _check_ranges(self) -> None:
         for name in ("distill", "ramp", "warmup"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
@@ -103,7 +116,9 @@ class HealingOptions:
         for name in ("learning_rate", "scheme_learning_rate", "clip"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
-                raise HealingError(f"{name} is {value}; it must be greater than 0.")
+                raise HealingError(f"{name} is {value}; it must be greater than 0, and finite.")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise HealingError(f"weight_decay is {self.weight_decay}; it must be at least 0, and finite.")
 
     @property
     def drops_out(self) -> bool:
@@ -120,8 +135,8 @@ class HealingOptions:
             key: value for key, value in self.to_dict().items() if key not in ("checkpoint_every", "keep_checkpoints")
         }
 
-    def steps_for(self, length: int, processes: int) -> int:
-        """Return the number of optimizer steps for windows of `length` tokens."""
+    def steps_for(self, length: float, processes: int) -> int:
+        """Return the number of optimizer steps for windows of `length` tokens on average."""
         if self.steps is not None:
             return self.steps
         assert self.tokens is not None

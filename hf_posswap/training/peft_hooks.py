@@ -59,6 +59,7 @@ def _fitting(config: Any, model: nn.Module, entry: dict[str, Any] | None) -> Any
     """Return the config of an adapter for a model with this entry: a new one takes it, a loaded one has to agree."""
     source = vars(config).get(SOURCE)
     if source is None:
+        schemes.require_base_as_loaded(model)
         return schemes.carrying(config, entry)
     schemes.check_scheme(getattr(config, schemes.SCHEME, None), model, source[0])
     return config

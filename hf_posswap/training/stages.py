@@ -51,6 +51,7 @@ def calibration_length(train_length: int) -> int:
 def control_options(options: HealingOptions) -> HealingOptions:
     """Return how the unswapped model is healed beside a swapped one: on the same tokens in the same order and schedule.
 
-    It learns the text itself, since a model that is its own teacher learns nothing, and has nothing to fade out.
+    It learns the text itself, since a model that is its own teacher learns nothing, and has nothing to fade out. It
+    drops out if the swapped model does.
     """
-    return dataclasses.replace(options, distill=0.0, ramp=0.0)
+    return dataclasses.replace(options, distill=0.0, ramp=0.0, dropout=options.drops_out)

@@ -17,6 +17,8 @@ Documents = Iterable[str | Mapping[str, Any]]
 """Texts, or mappings with a column of texts; read anew in each pass."""
 SHUFFLED_TOKENS = 2**22
 """Tokens of the windows that wait to be drawn at random: a larger text is shuffled locally, never held whole."""
+SAMPLED_WINDOWS = 512
+"""How many windows say how long they are on average."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Windows:
                 "the documents are an iterator that ends after one pass. Give a list, a datasets dataset, or any "
                 "object whose __iter__ starts anew."
             )
+        if isinstance(documents, Mapping):
+            raise HealingError(
+                f"the documents are a {type(documents).__name__} with the keys {', '.join(map(str, documents))}: these "
+                "would be read as texts. Give the texts, that is the value of one of the keys."
+            )
         if isinstance(documents, str):
             documents = [documents]
         self.documents, self.tokenizer, self.length, self.packing = documents, tokenizer, length, packing
@@ -71,7 +78,7 @@ class Windows:
     def __iter__(self) -> Iterator[Window]:
         passes = 0
         while True:
-            windows = self._packed() if self.packing else self._cut()
+            windows = self._pass()
             empty = True
             chance = random.Random(f"{self.seed}/{passes}")
             for window in _shuffled(windows, chance, max(1, SHUFFLED_TOKENS // self.length)):
@@ -81,15 +88,26 @@ class Windows:
                 raise self._too_short()
             passes += 1
 
-    def whole(self) -> Iterator[Tensor]:
-        """Yield full windows of one document each, int64 (1, length), in the order of one pass."""
-        found = False
-        for window in self._packed() if self.packing else self._cut():
-            if len(window.ids) == self.length and window.positions[-1] == self.length - 1:
-                found = True
-                yield torch.tensor([window.ids])
-        if not found:
+    def first(self, count: int = 1) -> list[Window]:
+        """Return up to `count` windows as the documents stand, without reading further.
+
+        Raises:
+            HealingError: there is less text than one window.
+        """
+        windows = list(itertools.islice(self._pass(), count))
+        if not windows:
             raise self._too_short()
+        return windows
+
+    def typical_length(self) -> float:
+        """Return the mean number of tokens of the first windows: fewer than `length` where documents are short."""
+        if self.packing:
+            return self.length
+        lengths = [len(window.ids) for window in self.first(SAMPLED_WINDOWS)]
+        return sum(lengths) / len(lengths)
+
+    def _pass(self) -> Iterator[Window]:
+        return self._packed() if self.packing else self._cut()
 
     def spread(self, count: int) -> list[Tensor]:
         """Return up to `count` full windows of one document each, int64 (1, length), of as many documents as there are.
@@ -112,8 +130,7 @@ class Windows:
 
     def require_one(self) -> None:
         """Raise a `HealingError` if there is less text than one window."""
-        if next(self._packed() if self.packing else self._cut(), None) is None:
-            raise self._too_short()
+        self.first()
 
     def _texts(self) -> Iterator[str]:
         for document in self.documents:
@@ -172,12 +189,19 @@ class Windows:
             yield [*first, *document[start : start + inner], *last]
 
     def _too_short(self) -> HealingError:
-        tokens = sum(len(ids) for ids in self._tokens())
-        if tokens == 0:
+        lengths = [len(ids) for ids in self._tokens()]
+        if not lengths:
             return HealingError("there is no text to heal with: every document is empty. Give a file with text in it.")
+        tokens, longest = sum(lengths), max(lengths)
+        if tokens < self.length:
+            return HealingError(
+                f"the text has {tokens} tokens, less than one window of {self.length}. Give more text, or a shorter "
+                f"length: at most {tokens} (--length)."
+            )
         return HealingError(
-            f"the text has {tokens} tokens, less than one window of {self.length}. Give more text, or a shorter "
-            f"length: at most {tokens} (--length)."
+            f"the longest of the {len(lengths)} documents has {longest} tokens, less than one window of {self.length}. "
+            "Calibration reads windows of one document each: give longer documents, for example several rows joined, "
+            "or leave calibration out (--no-calibrate)."
         )
 
 

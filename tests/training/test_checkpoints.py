@@ -169,3 +169,18 @@ def test_the_state_file_says_what_the_run_is(tmp_path):
     assert state["run"]["model"] == "m"
     assert state["run"]["options"]["steps"] == 8
     assert len(state["history"]) == 8
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_none_that_lacks_files(tmp_path, monkeypatch):
+    removed = shutil.rmtree
+
+    def die(path, **arguments):
+        if "0000002" in path.name and path.exists():
+            next(path.iterdir()).unlink()
+            raise Interrupted
+        removed(path, **arguments)
+
+    monkeypatch.setattr(shutil, "rmtree", die)
+    with pytest.raises(Interrupted):
+        run(hf_posswap.swap(gpt2(), "alibi"), tmp_path, keep_checkpoints=1)
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-0000004"]

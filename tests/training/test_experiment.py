@@ -10,7 +10,18 @@ from typer.testing import CliRunner, Result
 
 import hf_posswap
 from hf_posswap.commands import app
-from hf_posswap.training import Experiment, HealingError, HealingOptions, run_experiment
+from hf_posswap.demo import load_tokenizer
+from hf_posswap.evaluation.perplexity import perplexity_rows
+from hf_posswap.training import (
+    Experiment,
+    HealingError,
+    HealingOptions,
+    add_lora,
+    from_files,
+    load_adapter,
+    run_experiment,
+)
+from hf_posswap.training.adapter_schemes import AdapterError
 
 SHORT = ["--length", "32", "--batch-size", "2", "--steps", "3", "--checkpoint-every", "0"]
 
@@ -108,6 +119,28 @@ def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
         (["--pos-scheme", "alibi", "--train-file", "short.txt", *SHORT], "less than one window of 32"),
         (["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--objective", "mlm"], "does not fit"),
         (
+            ["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--distill-weight", "0.5"],
+            "--distill-weight 0.5 says how much of --distill there is",
+        ),
+        (
+            ["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--ramp-share", "0.3"],
+            "give --ramp too",
+        ),
+        (["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--eval-lengths", "64"], "--eval-file"),
+        (["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--eval-tokens", "64"], "--eval-file"),
+        (
+            ["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--length", "512", "--control"],
+            "the control, the stock model, reads at most 256 tokens",
+        ),
+        (
+            ["--pos-scheme", "rope", "--train-file", "demo:book/train", *SHORT, "--lora-rank", "2"],
+            "rewrites the weights of queries and keys",
+        ),
+        (
+            ["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--lora-rank", "2", "--train", "scheme"],
+            "would leave the adapters as they are",
+        ),
+        (
             [
                 "--pos-scheme",
                 "learned:length=512",
@@ -203,3 +236,53 @@ def test_refinement_brings_the_scheme_closer_to_the_stock_model(tmp_path: Path) 
     refined = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(stock.transformer.wte.weight, refined.transformer.wte.weight)
     assert torch.equal(stock.transformer.h[3].mlp.c_fc.weight, refined.transformer.h[3].mlp.c_fc.weight)
+
+
+def test_an_adapter_on_a_calibrated_rope_holds_what_was_measured(tmp_path: Path) -> None:
+    """Calibrating RoPE rewrites weights, which an adapter does not carry: its base is the calibrated model, saved."""
+    text = ["--text", "demo:book/train", "--tokens", "1024", "--length", "128"]
+    calibrated = CliRunner().invoke(
+        app, ["calibrate", "demo:gpt2", "--pos-scheme", "rope", *text, "--output-dir", str(tmp_path / "calibrated")]
+    )
+    assert calibrated.exit_code == 0, calibrated.output
+    measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32", "--eval-tokens", "600"]
+    still = ["--learning-rate", "1e-9", "--scheme-learning-rate", "1e-9", "--lora-rank", "2"]
+    what = ["--model", str(tmp_path / "calibrated"), "--train-file", "demo:book/train", *SHORT, *measured, *still]
+    result = run(*what, "--output-dir", str(tmp_path / "adapter"), "--json")
+    assert result.exit_code == 0, result.output
+    evaluation = json.loads(result.stdout)["evaluation"]
+    text_ids = load_tokenizer("demo:gpt2")(str(from_files(["demo:book/test"])[0][0]), return_tensors="pt").input_ids[0]
+    rows = perplexity_rows(
+        load_adapter(tmp_path / "adapter").get_base_model(), text_ids, [32], ("same-targets",), budget=600
+    )
+    assert rows[0].loss == pytest.approx(evaluation["healed"][0]["loss"], abs=1e-4)
+    model = hf_posswap.AutoModelForCausalLM.from_pretrained(
+        "examples/assets/gpt2-books", pos_scheme="rope", calibration=[text_ids[None, :128]]
+    )
+    with pytest.raises(AdapterError, match="calibration rewrote the weights"):
+        add_lora(model, 2)
+
+
+def test_a_run_goes_on_only_with_adapters_of_its_own_rank(tmp_path: Path) -> None:
+    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", "demo:book/train", "--length", "32"]
+    begun = [*what, "--batch-size", "2", "--steps", "2", "--checkpoint-every", "1", "--output-dir", str(tmp_path)]
+    assert run(*begun, "--lora-rank", "2").exit_code == 0
+    for other in (["--lora-rank", "4"], []):
+        refused = run(*begun, *other, "--resume")
+        assert refused.exit_code == 2
+        assert "lora_rank was 2 there" in refused.output or "holds an adapter" in refused.output
+
+
+def test_a_whole_model_is_not_saved_beside_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT]
+    swap = ["demo:gpt2", "--pos-scheme", "t5", "--output-dir", str(tmp_path), "--overwrite"]
+    for command in (
+        ["finetune", *what, *swap[-3:]],
+        ["swap", *swap],
+        ["calibrate", *swap, "--text", "demo:book/train"],
+    ):
+        refused = CliRunner().invoke(app, command)
+        assert refused.exit_code == 2
+        assert "holds an adapter (adapter_config.json)" in refused.output
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]

@@ -170,8 +170,23 @@ def test_contrast_prefers_halves_of_one_text():
     crossed = [Window([a] * 6 + [b] * 6, list(range(12))) for a, b in ((7, 20), (20, 33), (33, 50), (50, 7))]
     low, high = (float(objective.loss(model, None, batch_of(objective, part))) for part in (alike, crossed))
     assert low < high
-    with pytest.raises(HealingError, match="batch_size must be at least 2"):
-        objective.loss(model, None, batch_of(objective, alike[:1]))
+
+
+@pytest.mark.parametrize("distill", [0.0, 0.5])
+def test_contrast_needs_two_texts(distill):
+    objective = make(Embedding, distill=distill, bert=True)
+    objective.check(12, 2)
+    with pytest.raises(HealingError, match=f"batch_size is 1; objective 'embedding' with distill={distill}"):
+        objective.check(12, 1)
+    make(Embedding, distill=1.0, bert=True).check(12, 1)
+
+
+def test_some_token_is_masked_in_every_batch():
+    objective = make(MaskedLanguageModelling, bert=True)
+    window = Window([1, 7, 2], [0, 1, 2])
+    for seed in range(20):
+        batch = objective.batch([window], torch.Generator().manual_seed(seed))
+        assert batch["labels"].tolist() == [[-100, 7, -100]]
 
 
 def test_the_objective_follows_the_head():
@@ -184,7 +199,7 @@ def test_the_objective_follows_the_head():
 
 @pytest.mark.parametrize("objective", [o for o in objectives if o is not LanguageModelling])
 def test_an_encoder_cannot_learn_from_a_teacher_that_cannot_read_its_text(objective):
-    make(objective, distill=1.0, bert=True).check_length(32)
-    make(objective, distill=0.0, bert=True).check_length(99)
+    make(objective, distill=1.0, bert=True).check(32, 4)
+    make(objective, distill=0.0, bert=True).check(99, 4)
     with pytest.raises(HealingError, match="the stock model reads 32 tokens.*length 33"):
-        make(objective, distill=1.0, bert=True).check_length(33)
+        make(objective, distill=1.0, bert=True).check(33, 4)

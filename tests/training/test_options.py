@@ -20,6 +20,12 @@ from hf_posswap.training.options import HealingError, HealingOptions
         ({"steps": 1, "learning_rate": float("nan")}, "learning_rate is nan"),
         ({"steps": 1, "objective": "clm"}, "unknown objective 'clm'. Allowed: lm, mlm, embedding"),
         ({"steps": 1, "train": "some"}, "unknown train 'some'. Allowed: all, scheme"),
+        ({"steps": 1, "weight_decay": float("nan")}, "weight_decay is nan; it must be at least 0"),
+        ({"steps": 1, "weight_decay": -1.0}, "weight_decay is -1.0"),
+        ({"steps": 2.5}, "steps is 2.5; it must be an integer"),
+        ({"steps": 1, "length": "16"}, "length is '16'; it must be an integer"),
+        ({"steps": 1, "seed": -1}, "seed is -1; it must be at least 0"),
+        ({"steps": 1, "seed": 10**13}, "seed is 10000000000000; it must be at most 2147483647"),
         ({"steps": 1, "precision": "fp16"}, "unknown precision 'fp16'. Allowed: no, bf16"),
     ],
 )

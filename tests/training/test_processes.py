@@ -214,7 +214,12 @@ def deepspeed() -> Any:
     """What `settle` sees of an Accelerator under DeepSpeed, as the plugin's configuration is before `prepare`."""
     config = {"gradient_accumulation_steps": 1, "gradient_clipping": 1.0, "zero_optimization": {"stage": 3}}
     plugin = SimpleNamespace(deepspeed_config=config)
-    return Namespace(distributed_type=DistributedType.DEEPSPEED, deepspeed_plugin=plugin, gradient_accumulation_steps=1)
+    return Namespace(
+        distributed_type=DistributedType.DEEPSPEED,
+        deepspeed_plugin=plugin,
+        gradient_accumulation_steps=1,
+        mixed_precision="no",
+    )
 
 
 def test_the_options_decide_over_deepspeed_s_configuration() -> None:
@@ -240,7 +245,9 @@ def test_checkpoints_under_deepspeed_are_refused() -> None:
 )
 def test_what_fsdp_cannot_do_is_refused(version: int, empty: bool, message: str) -> None:
     plugin = SimpleNamespace(fsdp_version=version, cpu_ram_efficient_loading=empty)
-    accelerator = Namespace(distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin))
+    accelerator = Namespace(
+        distributed_type=DistributedType.FSDP, state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no"
+    )
     with pytest.raises(HealingError, match=message):
         distribution.settle(accelerator, HealingOptions(steps=1), writes_checkpoints=True)
 

@@ -110,13 +110,6 @@ def test_a_batch_has_positions_or_a_mask_only_where_they_are_needed():
     assert padded["input_ids"].dtype == torch.int64
 
 
-def test_whole_windows_are_full_and_of_one_document():
-    windows = Windows([text(20), text(20, 1)], WordTokenizer(), 8, packing=True)
-    found = [ids[0].tolist() for ids in windows.whole()]
-    assert found == [w.ids for w in windows._packed() if w.positions == list(range(8))]
-    assert 0 < len(found) < len(list(windows._packed()))
-
-
 def test_spread_windows_are_of_as_many_documents_as_there_are():
     documents = [text(20), text(5, 1), text(17, 2), text(40, 3)]
     windows = Windows(documents, WordTokenizer(), 8, packing=False)
@@ -161,3 +154,31 @@ def test_a_tokenizer_larger_than_the_model_is_refused():
     with pytest.raises(HealingError, match=f"it has {WORDS + 3} tokens, the model has embeddings for {WORDS}"):
         check_vocabulary(WordTokenizer(size=WORDS + 3), gpt2())
     check_vocabulary(WordTokenizer(size=WORDS - 3), gpt2())
+
+
+def test_columns_or_splits_are_not_read_as_texts():
+    with pytest.raises(HealingError, match="a dict with the keys train, test"):
+        Windows({"train": [text(20)], "test": [text(20)]}, WordTokenizer(), 8, packing=True)
+
+
+def test_the_first_window_reads_no_further():
+    class Documents:
+        def __iter__(self):
+            yield text(20)
+            raise AssertionError("read on")
+
+    (window,) = Windows(Documents(), WordTokenizer(), 8, packing=True).first()
+    assert window.ids == WordTokenizer()(text(20))["input_ids"][:8]
+
+
+def test_short_documents_make_the_typical_window_shorter():
+    documents = [text(6), text(4, 1)]
+    assert Windows(documents, WordTokenizer(), 16, packing=False).typical_length() == 5
+    assert Windows(documents, WordTokenizer(bert=True), 16, packing=False).typical_length() == 7
+    assert Windows(documents, WordTokenizer(), 16, packing=True).typical_length() == 16
+
+
+def test_calibration_says_that_every_document_is_too_short():
+    windows = Windows([text(6), text(14, 1)], WordTokenizer(), 16, packing=False)
+    with pytest.raises(HealingError, match="longest of the 2 documents has 14 tokens.*--no-calibrate"):
+        windows.spread(1)

@@ -1,0 +1,257 @@
+"""One healing run's model, teacher and optimizer, and a step with them."""
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+from hf_posswap.checkpoint import healed_before, is_healed, mark_healed
+from hf_posswap.ramp import set_ramp
+from hf_posswap.swapping import is_swapped, longest_position, plain_model
+from hf_posswap.tokenizer_limit import fit_tokenizer
+from hf_posswap.training.checkpoints import CheckpointError, RunState, checkpoints_in, load_checkpoint, tied_names
+from hf_posswap.training.distribution import SHARDED
+from hf_posswap.training.dropout import Dropouts
+from hf_posswap.training.lengths import Lengths
+from hf_posswap.training.objectives import Inputs, LanguageModelling, Objective
+from hf_posswap.training.optimization import choose_trained, make_optimizer, rate_factor, set_learning_rate
+from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.teacher import readable_length, stock_copy
+from hf_posswap.training.texts import Window
+
+
+class Trainer:
+    """A model that is being healed, as Accelerate prepared it, with its teacher and optimizer.
+
+    It is a context: whatever it changes in the model for the time of the run is put back at the end, and after an
+    error too.
+
+    Args:
+        model: the model, or peft's around it.
+        objective: what it is asked for.
+        tokenizer: its tokenizer.
+        options: how to heal.
+        teacher: the stock model; None: the one inside the model.
+        accelerator: runs it.
+        length: tokens of a window.
+
+    Raises:
+        HealingError: options that do not fit the model. It is as it was.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        objective: type[Objective],
+        tokenizer: Any,
+        options: HealingOptions,
+        teacher: Any,
+        accelerator: Accelerator,
+        length: int,
+    ) -> None:
+        self.plain, self.options, self.accelerator, self.length = plain_model(model), options, accelerator, length
+        self.lengths = Lengths(length, _shortest_length(options, objective, length), tokenizer)
+        _check(model, options, length)
+        self._learned = {name: weight.requires_grad for name, weight in model.named_parameters()}
+        self._training = model.training
+        self._teaching = False if teacher is None else teacher.training
+        self.dropouts = Dropouts(self.plain)
+        self.model, self.teacher = model, teacher
+        try:
+            self._prepare(model, objective, tokenizer, teacher)
+        except BaseException:
+            self._put_back(model)
+            model.train(self._training)
+            raise
+
+    def _prepare(self, model: Any, objective: type[Objective], tokenizer: Any, teacher: Any) -> None:
+        options, accelerator = self.options, self.accelerator
+        choose_trained(model, options)
+        objective.freeze_idle(model)
+        if options.distill > 0:
+            if teacher is None:
+                teacher = stock_copy(model, share=accelerator.distributed_type not in SHARDED)
+            self.teacher = teacher.to(accelerator.device).eval()
+        readable = self.length if self.teacher is None else readable_length(self.teacher)
+        self.objective = objective(options.distill, readable, tokenizer)
+        self.objective.check(self.length, options.batch_size)
+        if options.gradient_checkpointing:
+            self.plain.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+        if not options.drops_out:
+            self.dropouts.turn_off()
+        self.parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        self.tied = tied_names(model)
+        # Adapters and a scheme leave the weights as they are; everything else makes them others than the stock model's.
+        self.changes_weights = is_swapped(model) and model is self.plain and options.train == "all"
+        self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, options))
+
+    def __enter__(self) -> "Trainer":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Leave the model in evaluation mode, free of what Accelerate wrapped around it, and let all learn that did."""
+        if self.options.ramp > 0 and is_swapped(self.plain):
+            set_ramp(self.plain, None)
+        self._put_back(self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval())
+
+    def _put_back(self, model: Any) -> None:
+        self.dropouts.put_back()
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(self._learned[name])
+        if self.teacher is not None:
+            self.teacher.train(self._teaching)
+        if self.options.gradient_checkpointing:
+            self.plain.gradient_checkpointing_disable()
+
+    def load(self, checkpoint: Path, run: dict[str, Any]) -> RunState:
+        """Go on from a checkpoint; see `load_checkpoint`."""
+        state = load_checkpoint(checkpoint, self.model, self.optimizer, run)
+        if self.changes_weights and state.step > 0:
+            mark_healed(self.plain.config)
+        return state
+
+    def step(self, number: int, steps: int, batches_of_windows: list[list[Window]]) -> dict[str, Any]:
+        """Take optimizer step `number` (from 0) of `steps`; return its loss, gradient norm, learning rate and tokens.
+
+        Raises:
+            HealingError: the loss or the gradient is not finite; the weights are those of the step before.
+        """
+        accelerator, options = self.accelerator, self.options
+        # Masked tokens and dropout follow from the step, so that a restarted run draws what the unbroken one drew.
+        seed = (options.seed * 1_000_003 + number) * 4099 + accelerator.process_index
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        texts = (self.lengths.cut(windows, generator) for windows in batches_of_windows)
+        inputs = [self.objective.batch(windows, generator) for windows in texts]
+        counts = self._sum(
+            [sum(map(self.objective.count, inputs)), sum(len(w.ids) for b in batches_of_windows for w in b)]
+        )
+        scored, tokens = int(counts[0]), int(counts[1])
+        factor = rate_factor(number, steps, options.warmup)
+        set_learning_rate(self.optimizer, factor)
+        self._ramp(number, steps)
+        total = 0.0
+        for batch in inputs:
+            total += self._accumulate(batch, scored)
+        loss = float(self._sum([total])[0]) / max(1, scored)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), options.clip)
+        self._require_finite(number, loss, norm)
+        if self.changes_weights:
+            mark_healed(self.plain.config)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        rate = self.optimizer.param_groups[-1]["lr"]
+        return {
+            "loss": loss,
+            "gradient_norm": None if norm is None else float(norm),
+            "learning_rate": rate,
+            "tokens": tokens,
+        }
+
+    def _accumulate(self, batch: Inputs, scored: int) -> float:
+        """Add one batch's share of the gradient of the step's mean loss; return the batch's sum of losses."""
+        accelerator = self.accelerator
+        batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+        with accelerator.accumulate(self.model):
+            with accelerator.autocast(), self._precision():
+                loss = self.objective.loss(self.model, self.teacher, batch)
+            # Accelerate divides by the accumulation, and processes are averaged: the step's mean is over all tokens.
+            accelerator.backward(loss * (self.options.accumulation * accelerator.num_processes / max(1, scored)))
+        return float(loss.detach())
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast of our own: Accelerate's is fixed for the process by the first Accelerator made in it."""
+        if self.options.precision == "no":
+            return contextlib.nullcontext()
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16)
+
+    def _sum(self, values: list[float]) -> torch.Tensor:
+        """Return sums over all processes, in float64, which not every device has."""
+        if self.accelerator.num_processes == 1:
+            return torch.tensor(values, dtype=torch.float64)
+        return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.accelerator.device), "sum")
+
+    def _ramp(self, number: int, steps: int) -> None:
+        fading = self.options.ramp * steps
+        if fading == 0 or not is_swapped(self.plain):
+            return
+        share = number / fading
+        set_ramp(self.plain, share if share < 1 else None)
+
+    def _require_finite(self, number: int, loss: float, norm: Any) -> None:
+        if math.isfinite(loss) and (norm is None or math.isfinite(float(norm))):
+            return
+        self.optimizer.zero_grad()
+        raise HealingError(
+            f"step {number + 1}: the loss is {loss} and the gradient's norm {norm}; training has diverged. Earlier "
+            f"checkpoints are intact. Lower learning_rate ({self.options.learning_rate}) or scheme_learning_rate "
+            f"({self.options.scheme_learning_rate}), or lengthen the warmup ({self.options.warmup})."
+        )
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """Write the model, whole however it is sharded, and its tokenizer."""
+        accelerator = self.accelerator
+        state = None
+        if accelerator.distributed_type in SHARDED:
+            tied = self.tied
+            state = {name: value for name, value in accelerator.get_state_dict(self.model).items() if name not in tied}
+        if accelerator.is_main_process:
+            try:
+                model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+                model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
+                fit_tokenizer(tokenizer, self.plain).save_pretrained(folder)
+            except Exception as error:
+                if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
+                    raise  # a bare Exception is what tokenizers raises when it cannot write
+                kept = "Its last checkpoint is intact: make" if checkpoints_in(folder) else "Make"
+                raise CheckpointError(
+                    f"cannot write the healed model to {str(folder)!r}: {error}. {kept} room, then run again with "
+                    "--resume."
+                ) from error
+        accelerator.wait_for_everyone()
+
+
+def _shortest_length(options: HealingOptions, objective: type[Objective], length: int) -> int:
+    """Return the tokens of the shortest texts to learn from.
+
+    Raises:
+        HealingError: a shortest length is given for a causal model.
+    """
+    if options.shortest_length is None:
+        return min(objective.shortest_length or length, length)
+    if objective is LanguageModelling:
+        raise HealingError(
+            f"shortest_length={options.shortest_length} does not fit objective {objective.name!r}: a causal model "
+            "reads a text of every length at the beginning of each window. Leave it out."
+        )
+    return options.shortest_length
+
+
+def _check(model: Any, options: HealingOptions, length: int) -> None:
+    """Refuse options that a model cannot be healed with; raise `HealingError`."""
+    plain = plain_model(model)
+    require_positions(plain, length)
+    if options.ramp > 0 and not is_swapped(plain):
+        raise HealingError(f"ramp={options.ramp} fades a swapped model's old mechanism out; this model is stock.")
+    if options.ramp > 0 and is_healed(plain.config):
+        raise HealingError(f"{healed_before(plain.config)} A ramp would begin with neither: leave it out.")
+    if options.train == "scheme" and model is not plain:
+        raise HealingError(
+            "train='scheme' would leave the adapters as they are, and these are what LoRA is for. Leave one of the two "
+            "out: adapters train beside the scheme's parameters, with train='all'."
+        )
+
+
+def require_positions(model: Any, length: int) -> None:
+    """Refuse windows that are longer than a model has positions for; raise `HealingError`."""
+    limit = longest_position(model)
+    if limit is not None and length > limit:
+        raise HealingError(
+            f"length is {length}, and this {'swapped' if is_swapped(model) else 'stock'} model reads at most {limit} "
+            f"tokens. Give a length of at most {limit}."
+        )
