@@ -1,5 +1,6 @@
 """What healing gives, at which budget, to decoders and encoders: tables that docs/learnt.py puts into the pages."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -70,7 +71,7 @@ def encoders(folder: Path) -> str:
         path = folder / name / "healing.json"
         if not path.is_file():
             continue
-        result = read_result(path)
+        result = json.loads(path.read_text(encoding="utf-8"))
         for stage in ENCODER_STAGES:
             found = result["evaluation"][stage]
             lengths = [row["length"] for row in found]

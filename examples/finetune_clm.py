@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from hf_posswap import AutoModelForCausalLM, calibrate, swap
+from hf_posswap import AutoModelForCausalLM, calibrate, swap, train_length
 from hf_posswap.calibration import calibration_refusal
 from hf_posswap.demo import load_config, load_model, load_tokenizer
 from hf_posswap.evaluation.perplexity import perplexity_rows
@@ -73,7 +73,8 @@ def main() -> None:
     show("swapped", model)
 
     if calibration_refusal(model) is None:  # none, a fixed alibi and others have nothing that could be fitted
-        calibrate(model, Windows(documents, tokenizer, length, packing=False).spread(32))
+        readable = min(length, train_length(model))  # it compares with stock attention
+        calibrate(model, Windows(documents, tokenizer, readable, packing=False).spread(32))
         show("calibrated", model)
 
     report = heal(model, documents, tokenizer, options, output_dir=arguments.output_dir, accelerator=accelerator)

@@ -97,8 +97,9 @@ def main() -> None:
         show("calibrated", model)
 
     healed("healed", model, options, arguments.output_dir)
-    # The control is no student: a model that is its own teacher learns nothing.
-    healed("control", stock, dataclasses.replace(options, distill=0.0), arguments.output_dir / "control")
+    # The control is no student: a model that is its own teacher learns nothing. It drops out if the other does.
+    alone = dataclasses.replace(options, distill=0.0, dropout=options.drops_out)
+    healed("control", stock, alone, arguments.output_dir / "control")
     accelerator.print(f"saved to {arguments.output_dir}, the control in its folder control")
     accelerator.end_training()
 

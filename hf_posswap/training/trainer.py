@@ -58,9 +58,10 @@ class Trainer:
         _check(model, options, length)
         self._learned = {name: weight.requires_grad for name, weight in model.named_parameters()}
         self._training = model.training
-        self._teaching = False if teacher is None else teacher.training
+        self._teaching = teacher is not None and teacher.training
         self.dropouts = Dropouts(self.plain)
-        self.model, self.teacher = model, teacher
+        self.model = model
+        self.teacher: Any = None
         try:
             self._prepare(model, objective, tokenizer, teacher)
         except BaseException:

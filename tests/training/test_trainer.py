@@ -1,11 +1,13 @@
 """What a run does to a model for its time, and what it leaves behind."""
 
 import copy
+from argparse import Namespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
 
 import hf_posswap
@@ -105,6 +107,16 @@ def test_an_accelerator_that_computes_otherwise_than_the_options_say_is_refused(
     monkeypatch.setattr(type(accelerator), "mixed_precision", property(lambda _: "bf16"))
     with pytest.raises(HealingError, match="computes in bf16, and the run's precision is 'no'"):
         run(hf_posswap.swap(gpt2(), "t5"), accelerator=accelerator)
+
+
+def test_the_configuration_of_a_launch_does_not_choose_the_precision(monkeypatch):
+    given: dict[str, Any] = {}
+    stand_in = Namespace(num_processes=1, distributed_type=DistributedType.NO)
+    monkeypatch.setattr(distribution, "is_initialized", lambda: False)
+    monkeypatch.setattr(distribution, "Accelerator", lambda **arguments: given.update(arguments) or stand_in)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert distribution.make_accelerator(HealingOptions(steps=1)) is stand_in
+    assert given["mixed_precision"] == "no"
 
 
 def test_windows_beyond_a_model_s_positions_are_refused():
