@@ -88,7 +88,7 @@ demo: $(VENV)/stamp ## the whole story on a small GPT-2 in some minutes: swapped
 		--lengths 128,256,512,1024,2048 --tokens 4096 --calibrate --heal-tokens $(DEMO_HEAL_TOKENS) --batch-size 8 \
 		--control --train-file demo:books/train --output-dir $(DEMO_DIR)
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap bias demo:gpt2 --schemes $(DEMO_SCHEMES) --text demo:book/train \
-		--output-dir $(DEMO_DIR)
+		--output-dir $(DEMO_DIR) --overwrite
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap report $(DEMO_DIR)
 
 demo-swapped: $(VENV)/stamp ## untrained swaps on the small GPT-2 and on SmolLM2: the first numbers of the README

@@ -154,13 +154,16 @@ def load_model(name: str, auto_class: Any = None, **kwargs: Any) -> "PreTrainedM
 
     Raises:
         SourceError: there is no such model.
+        UnsupportedError: its architecture is not supported.
     """
+    from hf_posswap.architectures import architecture_of
     from hf_posswap.origin import remember_revision
 
     source = resolve_model(name)
     config = kwargs.pop("config", None)
     if config is None:
         config = load_config(name)
+    architecture_of(config)
     if auto_class is None:
         auto_class = class_for(config)
     kwargs.setdefault("dtype", "float32")

@@ -11,7 +11,15 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.offloading import device_of
 from hf_posswap.schemes import SchemeLayer, scheme_class
-from hf_posswap.swapping import is_swapped, longest_position, path_of, plain_model, train_length, without_scheme
+from hf_posswap.swapping import (
+    config_of,
+    is_swapped,
+    longest_position,
+    path_of,
+    plain_model,
+    train_length,
+    without_scheme,
+)
 
 PROBE_LENGTH = 64
 PROBE_SEED = 0
@@ -141,7 +149,7 @@ def describe(model: Any) -> Description:
         UnsupportedError: the architecture is not supported.
     """
     model = plain_model(model)
-    architecture = architecture_of(model.config)
+    architecture = architecture_of(config_of(model))
     causal = architecture.is_causal(model.config)
     parameters = sum(parameter.numel() for parameter in _acting_parameters(model))
     shared: dict[str, Any] = {

@@ -27,6 +27,22 @@ def plain_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def config_of(model: Any) -> Any:
+    """Return a transformers model's config, through peft's adapters too.
+
+    Raises:
+        UnsupportedError: it is no transformers model; says how to load one.
+    """
+    config = getattr(model, "config", None)
+    if not hasattr(config, "model_type"):
+        name = repr(model) if isinstance(model, str) else "name"
+        raise UnsupportedError(
+            f"a {type(model).__name__} is no transformers model. Load one first: "
+            f"hf_posswap.AutoModelForCausalLM.from_pretrained({name})."
+        )
+    return config
+
+
 def is_swapped(model: Any) -> bool:
     """Return whether the model's positional mechanism was swapped by hf_posswap; peft's adapters may be around it."""
     plain = plain_model(model)
@@ -55,7 +71,7 @@ def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace
         BackendError: the model's attention backend cannot carry the scheme. Nothing has changed after any of these.
     """
     config = as_config(pos_scheme)
-    architecture = architecture_of(model.config)
+    architecture = architecture_of(config_of(model))
     _check_plain(model, architecture)
     if is_swapped(model) and not replace:
         entry = model.config.pos_scheme
@@ -105,7 +121,7 @@ def restore(model: Any) -> Any:
         NotSwappedError: the model is not swapped.
         UnsupportedError: peft's adapters are around the model.
     """
-    architecture = architecture_of(model.config)
+    architecture = architecture_of(config_of(model))
     if not is_swapped(model):
         raise NotSwappedError(
             f"the model is a stock {type(model).__name__}: there is nothing to restore. "
@@ -137,7 +153,7 @@ def without_scheme(model: Any) -> Iterator[Any]:
     """
     if not is_swapped(model):
         raise NotSwappedError(f"the model is a stock {type(model).__name__}; it has no scheme to leave out.")
-    with natively(plain_model(model).base_model, architecture_of(model.config)):
+    with natively(plain_model(model).base_model, architecture_of(config_of(model))):
         yield model
 
 
@@ -153,18 +169,18 @@ def longest_position(model: Any) -> int | None:
 
 def stock_longest_position(model: Any) -> int | None:
     """Return how many positions the stock mechanism of a model, swapped or not, can represent; None if any number."""
-    return train_length(model) if architecture_of(model.config).table_path is not None else None
+    return train_length(model) if architecture_of(config_of(model)).table_path is not None else None
 
 
 def train_length(model: Any) -> int:
     """Return the longest text that the stock model was trained to read."""
-    architecture_of(model.config)
+    architecture_of(config_of(model))
     return model.config.max_position_embeddings
 
 
 def native_scheme(model: Any) -> str:
     """Return the name of the stock model's scheme."""
-    return architecture_of(model.config).native
+    return architecture_of(config_of(model)).native
 
 
 def planned_path(plan: Plan, model: Any) -> str:

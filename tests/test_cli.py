@@ -228,3 +228,19 @@ def test_unexpected_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) ->
     result = invoke("matrix")
     assert result.exit_code == 1
     assert isinstance(result.exception, RuntimeError)
+
+
+def test_the_version_is_told() -> None:
+    assert invoke("--version").stdout == f"hf_posswap {hf_posswap.__version__}\n"
+
+
+def test_an_architecture_that_is_not_supported_is_refused_before_its_weights_load(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
+    assert "architecture 't5' is not supported" in refused("describe", str(tmp_path))
+
+
+def test_a_benchmark_of_no_model_measures_nothing(tmp_path: Path) -> None:
+    message = refused("bench", "gpt3", "--schemes", "alibi", "--lengths", "16", "--output-dir", str(tmp_path / "out"))
+    assert "cannot load model 'gpt3'" in message
+    assert "smollm2, gpt2" in message
+    assert not list(tmp_path.glob("out/*"))

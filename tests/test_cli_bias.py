@@ -48,3 +48,15 @@ def test_wrong_arguments_are_refused(options: list[str], message: str, tmp_path:
     result = invoke("demo:gpt2", *options, "--output-dir", str(tmp_path / "out"))
     assert result.exit_code == 2, result.output
     assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_biases_that_are_there_are_replaced_only_if_asked(tmp_path: Path) -> None:
+    what = ["demo:gpt2", "--schemes", "alibi", "--longest", "8", "--output-dir", str(tmp_path)]
+    assert invoke(*what).exit_code == 0
+    before = (tmp_path / "biases.json").read_bytes()
+    refused = invoke(*what, "--seed", "1")
+    assert refused.exit_code == 2
+    assert "has biases.json already. Give another folder, or --overwrite." in refused.output
+    assert (tmp_path / "biases.json").read_bytes() == before
+    assert invoke(*what, "--seed", "1", "--overwrite").exit_code == 0
+    assert (tmp_path / "biases.json").read_bytes() != before

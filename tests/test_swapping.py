@@ -317,3 +317,14 @@ def test_schemes_run_outside_of_autocast(llama: Any, scheme: str) -> None:
         logits = llama(random_tokens(1, 40)).logits
     assert logits.dtype == torch.bfloat16
     assert sorted(set(seen)) == [(name, False) for name in ("bias", "prepare", "transform", "transform_cached")]
+
+
+@pytest.mark.parametrize(
+    "ask", [hf_posswap.describe, hf_posswap.restore, hf_posswap.longest_position, hf_posswap.train_length]
+)
+@pytest.mark.parametrize("thing", ["gpt2", None, torch.nn.Linear(1, 1)])
+def test_what_is_no_model_is_refused_with_how_to_load_one(ask: Any, thing: Any) -> None:
+    with pytest.raises(UnsupportedError, match="is no transformers model. Load one first"):
+        ask(thing)
+    with pytest.raises(UnsupportedError, match="is no transformers model. Load one first"):
+        hf_posswap.swap(thing, "alibi")

@@ -18,7 +18,7 @@ from hf_posswap.benchmarking.settings import (
     Cell,
     Settings,
 )
-from hf_posswap.benchmarking.shapes import stock_model, swapped_copy
+from hf_posswap.benchmarking.shapes import check_model, stock_model, swapped_copy
 from hf_posswap.benchmarking.startup import import_times, load_times
 from hf_posswap.benchmarking.timing import Times, in_turn
 from hf_posswap.benchmarking.work import MakeMask, Work, attention_work, model_work
@@ -64,6 +64,7 @@ def run(
         BenchmarkError: there is no such device.
     """
     check_device(settings.device)
+    check_model(settings.model)
     cells = list(settings.cells())
     rows = list(known)
     done = {cell_of(row) for row in rows}

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.benchmarking.settings import Settings
-from hf_posswap.demo import load_model
+from hf_posswap.demo import SourceError, load_config, load_model
 from hf_posswap.swapping import swap
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -30,6 +30,21 @@ embeddings and their gradients cost the same whatever the scheme, and would flat
 
 TABLE_STD = 0.02
 """Parameters of a scheme that start at zero are made random, so that no zeros make anything faster."""
+
+
+def check_model(name: str) -> None:
+    """Refuse a model that is neither a shape nor to be found.
+
+    Raises:
+        SourceError: there is no such model; names the shapes.
+        UnsupportedError: its architecture is not supported.
+    """
+    if name in SHAPES:
+        return
+    try:
+        architecture_of(load_config(name))
+    except SourceError as error:
+        raise SourceError(f"{error} Or one of the shapes with random weights: {', '.join(SHAPES)}.") from error
 
 
 def stock_model(settings: Settings, dtype: str, attention: str) -> Any:

@@ -184,7 +184,10 @@ def rewrites_weights(model: Any) -> bool:
 
 
 def _nothing_to_fit(name: str) -> str:
-    return f"scheme {name!r} has no parameters that calibration can fit with these options."
+    return (
+        f"scheme {name!r} has no parameters that calibration can fit with these options. Give it some, as "
+        "alibi:trainable=true does, or choose a scheme that has them: t5, relative_bias, shaw, transformer_xl."
+    )
 
 
 def _is_swapped(attention: Any) -> bool:
@@ -199,7 +202,7 @@ def text_windows(tokenizer: Any, text: str, length: int, name: str = "the text")
     Raises:
         CalibrationError: the text is shorter than one window, or a window has no room for any of it.
     """
-    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
     first, last = (torch.tensor(tokens, dtype=ids.dtype) for tokens in special_tokens(tokenizer))
     inner = length - len(first) - len(last)
     if inner < 1:
@@ -209,8 +212,8 @@ def text_windows(tokenizer: Any, text: str, length: int, name: str = "the text")
         )
     if len(ids) < inner:
         raise CalibrationError(
-            f"{name} has {len(ids)} tokens; calibration reads {inner} at once. Give a longer text, or read at most "
-            f"{len(ids)} tokens at once."
+            f"{name} has {len(ids)} tokens; calibration reads {inner} at once. Give a longer text"
+            + (f", or read at most {len(ids)} tokens at once." if len(ids) > 1 else ".")
         )
     return [torch.cat([first, part, last])[None] for part in ids.split(inner) if len(part) == inner]
 

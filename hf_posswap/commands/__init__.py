@@ -1,6 +1,6 @@
 """The commands of `hf-posswap`. Each imports what is slow to import only when it runs, so that help comes at once."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -19,6 +19,7 @@ from hf_posswap.commands import (
     report,
 )
 from hf_posswap.errors import PosSwapError
+from hf_posswap.version import __version__
 
 
 class _Group(TyperGroup):
@@ -35,11 +36,27 @@ class _Group(TyperGroup):
 app = typer.Typer(
     name="hf-posswap",
     cls=_Group,
-    help="Swap the positional mechanism of a pretrained Hugging Face model, and measure how far it then reads.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hf_posswap {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Swap the positional mechanism of a pretrained Hugging Face model, and measure how far it then reads."""
+
+
 app.command("schemes")(catalogue.schemes)
 app.command("matrix")(catalogue.matrix)
 app.command("describe")(models.describe)

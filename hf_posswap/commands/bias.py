@@ -36,15 +36,18 @@ def bias(
         str, typer.Option(help="What was done to a model that is swapped already: swapped, calibrated or healed.")
     ] = "swapped",
     seed: Annotated[int, typer.Option(help="Of schemes that start at random.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the biases that DIR has already.")] = False,
 ) -> None:
     """Write down the bias of each head by distance (of RoPE: what its angles leave), for hf-posswap report."""
     from hf_posswap.evaluation.environment import collect_environment
     from hf_posswap.evaluation.errors import EvaluationError
-    from hf_posswap.reporting.files import prepare_folder
+    from hf_posswap.reporting.files import OutputError, prepare_folder
     from hf_posswap.reporting.result_files import STAGES, make_result, write_result
 
     if stage not in STAGES[1:4]:
         raise EvaluationError(f"unknown --stage {stage!r}. Allowed: {', '.join(STAGES[1:4])}.")
+    if (output_dir / "biases.json").exists() and not overwrite:
+        raise OutputError(f"{str(output_dir)!r} has biases.json already. Give another folder, or --overwrite.")
     prepare_folder(output_dir)
     specifications = _checked_schemes(model, split_list(schemes))
     batches, texts = _read(model, text or [], tokens, length)

@@ -67,9 +67,10 @@ def _precision(given: str | None, refine_tokens: int) -> "Precision":
     """Return in what the second stage computes; refuse what it cannot, and what would not be used."""
     from hf_posswap.training.options import HealingError, HealingOptions
 
+    precision = HealingOptions(steps=1, precision=given or "no").precision  # type: ignore[arg-type]
     if given is not None and refine_tokens == 0:
         raise HealingError(f"--precision {given} is for the second stage: give --refine-tokens too, or leave it out.")
-    return HealingOptions(steps=1, precision=given or "no").precision  # type: ignore[arg-type]
+    return precision
 
 
 def _record(report: "CalibrationReport", refined: "HealingReport | None", texts: list[str]) -> dict[str, Any]:

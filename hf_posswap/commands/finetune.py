@@ -38,8 +38,12 @@ def finetune(
         str | None,
         typer.Option(metavar="NAME", help="A datasets dataset or folder, streamed.", rich_help_panel=TEXTS),
     ] = None,
-    dataset_split: Annotated[str, typer.Option(help="Its split.", rich_help_panel=TEXTS)] = "train",
-    text_column: Annotated[str, typer.Option(help="Its column of texts.", rich_help_panel=TEXTS)] = "text",
+    dataset_split: Annotated[
+        str | None, typer.Option(help="Its split, by default train.", rich_help_panel=TEXTS)
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Its column of texts, by default text.", rich_help_panel=TEXTS)
+    ] = None,
     tokens: Annotated[
         int | None, typer.Option(help="Tokens to heal on; or give --steps.", rich_help_panel=TEXTS)
     ] = None,
@@ -147,6 +151,7 @@ def finetune(
     from hf_posswap.commands.healing_progress import healing_progress
     from hf_posswap.training.documents import from_dataset, from_files, require_apart
     from hf_posswap.training.experiment import Experiment, run_experiment
+    from hf_posswap.training.folders import require_room
     from hf_posswap.training.options import HealingError, HealingOptions
 
     # What is typed may be any text: HealingOptions checks it, in words, where typing would want a Literal.
@@ -179,8 +184,17 @@ def finetune(
     for name, value in (("--eval-lengths", eval_lengths), ("--eval-tokens", eval_tokens)):
         if value is not None and not eval_file:
             raise HealingError(f"{name} {value} says how to measure: give a text for it too, --eval-file FILE.")
+    for name, value in (("--dataset-split", dataset_split), ("--text-column", text_column)):
+        if value is not None and dataset is None:
+            raise HealingError(f"{name} {value} is of a dataset: give --dataset NAME, or leave it out.")
+    checkpoints = require_room(output_dir, resume, adapter=lora_rank is not None)
     check_output(output_dir, "float32", overwrite or resume)
-    documents, facts = from_files(train_file) if train_file else from_dataset(str(dataset), dataset_split, text_column)
+    if resume and not checkpoints:
+        note(f"There is no checkpoint in {output_dir} to go on from: healing begins at the start.")
+    column = text_column or "text"
+    documents, facts = (
+        from_files(train_file) if train_file else from_dataset(str(dataset), dataset_split or "train", column)
+    )
     measured = from_files(eval_file or [])
     if train_file:
         require_apart(measured, (list(map(str, documents)), facts))
@@ -200,7 +214,7 @@ def finetune(
         lengths=() if eval_lengths is None else tuple(parse_numbers(eval_lengths, "--eval-lengths")),
         evaluation_tokens=EVALUATION_TOKENS if eval_tokens is None else eval_tokens,
         resume=resume,
-        column=text_column,
+        column=column,
         log_with=log_with,
     )
     try:
@@ -248,4 +262,5 @@ def _report(result: dict[str, Any], output_dir: Path, as_json: bool) -> None:
     from hf_posswap.commands.healing_tables import print_result
 
     print_result(result)
-    typer.echo(f"Saved to {output_dir}: the healed model, its tokenizer, checkpoints and healing.json.")
+    what = "healed model" if result["lora_rank"] is None else "adapter"
+    typer.echo(f"Saved to {output_dir}: the {what}, its tokenizer, checkpoints and healing.json.")

@@ -121,8 +121,8 @@ def prepare(settings: Settings) -> Prepared:
     config = load_config(settings.model)
     if getattr(config, "pos_scheme", None) is not None:
         raise EvaluationError(
-            f"model {settings.model!r} is swapped already ({config.pos_scheme!r}), so there is no stock model to "
-            "compare with. Give the model it was made from."
+            f"model {settings.model!r} is swapped already ({config.pos_scheme['name']!r}), so there is no stock model "
+            "to compare with. Give the model it was made from."
         )
     refusals = _refusals(settings, config, names)
     tokenizer = load_tokenizer(settings.model)

@@ -83,10 +83,17 @@ class EvaluationSettings:
             _require_allowed("measurement", name, MEASUREMENTS)
         if self.tokens < 1:
             raise EvaluationError(f"the budget is {self.tokens} tokens. Give at least 1.")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise EvaluationError(f"the seed is {self.seed}. Give one from 0 to {LARGEST_SEED}.")
+        if self.documents < 1:
+            raise EvaluationError(f"the number of documents is {self.documents}. Give at least 1.")
         if self.bins < 1:
             raise EvaluationError(f"the number of bins is {self.bins}. Give at least 1.")
         if self.pos_scheme is not None:
             parse_scheme(self.pos_scheme)
+
+
+LARGEST_SEED = 2**31 - 1
 
 
 def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> EvaluationSettings:
@@ -103,6 +110,11 @@ def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> Evalu
         if name not in fitting:
             raise EvaluationError(f"{_misfit(name, settings.model)} Measurements for it: {', '.join(fitting)}.")
     swapped = settings.pos_scheme is not None or getattr(config, "pos_scheme", None) is not None
+    if not swapped and settings.stage in STAGES[1:4]:
+        raise EvaluationError(
+            f"stage {settings.stage!r} says what was done to a swapped model, and {settings.model!r} is stock. Leave "
+            "it out, or give --pos-scheme."
+        )
     found = {
         "measurements": settings.measurements or fitting,
         "stage": settings.stage or ("swapped" if swapped else "stock"),

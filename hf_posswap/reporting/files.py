@@ -51,9 +51,13 @@ def check_folder(path: Path) -> Path:
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
         raise OutputError(f"cannot write to {str(path)!r}: {str(there)!r} is a file. Give a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write to {str(path)!r}: {str(there)!r} may not be written to. Give another folder.")
-    return path
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return path
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {str(path)!r}: {error.strerror or error} in {str(there)!r}. Give another folder."
+        ) from error
 
 
 def prepare_folder(path: Path) -> Path:

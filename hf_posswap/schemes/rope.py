@@ -47,7 +47,7 @@ class RopeConfig(SchemeConfig):
     )  # fmt: skip
     base: float | None = option(None, "Base of the frequencies. None: the model's own, or 10000.", above=1)
     factor: float | None = option(
-        None, "s: how many times longer texts get. None: 4 where the scaling needs one.", minimum=1
+        None, "How many times longer texts get. None: 4 where the scaling needs one.", minimum=1
     )
     original_length: int | None = option(None, "Train length T. None: the model's.", minimum=2)
     partial_rotary_factor: float = option(1.0, "Share of the head dimension that turns.", above=0, maximum=1)

@@ -112,6 +112,8 @@ class _Conductor:
 
     def __init__(self, experiment: Experiment, observer: ExperimentObserver) -> None:
         self.experiment, self.observer = experiment, observer
+        if experiment.lora_rank is not None and experiment.lora_rank < 1:
+            raise HealingError(f"lora_rank is {experiment.lora_rank}; it must be at least 1 (--lora-rank 8).")
         self.scheme = None if experiment.pos_scheme is None else parse_scheme(experiment.pos_scheme)
         self.accelerator = make_accelerator(experiment.options, **_tracking(experiment))
         if experiment.log_with is not None:
@@ -194,6 +196,11 @@ class _Conductor:
             raise HealingError(
                 f"model {experiment.model!r} is stock: name the scheme to swap in with --pos-scheme, or give a swapped "
                 "model."
+            )
+        if experiment.stock is not None and not is_swapped(model):
+            raise HealingError(
+                f"model {experiment.model!r} is stock, so it is its own stock model: leave out --stock "
+                f"{experiment.stock}."
             )
         if experiment.stock is None and (experiment.control or experiment.evaluation or experiment.options.distill > 0):
             require_stock_inside(model)

@@ -137,6 +137,23 @@ def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
             "rewrites the weights of queries and keys",
         ),
         (
+            ["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--train", "scheme"],
+            "train='scheme' has nothing to train",
+        ),
+        (
+            ["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--stock", "demo:gpt2"],
+            "is stock, so it is its own stock model",
+        ),
+        (["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--lora-rank", "0"], "lora_rank is 0"),
+        (
+            ["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--dataset-split", "test"],
+            "--dataset-split test is of a dataset",
+        ),
+        (
+            ["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--text-column", "body"],
+            "--text-column body is of a dataset",
+        ),
+        (
             ["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--lora-rank", "2", "--train", "scheme"],
             "would leave the adapters as they are",
         ),
@@ -286,3 +303,18 @@ def test_a_whole_model_is_not_saved_beside_an_adapter(tmp_path: Path) -> None:
         assert refused.exit_code == 2
         assert "holds an adapter (adapter_config.json)" in refused.output
     assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]
+
+
+def test_a_run_that_has_nothing_to_go_on_from_says_so(tmp_path: Path) -> None:
+    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT]
+    result = run(*what, "--output-dir", str(tmp_path / "new"), "--resume")
+    assert result.exit_code == 0, result.output
+    assert "There is no checkpoint in" in result.output
+
+
+def test_after_an_interruption_the_way_on_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-0000002").mkdir()
+    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT]
+    refused = run(*what, "--output-dir", str(tmp_path))
+    assert refused.exit_code == 2
+    assert "holds checkpoints of an earlier run, up to checkpoint-0000002" in refused.output
