@@ -36,8 +36,9 @@ GPT2_LENGTHS = (256, 1024, 4096)
 GPT2_SCHEMES = ("relative_bias", "t5:per_layer=true", "alibi:trainable=true:per_layer=true")
 GENTLE_CONTROL, GENTLE_RATE = "control at a third of the rate", 3e-4
 """Trained again at the rate that heals swapped models best, the stock model forgets; this control forgets less."""
-LIGHTER = ("scheme-only", "lora")
-"""Calibrated too, but healing trains less: the scheme's own parameters, or these and adapters of rank 16."""
+LIGHTER = ("scheme-only", "lora", "gentle")
+"""Calibrated too, but healing moves less: the scheme's own parameters, these and adapters of rank 16, or all at a third of
+the rate."""
 STARTS = ("stock", "calibrated", "uncalibrated", *LIGHTER)
 LLAMA_SCHEMES = ("relative_bias", "t5:per_layer=true", "alibi:trainable=true:per_layer=true", "alibi", "none")
 BERT_SCHEMES = ("rope", "alibi:form=two-slope:trainable=true:per_layer=true")
@@ -102,7 +103,7 @@ class Gpt2Study:
             batch_size=16,
             # A model that is its own teacher learns nothing: the control learns the text itself.
             distill=0.0 if start == "stock" else 1.0,
-            learning_rate=GENTLE_RATE if scheme == GENTLE_CONTROL else 1e-3,
+            learning_rate=GENTLE_RATE if scheme == GENTLE_CONTROL or start == "gentle" else 1e-3,
             scheme_learning_rate=2e-2,
             train="scheme" if start == "scheme-only" else "all",
             precision=self.precision,
@@ -138,8 +139,9 @@ def gpt2(table: Table, arguments: argparse.Namespace) -> None:
             for scheme, start in cells:
                 study.measure(scheme, start, round(share * PRETRAINING_TOKENS), seed)
     for start in (start for start in LIGHTER if start in arguments.starts):
-        for scheme in GPT2_SCHEMES:
-            study.measure(scheme, start, PRETRAINING_TOKENS // 100)
+        for seed in range(arguments.seeds if start == "gentle" else 1):
+            for scheme in GPT2_SCHEMES:
+                study.measure(scheme, start, PRETRAINING_TOKENS // 100, seed)
 
 
 def llama(table: Table, arguments: argparse.Namespace) -> None:

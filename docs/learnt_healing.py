@@ -49,6 +49,7 @@ def recipes(small: SmallStudy) -> str:
     ways = [("no training: `calibrate`", "calibrated", 0)]
     ways += [(f"`finetune --distill --tokens {n}`", "calibrated", n) for n in small.tokens()]
     ways += [
+        (f"`finetune --distill --tokens {TOKENS} --learning-rate 3e-4`", "gentle", TOKENS),
         (f"`finetune --distill --tokens {TOKENS} --train scheme`", "scheme-only", TOKENS),
         (f"`finetune --distill --tokens {TOKENS} --lora-rank 16`", "lora", TOKENS),
     ]
