@@ -37,8 +37,8 @@ GPT2_SCHEMES = ("relative_bias", "t5:per_layer=true", "alibi:trainable=true:per_
 GENTLE_CONTROL, GENTLE_RATE = "control at a third of the rate", 3e-4
 """Trained again at the rate that heals swapped models best, the stock model forgets; this control forgets less."""
 LIGHTER = ("scheme-only", "lora", "gentle")
-"""Calibrated too, but healing moves less: the scheme's own parameters, these and adapters of rank 16, or all at a third of
-the rate."""
+"""Calibrated too, but healing moves less: the scheme's own parameters, these and adapters of rank 16, or all weights at
+a third of the rate."""
 STARTS = ("stock", "calibrated", "uncalibrated", *LIGHTER)
 LLAMA_SCHEMES = ("relative_bias", "t5:per_layer=true", "alibi:trainable=true:per_layer=true", "alibi", "none")
 BERT_SCHEMES = ("rope", "alibi:form=two-slope:trainable=true:per_layer=true")

@@ -46,12 +46,12 @@ def given(small: SmallStudy) -> str:
 
 def recipes(small: SmallStudy) -> str:
     """Return what each budget buys: the options, and nats above stock at the train length and at the longest one."""
-    ways = [("no training: `calibrate`", "calibrated", 0)]
-    ways += [(f"`finetune --distill --tokens {n}`", "calibrated", n) for n in small.tokens()]
+    ways = [("`calibrate`, no training", "calibrated", 0)]
+    ways += [(f"`--tokens {n} --learning-rate 1e-3`", "calibrated", n) for n in small.tokens()]
     ways += [
-        (f"`finetune --distill --tokens {TOKENS} --learning-rate 3e-4`", "gentle", TOKENS),
-        (f"`finetune --distill --tokens {TOKENS} --train scheme`", "scheme-only", TOKENS),
-        (f"`finetune --distill --tokens {TOKENS} --lora-rank 16`", "lora", TOKENS),
+        (f"`--tokens {TOKENS} --learning-rate 3e-4`", "gentle", TOKENS),
+        (f"`--tokens {TOKENS} --learning-rate 1e-3 --lora-rank 16`", "lora", TOKENS),
+        (f"`--tokens {TOKENS} --train scheme`", "scheme-only", TOKENS),
     ]
     rows = [
         (told, *(_both(small, scheme, start, tokens) for scheme in CALIBRATED_SCHEMES)) for told, start, tokens in ways
