@@ -109,6 +109,16 @@ class Windows:
     def _pass(self) -> Iterator[Window]:
         return self._packed() if self.packing else self._cut()
 
+    def whole(self) -> Iterator[Tensor]:
+        """Yield full windows of one document each, int64 (1, length), in the order of one pass."""
+        found = False
+        for window in self._pass():
+            if len(window.ids) == self.length and window.positions[-1] == self.length - 1:
+                found = True
+                yield torch.tensor([window.ids])
+        if not found:
+            raise self._too_short()
+
     def spread(self, count: int) -> list[Tensor]:
         """Return up to `count` full windows of one document each, int64 (1, length), of as many documents as there are.
 

@@ -110,6 +110,13 @@ def test_a_batch_has_positions_or_a_mask_only_where_they_are_needed():
     assert padded["input_ids"].dtype == torch.int64
 
 
+def test_whole_windows_are_full_and_of_one_document():
+    windows = Windows([text(20), text(20, 1)], WordTokenizer(), 8, packing=True)
+    found = [ids[0].tolist() for ids in windows.whole()]
+    assert found == [w.ids for w in windows._packed() if w.positions == list(range(8))]
+    assert 0 < len(found) < len(list(windows._packed()))
+
+
 def test_spread_windows_are_of_as_many_documents_as_there_are():
     documents = [text(20), text(5, 1), text(17, 2), text(40, 3)]
     windows = Windows(documents, WordTokenizer(), 8, packing=False)
