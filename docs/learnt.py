@@ -318,8 +318,8 @@ def caption(small: SmallStudy) -> str:
     return (
         "*Left: models trained from scratch (Press et al. 2022). Middle: one pretrained GPT-2 of 256 positions, "
         "swapped, calibrated and\nhealed on 1% of its pretraining tokens: it reads 16 times as far, at "
-        f"{min(percent):.0f} to {max(percent):.0f}% more perplexity than it had. Right: the same\nswaps without "
-        "healing. [How these figures are made](docs/figures.md).*"
+        f"{min(percent):.0f} to {max(percent):.0f}% more perplexity than it had\n(rate 1e-3; "
+        "less at 3e-4, below). Right: the same swaps without healing. [How these figures are made](docs/figures.md).*"
     )
 
 

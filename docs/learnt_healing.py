@@ -41,7 +41,7 @@ def given(small: SmallStudy) -> str:
         rows.append(
             (f"stock, {name}", "", "0", text(small.above(name, STOCK, TOKENS, SHORT)), f"it ends at {SHORT}", "")
         )
-    return markdown(Table(("scheme", "start", "swapped", f"healed, {SHORT}", "1024", str(LONG)), tuple(rows)))
+    return markdown(Table(("scheme", "start", "not healed", f"healed, {SHORT}", "1024", str(LONG)), tuple(rows)))
 
 
 def recipes(small: SmallStudy) -> str:

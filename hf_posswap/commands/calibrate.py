@@ -42,9 +42,6 @@ def calibrate(
     """Swap a scheme in, fit its parameters to the old model's attention without any training, and save the model."""
     check_output(output_dir, dtype, overwrite)
     computing = _precision(precision, refine_tokens)
-    from hf_posswap.training.folders import require_no_other_kind
-
-    require_no_other_kind(output_dir, adapter=False)
     swapped = load_swapped(model, pos_scheme, dtype)
     from hf_posswap.calibration import calibrate as fit
     from hf_posswap.commands.counting import count_progress
@@ -67,6 +64,7 @@ def _precision(given: str | None, refine_tokens: int) -> "Precision":
     """Return in what the second stage computes; refuse what it cannot, and what would not be used."""
     from hf_posswap.training.options import HealingError, HealingOptions
 
+    # What is typed may be any text: HealingOptions checks it, in words, where typing would want a Literal.
     precision = HealingOptions(steps=1, precision=given or "no").precision  # type: ignore[arg-type]
     if given is not None and refine_tokens == 0:
         raise HealingError(f"--precision {given} is for the second stage: give --refine-tokens too, or leave it out.")

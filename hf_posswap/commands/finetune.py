@@ -188,7 +188,7 @@ def finetune(
         if value is not None and dataset is None:
             raise HealingError(f"{name} {value} is of a dataset: give --dataset NAME, or leave it out.")
     checkpoints = require_room(output_dir, resume, adapter=lora_rank is not None)
-    check_output(output_dir, "float32", overwrite or resume)
+    check_output(output_dir, "float32", overwrite or resume, adapter=lora_rank is not None)
     if resume and not checkpoints:
         note(f"There is no checkpoint in {output_dir} to go on from: healing begins at the start.")
     column = text_column or "text"

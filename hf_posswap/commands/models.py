@@ -42,27 +42,32 @@ def swap(
 ) -> None:
     """Swap a model's positional mechanism and save it, with its tokenizer, as a checkpoint."""
     import hf_posswap
-    from hf_posswap.training.folders import require_no_other_kind
 
     check_output(output_dir, dtype, overwrite)
-    require_no_other_kind(output_dir, adapter=False)
     swapped = load_swapped(model, pos_scheme, dtype)
     description = hf_posswap.describe(swapped)
     typer.echo(str(description))
     save(swapped, model, output_dir, {"swap.json": {"kind": "swap", "description": description.to_dict()}})
 
 
-def check_output(output_dir: Path, dtype: str, overwrite: bool) -> None:
+def check_output(output_dir: Path, dtype: str, overwrite: bool, adapter: bool = False) -> None:
     """Refuse, before anything is loaded, a type that does not exist and a folder that holds something already.
+
+    Args:
+        output_dir: where a model is to be saved.
+        dtype: of its weights.
+        overwrite: whether the folder may hold something.
+        adapter: whether an adapter is to be saved, not a whole model; one beside the other is refused all the same.
 
     Raises:
         OutputError: one of these; says what is allowed.
     """
-    from hf_posswap.reporting.files import OutputError, check_folder
+    from hf_posswap.reporting.files import OutputError
+    from hf_posswap.training.folders import require_no_other_kind
 
     if dtype not in DTYPES:
         raise OutputError(f"unknown --dtype {dtype!r}. Allowed: {', '.join(DTYPES)}.")
-    check_folder(output_dir)
+    require_no_other_kind(output_dir, adapter)
     if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
         raise OutputError(f"{str(output_dir)!r} is not empty. Give a new folder, or --overwrite to save into this one.")
 

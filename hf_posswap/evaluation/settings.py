@@ -94,6 +94,7 @@ class EvaluationSettings:
 
 
 LARGEST_SEED = 2**31 - 1
+"""The same as for healing, so that one seed does for a whole experiment."""
 
 
 def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> EvaluationSettings:

@@ -21,7 +21,7 @@ def require_room(folder: Path, resume: bool, adapter: bool) -> list[Path]:
         OutputError: it cannot be written to, or holds what would be loaded along with what is saved.
         CheckpointError: it holds checkpoints, and `resume` is not asked for.
     """
-    require_no_other_kind(check_folder(folder), adapter)
+    require_no_other_kind(folder, adapter)
     present = checkpoints_in(folder)
     if present and not resume:
         raise CheckpointError(
@@ -35,8 +35,9 @@ def require_no_other_kind(folder: Path, adapter: bool) -> None:
     """Refuse a folder with an adapter for a whole model, and the other way round: loading would mix them.
 
     Raises:
-        OutputError: names the files.
+        OutputError: names the files; or the folder cannot be written to.
     """
+    check_folder(folder)
     others = MODEL_FILES if adapter else ADAPTER_FILES
     found = [name for name in others if (folder / name).exists()]
     if found:

@@ -206,9 +206,10 @@ class Trainer:
                 model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
                 model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
                 fit_tokenizer(tokenizer, self.plain).save_pretrained(folder)
+            # tokenizers raises a bare Exception when it cannot write; any other kind goes on as it is.
             except Exception as error:
                 if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
-                    raise  # a bare Exception is what tokenizers raises when it cannot write
+                    raise
                 kept = "Its last checkpoint is intact: make" if checkpoints_in(folder) else "Make"
                 raise CheckpointError(
                     f"cannot write the healed model to {str(folder)!r}: {error}. {kept} room, then run again with "

@@ -255,7 +255,7 @@ def test_refinement_brings_the_scheme_closer_to_the_stock_model(tmp_path: Path) 
     assert torch.equal(stock.transformer.h[3].mlp.c_fc.weight, refined.transformer.h[3].mlp.c_fc.weight)
 
 
-def test_an_adapter_on_a_calibrated_rope_holds_what_was_measured(tmp_path: Path) -> None:
+def test_an_adapter_on_a_calibrated_rope_holds_what_was_measured(tmp_path: Path, gpt2_books_path: Path) -> None:
     """Calibrating RoPE rewrites weights, which an adapter does not carry: its base is the calibrated model, saved."""
     text = ["--text", "demo:book/train", "--tokens", "1024", "--length", "128"]
     calibrated = CliRunner().invoke(
@@ -274,7 +274,7 @@ def test_an_adapter_on_a_calibrated_rope_holds_what_was_measured(tmp_path: Path)
     )
     assert rows[0].loss == pytest.approx(evaluation["healed"][0]["loss"], abs=1e-4)
     model = hf_posswap.AutoModelForCausalLM.from_pretrained(
-        "examples/assets/gpt2-books", pos_scheme="rope", calibration=[text_ids[None, :128]]
+        gpt2_books_path, pos_scheme="rope", calibration=[text_ids[None, :128]]
     )
     with pytest.raises(AdapterError, match="calibration rewrote the weights"):
         add_lora(model, 2)
