@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_posswap.errors import PosSwapError
+from hf_posswap.registry import unknown_name_message
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,7 @@ ASSETS = Path(__file__).resolve().parent.parent / "examples" / "assets"
 BOOKS = {"train": "train/jos-boys.txt", "valid": "valid/chance.txt", "test": "test/frankenstein.txt"}
 MEASURING_BOOKS = ("valid", "test")
 TRAINING_NAME, TRAINING_FOLDER = "demo:books/train", "books/train/excerpts"
+TEXT_NAMES = ("demo:books", TRAINING_NAME, *(f"demo:book/{split}" for split in BOOKS))
 
 
 class SourceError(PosSwapError):
@@ -66,10 +68,13 @@ class TextSource:
             ) from error
         except OSError as error:
             raise SourceError(
-                f"cannot read text {str(self.path)!r}: {error.strerror}. Give a UTF-8 text file, or {_text_names()}."
+                f"cannot read text {str(self.path)!r}: {error.strerror}. Give a UTF-8 text file, or "
+                f"{', '.join(TEXT_NAMES)}."
             ) from error
         if not text.strip():
-            raise SourceError(f"text {str(self.path)!r} is empty. Give a file with text in it, or {_text_names()}.")
+            raise SourceError(
+                f"text {str(self.path)!r} is empty. Give a file with text in it, or {', '.join(TEXT_NAMES)}."
+            )
         return text
 
 
@@ -81,7 +86,7 @@ def resolve_model(name: str) -> ModelSource:
     """
     if name.startswith(PREFIX):
         if name not in DEMO_MODELS:
-            raise SourceError(f"unknown demo model {name!r}. Allowed: {', '.join(DEMO_MODELS)}.")
+            raise SourceError(unknown_name_message("demo model", name, DEMO_MODELS))
         return DEMO_MODELS[name]()
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
@@ -103,7 +108,7 @@ def resolve_texts(name: str) -> list[TextSource]:
         return [TextSource(path.name, path) for path in sorted(_asset(TRAINING_FOLDER, name).glob("*.txt"))]
     split = name.removeprefix("demo:book/")
     if split not in BOOKS:
-        raise SourceError(f"unknown demo text {name!r}. Allowed: {_text_names()}.")
+        raise SourceError(unknown_name_message("demo text", name, TEXT_NAMES))
     return [_book(split)]
 
 
@@ -247,7 +252,3 @@ def _package_folder(package: str, name: str) -> Path:
 def _book(split: str) -> TextSource:
     path = _asset(f"books/{BOOKS[split]}", f"demo:book/{split}")
     return TextSource(path.name, path)
-
-
-def _text_names() -> str:
-    return ", ".join(["demo:books", TRAINING_NAME, *(f"demo:book/{split}" for split in BOOKS)])

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import hf_posswap
+from hf_posswap import comparison
 from hf_posswap.commands import app
 
 COMPARE = ["compare", "--model", "demo:gpt2", "--text", "demo:book/test"]
@@ -188,6 +189,11 @@ def test_compare_runs_as_a_real_process_and_twice_alike(tmp_path: Path) -> None:
         (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "0"], "tokens is 0; it must be at least 1"),
         (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "x"], "--heal-tokens"),
         (["--schemes", "alibi", "--lengths", "64", "--control"], "give --heal-tokens too"),
+        (["--schemes", "", "--lengths", "64"], "no scheme given to compare stock with"),
+        (["--schemes", "alibi", "--lengths", "64", "--learning-rate", "0.1"], "nothing is done without --heal-tokens"),
+        (["--schemes", "alibi", "--lengths", "64", "--precision", "no"], "nothing is done without --heal-tokens"),
+        (["--schemes", "alibi", "--lengths", "64", "--calibration-tokens", "9"], "nothing is done without --calibrate"),
+        (["--schemes", "alibi", "--lengths", "64", "--device", "meta"], "device 'meta' holds no numbers"),
         (
             ["--schemes", "alibi", "--lengths", "64", "--train-file", "demo:books/train"],
             "nothing would read the",
@@ -213,11 +219,63 @@ def test_compare_refuses_wrong_arguments(options: list[str], message: str) -> No
             ["swap", "demo:gpt2", "--pos-scheme", "t5", "--output-dir", "x", "--dtype", "int4"],
             "unknown --dtype 'int4'",
         ),
+        (["card", "demo", "--repo", "a bad name"], "'a bad name' is no name on the Hub. Write owner/name."),
+        (["card", "demo", "--repo", "a bad name", "--adapter"], "'a bad name' is no name on the Hub."),
+        (
+            ["bench", "gpt2", "--schemes", "alibi", "--layers", "99", "--output-dir", "x"],
+            "99 layers are to be kept, and 'gpt2' has 12.",
+        ),
         (["fly"], "No such command 'fly'"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: list[str], message: str) -> None:
     assert message in refused(*arguments)
+
+
+def test_a_model_that_is_swapped_already_is_not_swapped_again(tmp_path: Path) -> None:
+    folder = str(tmp_path / "alibi")
+    assert invoke("swap", "demo:gpt2", "--pos-scheme", "alibi", "--output-dir", folder).exit_code == 0
+    for command in ("swap", "calibrate"):
+        text = ["--text", "demo:book/train"] if command == "calibrate" else []
+        told = refused(command, folder, "--pos-scheme", "t5", "--output-dir", str(tmp_path / "t5"), *text)
+        assert "swapped already ('alibi'). Give the model it was made from." in told
+        assert not (tmp_path / "t5").exists()
+
+
+def test_the_recipe_in_the_help_is_the_one_that_heals() -> None:
+    told = " ".join(invoke("compare", "--help").stdout.replace("│", " ").split())
+    recipe = comparison.recipe(1)
+    for start, value in (
+        ("Windows of a step.", recipe.batch_size),
+        ("Peak, for the weights.", recipe.learning_rate),
+        ("Peak, for the scheme's parameters.", recipe.scheme_learning_rate),
+        ("Tokens to calibrate on.", comparison.CALIBRATION_TOKENS),
+    ):
+        assert f"{start} Default: {value}." in told
+    assert f"Of the stock model's outputs, by default {recipe.distill:g}" in told
+
+
+@pytest.mark.parametrize(
+    ("where", "arguments", "told"),
+    [
+        ("hf_posswap.describe", ["describe", "demo:gpt2"], "Interrupted."),
+        (
+            "hf_posswap.benchmarking.run",
+            ["bench", "gpt2", "--schemes", "alibi", "--output-dir", "x"],
+            "Interrupted. The same command goes on from x/bench.json.",
+        ),
+    ],
+)
+def test_ctrl_c_has_an_exit_code_of_its_own(
+    where: str, arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(where, interrupt)
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stderr.strip().splitlines()[-1]) == (130, told)
 
 
 def test_unexpected_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:

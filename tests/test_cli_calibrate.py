@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 import hf_posswap
 from hf_posswap.commands import app
+from hf_posswap.commands.calibrate import read_batches
 from hf_posswap.hub import card_of
 
 
@@ -54,3 +55,18 @@ def test_bad_input(
     assert result.exit_code == 2
     assert message in result.output
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokens", "shapes"),
+    [
+        (["demo:book/train"], 64, [(1, 64)]),
+        (["demo:book/train"], 600, [(1, 256)] * 2),
+        (["demo:books"], 3 * 256, [(1, 256)] * 3),
+        (["demo:books/train"], 4 * 256, [(1, 256)] * 4),
+    ],
+)
+def test_no_more_is_read_than_was_asked_for(texts: list[str], tokens: int, shapes: list[tuple[int, int]]) -> None:
+    batches = read_batches("demo:gpt2", texts, tokens, 256)
+    assert [tuple(batch.shape) for batch in batches] == shapes
+    assert len({tuple(batch[0].tolist()) for batch in batches}) == len(shapes)

@@ -58,7 +58,9 @@ def test_a_gguf_file_is_split_into_folder_and_file(tmp_path: Path) -> None:
 
 
 def test_unknown_demo_model_lists_the_known_ones() -> None:
-    with pytest.raises(SourceError, match="unknown demo model 'demo:gpt3'. Allowed: demo:gpt2, demo:bert, demo:llama"):
+    with pytest.raises(
+        SourceError, match="'demo:gpt3'. Did you mean 'demo:gpt2'[?] Allowed: demo:bert, demo:gpt2, demo:l"
+    ):
         demo.resolve_model("demo:gpt3")
 
 
@@ -130,9 +132,15 @@ def test_the_books_are_those_of_their_manifest() -> None:
         assert {"title", "author", "split", "licence"} <= set(entry)
 
 
-@pytest.mark.parametrize("name", ["demo:book/other", "demo:nothing"])
-def test_unknown_demo_text_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(SourceError, match=f"unknown demo text '{name}'. Allowed: demo:books, demo:books/train, demo:b"):
+@pytest.mark.parametrize(
+    ("name", "near"), [("demo:book/tran", "demo:book/train"), ("demo:bokks", "demo:books"), ("demo:xyz", None)]
+)
+def test_unknown_demo_text_suggests_the_nearest_and_lists_the_known_ones(name: str, near: str | None) -> None:
+    suggestion = f"Did you mean '{near}'[?] " if near else ""
+    allowed = (
+        f"unknown demo text '{name}'. {suggestion}Allowed: demo:book/test, demo:book/train, demo:book/valid, demo:b"
+    )
+    with pytest.raises(SourceError, match=allowed):
         demo.resolve_texts(name)
 
 

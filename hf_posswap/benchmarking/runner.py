@@ -61,10 +61,10 @@ def run(
 
     Raises:
         SourceError: there is no such model.
-        BenchmarkError: there is no such device.
+        BenchmarkError: there is no such device, or the model has fewer layers than are to be kept.
     """
     check_device(settings.device)
-    check_model(settings.model)
+    check_model(settings)
     cells = list(settings.cells())
     rows = list(known)
     done = {cell_of(row) for row in rows}

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.benchmarking.settings import Settings
+from hf_posswap.benchmarking.settings import BenchmarkError, Settings
 from hf_posswap.demo import SourceError, load_config, load_model
 from hf_posswap.swapping import swap
 
@@ -32,19 +32,32 @@ TABLE_STD = 0.02
 """Parameters of a scheme that start at zero are made random, so that no zeros make anything faster."""
 
 
-def check_model(name: str) -> None:
-    """Refuse a model that is neither a shape nor to be found.
+def check_model(settings: Settings) -> None:
+    """Refuse a model that is neither a shape nor to be found, and more layers than it has.
 
     Raises:
         SourceError: there is no such model; names the shapes.
         UnsupportedError: its architecture is not supported.
+        BenchmarkError: it has fewer layers than are to be kept.
     """
+    config = _config(settings.model)
+    if settings.layers is not None and settings.layers > config.num_hidden_layers:
+        raise BenchmarkError(
+            f"{settings.layers} layers are to be kept, and {settings.model!r} has {config.num_hidden_layers}. Give "
+            "fewer, or leave layers (--layers) out to keep all."
+        )
+
+
+def _config(name: str) -> Any:
     if name in SHAPES:
-        return
+        options = dict(SHAPES[name])
+        return AutoConfig.for_model(options.pop("model_type"), **options)
     try:
-        architecture_of(load_config(name))
+        config = load_config(name)
     except SourceError as error:
         raise SourceError(f"{error} Or one of the shapes with random weights: {', '.join(SHAPES)}.") from error
+    architecture_of(config)
+    return config
 
 
 def stock_model(settings: Settings, dtype: str, attention: str) -> Any:
@@ -60,11 +73,10 @@ def stock_model(settings: Settings, dtype: str, attention: str) -> Any:
     """
     torch.manual_seed(settings.seed)
     if settings.model in SHAPES:
-        options = dict(SHAPES[settings.model])
-        config = AutoConfig.for_model(options.pop("model_type"), **options)
+        config = _config(settings.model)
         _make_room(config, max(settings.lengths) + settings.repeats)
         if settings.layers is not None:
-            config.num_hidden_layers = min(settings.layers, config.num_hidden_layers)
+            config.num_hidden_layers = settings.layers
         model = AutoModel.from_config(config, dtype=getattr(torch, dtype), attn_implementation=attention)
     else:
         model = load_model(settings.model, dtype=dtype, attn_implementation=attention).base_model
@@ -85,7 +97,7 @@ def _keep_layers(model: Any, layers: int) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == len(blocks) and module[0] is blocks[0][0]:
             model.set_submodule(name, module[:layers])
-            model.config.num_hidden_layers = min(layers, len(blocks))
+            model.config.num_hidden_layers = layers
             return
 
 

@@ -18,16 +18,19 @@ from hf_posswap.commands import (
     push,
     report,
 )
+from hf_posswap.commands.console import interruptible
 from hf_posswap.errors import PosSwapError
 from hf_posswap.version import __version__
 
 
 class _Group(TyperGroup):
-    """Turns errors of hf_posswap into one message and exit code 2; any other exception stays what it is."""
+    """Turns errors of hf_posswap into one message and exit code 2, and Ctrl-C into 130; other exceptions stay."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            # Commands that can go on where they stopped have said how before it comes to this.
+            with interruptible(lambda: ""):
+                return super().invoke(ctx)
         except PosSwapError as error:
             typer.echo(f"hf-posswap: error: {error}", err=True)
             raise typer.Exit(code=2) from error

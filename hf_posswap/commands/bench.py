@@ -9,6 +9,7 @@ import typer
 from hf_posswap.commands.console import (
     SCHEME_HELP,
     JsonOption,
+    interruptible,
     note,
     parse_numbers,
     print_table,
@@ -95,7 +96,8 @@ def bench(
     known = [] if fresh else read_rows(output_dir, settings)
     if known:
         note(f"{output_dir} has {len(known)} cells already; --fresh measures them again.")
-    with count_progress("measuring", "cell") as progress:
+    way_on = f"The same command goes on from {output_dir / 'bench.json'}."
+    with interruptible(lambda: way_on), count_progress("measuring", "cell") as progress:
         rows = run(settings, known, lambda so_far: write_bench(settings, so_far, output_dir), progress)
     files = write_bench(settings, rows, output_dir)
     if as_json:

@@ -102,18 +102,25 @@ def _refine(
 
 
 def read_batches(model: str, texts: list[str], tokens: int, length: int) -> "list[Tensor]":
-    """Return about `tokens` tokens of the texts as batches (1, length), the same number from each text.
+    """Return about `tokens` tokens of the texts, shared among them, as batches (1, length); fewer at once if need be.
 
     Raises:
-        CalibrationError: a text is shorter than one window; says how many tokens it has.
+        CalibrationError: a text that is read is shorter than one window; says how many tokens it has.
     """
     from hf_posswap.calibration import text_windows
     from hf_posswap.demo import load_tokenizer, resolve_texts
 
     tokenizer = load_tokenizer(model)
     sources = [source for name in texts for source in resolve_texts(name)]
-    each = max(1, tokens // (length * len(sources)))
-    return [window for s in sources for window in text_windows(tokenizer, s.read(), length, s.name)[:each]]
+    length = min(length, tokens)
+    windows, of = tokens // length, len(sources)
+    shares = [windows * (place + 1) // of - windows * place // of for place in range(of)]
+    return [
+        window
+        for source, share in zip(sources, shares, strict=True)
+        if share
+        for window in text_windows(tokenizer, source.read(), length, source.name)[:share]
+    ]
 
 
 def _print_refinement(report: "HealingReport") -> None:

@@ -2,22 +2,35 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_posswap.commands.console import SCHEME_HELP, JsonOption, note, parse_numbers, quiet_libraries, split_list
+from hf_posswap.commands.console import (
+    SCHEME_HELP,
+    JsonOption,
+    interruptible,
+    parse_numbers,
+    quiet_libraries,
+    split_list,
+)
 from hf_posswap.commands.precision import PRECISION_HELP, begun_precision, decide_precision
 
 if TYPE_CHECKING:
     from hf_posswap.commands.progress import LineObserver
     from hf_posswap.comparison import Prepared
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 LEARNING, HEALING = "What else to measure", "How to heal"
+OPTIONS = {
+    "--heal-length": "length",
+    "--batch-size": "batch_size",
+    "--learning-rate": "learning_rate",
+    "--scheme-learning-rate": "scheme_learning_rate",
+    "--distill-weight": "distill",
+}
+"""The options of the recipe, and their names in `HealingOptions`."""
 
 
 def compare(
@@ -72,23 +85,30 @@ def compare(
         int, typer.Option(metavar="N", help="How many seeds, counted up from --seed.", rich_help_panel=LEARNING)
     ] = 1,
     calibration_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Tokens to calibrate on.", rich_help_panel=LEARNING)
-    ] = 8192,
+        int | None,
+        typer.Option(metavar="N", help="Tokens to calibrate on. Default: 8192.", rich_help_panel=LEARNING),
+    ] = None,
     heal_length: Annotated[
         int | None,
         typer.Option(
             metavar="N", help="Tokens read at once. Default: the train length, at most 512.", rich_help_panel=HEALING
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows of a step.", rich_help_panel=HEALING)] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Peak, for the weights.", rich_help_panel=HEALING)] = 1e-3,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Windows of a step. Default: 16.", rich_help_panel=HEALING)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak, for the weights. Default: 0.001.", rich_help_panel=HEALING)
+    ] = None,
     scheme_learning_rate: Annotated[
-        float, typer.Option(help="Peak, for the scheme's parameters.", rich_help_panel=HEALING)
-    ] = 2e-2,
+        float | None, typer.Option(help="Peak, for the scheme's parameters. Default: 0.02.", rich_help_panel=HEALING)
+    ] = None,
     distill_weight: Annotated[
-        float,
-        typer.Option(help="Of the stock model's outputs; the rest is the text itself.", rich_help_panel=HEALING),
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="Of the stock model's outputs, by default 1; the rest is the text itself.", rich_help_panel=HEALING
+        ),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(metavar="no|bf16", help=PRECISION_HELP, rich_help_panel=HEALING)
     ] = None,
@@ -102,16 +122,23 @@ def compare(
     from hf_posswap.reporting.result_files import to_json
 
     healing = None
-    if heal_tokens is not None:
+    changes = {
+        "--heal-length": heal_length,
+        "--batch-size": batch_size,
+        "--learning-rate": learning_rate,
+        "--scheme-learning-rate": scheme_learning_rate,
+        "--distill-weight": distill_weight,
+    }
+    if heal_tokens is None:
+        _refuse_unread(changes | {"--precision": precision}, "--heal-tokens")
+    else:
         healing = comparison.recipe(
             heal_tokens,
-            length=heal_length,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            scheme_learning_rate=scheme_learning_rate,
-            distill=distill_weight,
             precision=_precision(precision, device, None if overwrite else output_dir / "compare.json"),
+            **{OPTIONS[name]: value for name, value in changes.items() if value is not None},
         )
+    if not calibrate:
+        _refuse_unread({"--calibration-tokens": calibration_tokens}, "--calibrate")
     settings = comparison.Settings(
         model=model,
         schemes=tuple(split_list(schemes)),
@@ -124,7 +151,7 @@ def compare(
         device=device,
         train_texts=tuple(train_file or ()),
         calibrate=calibrate,
-        calibration_tokens=calibration_tokens,
+        calibration_tokens=comparison.CALIBRATION_TOKENS if calibration_tokens is None else calibration_tokens,
         healing=healing,
         control=control,
     )
@@ -132,12 +159,9 @@ def compare(
     prepare_folder(output_dir)
     if overwrite:
         remove_comparison(output_dir)
-    try:
-        with _progress(prepared) as observer:
-            result = comparison.run(prepared, observer, output_dir)
-    except KeyboardInterrupt as error:
-        note(f"Interrupted. The same command goes on from {output_dir / 'compare.json'}.")
-        raise typer.Exit(INTERRUPTED) from error
+    way_on = f"The same command goes on from {output_dir / 'compare.json'}."
+    with interruptible(lambda: way_on), _progress(prepared) as observer:
+        result = comparison.run(prepared, observer, output_dir)
     files = write_comparison(result, output_dir)
     if as_json:
         typer.echo(to_json(result), nl=False)
@@ -148,6 +172,16 @@ def compare(
     typer.echo("\nWrote:", err=as_json)
     for path in files:
         typer.echo(f"  {path}", err=as_json)
+
+
+def _refuse_unread(given: Mapping[str, object], switch: str) -> None:
+    """Refuse options that nothing reads without another."""
+    for name, value in given.items():
+        if value is not None:
+            raise typer.BadParameter(
+                f"{value} says how, and nothing is done without {switch}. Give {switch} too, or leave it out.",
+                param_hint=name,
+            )
 
 
 def _precision(given: str | None, device: str | None, earlier: Path | None) -> str:

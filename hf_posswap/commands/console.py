@@ -1,9 +1,10 @@
 """What the commands share: tables on stdout, progress on stderr, and options that several of them take."""
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A folder, a Hub name, a GGUF file, or demo:gpt2, demo:bert, demo:llama."),
 ]
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 # Not rope:yarn:factor=4: rich writes :yarn: as a picture.
 SCHEME_HELP = "A scheme as name[:variant][:option=value]…, such as alibi, rope:linear:factor=4 or t5:layers=0+1."
 
@@ -43,6 +46,16 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 def note(message: str) -> None:
     """Print a line on stderr, where it does not mix with results."""
     typer.echo(message, err=True)
+
+
+@contextlib.contextmanager
+def interruptible(way_on: Callable[[], str]) -> Iterator[None]:
+    """Answer Ctrl-C with a line that says how to go on, and the exit code that shells have for it."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        note(f"Interrupted. {way_on()}".rstrip())
+        raise typer.Exit(INTERRUPTED) from error
 
 
 def quiet_libraries() -> None:

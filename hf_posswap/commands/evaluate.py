@@ -9,14 +9,12 @@ from hf_posswap.commands.console import (
     SCHEME_HELP,
     JsonOption,
     ModelArgument,
-    note,
+    interruptible,
     parse_numbers,
     quiet_libraries,
     split_list,
 )
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 WHAT, HOW, RUN = "What to measure", "How to measure it", "The run"
 
 
@@ -119,12 +117,9 @@ def evaluate(
     )
     processes = join_processes()
     prepared = prepare_evaluation(settings)
-    try:
-        with evaluation_progress(processes.is_main) as observer:
-            results = run_evaluation(prepared, output_dir, processes=processes, observer=observer, overwrite=overwrite)
-    except KeyboardInterrupt as error:
-        note("Interrupted. The same command goes on where it stopped.")
-        raise typer.Exit(INTERRUPTED) from error
+    way_on = "The same command goes on where it stopped."
+    with interruptible(lambda: way_on), evaluation_progress(processes.is_main) as observer:
+        results = run_evaluation(prepared, output_dir, processes=processes, observer=observer, overwrite=overwrite)
     if processes.is_main:
         _report(results, output_dir, as_json)
 

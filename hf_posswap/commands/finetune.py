@@ -5,12 +5,18 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_posswap.commands.console import SCHEME_HELP, JsonOption, note, parse_numbers, print_json, quiet_libraries
+from hf_posswap.commands.console import (
+    SCHEME_HELP,
+    JsonOption,
+    interruptible,
+    note,
+    parse_numbers,
+    print_json,
+    quiet_libraries,
+)
 from hf_posswap.commands.models import check_output
 from hf_posswap.commands.precision import PRECISION_HELP, begun_precision, decide_precision
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 EVALUATION_TOKENS = 16384
 HEALING, TEXTS, MEASURING, RUN = "How to heal", "What to heal on", "Measuring", "The run"
 
@@ -217,12 +223,8 @@ def finetune(
         column=column,
         log_with=log_with,
     )
-    try:
-        with healing_progress() as observer:
-            result = run_experiment(experiment, observer)
-    except KeyboardInterrupt as error:
-        _note_way_on(output_dir)
-        raise typer.Exit(INTERRUPTED) from error
+    with interruptible(lambda: _way_on(output_dir)), healing_progress() as observer:
+        result = run_experiment(experiment, observer)
     if observer.main:
         _report(result, output_dir, as_json)
 
@@ -245,14 +247,13 @@ def _precision(given: str | None, begun_in: Path | None) -> str:
     return decide_precision(given, expected_device(), begun_precision(newest, ("run", "options")))
 
 
-def _note_way_on(output_dir: Path) -> None:
+def _way_on(output_dir: Path) -> str:
     from hf_posswap.training.checkpoints import checkpoints_in
 
     checkpoints = [path for folder in (output_dir, output_dir / "control") for path in checkpoints_in(folder)]
     if checkpoints:
-        note(f"Interrupted. The same command with --resume goes on from {checkpoints[-1]}.")
-    else:
-        note("Interrupted before the first checkpoint; --checkpoint-every says how often one is written.")
+        return f"The same command with --resume goes on from {checkpoints[-1]}."
+    return "It was before the first checkpoint; --checkpoint-every says how often one is written."
 
 
 def _report(result: dict[str, Any], output_dir: Path, as_json: bool) -> None:

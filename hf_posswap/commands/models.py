@@ -101,14 +101,26 @@ def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dic
 
 
 def load_swapped(model: str, pos_scheme: str | None, dtype: str) -> "PreTrainedModel":
-    """Load a model and swap it if a scheme is given, which is checked before the weights load."""
+    """Load a model and swap it if a scheme is given; both are checked before the weights load.
+
+    Raises:
+        AlreadySwappedError: a scheme is given for a model that has one.
+        PosSwapError: an unknown scheme, or a model that cannot be loaded.
+    """
     quiet_libraries()
     import hf_posswap
-    from hf_posswap.demo import load_model
+    from hf_posswap.demo import load_config, load_model
+    from hf_posswap.errors import AlreadySwappedError
     from hf_posswap.schemes import parse_scheme
 
     scheme = parse_scheme(pos_scheme) if pos_scheme is not None else None
-    loaded = load_model(model, dtype=dtype)
+    config = load_config(model)
+    entry = getattr(config, "pos_scheme", None)
+    if scheme is not None and entry is not None:
+        raise AlreadySwappedError(
+            f"model {model!r} is swapped already ({entry['name']!r}). Give the model it was made from."
+        )
+    loaded = load_model(model, config=config, dtype=dtype)
     if scheme is not None:
         hf_posswap.swap(loaded, scheme)
     return loaded

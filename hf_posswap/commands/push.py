@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hf_posswap.commands.console import JsonOption, note, print_json
+from hf_posswap.commands.console import JsonOption, interruptible, note, print_json
 
 if TYPE_CHECKING:
     from hf_posswap.hub import Upload
 
-UPLOAD_FAILED, INTERRUPTED = 1, 130
-"""Exit codes: the Hub or the way to it failed; Ctrl-C, as shells have it."""
+UPLOAD_FAILED = 1
+"""Exit code where the Hub or the way to it failed."""
 
 FolderArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder that `hf-posswap swap`, `calibrate` or `finetune` wrote.")
@@ -53,13 +53,11 @@ def push(
     again = f"the same command again: {shlex.join(['hf-posswap', *sys.argv[1:]])}"
     target = Target(repo, private or None, revision=revision, create_pr=create_pr, again=again)
     try:
-        done = (push_adapter if adapter else push_folder)(folder, target, base_model, license)
+        with interruptible(lambda: f"All arrives in one commit or nothing does. To go on: {again}"):
+            done = (push_adapter if adapter else push_folder)(folder, target, base_model, license)
     except UploadError as error:
         typer.echo(f"hf-posswap: error: {error}", err=True)
         raise typer.Exit(UPLOAD_FAILED) from error
-    except KeyboardInterrupt as error:
-        note(f"Interrupted. All arrives in one commit or nothing does. To go on: {again}")
-        raise typer.Exit(INTERRUPTED) from error
     _report(done, as_json)
 
 

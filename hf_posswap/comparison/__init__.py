@@ -8,6 +8,18 @@ from hf_posswap.comparison.cells import Cell, Outcome
 from hf_posswap.comparison.observer import Observer
 from hf_posswap.comparison.preparation import Prepared, Refusal, prepare
 from hf_posswap.comparison.running import run
-from hf_posswap.comparison.settings import STOCK, Settings, recipe
+from hf_posswap.comparison.settings import CALIBRATION_TOKENS, STOCK, Settings, recipe
 
-__all__ = ["STOCK", "Cell", "Observer", "Outcome", "Prepared", "Refusal", "Settings", "prepare", "recipe", "run"]
+__all__ = [
+    "CALIBRATION_TOKENS",
+    "STOCK",
+    "Cell",
+    "Observer",
+    "Outcome",
+    "Prepared",
+    "Refusal",
+    "Settings",
+    "prepare",
+    "recipe",
+    "run",
+]

@@ -5,8 +5,6 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import hf_posswap
 from hf_posswap.architectures import list_architectures
 from hf_posswap.comparison.cells import Cell
@@ -15,6 +13,7 @@ from hf_posswap.demo import load_config, load_tokenizer
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.perplexity import PROTOCOLS, planned_tokens
+from hf_posswap.evaluation.settings import chosen_device
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.training.documents import from_files, require_apart
@@ -114,7 +113,9 @@ def prepare(settings: Settings) -> Prepared:
             schemes of which this model can take none.
     """
     _require_one_process()
-    settings = _on_device(normalised(settings))
+    settings = normalised(settings)
+    device = chosen_device(settings.device)
+    settings = dataclasses.replace(settings, device=settings.device or device.type)
     names = {scheme: parse_scheme(scheme).name for scheme in settings.schemes}
     measured, training = from_files(settings.texts), from_files(settings.train_texts)
     require_apart(measured, training)
@@ -144,22 +145,6 @@ def _require_one_process() -> None:
             f"a comparison runs in one process, and {started} were started. Start it without accelerate launch; "
             "hf-posswap finetune heals on several."
         )
-
-
-def _on_device(settings: Settings) -> Settings:
-    """Choose the device.
-
-    Raises:
-        EvaluationError: torch knows no such device, or it is not here.
-    """
-    name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise EvaluationError(
-            f"device {name!r} cannot be used: {str(error).splitlines()[0]}. Give cpu, or cuda where there is a GPU."
-        ) from error
-    return dataclasses.replace(settings, device=name)
 
 
 def _check_training_texts(prepared: Prepared) -> None:

@@ -86,6 +86,8 @@ def normalised(settings: Settings) -> Settings:
     """
     if not settings.texts:
         raise EvaluationError("no text given. Give a UTF-8 text file or demo:books.")
+    if not settings.schemes and not settings.control:
+        raise EvaluationError("no scheme given to compare stock with. `hf-posswap schemes` lists them.")
     if settings.tokens < 1:
         raise EvaluationError(f"the budget is {settings.tokens} tokens. Give at least 1.")
     if settings.seeds < 1:

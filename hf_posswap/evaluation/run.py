@@ -22,7 +22,7 @@ from hf_posswap.evaluation.measuring import FILES, KINDS, RETRIEVAL, Measurement
 from hf_posswap.evaluation.parts import FOLDER, Parts
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Reader
-from hf_posswap.evaluation.settings import EvaluationSettings, completed, has_masked_head, scheme_label
+from hf_posswap.evaluation.settings import EvaluationSettings, chosen_device, completed, has_masked_head, scheme_label
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.reporting.files import OutputError
 from hf_posswap.reporting.result_files import make_result, write_result
@@ -245,13 +245,7 @@ def _device(settings: EvaluationSettings, processes: Processes) -> torch.device:
         if settings.device is not None:
             raise EvaluationError("leave out --device: accelerate launch gives each process its own.")
         return processes.device
-    name = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise EvaluationError(
-            f"device {name!r} cannot be used: {error}. Give cpu, or a device that is there."
-        ) from error
+    return chosen_device(settings.device)
 
 
 def _identity(prepared: Prepared) -> dict[str, Any]:

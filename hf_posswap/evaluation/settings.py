@@ -123,6 +123,25 @@ def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> Evalu
     return EvaluationSettings(**asdict(settings) | found)
 
 
+def chosen_device(name: str | None) -> torch.device:
+    """Return the device to compute on: the one named, or CUDA where there is one.
+
+    Raises:
+        EvaluationError: torch knows no such device, it is not here, or nothing is computed on it.
+    """
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    way_out = "Give cpu, or cuda where there is a GPU."
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, ImportError) as error:
+        # For a device that it was not built for, torch appends pages about its kernels to the first sentence.
+        reason = re.split(r"\.\s", str(error), maxsplit=1)[0].rstrip(".")
+        raise EvaluationError(f"device {name!r} cannot be used: {reason}. {way_out}") from error
+    if device.type == "meta":
+        raise EvaluationError(f"device {name!r} holds no numbers, so there is nothing to measure. {way_out}")
+    return device
+
+
 def has_masked_head(config: "PretrainedConfig") -> bool:
     """Return whether a model's checkpoint has the head of a masked language model."""
     return re.search("MaskedLM|PreTraining", str(getattr(config, "architectures", None))) is not None

@@ -14,7 +14,7 @@ from hf_posswap.hub.errors import HubError
 from hf_posswap.hub.facts import CardFacts, FindLicense, about, base_of
 from hf_posswap.hub.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Contents, adapter_contents, read_shapes
 from hf_posswap.hub.results import read_json, read_results
-from hf_posswap.hub.upload import Target, Upload, fetched_license, require_login, upload
+from hf_posswap.hub.upload import Target, Upload, fetched_license, require_login, require_repo_name, upload
 from hf_posswap.origin import cached_license, is_repo_id
 from hf_posswap.schemes import scheme_class
 
@@ -29,8 +29,10 @@ def adapter_card_of(
     """Return the card of an adapter's folder, without asking the Hub anything; see `hf_posswap.hub.card_of`.
 
     Raises:
-        HubError: the folder is not fit to be published.
+        HubError: the folder is not fit to be published, or `repo` is no name on the Hub.
     """
+    if repo is not None:
+        require_repo_name(repo)
     contents, config = read_adapter(folder)
     return adapter_card(_facts(contents, config, repo or folder.resolve().name, base_model, license, cached_license))
 

@@ -65,6 +65,11 @@ def model_contents(folder: Path) -> Contents:
     Raises:
         HubError: the folder holds no checkpoint, pickled weights, links that lead out of it, or a secret.
     """
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG_FILE).is_file():
+        raise HubError(
+            f"{str(folder)!r} holds an adapter, not a whole model. Say so with --adapter; in Python, take push_adapter "
+            "and adapter_card_of."
+        )
     _require_folder(folder, CONFIG_FILE, "a checkpoint of a swapped model, as `hf-posswap swap` or save_pretrained")
     weights = sorted(path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name))
     _refuse_pickles(folder)
@@ -82,6 +87,11 @@ def adapter_contents(folder: Path) -> Contents:
     Raises:
         HubError: see `model_contents`.
     """
+    if (folder / CONFIG_FILE).is_file() and not (folder / ADAPTER_CONFIG).is_file():
+        raise HubError(
+            f"{str(folder)!r} holds a whole model, not an adapter. Leave --adapter out; in Python, take push_folder "
+            "and card_of."
+        )
     _require_folder(folder, ADAPTER_CONFIG, "an adapter, as `hf-posswap finetune --lora-rank` or save_pretrained")
     _refuse_pickles(folder)
     if ADAPTER_WEIGHTS not in names_in(folder):

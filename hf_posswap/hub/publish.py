@@ -15,7 +15,7 @@ from hf_posswap.hub.card import model_card
 from hf_posswap.hub.checkpoint import Checkpoint, read_checkpoint
 from hf_posswap.hub.facts import CardFacts, folder_facts
 from hf_posswap.hub.results import Results
-from hf_posswap.hub.upload import Target, Upload, fetched_license, require_login, upload
+from hf_posswap.hub.upload import Target, Upload, fetched_license, require_login, require_repo_name, upload
 
 
 def card_of(
@@ -30,8 +30,10 @@ def card_of(
         license: see `push_folder`.
 
     Raises:
-        HubError: the folder is not fit to be published.
+        HubError: the folder is not fit to be published, or `repo` is no name on the Hub.
     """
+    if repo is not None:
+        require_repo_name(repo)
     return model_card(folder_facts(read_checkpoint(folder), repo, base_model, license))
 
 

@@ -81,14 +81,23 @@ class Upload:
     card: str
 
 
+def require_repo_name(name: str) -> None:
+    """Refuse what cannot be the name of a repository on the Hub.
+
+    Raises:
+        HubError: it cannot.
+    """
+    if not is_repo_id(name):
+        raise HubError(f"{name!r} is no name on the Hub. Write owner/name.")
+
+
 def require_login(target: Target) -> None:
     """Refuse to start without a name and a token.
 
     Raises:
         HubError: the name is not written as on the Hub, or nobody is logged in.
     """
-    if not is_repo_id(target.repo_id):
-        raise HubError(f"{target.repo_id!r} is no name on the Hub. Write owner/name.")
+    require_repo_name(target.repo_id)
     if target.token in (None, True) and get_token() is None:
         raise HubError("you are not logged in to the Hub. Log in with `hf auth login`, or set HF_TOKEN.")
 

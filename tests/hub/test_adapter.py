@@ -116,8 +116,8 @@ def test_what_is_not_published(adapter: Path, spoil: Callable[[Path], object], m
 
 def test_models_and_adapters_are_not_mixed_up(swapped: Path, adapter: Path) -> None:
     for arguments, message in (
-        (["card", str(adapter)], "has no config.json"),
-        (["card", str(swapped), "--adapter"], "has no adapter_config.json"),
+        (["card", str(adapter)], "holds an adapter, not a whole model. Say so with --adapter"),
+        (["card", str(swapped), "--adapter"], "holds a whole model, not an adapter. Leave --adapter out"),
     ):
         refused = CliRunner().invoke(app, arguments)
         assert refused.exit_code == 2
