@@ -27,6 +27,8 @@ from hf_posswap.reporting.results import Group, Row
 
 WIDEST = 10.0
 """A bias of ±10 nats hides or shows a key as well as any; colours end there."""
+CLOSEST = 24
+"""Labels below a heat map have at least this share of its width, one over."""
 BIAS = "bias"
 QUANTITIES = {
     BIAS: "bias, nats",
@@ -36,15 +38,10 @@ QUANTITIES = {
 
 def bias_figures(group: Group) -> list[Figure]:
     """Return the figure of lines, if a scheme's heads are alike, and a figure of heat maps for each other scheme."""
-    said = {
-        (key, stage): [row for row in rows if row["stage"] == stage]
-        for key, rows in by_key(group.rows).items()
-        for stage in dict.fromkeys(row["stage"] for row in rows)
-    }
-    silent = {place: reason for place, rows in said.items() if (reason := _silence(rows))}
+    silent = silences(group)
     lines: list[Row] = []
     maps: dict[str, list[Row]] = {}
-    for (key, stage), rows in said.items():
+    for (key, stage), rows in _said(group).items():
         if (key, stage) in silent:
             continue
         if all(row.get("head") is None for row in rows):
@@ -54,6 +51,20 @@ def bias_figures(group: Group) -> list[Figure]:
     figures = [_line_figure(group, lines)] if lines else []
     figures += [_heat_figure(group, key, rows) for key, rows in maps.items()]
     return _with_gaps(figures, silent)
+
+
+def silences(group: Group) -> dict[tuple[str, str], str]:
+    """Return why there is nothing to draw, for each scheme and stage of which there is nothing."""
+    return {place: reason for place, rows in _said(group).items() if (reason := _silence(rows))}
+
+
+def _said(group: Group) -> dict[tuple[str, str], list[Row]]:
+    """Return the rows of each scheme in each stage."""
+    return {
+        (key, stage): [row for row in rows if row["stage"] == stage]
+        for key, rows in by_key(group.rows).items()
+        for stage in dict.fromkeys(row["stage"] for row in rows)
+    }
 
 
 def _with_gaps(figures: Sequence[Figure], silent: Mapping[tuple[str, str], str]) -> list[Figure]:
@@ -138,12 +149,17 @@ def _heat_figure(group: Group, key: str, rows: Sequence[Row]) -> Figure:
         variant=", ".join(filter(None, (key, told_apart(group)))),
         panels=tuple(panels),
         caption="What is added to the scaled score of a key Δ tokens before its query; one row a head. Blue takes "
-        f"attention away, red gives it. Colours end at ±{plain(top)} nats."
-        + (" All layers say the same, so each head stands once." if rows[0].get("layer") is None else "")
-        + _notes(rows),
+        f"attention away, red gives it. Colours end at ±{plain(top)} nats." + _alike(rows, stages) + _notes(rows),
         table=_heat_table(rows),
         provenance=provenance_of(group),
     )
+
+
+def _alike(rows: Sequence[Row], stages: Sequence[str]) -> str:
+    """Say in which stages a row stands for a head of every layer."""
+    alike = [stage for stage in stages if all(row.get("layer") is None for row in rows if row["stage"] == stage)]
+    where = "" if alike == list(stages) else f" where it is {' or '.join(alike)}"
+    return f" All layers say the same{where}, so each head stands once." if alike else ""
 
 
 def _notes(rows: Sequence[Row]) -> str:
@@ -165,7 +181,7 @@ def _heat_panel(key: str, stage: str, rows: Sequence[Row], colour: ColourAxis) -
     heads = sorted({_head(row) for row in rows})
     cells = {(_head(row), row["distance"]): row["value"] for row in rows}
     columns = {distance: index for index, distance in enumerate(distances)}
-    ticks = [distance for distance in _distance_ticks(distances) if distance in columns]
+    ticks = _apart([distance for distance in _distance_ticks(distances) if distance in columns], columns)
     firsts = [index for index, head in enumerate(heads) if index == 0 or head[0] != heads[index - 1][0]]
     several_layers = len(firsts) > 1
     names = [f"layer {layer}" if several_layers else f"head {head}" for layer, head in heads]
@@ -204,6 +220,16 @@ def _distance_ticks(distances: Iterable[float]) -> list[float]:
     step = max(1, -(-len(inside) // 12))
     middle = inside.index(0.0) if 0.0 in inside else 0
     return inside[middle % step :: step]
+
+
+def _apart(ticks: Sequence[float], columns: Mapping[float, int]) -> list[float]:
+    """Leave out ticks that stand too close to the one before for both to be read; 0 always stays."""
+    least = len(columns) / CLOSEST
+    kept: list[float] = []
+    for tick in sorted(ticks, key=abs):
+        if all(abs(columns[tick] - columns[other]) >= least for other in kept):
+            kept.append(tick)
+    return sorted(kept)
 
 
 def _line_table(rows: Sequence[Row]) -> Table:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from hf_posswap.reporting.bench_figure import bench_figures
-from hf_posswap.reporting.bias_figure import bias_figures
+from hf_posswap.reporting.bias_figure import bias_figures, silences
 from hf_posswap.reporting.figures import Figure
 from hf_posswap.reporting.length_figure import length_figures
 from hf_posswap.reporting.passkey_figure import passkey_figures
@@ -40,6 +40,16 @@ def all_figures(results: Results) -> list[tuple[str, list[Figure]]]:
         ]
         chapters.append((model, [_named_once(figure, taken) for figure in figures]))
     return chapters
+
+
+def undrawn(results: Results) -> list[str]:
+    """Return what there is no figure of, and why: biases of which none says anything by distance."""
+    return [
+        f"{group.model}: {scheme}, {stage}: {reason}."
+        for group in results.groups
+        if group.family == "biases" and not bias_figures(group)
+        for (scheme, stage), reason in silences(group).items()
+    ]
 
 
 def _named_once(figure: Figure, taken: set[str]) -> Figure:

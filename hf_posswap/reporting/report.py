@@ -1,11 +1,11 @@
 """The report: one page with every figure of a folder of results, and the same figures as images."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from hf_posswap.reporting.catalogue import all_figures
+from hf_posswap.reporting.catalogue import all_figures, undrawn
 from hf_posswap.reporting.colours import looks
 from hf_posswap.reporting.files import OutputError, write_atomically, write_text
 from hf_posswap.reporting.images import check_matplotlib, draw
@@ -22,7 +22,7 @@ class Report:
     Attributes:
         page: the HTML file.
         images: PNG and SVG files of each figure.
-        notes: result files that were left out, and why.
+        notes: result files, and schemes in them, that were left out, and why.
     """
 
     page: Path
@@ -50,8 +50,11 @@ def write_report(
     results = read_results(folder)
     chapters = all_figures(results)
     figures = [figure for _, own in chapters for figure in own]
+    reasons = undrawn(results)
     if not figures:
-        raise ResultsError(f"the result files in {str(folder)!r} have no rows that a figure could show.")
+        told = f"the result files in {str(folder)!r} have no rows that a figure could show."
+        raise ResultsError(" ".join([told, *reasons]))
+    results = replace(results, notes=(*results.notes, *reasons))
     styles = looks(results.keys())
     page = output if output is not None else folder / "report.html"
     images = page.parent / "figures"

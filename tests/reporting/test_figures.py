@@ -1,5 +1,6 @@
 """What each figure shows, before anything is drawn."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,20 @@ def test_biases_are_maps_by_head_and_rotations_lines(tmp_path: Path) -> None:
     assert (alibi.colour.low, alibi.colour.high) == (-10.0, 10.0)
     assert len(t5.rows) == 12
     assert t5.rules == (4, 8)
+    for panel in (alibi, t5):
+        assert len(panel.x.ticks) > 3
+        apart = [after - before for before, after in itertools.pairwise(panel.x.ticks)]
+        assert min(apart) >= len(panel.columns) / 24
+    assert "All layers say the same, so each head stands once." in figures["bias-made-up-alibi"].caption
+    assert "All layers" not in figures["bias-made-up-t5"].caption
+
+
+def test_a_scheme_that_calibration_sets_layer_by_layer_says_where_layers_are_alike(tmp_path: Path) -> None:
+    biases = fixtures.biases()
+    alike = [row for row in biases["rows"] if row["scheme"] == "alibi"]
+    apart = [row | {"stage": "calibrated", "layer": layer} for layer in range(2) for row in alike]
+    (figure,) = figures_of(tmp_path, "biases", biases | {"rows": alike + apart}).values()
+    assert "All layers say the same where it is swapped, so each head stands once." in figure.caption
 
 
 def test_every_figure_says_where_it_comes_from(tmp_path: Path) -> None:

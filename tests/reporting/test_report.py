@@ -70,6 +70,17 @@ def test_what_is_left_out_is_said(folder: Path) -> None:
     assert "its kind is &#x27;dreams&#x27;" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+def test_what_says_nothing_by_distance_is_said(folder: Path) -> None:
+    biases = fixtures.biases()
+    silent = [row for row in biases["rows"] if (row["scheme"], row["stage"]) == ("t5", "swapped")]
+    assert silent
+    path = fixtures.write(folder / "biases", "biases", biases | {"rows": silent})
+    reason = "made-up: t5, swapped: zero at every distance, so no position until it is calibrated or trained."
+    assert reason in " ".join(invoke(str(folder)).stderr.split())
+    assert reason in (folder / "report.html").read_text(encoding="utf-8")
+    assert reason in refused(str(path.parent))
+
+
 def test_without_plotly_the_way_out_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     assert 'pip install "hf_posswap[report]"' in refused(str(folder))
