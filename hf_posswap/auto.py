@@ -57,6 +57,10 @@ def _batches(calibration: Any, model: Any, args: tuple[Any, ...], kwargs: dict[s
     """Yield token ids from strings, tensors, or dictionaries with "input_ids"."""
     length = min(CALIBRATION_LENGTH, train_length(model))
     tokenizer = None
+    if not hasattr(calibration, "__iter__") and not hasattr(calibration, "__getitem__"):
+        raise CalibrationError(
+            f"calibration is a {type(calibration).__name__}. Give a text, several, or batches of token ids (B, L)."
+        )
     for item in [calibration] if isinstance(calibration, str) else calibration:
         if isinstance(item, str):
             if tokenizer is None:

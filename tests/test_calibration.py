@@ -364,6 +364,8 @@ def test_while_loading(gpt2_books_path: Any, book: torch.Tensor) -> None:
     assert torch.equal(by_loader.transformer.pos_scheme.table, table)
     with pytest.raises(CalibrationError, match=r"has \d+ tokens; calibration reads 256 at once"):
         load(gpt2_books_path, pos_scheme="t5", calibration=["A short text"], dtype=torch.float32)
+    with pytest.raises(CalibrationError, match="calibration is a int. Give a text, several, or batches"):
+        load(gpt2_books_path, pos_scheme="t5", calibration=5)
     with pytest.raises(SchemeConfigError, match="give pos_scheme= too"):
         load(gpt2_books_path, calibration=[text])
 

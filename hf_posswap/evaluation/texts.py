@@ -1,6 +1,6 @@
 """Texts as token ids."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from hf_posswap.evaluation.errors import EvaluationError
 
 TokenIds = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]]
 """One text as integers of shape (n,), or several as a sequence of such."""
+WAY_OUT = "Give token ids, integers in one dimension, such as tokenizer(text).input_ids, or a list of such."
 
 
 def tokenise(tokenizer: Any, text: str) -> Tensor:
@@ -23,12 +24,24 @@ def as_texts(token_ids: TokenIds) -> list[Tensor]:
     """Return the texts as int64 tensors of shape (n,).
 
     Raises:
-        EvaluationError: there is none.
+        EvaluationError: there is none, or they are no token ids.
     """
-    if isinstance(token_ids, Tensor):
-        return [token_ids] if token_ids.dim() == 1 else list(token_ids)
-    if len(token_ids) == 0:
+    whole = [token_ids] if isinstance(token_ids, Tensor) and token_ids.dim() == 1 else token_ids
+    if isinstance(whole, str | Mapping) or not isinstance(whole, Iterable):
+        raise EvaluationError(f"the texts are a {type(whole).__name__}. {WAY_OUT}")
+    texts = list(whole)
+    if not texts:
         raise EvaluationError("no text given. Give at least one sequence of token ids.")
-    if isinstance(token_ids[0], int):
-        return [torch.tensor(token_ids, dtype=torch.int64)]
-    return [torch.as_tensor(text, dtype=torch.int64) for text in token_ids]
+    if isinstance(texts[0], int):
+        texts = [texts]
+    return [_as_ids(text) for text in texts]
+
+
+def _as_ids(text: Any) -> Tensor:
+    try:
+        ids = torch.as_tensor(text)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise EvaluationError(f"a text is a {type(text).__name__}. {WAY_OUT}") from error
+    if ids.dim() != 1 or ids.is_floating_point():
+        raise EvaluationError(f"a text is of shape {tuple(ids.shape)} and {ids.dtype}. {WAY_OUT}")
+    return ids.to(torch.int64)

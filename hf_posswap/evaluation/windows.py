@@ -7,7 +7,7 @@ them isolates what the context is worth: at length L a target sees between L/2 a
 sees the same part of the text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -73,6 +73,8 @@ def check_lengths(lengths: Sequence[int]) -> list[int]:
     Raises:
         EvaluationError: there is none, or one is below 2 (a window of one token has nothing to predict).
     """
+    if not isinstance(lengths, Iterable):
+        raise EvaluationError(f"lengths is {lengths!r}. Give a list of numbers of tokens, such as [256].")
     ordered = sorted(set(lengths))
     if not ordered:
         raise EvaluationError("no length given. Give at least one number of tokens, such as 256.")

@@ -115,6 +115,10 @@ def heal(
         OutputError: a folder that cannot be written to, or that holds a model of another kind.
         CheckpointError: a checkpoint that cannot be written, is broken, or belongs to another run.
     """
+    if not isinstance(options, HealingOptions):
+        raise HealingError(
+            f"options is a {type(options).__name__}. Give HealingOptions, such as HealingOptions(tokens=224_000)."
+        )
     accelerator = accelerator or make_accelerator(options)
     warn_if_slow(options.precision, accelerator.device.type)
     settle(accelerator, options, writes_checkpoints=output_dir is not None and options.checkpoint_every > 0)

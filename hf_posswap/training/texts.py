@@ -70,6 +70,8 @@ class Windows:
                 f"the documents are a {type(documents).__name__} with the keys {', '.join(map(str, documents))}: these "
                 "would be read as texts. Give the texts, that is the value of one of the keys."
             )
+        if not hasattr(documents, "__iter__") and not hasattr(documents, "__getitem__"):
+            raise HealingError(f"the documents are a {type(documents).__name__}. Give a list of texts or a dataset.")
         if isinstance(documents, str):
             documents = [documents]
         self.documents, self.tokenizer, self.length, self.packing = documents, tokenizer, length, packing

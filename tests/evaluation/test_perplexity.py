@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -171,6 +172,27 @@ def test_a_text_too_short_is_refused(gpt2: nn.Module, book: Tensor) -> None:
 def test_no_text_is_refused(gpt2: nn.Module) -> None:
     with pytest.raises(EvaluationError, match="no text given"):
         perplexity_rows(gpt2, [], [64])
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        ("Some text.", "the texts are a str"),
+        ({"input_ids": [1, 2]}, "the texts are a dict"),
+        (["Some text."], "a text is a str"),
+        (5, "the texts are a int"),
+        (torch.rand(100), r"a text is of shape \(100,\) and torch.float32"),
+        (torch.zeros(1, 2, 3, dtype=torch.int64), r"a text is of shape \(2, 3\)"),
+    ],
+)
+def test_what_is_no_token_ids_is_refused(gpt2: nn.Module, texts: Any, found: str) -> None:
+    with pytest.raises(EvaluationError, match=rf"{found}.* Give token ids, integers in one dimension"):
+        perplexity_rows(gpt2, texts, [64])
+
+
+def test_one_length_still_is_a_list(gpt2: nn.Module, book: Tensor) -> None:
+    with pytest.raises(EvaluationError, match=r"lengths is 64. Give a list of numbers of tokens, such as \[256\]"):
+        perplexity_rows(gpt2, book, 64)  # type: ignore[arg-type]
 
 
 def test_a_model_without_a_head_is_refused(minilm_path: Path, book: Tensor) -> None:

@@ -341,6 +341,13 @@ def test_an_encoder_with_a_tokenizer_of_another_model_is_refused(head):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_arguments_of_another_kind_are_refused():
+    with pytest.raises(HealingError, match="options is a dict. Give HealingOptions, such as"):
+        heal(gpt2(), text(1000), WordTokenizer(), {"steps": 1})
+    with pytest.raises(HealingError, match="the documents are a int. Give a list of texts or a dataset."):
+        heal(gpt2(), 5, WordTokenizer(), HealingOptions(steps=1))
+
+
 def test_float16_weights_are_refused_before_anything_changes():
     model = swapped().half()
     before = copy.deepcopy(model.state_dict())
