@@ -55,17 +55,19 @@ FALLS_SHORT, RISES = 0.1, 0.05
 
 def main() -> int:
     """Write figure and tables, or check the tables under `--check`; return the exit status."""
-    study, small = Comparison(STUDY / "gpt2" / "compare.json"), SmallStudy(RESULTS / "study-small" / "gpt2.csv")
-    evidence = Evidence(study, small, TOKENS)
+    studies = [Comparison(STUDY / folder / "compare.json") for folder in ("gpt2", "gpt2-higher-rate")]
+    small = SmallStudy(RESULTS / "study-small" / "gpt2.csv")
+    evidence = Evidence(studies, small, TOKENS)
     llama = Comparison(RESULTS / "compare-llama.json", base=2048)
     pages = {
         DOCS / "what-we-learnt.md": {
-            "measured": measured(study),
+            "measured": measured(evidence),
             "goals": goals(evidence),
             "schemes": schemes(evidence),
+            "rates": rates(evidence),
             "tokens": tokens(small),
             "saved": saved(small),
-            "early": early(study, llama),
+            "early": early(evidence, llama),
             "positions": positions(),
             "t5": far_keys(small) + "\n" + far_bias(),
             "failed": failed(evidence),
@@ -100,15 +102,15 @@ def main() -> int:
     return int(bool(stale))
 
 
-def measured(study: Comparison) -> str:
-    """Say what the study's numbers were measured on, and with how many seeds."""
-    seeds = int(study.result["settings"]["seeds"])
-    unfinished = (
-        "" if study.result["complete"] else " The comparison is not complete: schemes and cells are still to come."
-    )
+def measured(evidence: Evidence) -> str:
+    """Say what the comparisons' numbers were measured on, at which rates, and what is missing."""
+    study = evidence.studies[0]
+    unfinished = [f"{study.rate:g}" for study in evidence.studies if not study.result["complete"]]
+    both = " and ".join(f"{rate:g}" for rate in evidence.rates)
     return (
-        f"{provenance_of(study.group).summary()} Measured with {seeds} seed{'s' if seeds > 1 else ''}; stock is at "
-        f"{text(study.loss(STOCK, STOCK, SHORT))} nats a token at {SHORT} tokens.{unfinished}"
+        f"{provenance_of(study.group).summary()} Peak rates of the weights: {both}. "
+        f"Stock is at {text(study.loss(STOCK, STOCK, SHORT))} nats a token at {SHORT} tokens."
+        + (f" Schemes and seeds are still to come at {' and '.join(unfinished)}." if unfinished else "")
     )
 
 
@@ -147,14 +149,31 @@ def schemes(evidence: Evidence) -> str:
             code(scheme),
             *(text(evidence.above(scheme, stage, SHORT)) for stage in STAGES),
             *(text(evidence.above(scheme, "healed", length)) for length in (1024, LONG)),
-            evidence.source(scheme),
+            f"{evidence.source(scheme).rate:g}",
+            evidence.source(scheme).name,
         )
         for scheme in sorted(evidence.schemes, key=place)
     ]
-    for name in (CONTROL, GENTLE_CONTROL):
-        rows.append((name, "", "", text(evidence.control(name)), f"it ends at {SHORT}", "", "study-small"))
-    heads = ("swapped", "calibrated", f"healed, {SHORT}", "healed, 1024", f"healed, {LONG}", "from")
+    for rate in evidence.rates:
+        control = text(evidence.control(rate))
+        rows.append(("control", "", "", control, f"it ends at {SHORT}", "", f"{rate:g}", "study-small"))
+    heads = ("swapped", "calibrated", f"healed, {SHORT}", "healed, 1024", f"healed, {LONG}", "rate", "from")
     return markdown(Table(("scheme", *heads), tuple(rows)))
+
+
+def rates(evidence: Evidence) -> str:
+    """Return the schemes that were healed at every rate: where they started, and what each rate left."""
+    rows = []
+    for scheme in evidence.schemes:
+        sources = [evidence.at(scheme, rate) for rate in evidence.rates]
+        starts = [evidence.above(scheme, stage, SHORT) for stage in ("calibrated", "swapped")]
+        start = next((value for value in starts if value is not None), None)
+        if start is None or None in sources:
+            continue
+        ends = [[s.above(scheme, "healed", length) for s in sources if s] for length in (SHORT, LONG)]
+        rows.append((start.mean, (code(scheme), f"{start.mean:.3f}", *(_mean(value) for end in ends for value in end))))
+    heads = (f"{rate:g}, at {length}" for length in (SHORT, LONG) for rate in evidence.rates)
+    return markdown(Table(("scheme", f"before healing, {SHORT}", *heads), tuple(row for _, row in sorted(rows))))
 
 
 def tokens(small: SmallStudy) -> str:
@@ -190,18 +209,19 @@ def saved(small: SmallStudy) -> str:
     return "\n".join([told, "", *lines])
 
 
-def early(study: Comparison, llama: Comparison) -> str:
+def early(evidence: Evidence, llama: Comparison) -> str:
     """Return how much the loss falls from the train length to the longest one, by both protocols."""
     rows = [
         ("demo:llama", *row)
         for scheme in (STOCK, *llama.schemes)
         if (row := _falls(llama, scheme, STOCK if scheme == STOCK else "swapped", SHORT, 2048))
     ]
-    rows.append(("demo:gpt2", *_falls(study, STOCK, STOCK, 128, SHORT)))
+    rows.append(("demo:gpt2", *_falls(evidence.studies[0], STOCK, STOCK, 128, SHORT)))
     rows += [
         ("demo:gpt2", *row)
-        for scheme in study.schemes
-        if (row := _falls(study, scheme, study.last_stage(scheme), SHORT, LONG))
+        for scheme in evidence.schemes
+        if scheme in (study := evidence.comparison(scheme)).schemes
+        and (row := _falls(study, scheme, study.last_stage(scheme), SHORT, LONG))
     ]
     for run, (scheme, stage) in RUNS.items():
         path = STUDY / "gpt2-positions" / run / "lengths.json"
@@ -286,15 +306,14 @@ def swaps_of_llama(files: Iterable[Comparison]) -> str:
 
 def failed(evidence: Evidence) -> str:
     """List what did not heal: far above the control, or worse with length; and what does not reach the length."""
-    control = evidence.control(CONTROL)
-    limit = FALLS_SHORT + (control.mean if control else 0.0)
     lines = []
     for scheme in evidence.schemes:
         short, far = (evidence.above(scheme, "healed", length) for length in (SHORT, LONG))
         if short is None:
             continue
         told = []
-        if short.mean > limit:
+        control = evidence.control(evidence.source(scheme).rate)
+        if short.mean > FALLS_SHORT + (control.mean if control else 0.0):
             told.append(f"{short.mean:.3f} above stock at {SHORT}")
         if far is None:
             told.append(f"it reads no {LONG} tokens")
@@ -303,8 +322,8 @@ def failed(evidence: Evidence) -> str:
         if told:
             lines.append(f"- {code(scheme)}: {'; '.join(told)}.")
     rule = (
-        f"Healed on {TOKENS:,} tokens and still more than {FALLS_SHORT} nats above the control at {SHORT}, or more "
-        f"than {RISES} worse at {LONG} than at {SHORT}:"
+        f"Healed on {TOKENS:,} tokens and still more than {FALLS_SHORT} nats above the control of its rate at {SHORT}, "
+        f"or more than {RISES} worse at {LONG} than at {SHORT}:"
     )
     return "\n".join([rule, "", *(lines or ["- nothing that was measured"])])
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from study_values import STAGES, STOCK, Evidence, SmallStudy, Value
+from study_values import CONTROLS, STAGES, STOCK, Evidence, SmallStudy, Value
 
 from hf_posswap.reporting.figures import (
     Axis,
@@ -20,13 +20,13 @@ from hf_posswap.reporting.figures import (
 from hf_posswap.reporting.provenance import provenance_of
 
 LEVEL = Axis("nats a token above stock at its train length", "log")
-CONTROL, GENTLE_CONTROL = "control", "control at a third of the rate"
+CONTROL, GENTLE_CONTROL = CONTROLS[1e-3], CONTROLS[3e-4]
 
 
 def stages_figure(evidence: Evidence, far: int) -> Figure:
     """Return the main figure: stage by stage at the train length and at `far`, and the healed models by length."""
-    short = evidence.study.base
-    controls = {"control": evidence.control(CONTROL), "gentler control": evidence.control(GENTLE_CONTROL)}
+    short, study = evidence.base, evidence.studies[0]
+    controls = {f"control, {rate:g}": evidence.control(rate) for rate in evidence.rates}
     guides = tuple(Guide("y", value.mean, name) for name, value in controls.items() if value is not None)
     places = dict(zip(STAGES, map(float, range(len(STAGES))), strict=True))
     panels = [
@@ -39,12 +39,12 @@ def stages_figure(evidence: Evidence, far: int) -> Figure:
         )
         for length in (short, far)
     ]
-    lengths = sorted(evidence.study.result["settings"]["lengths"])
+    lengths = sorted(study.result["settings"]["lengths"])
     x = numbered_axis("tokens read at once", lengths)
     healed = _lines(evidence, ((float(length), "healed", length) for length in lengths))
     train = Guide("x", float(short), f"train length {short}")
-    other = [scheme for scheme in evidence.schemes if evidence.source(scheme) == "study-small"]
-    versions = list(provenance_of(evidence.study.group).versions)
+    other = [scheme for scheme in evidence.schemes if evidence.source(scheme).name == "study-small"]
+    versions = list(provenance_of(study.group).versions)
     versions += (
         [f"{', '.join(other)} and the controls: docs/results/study-small/gpt2.csv, three seeds"] if other else []
     )
@@ -53,7 +53,7 @@ def stages_figure(evidence: Evidence, far: int) -> Figure:
         "what-we-learnt",
         "What a swap costs a pretrained GPT-2, and what calibration and healing give back",
         common_axis(panels),
-        replace(provenance_of(evidence.study.group), versions=tuple(versions)),
+        replace(provenance_of(study.group), versions=tuple(versions)),
     )
 
 

@@ -1,7 +1,7 @@
 """What the result files of the studies say, as docs/learnt.py writes it down: seeds merged, stock taken off."""
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ TOKENS = 224_000
 ALIBI, T5, FREE = "alibi:trainable=true:per_layer=true", "t5:per_layer=true", "relative_bias"
 CALIBRATED_SCHEMES = (FREE, T5, ALIBI)
 """Those of the small study: every layer has parameters of its own that calibration fits."""
+CONTROLS = {1e-3: "control", 3e-4: "control at a third of the rate"}
+"""The small study's controls, by the peak learning rate of the weights."""
+SMALL_RATES = {"calibrated": 1e-3, "gentle": 3e-4}
+"""Its starts from calibration, and the rate at which each was healed."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,11 @@ class Comparison:
         return as_group(result_file(self.result))
 
     @property
+    def rate(self) -> float:
+        """The peak learning rate of the weights."""
+        return float(self.result["settings"]["healing"]["learning_rate"])
+
+    @property
     def schemes(self) -> list[str]:
         """The schemes with any number, in the order of measuring."""
         measured = dict.fromkeys(scheme for scheme, *_ in self.losses)
@@ -122,41 +131,89 @@ class SmallStudy:
         return sorted({int(row["tokens"]) for row in self.rows} - {0})
 
 
-class Evidence:
-    """What is known of demo:gpt2 healed on one budget, from the comparison of all schemes and from the small study.
+@dataclass(frozen=True)
+class Source:
+    """Who speaks of healed schemes.
 
-    Of each scheme one of them speaks, the one with more seeds behind the healed model: a row is of one source.
+    Attributes:
+        name: "compare" or "study-small".
+        rate: peak learning rate of the weights when it healed.
+        above: returns nats above stock by scheme, stage and length, or None where nothing was measured.
     """
 
-    def __init__(self, study: Comparison, small: SmallStudy, tokens: int) -> None:
-        self.study, self.small, self.tokens = study, small, tokens
+    name: str
+    rate: float
+    above: Callable[[str, str, int], Value | None]
+
+
+class Evidence:
+    """What is known of demo:gpt2 healed on one budget, from comparisons of all schemes and from the small study.
+
+    Of each scheme one source speaks, so that a row is of one: at the rate that healed it better, the one with more
+    seeds behind the healed model.
+    """
+
+    def __init__(self, studies: Sequence[Comparison], small: SmallStudy, tokens: int) -> None:
+        self.studies, self.small, self.tokens, self.base = studies, small, tokens, studies[0].base
+        self.sources = [Source("compare", study.rate, study.above) for study in studies]
+        self.sources += [Source("study-small", rate, self._small(start)) for start, rate in SMALL_RATES.items()]
 
     @property
     def schemes(self) -> list[str]:
         """The schemes of which anything is known."""
-        asked = self.study.result["settings"]["schemes"]
-        return [scheme for scheme in asked if self.above(scheme, "swapped", self.study.base) is not None]
+        asked = dict.fromkeys(scheme for study in self.studies for scheme in study.result["settings"]["schemes"])
+        return [scheme for scheme in asked if self.above(scheme, "swapped", self.base) is not None]
 
-    def source(self, scheme: str) -> str:
-        """Return who speaks of a scheme: "compare" or "study-small"."""
-        here = self.study.above(scheme, "healed", self.study.base)
-        there = self.small.above(scheme, "calibrated", self.tokens, self.study.base)
-        return "study-small" if there and there.seeds > (here.seeds if here else 0) else "compare"
+    @property
+    def rates(self) -> list[float]:
+        """The rates at which anything was healed, ascending."""
+        return sorted({source.rate for source in self.sources})
+
+    def source(self, scheme: str) -> Source:
+        """Return who speaks of a scheme."""
+        best = [source for rate in self.rates if (source := self.at(scheme, rate)) is not None]
+        return min(best, key=lambda source: self._healed(source, scheme).mean, default=self.sources[0])
+
+    def at(self, scheme: str, rate: float) -> Source | None:
+        """Return who speaks of a scheme healed at a rate, or None if it was not."""
+        healed = [
+            source
+            for source in self.sources
+            if source.rate == rate and source.above(scheme, "healed", self.base) is not None
+        ]
+        return max(healed, key=lambda source: self._healed(source, scheme).seeds, default=None)
 
     def above(self, scheme: str, stage: str, length: int) -> Value | None:
         """Return nats above stock, the same target tokens at every length, or None where nothing was measured."""
-        if self.source(scheme) == "compare":
-            return self.study.above(scheme, stage, length)
-        start, tokens = {
-            "swapped": ("uncalibrated", 0),
-            "calibrated": ("calibrated", 0),
-            "healed": ("calibrated", self.tokens),
-        }[stage]
-        return self.small.above(scheme, start, tokens, length)
+        return self.source(scheme).above(scheme, stage, length)
 
-    def control(self, name: str) -> Value | None:
-        """Return one of the small study's controls."""
-        return self.small.above(name, STOCK, self.tokens, self.study.base)
+    def comparison(self, scheme: str) -> Comparison:
+        """Return the comparison that healed a scheme better, or the first one if none did."""
+        healed = [(value.mean, place) for place, study in enumerate(self.studies) if (value := self._of(study, scheme))]
+        return self.studies[min(healed)[1] if healed else 0]
+
+    def control(self, rate: float) -> Value | None:
+        """Return the small study's control at a rate."""
+        return self.small.above(CONTROLS[rate], STOCK, self.tokens, self.base)
+
+    def _of(self, study: Comparison, scheme: str) -> Value | None:
+        return study.above(scheme, "healed", self.base)
+
+    def _healed(self, source: Source, scheme: str) -> Value:
+        value = source.above(scheme, "healed", self.base)
+        assert value is not None
+        return value
+
+    def _small(self, start: str) -> Callable[[str, str, int], Value | None]:
+        def above(scheme: str, stage: str, length: int) -> Value | None:
+            begun, tokens = {
+                "swapped": ("uncalibrated", 0),
+                "calibrated": ("calibrated", 0),
+                "healed": (start, self.tokens),
+            }[stage]
+            return self.small.above(scheme, begun, tokens, length)
+
+        return above
 
 
 def text(value: Value | None, missing: str = "—") -> str:

@@ -19,17 +19,17 @@ def values(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("study_values")
 
 
-def comparison(folder: Path, losses: dict[tuple[str, str, int], list[float | None]]) -> Path:
-    """Write a compare.json with losses by scheme, stage and length, one for each seed."""
+def comparison(folder: Path, losses: dict[tuple[str, str, int], list[float | None]], rate: float = 1e-3) -> Path:
+    """Write a compare.json with losses by scheme, stage and length, one for each seed, healed at a rate."""
     rows = [
         {"scheme": scheme, "stage": stage, "seed": seed, "protocol": "same-targets", "length": length, "loss": loss}
         for (scheme, stage, length), of_seeds in losses.items()
         for seed, loss in enumerate(of_seeds)
     ]
     schemes = [name for name in dict.fromkeys(name for name, *_ in losses) if name != "stock"]
-    settings = {"schemes": schemes, "lengths": [256, 512], "seeds": 1}
+    settings = {"schemes": schemes, "lengths": [256, 512], "seeds": 1, "healing": {"learning_rate": rate}}
     result = {"format_version": 1, "kind": "comparison", "train_length": 256, "settings": settings, "rows": rows}
-    path = folder / "compare.json"
+    path = folder / f"compare-{rate:g}.json"
     path.write_text(json.dumps(result))
     return path
 
@@ -61,11 +61,30 @@ def test_the_source_with_more_seeds_speaks_of_a_scheme(values: ModuleType, tmp_p
     }
     cells = {("t5", "calibrated", HEALED): [0.1, 0.2], ("t5", "uncalibrated", 0): [1.0]}
     study = values.Comparison(comparison(tmp_path, losses))
-    evidence = values.Evidence(study, values.SmallStudy(small_study(tmp_path, cells)), HEALED)
-    assert [evidence.source(scheme) for scheme in ("alibi", "t5")] == ["compare", "study-small"]
+    evidence = values.Evidence([study], values.SmallStudy(small_study(tmp_path, cells)), HEALED)
+    assert [evidence.source(scheme).name for scheme in ("alibi", "t5")] == ["compare", "study-small"]
     assert evidence.above("alibi", "healed", 256).mean == pytest.approx(0.5)
     assert evidence.above("t5", "healed", 256).mean == pytest.approx(0.15)
     assert evidence.above("t5", "swapped", 256).mean == pytest.approx(1.0)
+    assert evidence.at("alibi", 3e-4) is None
+
+
+def test_the_rate_that_healed_a_scheme_better_speaks_of_it(values: ModuleType, tmp_path: Path) -> None:
+    def study(rate: float, healed: dict[str, list[float]]) -> object:
+        losses = {(scheme, "healed", 256): loss for scheme, loss in healed.items()}
+        swapped = {(scheme, "swapped", 256): [5.0] for scheme in healed}
+        return values.Comparison(comparison(tmp_path, {("stock", "stock", 256): [4.0], **swapped, **losses}, rate))
+
+    studies = [study(1e-3, {"alibi": [4.1], "rope": [4.3]}), study(3e-4, {"alibi": [4.2], "rope": [4.2], "t5": [4.4]})]
+    cells = {("t5", "gentle", HEALED): [0.2, 0.3], ("control", "stock", HEALED): [0.05]}
+    evidence = values.Evidence(studies, values.SmallStudy(small_study(tmp_path, cells)), HEALED)
+    told = {scheme: (evidence.source(scheme).name, evidence.source(scheme).rate) for scheme in ("alibi", "rope", "t5")}
+    assert told == {"alibi": ("compare", 1e-3), "rope": ("compare", 3e-4), "t5": ("study-small", 3e-4)}
+    assert evidence.comparison("alibi") is studies[0]
+    assert evidence.comparison("t5") is studies[1]
+    assert evidence.rates == [3e-4, 1e-3]
+    assert evidence.control(1e-3).mean == pytest.approx(0.05)
+    assert evidence.control(3e-4) is None
 
 
 def test_losses_by_position_are_weighed_by_tokens(values: ModuleType) -> None:
