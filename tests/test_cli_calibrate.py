@@ -23,6 +23,7 @@ def test_calibrated_checkpoint(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     report, _ = json.JSONDecoder().raw_decode(result.stdout)
     assert report["tokens"] == 1024
+    assert all(line.startswith("calibrating: layer") for line in result.stderr.splitlines()), result.stderr
     assert report["loss_stock"] < report["loss_after"] < report["loss_before"]
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert hf_posswap.is_swapped(loaded)

@@ -23,7 +23,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 1024,
         "max_position_embeddings": 8192,
     },
-    "gpt2": {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 1024},
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+        "vocab_size": 1024,
+        "bos_token_id": 0,  # of a cut vocabulary; transformers warns of its own default
+        "eos_token_id": 0,
+    },
 }
 """SmolLM2-135M (a Llama with grouped queries) and GPT-2 (124M): configs by name. Their vocabularies are cut: token
 embeddings and their gradients cost the same whatever the scheme, and would flatter every ratio."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.calibration.alignment import Coordinates
@@ -222,8 +223,14 @@ def mean_loss(model: Any, texts: list[Tensor]) -> float | None:
     """Return the mean −ln p over the texts' tokens, or None if the model has no language modelling loss."""
     if not architecture_of(model.config).is_causal(model.config) or model.get_output_embeddings() is None:
         return None
-    losses = [float(model(text, labels=text, use_cache=False).loss) * text[:, 1:].numel() for text in texts]
+    losses = [_total_loss(model(text, use_cache=False).logits, text) for text in texts]
     return sum(losses) / sum(text[:, 1:].numel() for text in texts)
+
+
+def _total_loss(logits: Tensor, text: Tensor) -> float:
+    """Return the sum of −ln p over a batch; transformers' own loss of labels warns of GPT-2's config."""
+    targets = text[:, 1:].flatten().to(logits.device)
+    return float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"))
 
 
 def _fit_layers(
