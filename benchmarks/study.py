@@ -24,6 +24,8 @@ RETRIEVAL, BIASES, BENCH = "retrieval.json", "biases.json", "bench.json"
 
 ALIBI, T5 = "alibi:trainable=true:per_layer=true", "t5:per_layer=true"
 """ALiBi and T5 in the forms that calibration can fit in every layer."""
+EXTENSIONS = ("interpolate", "hierarchical")
+"""The ways to make a position table longer that leave no two positions alike."""
 BOTH_WAYS = "alibi:form=two-slope:trainable=true:per_layer=true"
 """ALiBi for an encoder, which has to tell left from right."""
 
@@ -67,7 +69,7 @@ def schemes_for_gpt2() -> str:
     from hf_posswap import capabilities
 
     fitting = [cell.scheme for cell in capabilities() if cell.architecture == "gpt2" and cell.supported]
-    return ",".join([*fitting, "learned:hierarchical", ALIBI, T5])
+    return ",".join([*fitting, *(f"learned:{extend}:length=4096" for extend in EXTENSIONS), ALIBI, T5])
 
 
 def gpt2_steps() -> list[Step]:
@@ -184,7 +186,7 @@ def bert_steps() -> list[Step]:
     )
     retrieval = "--text demo:books --measure retrieval --lengths 128,256,512,1024,4096 --documents 40"
     # ALiBi needs more tokens than RoPE to agree with the stock model as well.
-    schemes = {"rope": ("rope", 2_000_000), "alibi": (BOTH_WAYS, 3_000_000)}
+    schemes = {"rope": ("rope", 2_000_000), "alibi": (BOTH_WAYS, 5_500_000)}
     return [
         Step("bert", "bert-retrieval/stock", RETRIEVAL, f"evaluate demo:bert {retrieval}"),
         *(

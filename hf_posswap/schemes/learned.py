@@ -27,13 +27,18 @@ class LearnedConfig(SchemeConfig):
     length: int | None = option(None, "Number of positions. None: as many as the model has.", minimum=1)
     extend: str = option(
         "interpolate",
-        "How a longer table is made from the model's own.",
+        "How a table of `length` rows is made from the model's own; wants `length`.",
         choices=("interpolate", "hierarchical", "tile", "last-row"),
     )
     alpha: float = option(0.4, "α of the hierarchical extension.", above=0, maximum=0.499)
 
     def validate(self) -> None:
-        """Refuse an α that nothing reads."""
+        """Refuse a way to extend, and an α, that nothing reads."""
+        if self.extend != "interpolate" and self.length is None:
+            raise SchemeConfigError(
+                f"learned option extend={self.extend!r} says how a longer table is made from the model's own: give its "
+                f"length too, as learned:{self.extend}:length=4096."
+            )
         if self.alpha != 0.4 and self.extend != "hierarchical":
             raise SchemeConfigError(f"learned option 'alpha' has no effect with extend={self.extend!r}.")
 

@@ -24,6 +24,7 @@ LAYERS = 3
 
 REQUIRED_OPTIONS: dict[str, dict[str, Any]] = {
     "longrope": {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0]},
+    **dict.fromkeys(("hierarchical", "tile", "last-row"), {"length": 48}),
 }
 """Options without which a variant cannot be made."""
 
@@ -79,8 +80,7 @@ def scheme_variants() -> list[tuple[str, SchemeConfig]]:
 EXTRA_VARIANTS = (
     "alibi:trainable=true:per_layer=true",
     "rope:partial_rotary_factor=0.5",
-    "learned:last-row:length=48",
-    "learned:hierarchical:length=48",
+    "learned:length=48",
     "none:recalibration=0.5",
 )
 

@@ -91,4 +91,10 @@ def test_a_hierarchical_table_has_an_end():
 
 def test_an_alpha_that_nothing_reads_is_refused():
     with pytest.raises(SchemeConfigError, match=r"'alpha' has no effect with extend='tile'"):
-        LearnedConfig(extend="tile", alpha=0.2)
+        LearnedConfig(extend="tile", alpha=0.2, length=50)
+
+
+@pytest.mark.parametrize("how", ["hierarchical", "tile", "last-row"])
+def test_a_way_to_extend_without_a_length_is_refused(how: str) -> None:
+    with pytest.raises(SchemeConfigError, match=f"give its length too, as learned:{how}:length=4096"):
+        LearnedConfig(extend=how)
