@@ -330,9 +330,7 @@ def failed(evidence: Evidence) -> str:
 
 def caption(small: SmallStudy) -> str:
     """Return the caption of the README's figure."""
-    ends = [
-        small.above(scheme, "gentle", TOKENS, length) for scheme in CALIBRATED_SCHEMES for length in (SHORT, LONG)
-    ]
+    ends = [small.above(scheme, "gentle", TOKENS, length) for scheme in CALIBRATED_SCHEMES for length in (SHORT, LONG)]
     percent = [100 * math.expm1(value.mean) for value in ends if value is not None]
     return (
         "*Left: models trained from scratch (Press et al. 2022). Middle: one pretrained GPT-2 of 256 positions, "

@@ -24,7 +24,7 @@ LAYERS = 3
 
 REQUIRED_OPTIONS: dict[str, dict[str, Any]] = {
     "longrope": {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0]},
-    **dict.fromkeys(("hierarchical", "tile", "last-row"), {"length": 48}),
+    **{extend: {"length": 48} for extend in ("hierarchical", "tile", "last-row")},
 }
 """Options without which a variant cannot be made."""
 
