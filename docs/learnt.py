@@ -28,6 +28,7 @@ from study_values import (
     Value,
     mean_by_position,
     text,
+    told,
 )
 
 from hf_posswap.reporting.colours import STOCK
@@ -105,8 +106,8 @@ def main() -> int:
 def measured(evidence: Evidence) -> str:
     """Say what the comparisons' numbers were measured on, at which rates, and what is missing."""
     study = evidence.studies[0]
-    unfinished = [f"{study.rate:g}" for study in evidence.studies if not study.result["complete"]]
-    both = " and ".join(f"{rate:g}" for rate in evidence.rates)
+    unfinished = [told(study.rate) for study in evidence.studies if not study.result["complete"]]
+    both = " and ".join(told(rate) for rate in evidence.rates)
     return (
         f"{provenance_of(study.group).summary()} Peak rates of the weights: {both}. "
         f"Stock is at {text(study.loss(STOCK, STOCK, SHORT))} nats a token at {SHORT} tokens."
@@ -149,14 +150,14 @@ def schemes(evidence: Evidence) -> str:
             code(scheme),
             *(text(evidence.above(scheme, stage, SHORT)) for stage in STAGES),
             *(text(evidence.above(scheme, "healed", length)) for length in (1024, LONG)),
-            f"{evidence.source(scheme).rate:g}",
+            told(evidence.source(scheme).rate),
             evidence.source(scheme).name,
         )
         for scheme in sorted(evidence.schemes, key=place)
     ]
     for rate in evidence.rates:
         control = text(evidence.control(rate))
-        rows.append(("control", "", "", control, f"it ends at {SHORT}", "", f"{rate:g}", "study-small"))
+        rows.append(("control", "", "", control, f"it ends at {SHORT}", "", told(rate), "study-small"))
     heads = ("swapped", "calibrated", f"healed, {SHORT}", "healed, 1024", f"healed, {LONG}", "rate", "from")
     return markdown(Table(("scheme", *heads), tuple(rows)))
 
@@ -172,7 +173,7 @@ def rates(evidence: Evidence) -> str:
             continue
         ends = [[s.above(scheme, "healed", length) for s in sources if s] for length in (SHORT, LONG)]
         rows.append((start.mean, (code(scheme), f"{start.mean:.3f}", *(_mean(value) for end in ends for value in end))))
-    heads = (f"{rate:g}, at {length}" for length in (SHORT, LONG) for rate in evidence.rates)
+    heads = (f"{told(rate)}, at {length}" for length in (SHORT, LONG) for rate in evidence.rates)
     return markdown(Table(("scheme", f"before healing, {SHORT}", *heads), tuple(row for _, row in sorted(rows))))
 
 
@@ -311,16 +312,16 @@ def failed(evidence: Evidence) -> str:
         short, far = (evidence.above(scheme, "healed", length) for length in (SHORT, LONG))
         if short is None:
             continue
-        told = []
+        shortfalls = []
         control = evidence.control(evidence.source(scheme).rate)
         if short.mean > FALLS_SHORT + (control.mean if control else 0.0):
-            told.append(f"{short.mean:.3f} above stock at {SHORT}")
+            shortfalls.append(f"{short.mean:.3f} above stock at {SHORT}")
         if far is None:
-            told.append(f"it reads no {LONG} tokens")
+            shortfalls.append(f"it reads no {LONG} tokens")
         elif far.mean - short.mean > RISES:
-            told.append(f"from {short.mean:.3f} at {SHORT} to {far.mean:.3f} at {LONG}")
-        if told:
-            lines.append(f"- {code(scheme)}: {'; '.join(told)}.")
+            shortfalls.append(f"from {short.mean:.3f} at {SHORT} to {far.mean:.3f} at {LONG}")
+        if shortfalls:
+            lines.append(f"- {code(scheme)}: {'; '.join(shortfalls)}.")
     rule = (
         f"Healed on {TOKENS:,} tokens and still more than {FALLS_SHORT} nats above the control of its rate at {SHORT}, "
         f"or more than {RISES} worse at {LONG} than at {SHORT}:"

@@ -221,6 +221,11 @@ def text(value: Value | None, missing: str = "—") -> str:
     return missing if value is None else str(value)
 
 
+def told(rate: float) -> str:
+    """Return a learning rate as options write it: 3e-4."""
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
 def mean_by_position(rows: Iterable[Mapping[str, Any]], length: int, first: int, last: int) -> float | None:
     """Return the mean loss of the tokens at positions `first` to `last` (exclusive) of windows of a length.
 

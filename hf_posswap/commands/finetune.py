@@ -102,7 +102,13 @@ def finetune(
     calibrate: Annotated[
         bool, typer.Option(help="Fit the scheme to the old weights first, if it can be.", rich_help_panel=HEALING)
     ] = True,
-    learning_rate: Annotated[float, typer.Option(help="Peak, for the weights.", rich_help_panel=HEALING)] = 3e-4,
+    learning_rate: Annotated[
+        float,
+        typer.Option(
+            help="Peak, for the weights; 0.001 heals more where calibration cannot fit the scheme.",
+            rich_help_panel=HEALING,
+        ),
+    ] = 3e-4,
     scheme_learning_rate: Annotated[
         float, typer.Option(help="Peak, for the scheme's parameters.", rich_help_panel=HEALING)
     ] = 1e-2,
