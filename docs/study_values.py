@@ -1,10 +1,10 @@
 """What the result files of the studies say, as docs/learnt.py writes it down: seeds merged, stock taken off."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.comparison_files import read_comparison
@@ -59,6 +59,8 @@ class Comparison:
         path: of its compare.json.
         base: that length, if the comparison did not go so far.
     """
+
+    name = "compare"
 
     def __init__(self, path: Path, base: int | None = None) -> None:
         self.result = read_comparison(path)
@@ -131,19 +133,40 @@ class SmallStudy:
         return sorted({int(row["tokens"]) for row in self.rows} - {0})
 
 
-@dataclass(frozen=True)
-class Source:
-    """Who speaks of healed schemes.
-
-    Attributes:
-        name: "compare" or "study-small".
-        rate: peak learning rate of the weights when it healed.
-        above: returns nats above stock by scheme, stage and length, or None where nothing was measured.
-    """
+class Source(Protocol):
+    """Who speaks of healed schemes."""
 
     name: str
     rate: float
-    above: Callable[[str, str, int], Value | None]
+    """Peak learning rate of the weights when it healed."""
+
+    def above(self, scheme: str, stage: str, length: int) -> Value | None:
+        """Return nats above stock, or None where nothing was measured."""
+
+
+class HealedInSmall:
+    """The schemes that the small study calibrated and healed on one budget at one rate.
+
+    Args:
+        small: the study.
+        start: what it calls them.
+        rate: the rate.
+        tokens: the budget.
+    """
+
+    name = "study-small"
+
+    def __init__(self, small: SmallStudy, start: str, rate: float, tokens: int) -> None:
+        self.small, self.start, self.rate, self.tokens = small, start, rate, tokens
+
+    def above(self, scheme: str, stage: str, length: int) -> Value | None:
+        """See `Source`."""
+        start, tokens = {
+            "swapped": ("uncalibrated", 0),
+            "calibrated": ("calibrated", 0),
+            "healed": (self.start, self.tokens),
+        }[stage]
+        return self.small.above(scheme, start, tokens, length)
 
 
 class Evidence:
@@ -155,8 +178,8 @@ class Evidence:
 
     def __init__(self, studies: Sequence[Comparison], small: SmallStudy, tokens: int) -> None:
         self.studies, self.small, self.tokens, self.base = studies, small, tokens, studies[0].base
-        self.sources = [Source("compare", study.rate, study.above) for study in studies]
-        self.sources += [Source("study-small", rate, self._small(start)) for start, rate in SMALL_RATES.items()]
+        healed = [HealedInSmall(small, start, rate, tokens) for start, rate in SMALL_RATES.items()]
+        self.sources: list[Source] = [*studies, *healed]
 
     @property
     def schemes(self) -> list[str]:
@@ -169,51 +192,36 @@ class Evidence:
         """The rates at which anything was healed, ascending."""
         return sorted({source.rate for source in self.sources})
 
-    def source(self, scheme: str) -> Source:
-        """Return who speaks of a scheme."""
-        best = [source for rate in self.rates if (source := self.at(scheme, rate)) is not None]
-        return min(best, key=lambda source: self._healed(source, scheme).mean, default=self.sources[0])
-
     def at(self, scheme: str, rate: float) -> Source | None:
         """Return who speaks of a scheme healed at a rate, or None if it was not."""
-        healed = [
-            source
-            for source in self.sources
-            if source.rate == rate and source.above(scheme, "healed", self.base) is not None
-        ]
+        healed = self._that_healed(scheme, [source for source in self.sources if source.rate == rate])
         return max(healed, key=lambda source: self._healed(source, scheme).seeds, default=None)
+
+    def source(self, scheme: str) -> Source:
+        """Return who speaks of a scheme."""
+        return self._best(scheme, [source for rate in self.rates if (source := self.at(scheme, rate)) is not None])
+
+    def comparison(self, scheme: str) -> Comparison:
+        """Return the comparison that healed a scheme better, or the first one if none did."""
+        return self._best(scheme, self.studies)
 
     def above(self, scheme: str, stage: str, length: int) -> Value | None:
         """Return nats above stock, the same target tokens at every length, or None where nothing was measured."""
         return self.source(scheme).above(scheme, stage, length)
 
-    def comparison(self, scheme: str) -> Comparison:
-        """Return the comparison that healed a scheme better, or the first one if none did."""
-        healed = [(value.mean, place) for place, study in enumerate(self.studies) if (value := self._of(study, scheme))]
-        return self.studies[min(healed)[1] if healed else 0]
-
     def control(self, rate: float) -> Value | None:
         """Return the small study's control at a rate."""
         return self.small.above(CONTROLS[rate], STOCK, self.tokens, self.base)
 
-    def _of(self, study: Comparison, scheme: str) -> Value | None:
-        return study.above(scheme, "healed", self.base)
+    def _best(self, scheme: str, sources: Sequence[Any]) -> Any:
+        healed = self._that_healed(scheme, sources)
+        return min(healed, key=lambda source: self._healed(source, scheme).mean, default=self.studies[0])
 
-    def _healed(self, source: Source, scheme: str) -> Value:
-        value = source.above(scheme, "healed", self.base)
-        assert value is not None
-        return value
+    def _that_healed(self, scheme: str, sources: Sequence[Any]) -> list[Any]:
+        return [source for source in sources if self._healed(source, scheme) is not None]
 
-    def _small(self, start: str) -> Callable[[str, str, int], Value | None]:
-        def above(scheme: str, stage: str, length: int) -> Value | None:
-            begun, tokens = {
-                "swapped": ("uncalibrated", 0),
-                "calibrated": ("calibrated", 0),
-                "healed": (start, self.tokens),
-            }[stage]
-            return self.small.above(scheme, begun, tokens, length)
-
-        return above
+    def _healed(self, source: Source, scheme: str) -> Any:
+        return source.above(scheme, "healed", self.base)
 
 
 def text(value: Value | None, missing: str = "—") -> str:
