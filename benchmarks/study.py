@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 STUDIES = ("gpt2", "llama", "bert", "speed")
 COMPARE, HEALED, POSITIONS, PASSKEY = "compare.json", "healing.json", "positions.json", "passkey.json"
 RETRIEVAL, BIASES, BENCH = "retrieval.json", "biases.json", "bench.json"
@@ -308,7 +310,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             note = "  # done already" if step.is_done(options.output_dir) else "  # needs a GPU" if step.cuda else ""
             print(shlex.join(["hf-posswap", *step.words(options.output_dir)]) + note)
         return 0
-    return run_study(steps, options.output_dir, cuda=has_cuda())
+    try:
+        return run_study(steps, options.output_dir, cuda=has_cuda())
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from here.", flush=True)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
