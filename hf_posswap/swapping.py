@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.attention import explain_path
 from hf_posswap.biases import Bias
-from hf_posswap.checkpoint import make_entry
+from hf_posswap.checkpoint import healed_before, is_healed, make_entry
 from hf_posswap.configuration import code_map, config_class_of, stock_config_class
 from hf_posswap.errors import AlreadySwappedError, NotSwappedError, UnsupportedError
 from hf_posswap.modeling import register_models, swapped_class
@@ -112,14 +112,14 @@ def _check_plain(model: Any, architecture: Architecture) -> None:
 def restore(model: Any) -> Any:
     """Give a swapped model its stock mechanism, modules and classes back, in place.
 
-    Bit for bit the stock model if nothing was trained; trained weights stay as they are, and are then no stock model's.
+    It is the stock model bit for bit, unless its weights were trained otherwise than by hf_posswap, which would know.
 
     Returns:
         The same model.
 
     Raises:
         NotSwappedError: the model is not swapped.
-        UnsupportedError: peft's adapters are around the model.
+        UnsupportedError: peft's adapters are around the model, or it was healed: its weights belong to its scheme now.
     """
     architecture = architecture_of(config_of(model))
     if not is_swapped(model):
@@ -131,6 +131,11 @@ def restore(model: Any) -> Any:
         raise UnsupportedError(
             f"the model is in a {type(model).__name__} with adapters {list(model.peft_config)}, made for the scheme it "
             "has now. peft's unload() or merge_and_unload() gives the model itself; restore that."
+        )
+    if is_healed(model.config):
+        raise UnsupportedError(
+            f"{healed_before(model.config)} Load that one anew; swap(model, scheme, replace=True) gives this one "
+            "another scheme."
         )
     remove_scheme(model.base_model, architecture)
     if "stock_class" in vars(type(model)):

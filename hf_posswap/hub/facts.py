@@ -7,7 +7,7 @@ from typing import Any
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.auto_classes import auto_classes
-from hf_posswap.checkpoint import config_from_entry
+from hf_posswap.checkpoint import config_from_entry, is_healed
 from hf_posswap.configuration import PREFIX
 from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.checkpoint import Checkpoint
@@ -84,6 +84,7 @@ class CardFacts:
         auto_class: name of the Auto class that loads the model, or None if none does or it is unknown.
         model: what the model's config says; None for an adapter, which does not say it.
         parameters: number of the model's parameters; None for an adapter.
+        healed: whether its weights have learned with the scheme, so that the base model is no longer in it.
         has_tokenizer: whether a tokenizer is published with it.
         results: what lies beside the checkpoint.
         measurements: those of the results that are about this model.
@@ -99,6 +100,7 @@ class CardFacts:
     auto_class: str | None
     model: "ModelFacts | None" = None
     parameters: int | None = None
+    healed: bool = False
     has_tokenizer: bool = False
     results: Results = field(default_factory=Results)
     measurements: tuple[Measurement, ...] = ()
@@ -144,6 +146,7 @@ def folder_facts(
         auto_class=_auto_class(auto_classes(architecture_of(config)), stock),
         model=_model_facts(checkpoint.model),
         parameters=sum(weight.numel() for weight in checkpoint.model.parameters()),
+        healed=is_healed(config),
         has_tokenizer="tokenizer_config.json" in contents.files,
         results=results,
         measurements=tuple(about(options, results, contents.folder.resolve().name)),

@@ -20,6 +20,7 @@ def model_loading(facts: CardFacts) -> str:
         f"model = {facts.auto_class}.from_pretrained({name})",
     ]
     lines += [f"tokenizer = AutoTokenizer.from_pretrained({name})"] if facts.has_tokenizer else []
+    back = "" if facts.healed else "; `hf_posswap.restore(model)` gives the base model's own mechanism back"
     trusting = f"model = {facts.auto_class}.from_pretrained({name}, trust_remote_code=True)"
     return "\n\n".join([
         *parts,
@@ -28,7 +29,7 @@ def model_loading(facts: CardFacts) -> str:
         "it, by a file of this repository with that one import in it:",
         code_block(trusting, "python"),
         "The package `hf_posswap` has to be installed either way. Without it transformers refuses the model, since it "
-        "would run without positions; `hf_posswap.restore(model)` gives the base model's own mechanism back.",
+        f"would run without positions{back}.",
     ])  # fmt: skip
 
 

@@ -81,6 +81,14 @@ def test_a_plain_swap_says_what_is_known_and_nothing_else(swapped: Path) -> None
     assert "How it was made" not in str(card_of(swapped, REPO))
 
 
+def test_the_base_model_is_promised_only_where_it_still_is(swapped: Path) -> None:
+    promise = "`hf_posswap.restore(model)` gives the base model's own mechanism back"
+    assert promise in str(card_of(swapped, REPO))
+    entry = json.loads((swapped / "config.json").read_text())["pos_scheme"]
+    change_config(swapped, pos_scheme=entry | {"healed": True})
+    assert promise not in str(card_of(swapped, REPO))
+
+
 def test_a_healed_model_shows_budget_control_table_and_results(swapped: Path) -> None:
     write(swapped, "healing.json", healing())
     text = str(card_of(swapped, REPO))

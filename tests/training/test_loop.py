@@ -156,6 +156,9 @@ def test_a_healed_model_does_not_pass_for_its_own_teacher(tmp_path):
     with pytest.raises(UnsupportedError, match="healed before.*swap that model anew"):
         hf_posswap.calibrate(model, [torch.arange(5, 20)[None]])
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    with pytest.raises(UnsupportedError, match="healed before.*Load that one anew"):
+        hf_posswap.restore(model)
+    assert hf_posswap.is_swapped(model)
     with pytest.raises(HealingError, match="healed before.*A ramp would begin with neither"):
         run(model, {"ramp": 0.5})
     run(model, {"distill": 1.0}, teacher=gpt2())
