@@ -6,7 +6,8 @@ import sys
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 1 an unexpected failure (with its traceback), 2 wrong input, explained in a message on stderr.
+    Exit codes: 0 done, 1 an unexpected failure (with its traceback) or a failed upload, 2 wrong input, explained in a
+    message on stderr, 130 Ctrl-C.
     """
     try:
         from hf_posswap.commands import app
