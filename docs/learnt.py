@@ -27,8 +27,8 @@ from study_values import (
     SmallStudy,
     Value,
     mean_by_position,
+    rate_text,
     text,
-    told,
 )
 
 from hf_posswap.reporting.colours import STOCK
@@ -106,8 +106,8 @@ def main() -> int:
 def measured(evidence: Evidence) -> str:
     """Say what the comparisons' numbers were measured on, at which rates, and what is missing."""
     study = evidence.studies[0]
-    unfinished = [told(study.rate) for study in evidence.studies if not study.result["complete"]]
-    both = " and ".join(told(rate) for rate in evidence.rates)
+    unfinished = [rate_text(study.rate) for study in evidence.studies if not study.result["complete"]]
+    both = " and ".join(rate_text(rate) for rate in evidence.rates)
     return (
         f"{provenance_of(study.group).summary()} Peak rates of the weights: {both}. "
         f"Stock is at {text(study.loss(STOCK, STOCK, SHORT))} nats a token at {SHORT} tokens."
@@ -150,14 +150,14 @@ def schemes(evidence: Evidence) -> str:
             code(scheme),
             *(text(evidence.above(scheme, stage, SHORT)) for stage in STAGES),
             *(text(evidence.above(scheme, "healed", length)) for length in (1024, LONG)),
-            told(evidence.source(scheme).rate),
+            rate_text(evidence.source(scheme).rate),
             evidence.source(scheme).name,
         )
         for scheme in sorted(evidence.schemes, key=place)
     ]
     for rate in evidence.rates:
         control = text(evidence.control(rate))
-        rows.append(("control", "", "", control, f"it ends at {SHORT}", "", told(rate), "study-small"))
+        rows.append(("control", "", "", control, f"it ends at {SHORT}", "", rate_text(rate), "study-small"))
     heads = ("swapped", "calibrated", f"healed, {SHORT}", "healed, 1024", f"healed, {LONG}", "rate", "from")
     return markdown(Table(("scheme", *heads), tuple(rows)))
 
@@ -173,7 +173,7 @@ def rates(evidence: Evidence) -> str:
             continue
         ends = [[s.above(scheme, "healed", length) for s in sources if s] for length in (SHORT, LONG)]
         rows.append((start.mean, (code(scheme), f"{start.mean:.3f}", *(_mean(value) for end in ends for value in end))))
-    heads = (f"{told(rate)}, at {length}" for length in (SHORT, LONG) for rate in evidence.rates)
+    heads = (f"{rate_text(rate)}, at {length}" for length in (SHORT, LONG) for rate in evidence.rates)
     return markdown(Table(("scheme", f"before healing, {SHORT}", *heads), tuple(row for _, row in sorted(rows))))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from study_values import CONTROLS, STAGES, STOCK, Evidence, SmallStudy, Value, told
+from study_values import CONTROLS, STAGES, STOCK, Evidence, SmallStudy, Value, rate_text
 
 from hf_posswap.reporting.figures import (
     Axis,
@@ -26,7 +26,7 @@ CONTROL, GENTLE_CONTROL = CONTROLS[1e-3], CONTROLS[3e-4]
 def stages_figure(evidence: Evidence, far: int) -> Figure:
     """Return the main figure: stage by stage at the train length and at `far`, and the healed models by length."""
     short, study = evidence.base, evidence.studies[0]
-    controls = {f"control, {told(rate)}": evidence.control(rate) for rate in evidence.rates}
+    controls = {f"control, {rate_text(rate)}": evidence.control(rate) for rate in evidence.rates}
     guides = tuple(Guide("y", value.mean, name) for name, value in controls.items() if value is not None)
     places = dict(zip(STAGES, map(float, range(len(STAGES))), strict=True))
     panels = [

@@ -229,7 +229,7 @@ def text(value: Value | None, missing: str = "—") -> str:
     return missing if value is None else str(value)
 
 
-def told(rate: float) -> str:
+def rate_text(rate: float) -> str:
     """Return a learning rate as options write it: 3e-4."""
     return f"{rate:.0e}".replace("e-0", "e-")
 

@@ -192,7 +192,7 @@ def test_what_is_no_token_ids_is_refused(gpt2: nn.Module, texts: Any, found: str
 
 def test_one_length_still_is_a_list(gpt2: nn.Module, book: Tensor) -> None:
     with pytest.raises(EvaluationError, match=r"lengths is 64. Give a list of numbers of tokens, such as \[256\]"):
-        perplexity_rows(gpt2, book, 64)  # type: ignore[arg-type]
+        perplexity_rows(gpt2, book, 64)
 
 
 def test_a_model_without_a_head_is_refused(minilm_path: Path, book: Tensor) -> None:
