@@ -111,8 +111,10 @@ class Learned(Scheme):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """A table cannot shrink, and a hierarchical one has an end."""
+        """A table cannot shrink, a hierarchical one has an end, and none cannot be made longer."""
         assert isinstance(config, LearnedConfig)
+        if facts.native_table is None and config.extend != "interpolate":
+            return f"it has no position table that extend={config.extend!r} could make longer. Leave extend out."
         if facts.native_table is None or config.length is None:
             return None
         rows = facts.native_table.shape[0]

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+import hf_posswap
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes import check_supported, scheme_class
 from hf_posswap.schemes.learned import LearnedConfig, extend_table
+from tests.matrix.cells import small_model
 from tests.oracles.learned import embedding_oracle
 from tests.reference import as_array, model_facts
 
@@ -98,3 +100,8 @@ def test_an_alpha_that_nothing_reads_is_refused():
 def test_a_way_to_extend_without_a_length_is_refused(how: str) -> None:
     with pytest.raises(SchemeConfigError, match=f"give its length too, as learned:{how}:length=4096"):
         LearnedConfig(extend=how)
+
+
+def test_a_way_to_extend_is_refused_where_there_is_no_table() -> None:
+    with pytest.raises(UnsupportedError, match="no position table that extend='tile' could make longer"):
+        hf_posswap.swap(small_model("llama", True), "learned:tile:length=48")
