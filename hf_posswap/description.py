@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.checkpoint import is_healed
 from hf_posswap.offloading import device_of
 from hf_posswap.schemes import SchemeLayer, scheme_class
 from hf_posswap.swapping import (
@@ -61,6 +62,7 @@ class Description:
         longest_before: longest position of the stock model; None: no limit.
         longest_after: longest position now; None: no limit.
         attention: the attention path that will run.
+        healed: whether the weights have learned with the scheme, so that they are no longer the stock model's.
         probe: how far the output moved; None for a stock model or one without weights.
     """
 
@@ -78,6 +80,7 @@ class Description:
     longest_before: int | None
     longest_after: int | None
     attention: str
+    healed: bool
     probe: Probe | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,8 +105,9 @@ class Description:
             reads=f"{_limit(self.longest_after)} (before: {_limit(self.longest_before)}; "
             f"trained on texts of {self.train_length})",
             parameters=f"{self.parameters_after:,} (before: {self.parameters_before:,})",
+            **({"weights": "healed: they have learned with the scheme"} if self.healed else {}),
             attention=self.attention,
-            probe=_verdict(self.probe),
+            probe=_verdict(self.probe, self.healed),
         ))  # fmt: skip
 
 
@@ -126,14 +130,16 @@ def _limit(longest: int | None) -> str:
     return "any number of positions" if longest is None else f"{longest} positions"
 
 
-def _verdict(probe: Probe | None) -> str:
+def _verdict(probe: Probe | None, healed: bool) -> str:
     if probe is None:
         return "not run, the model has no weights yet"
+    # What a healed model computes without its scheme is nobody's output: it only shows that the scheme acts.
+    reference = "these healed weights' under the stock mechanism" if healed else "the stock model's"
     if probe.largest == 0:
-        return f"{probe.output} equal the stock model's on {probe.tokens} tokens: the scheme computes what was there"
+        return f"{probe.output} equal {reference} on {probe.tokens} tokens: the scheme computes what was there"
     return (
         f"{probe.output} moved by up to {probe.largest:.3g} ({probe.typical:.1%} of their size) on {probe.tokens} "
-        "random tokens"
+        f"random tokens{f', from {reference}' if healed else ''}"
     )
 
 
@@ -164,7 +170,8 @@ def describe(model: Any) -> Description:
         backend = model.config._attn_implementation
         return Description(
             **shared, scheme=None, options={}, removed="nothing", added="nothing", parameters_before=parameters,
-            parameters_after=parameters, longest_before=longest, longest_after=longest, attention=backend, probe=None,
+            parameters_after=parameters, longest_before=longest, longest_after=longest, attention=backend, healed=False,
+            probe=None,
         )  # fmt: skip
     base = model.base_model
     layers = [layer for layer in _acting(base) if isinstance(layer, SchemeLayer)]
@@ -180,6 +187,7 @@ def describe(model: Any) -> Description:
         longest_before=train_length(model) if architecture.table_path is not None else None,
         longest_after=longest_position(model),
         attention=path_of(base.pos_scheme, layers[0] if layers else SchemeLayer(), model),
+        healed=is_healed(model.config),
         probe=probe(model),
     )
 
@@ -237,6 +245,8 @@ def _acting_parameters(model: nn.Module) -> dict[nn.Parameter, None]:
 @torch.no_grad()
 def probe(model: Any) -> Probe | None:
     """Run a swapped model with and without its scheme on the same random tokens and compare the outputs.
+
+    Without its scheme a healed model is not the stock model: the probe then tells that the scheme acts, and no more.
 
     Returns None for a model on the meta device.
 

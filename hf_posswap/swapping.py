@@ -151,7 +151,7 @@ def restore(model: Any) -> Any:
 def without_scheme(model: Any) -> Iterator[Any]:
     """Let a swapped model run its stock mechanism within a `with` block; its scheme is back afterwards.
 
-    Adapters of peft stay where they are.
+    Adapters of peft stay where they are, and so do the weights: a healed model is not the stock model in there.
 
     Raises:
         NotSwappedError: the model is not swapped.

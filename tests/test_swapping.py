@@ -9,6 +9,7 @@ import transformers
 
 import hf_posswap
 from hf_posswap import AlibiConfig, RopeConfig, T5Config
+from hf_posswap.checkpoint import mark_healed
 from hf_posswap.errors import (
     AlreadySwappedError,
     NotSwappedError,
@@ -259,6 +260,17 @@ def test_describe_tells_what_was_swapped(gpt2: Any, llama: Any, bert: Any) -> No
     assert "added to learned" in str(added)
     assert "all zero: no position until trained" in added.added
     assert added.longest_after == 32
+
+
+def test_describe_does_not_call_a_healed_models_weights_stock(gpt2: Any) -> None:
+    hf_posswap.swap(gpt2, "alibi")
+    assert not hf_posswap.describe(gpt2).healed
+    assert "healed" not in str(hf_posswap.describe(gpt2))
+    mark_healed(gpt2.config)
+    report = hf_posswap.describe(gpt2)
+    assert report.healed
+    assert "from these healed weights' under the stock mechanism" in str(report)
+    assert "the stock model's" not in str(report)
 
 
 def test_describe_leaves_the_mode_alone(gpt2: Any) -> None:
