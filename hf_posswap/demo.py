@@ -162,7 +162,7 @@ def load_model(name: str, auto_class: Any = None, **kwargs: Any) -> "PreTrainedM
         UnsupportedError: its architecture is not supported.
     """
     from hf_posswap.architectures import architecture_of
-    from hf_posswap.origin import remember_revision
+    from hf_posswap.origin import remember_name, remember_revision
 
     source = resolve_model(name)
     config = kwargs.pop("config", None)
@@ -177,6 +177,8 @@ def load_model(name: str, auto_class: Any = None, **kwargs: Any) -> "PreTrainedM
     except OSError as error:
         raise SourceError(f"cannot load the weights of {name!r}: {error}") from error
     remember_revision(model, source.path, source.from_pretrained_kwargs)
+    if name.startswith(PREFIX):
+        remember_name(model, name)
     return model.eval()
 
 

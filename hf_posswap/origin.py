@@ -20,6 +20,8 @@ LARGEST_CARD = 2**20
 
 _REVISION = "_posswap_base_revision"
 """Where a model that was loaded here keeps the commit it came from, since transformers does not."""
+_NAME = "_posswap_base_name"
+"""Where a model keeps the name it was loaded by, if that says more than the name of its folder."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Origin:
     """What is known of the stock model.
 
     Attributes:
-        name: its name on the Hub, or the name of its folder; None: made from a config.
+        name: its name on the Hub, or the name of its folder, or `demo:…`; None: made from a config.
         source: "hub" or "folder"; None: unknown.
         revision: its commit on the Hub, if known.
         license: the licence its card states, as the Hub names licences, if known here without asking the Hub.
@@ -61,6 +63,11 @@ def remember_revision(model: Any, name: Any, loading: Mapping[str, Any]) -> None
         setattr(model, _REVISION, revision)
 
 
+def remember_name(model: Any, name: str) -> None:
+    """Note at a model the name it was loaded by, where its folder's name would lead nobody back to it."""
+    setattr(model, _NAME, name)
+
+
 def cached_revision(name: str, loading: Mapping[str, Any]) -> str | None:
     """Return the commit that a name and revision of the Hub mean in the local cache, or None if there is none."""
     if not is_repo_id(name) or Path(name).exists():
@@ -84,7 +91,8 @@ def origin_of(model: Any) -> Origin:
     if path.exists():
         # Paths of this computer are nobody else's business: a folder's name only.
         folder = path if path.is_dir() else path.parent
-        return Origin(path.resolve().name or None, "folder", license=license_in(folder / CARD_FILE))
+        known_as = vars(model).get(_NAME) or path.resolve().name or None
+        return Origin(known_as, "folder", license=license_in(folder / CARD_FILE))
     revision = vars(model).get(_REVISION) or getattr(model.config, "_commit_hash", None)
     if revision is None and cached_revision(name, {}) is None:
         return Origin(name if is_repo_id(name) else None)

@@ -28,10 +28,12 @@ def model_name(group: Group) -> str:
 
 def told_apart(group: Group) -> str:
     """Return what tells a group from others of its family and model: its texts, or its first file; nothing if alone."""
-    if group.alone:
+    if group.apart_by == "nothing":
         return ""
     texts = dict.fromkeys(str(text.get("name", "?")) for file in group.files for text in file.texts)
-    return f"on {', '.join(texts)}" if texts else f"({group.files[0].path})"
+    if texts and group.apart_by == "texts":
+        return f"on {', '.join(texts)}"
+    return f"in {group.files[0].path}"
 
 
 def variant(group: Group, stage: str) -> str:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hf_posswap.errors import PosSwapError
 from hf_posswap.reporting.colours import CONTROL, STOCK
@@ -75,6 +75,9 @@ class ResultFile:
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
+ApartBy = Literal["nothing", "texts", "file"]
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows that belong together: of one family, one model and the same texts, from one or several files.
@@ -84,14 +87,15 @@ class Group:
         model: the model's name.
         files: where the rows come from.
         rows: all of them, without repetition.
-        alone: whether it is the only one of its family and model.
+        apart_by: what tells it from others of its family and model: nothing if there are none, its texts, or, where
+            another has the same texts and says different things of them, its file.
     """
 
     family: str
     model: str
     files: tuple[ResultFile, ...]
     rows: tuple[Row, ...]
-    alone: bool = True
+    apart_by: ApartBy = "nothing"
 
     @property
     def train_length(self) -> int | None:
@@ -300,11 +304,17 @@ def _grouped(files: Iterable[ResultFile]) -> list[Group]:
                     break
             else:
                 groups.append((place, own, [file]))
-    places = [place[:2] for place, _, _ in groups]
+    places = [place for place, _, _ in groups]
     return [
-        Group(place[0], place[1], tuple(members), tuple(rows.values()), places.count(place[:2]) == 1)
+        Group(place[0], place[1], tuple(members), tuple(rows.values()), _apart_by(place, places))
         for place, rows, members in groups
     ]
+
+
+def _apart_by(place: tuple[Any, ...], places: Sequence[tuple[Any, ...]]) -> ApartBy:
+    if places.count(place) > 1:
+        return "file"
+    return "texts" if sum(other[:2] == place[:2] for other in places) > 1 else "nothing"
 
 
 def _identity(row: Row) -> tuple[Any, ...]:

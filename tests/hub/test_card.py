@@ -69,7 +69,7 @@ def test_a_plain_swap_says_what_is_known_and_nothing_else(swapped: Path) -> None
         "tags": ["hf_posswap", "pos-scheme:alibi"],
     }
     for fact in (
-        "`gpt2-books`", "Learned: the table of 256 positions at the embeddings", "`alibi:form=causal`",
+        "`demo:gpt2`", "Learned: the table of 256 positions at the embeddings", "`alibi:form=causal`",
         "in all 6 layers", "`s − m_h·Δ, m_h = 2^(−8h/H)`", "https://arxiv.org/abs/2108.12409",
         "any number of positions (before: 256 positions; the base model was trained on texts of 256)", "5,787,904",
         "hf-posswap swap demo:gpt2 --pos-scheme alibi", "pip install hf_posswap", "trust_remote_code=True",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hf_posswap.reporting.naming import told_apart
 from hf_posswap.reporting.results import ResultsError, read_results
 from tests.reporting import fixtures
 
@@ -55,14 +56,14 @@ def test_files_that_disagree_stay_apart(tmp_path: Path) -> None:
     fixtures.write(tmp_path / "two", "compare", record | {"rows": changed})
     groups = read_results(tmp_path).groups
     assert [group.files[0].path for group in groups] == ["one/compare.json", "two/compare.json"]
-    assert not any(group.alone for group in groups)
+    assert [told_apart(group) for group in groups] == ["in one/compare.json", "in two/compare.json"]
 
 
 def test_other_texts_stay_apart(tmp_path: Path) -> None:
     for name in ("one", "two"):
         text = {"name": f"{name}.txt", "tokens": 9, "sha256": name}
         fixtures.write(tmp_path / name, "compare", fixtures.lengths() | {"texts": [text]})
-    assert len(read_results(tmp_path).groups) == 2
+    assert [told_apart(group) for group in read_results(tmp_path).groups] == ["on one.txt", "on two.txt"]
 
 
 def test_a_folder_without_results_says_what_was_looked_for(tmp_path: Path) -> None:
