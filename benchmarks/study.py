@@ -168,6 +168,15 @@ def llama_steps() -> list[Step]:
             Step("llama", f"llama-passkey/{name}", PASSKEY, f"evaluate {model} {passkey} --lengths 256,1024,2048")
             for name, model in models.items()
         ),
+        # What two cores can do in an hour and a half: what a first tenth of a million tokens gives back.
+        Step(
+            "llama",
+            "llama-healed-little",
+            COMPARE,
+            f"compare --model demo:llama --schemes {T5},{ALIBI} {texts} --lengths 512,2048 --tokens 4096 "
+            "--calibration-tokens 4096 --heal-tokens 100000 --heal-length 512 --batch-size 2 --learning-rate 3e-4 "
+            "--scheme-learning-rate 1e-2 --control",
+        ),
         Step(
             "llama",
             "llama-healed",

@@ -5,12 +5,12 @@ Run `python docs/learnt.py`. With `--check` it writes nothing and fails if a pag
 
 import math
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
 from learnt_figure import CONTROL, GENTLE_CONTROL, stages_figure, tokens_figure
 from learnt_healing import encoders, given, recipes, retrieval
+from learnt_llama import healed, passkeys, swaps
 from marked import between, markdown
 from study_values import (
     ALIBI,
@@ -72,7 +72,9 @@ def main() -> int:
             "positions": positions(),
             "t5": far_keys(small) + "\n" + far_bias(),
             "failed": failed(evidence),
-            "llama": swaps_of_llama(llama_files()),
+            "llama": swaps(STUDY / "llama", RESULTS),
+            "llama-healed": healed(STUDY / "llama-healed-little"),
+            "llama-passkey": passkeys(STUDY / "llama-passkey"),
             "retrieval": retrieval(STUDY / "bert-retrieval"),
         },
         DOCS / "healing.md": {
@@ -281,28 +283,6 @@ def far_bias() -> str:
         rows.append((code(T5), start, *(f"{value:.2f}" for value in shown)))
     heads = (f"Δ = {distance}" for distance in FAR_DISTANCES)
     return markdown(Table(("mean bias over layers and heads", "start", *heads), tuple(rows)))
-
-
-def llama_files() -> list[Comparison]:
-    """Return the comparisons of demo:llama: of the study, if it has been measured, and of untrained swaps."""
-    paths = (STUDY / "llama" / "compare.json", RESULTS / "compare-llama.json")
-    return [Comparison(path, base=512) for path in paths if path.is_file()]
-
-
-def swaps_of_llama(files: Iterable[Comparison]) -> str:
-    """Return nats above stock at the same length, swapped and calibrated, from the first file that has a scheme."""
-    rows: dict[str, tuple[str, ...]] = {}
-    for file in files:
-        lengths = (512, 2048)
-        for scheme in file.schemes:
-            cells = [
-                text(file.over_stock(scheme, stage, length))
-                for stage in ("swapped", "calibrated")
-                for length in lengths
-            ]
-            rows.setdefault(scheme, (code(scheme), *cells, f"{file.result['settings']['tokens']:,}"))
-    heads = ("swapped, 512", "swapped, 2048", "calibrated, 512", "calibrated, 2048", "tokens measured")
-    return markdown(Table(("scheme", *heads), tuple(rows.values())))
 
 
 def failed(evidence: Evidence) -> str:

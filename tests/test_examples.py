@@ -81,9 +81,18 @@ CALIBRATED = Script(
 )
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What the scripts learn from, a few windows, and what they measure on, long enough for 4096 tokens at once."""
+
+    train: Path
+    evaluation: Path
+
+
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return processes.short_text(tmp_path_factory.mktemp("text"))
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Texts:
+    train, evaluation = (tmp_path_factory.mktemp(name) for name in ("train", "evaluation"))
+    return Texts(processes.short_text(train, characters=8_000), processes.short_text(evaluation))
 
 
 def test_every_example_has_a_test():
@@ -121,16 +130,16 @@ def check(stdout: str, script: Script, folder: Path) -> None:
     assert len(transformers.AutoTokenizer.from_pretrained(folder)) == model.get_input_embeddings().num_embeddings
 
 
-def run(name: str, script: Script, text: Path, folder: Path, *program: str) -> str:
-    files = ["--train-file", str(text), "--eval-file", str(text), "--output-dir", str(folder)]
+def run(name: str, script: Script, texts: Texts, folder: Path, *program: str) -> str:
+    files = ["--train-file", str(texts.train), "--eval-file", str(texts.evaluation), "--output-dir", str(folder)]
     program = program or (sys.executable, str(FOLDER / name))
     return processes.succeeded([*script.options, *files], *program).stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINING)
-def test_training_prints_its_table_and_saves_a_model_that_loads(name: str, text: Path, tmp_path: Path) -> None:
-    stdout = run(name, TRAINING[name], text, tmp_path)
+def test_training_prints_its_table_and_saves_a_model_that_loads(name: str, texts: Texts, tmp_path: Path) -> None:
+    stdout = run(name, TRAINING[name], texts, tmp_path)
     check(stdout, TRAINING[name], tmp_path)
     if name == "finetune_mlm.py":
         assert "has no masked-token head: put a fresh one on it, tied to the words: True" in stdout
@@ -141,15 +150,15 @@ def test_training_prints_its_table_and_saves_a_model_that_loads(name: str, text:
 
 
 @pytest.mark.slow
-def test_an_encoder_is_calibrated_where_its_scheme_can_be(text: Path, tmp_path: Path) -> None:
-    check(run("finetune_embedding.py", CALIBRATED, text, tmp_path), CALIBRATED, tmp_path)
+def test_an_encoder_is_calibrated_where_its_scheme_can_be(texts: Texts, tmp_path: Path) -> None:
+    check(run("finetune_embedding.py", CALIBRATED, texts, tmp_path), CALIBRATED, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["finetune_clm.py", "finetune_embedding.py"])
-def test_two_processes_print_one_table(name: str, text: Path, tmp_path: Path) -> None:
+def test_two_processes_print_one_table(name: str, texts: Texts, tmp_path: Path) -> None:
     program = processes.launched("cpu_two_processes.yaml", str(FOLDER / name))
-    stdout = run(name, TRAINING[name], text, tmp_path, *program)
+    stdout = run(name, TRAINING[name], texts, tmp_path, *program)
     check(stdout, TRAINING[name], tmp_path)
     assert stdout.count(f"saved to {tmp_path}") == 1
     assert sum(line.startswith("swapped") for line in stdout.splitlines()) == 1

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from hf_posswap.errors import PositionError
 from hf_posswap.swapping import longest_position
 
+TOKENS_AT_ONCE = 4096
+"""How many tokens are read at once, in texts of one length: short ones alone would leave any device idle."""
+
 
 @dataclass(frozen=True)
 class AgreementRow:
@@ -64,14 +67,20 @@ def embedding_agreement(
         if not windows:
             rows.append(AgreementRow(length, None, None, 0, "the texts are shorter than this"))
             continue
-        framed = [torch.tensor([[*first, *window.tolist(), *last]], device=model.device) for window in windows]
+        framed = torch.tensor([[*first, *window.tolist(), *last] for window in windows], device=model.device)
         try:
-            cosines = [float(F.cosine_similarity(_embedding(model, ids), _embedding(stock, ids))) for ids in framed]
+            cosines = _cosines(model, stock, framed)
         except PositionError as error:
             rows.append(AgreementRow(length, None, None, 0, str(error)))
             continue
-        rows.append(AgreementRow(length, sum(cosines) / len(cosines), min(cosines), len(cosines)))
+        rows.append(AgreementRow(length, float(cosines.mean()), float(cosines.min()), len(cosines)))
     return rows
+
+
+def _cosines(model: Any, stock: Any, framed: Tensor) -> Tensor:
+    """Return the cosine of each text, float64 (n,)."""
+    batches = framed.split(max(1, TOKENS_AT_ONCE // framed.shape[1]))
+    return torch.cat([F.cosine_similarity(_embedding(model, ids), _embedding(stock, ids)) for ids in batches]).double()
 
 
 def _embedding(model: Any, ids: Tensor) -> Tensor:

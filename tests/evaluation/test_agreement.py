@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import hf_posswap
+from hf_posswap.evaluation import agreement
 from hf_posswap.evaluation.agreement import embedding_agreement
 from tests.matrix.cells import TRAIN_LENGTH, random_tokens, small_model
 
@@ -22,7 +23,9 @@ def test_a_model_agrees_with_itself_where_the_stock_model_reads() -> None:
     assert f"the stock model reads {TRAIN_LENGTH} tokens" in rows[2].note
 
 
-def test_the_mean_and_the_lowest_cosine_are_of_all_texts() -> None:
+@pytest.mark.parametrize("at_once", [1, 14, 4096])
+def test_the_mean_and_the_lowest_cosine_are_of_all_texts(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "TOKENS_AT_ONCE", at_once)
     stock = small_model("bert", False).base_model
     model = hf_posswap.swap(small_model("bert", False).base_model, "rope")
     text = random_tokens(1, 20)[0]

@@ -1,0 +1,83 @@
+"""What the studies say of demo:llama: tables that docs/learnt.py puts into the page."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from marked import markdown
+from study_values import STAGES, Comparison, text
+
+from hf_posswap.reporting.colours import CONTROL, STOCK
+from hf_posswap.reporting.figures import Table
+from hf_posswap.reporting.result_files import read_result
+
+LENGTHS = (512, 2048)
+PASSKEYS = {
+    "stock": "stock",
+    "rope": "`rope`, swapped",
+    "rope-yarn": "`rope:yarn:factor=4`, swapped",
+    "t5-calibrated": "`t5:per_layer=true`, calibrated",
+}
+"""What is in the folders of llama-passkey."""
+
+
+def swaps(study: Path, untrained: Path) -> str:
+    """Return nats above stock at the same length, swapped and calibrated, from the first result that has a scheme.
+
+    Args:
+        study: the folder of the study's comparison.
+        untrained: the folder with compare-llama.json, of untrained swaps.
+    """
+    rows: dict[str, tuple[str, ...]] = {}
+    for path in (study / "compare.json", untrained / "compare-llama.json"):
+        if not path.is_file():
+            continue
+        result = Comparison(path, base=LENGTHS[0])
+        for scheme in result.schemes:
+            cells = _above(result, scheme, STAGES[:2])
+            rows.setdefault(scheme, (f"`{scheme}`", *cells, f"{result.result['settings']['tokens']:,}"))
+    return markdown(Table(("scheme", *_heads(STAGES[:2]), "tokens measured"), tuple(rows.values())))
+
+
+def healed(folder: Path) -> str:
+    """Return nats above stock at the same length at every stage of the schemes that were healed, and the control's."""
+    path = folder / "compare.json"
+    if not path.is_file():
+        return "Not measured yet."
+    result = Comparison(path, base=LENGTHS[0])
+    rows = [
+        (f"`{scheme}`", *_above(result, scheme, STAGES))
+        for scheme in result.schemes
+        if result.over_stock(scheme, "healed", LENGTHS[0]) is not None
+    ]
+    control = [text(result.over_stock(STOCK, CONTROL, length)) for length in LENGTHS]
+    rows.append(("control", "", "", "", "", *control))
+    return markdown(Table(("scheme", *_heads(STAGES)), tuple(rows)))
+
+
+def passkeys(folder: Path) -> str:
+    """Return the share of pass keys chosen among ten, and written exactly, by length of the text, over all depths."""
+    rows: list[tuple[str, ...]] = []
+    lengths: list[int] = []
+    for name, told in PASSKEYS.items():
+        path = folder / name / "passkey.json"
+        if not path.is_file():
+            continue
+        found = read_result(path)["rows"]
+        lengths = sorted({row["length"] for row in found})
+        rows.append((told, *(_shares([row for row in found if row["length"] == length]) for length in lengths)))
+    return markdown(Table(("pass keys: chosen among ten; written exactly", *map(str, lengths)), tuple(rows)))
+
+
+def _shares(rows: Sequence[Mapping[str, Any]]) -> str:
+    known = [row for row in rows if row["correct"] is not None]
+    return "; ".join(f"{fmean(row[name] for row in known):.2f}" for name in ("correct", "exact")) if known else "—"
+
+
+def _above(result: Comparison, scheme: str, stages: tuple[str, ...]) -> list[str]:
+    return [text(result.over_stock(scheme, stage, length)) for stage in stages for length in LENGTHS]
+
+
+def _heads(stages: tuple[str, ...]) -> list[str]:
+    return [f"{stage}, {length}" for stage in stages for length in LENGTHS]
