@@ -102,6 +102,10 @@ def finetune(
     calibrate: Annotated[
         bool, typer.Option(help="Fit the scheme to the old weights first, if it can be.", rich_help_panel=HEALING)
     ] = True,
+    calibration_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens to calibrate on. Default: 8192.", rich_help_panel=HEALING),
+    ] = None,
     learning_rate: Annotated[
         float,
         typer.Option(
@@ -196,6 +200,9 @@ def finetune(
     for name, value in (("--eval-lengths", eval_lengths), ("--eval-tokens", eval_tokens)):
         if value is not None and not eval_file:
             raise HealingError(f"{name} {value} says how to measure: give a text for it too, --eval-file FILE.")
+    if calibration_tokens is not None and not (calibrate and pos_scheme):
+        reason = "--no-calibrate" if not calibrate else "a model that is swapped already (no --pos-scheme)"
+        raise HealingError(f"--calibration-tokens {calibration_tokens}: {reason} is not calibrated. Leave one out.")
     for name, value in (("--dataset-split", dataset_split), ("--text-column", text_column)):
         if value is not None and dataset is None:
             raise HealingError(f"{name} {value} is of a dataset: give --dataset NAME, or leave it out.")
@@ -228,6 +235,7 @@ def finetune(
         resume=resume,
         column=column,
         log_with=log_with,
+        **({} if calibration_tokens is None else {"calibration_tokens": calibration_tokens}),
     )
     with interruptible(lambda: _way_on(output_dir)), healing_progress() as observer:
         result = run_experiment(experiment, observer)

@@ -114,6 +114,8 @@ class _Conductor:
         self.experiment, self.observer = experiment, observer
         if experiment.lora_rank is not None and experiment.lora_rank < 1:
             raise HealingError(f"lora_rank is {experiment.lora_rank}; it must be at least 1 (--lora-rank 8).")
+        if experiment.calibrate and experiment.calibration_tokens < 2:
+            raise HealingError(f"{experiment.calibration_tokens} tokens are too few to calibrate on. Give thousands.")
         self.scheme = None if experiment.pos_scheme is None else parse_scheme(experiment.pos_scheme)
         self.accelerator = make_accelerator(experiment.options, **_tracking(experiment))
         if experiment.log_with is not None:
@@ -304,12 +306,16 @@ class _Conductor:
         """Return what else than the options identifies a run, for resuming."""
         experiment = self.experiment
         stock = {} if experiment.stock is None else {"stock": experiment.stock}
+        tokens = experiment.calibration_tokens if experiment.calibrate else 0
+        calibration = {} if tokens == CALIBRATION_TOKENS else {"calibration_tokens": tokens}
         return {
             "model": experiment.model,
             "pos_scheme": experiment.pos_scheme,
             "texts": experiment.texts,
             "lora_rank": experiment.lora_rank,
-        } | stock
+            **stock,
+            **calibration,
+        }
 
     def _whole(self, model: Any, folder: Path | None) -> Any:
         """Return a healed model that one process can run alone: a sharded one is loaded as it was saved."""

@@ -76,7 +76,8 @@ def test_masked_tokens_are_measured_by_length(tmp_path: Path) -> None:
 def test_an_encoder_is_calibrated_healed_and_measured_by_its_embeddings(tmp_path: Path) -> None:
     what = ["--model", "demo:bert", "--pos-scheme", "rope", "--train-file", "demo:book/train", "--distill"]
     measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32,600", "--eval-tokens", "900"]
-    result = run(*what, *SHORT, *measured, "--output-dir", str(tmp_path / "out"), "--json")
+    few = ["--calibration-tokens", "1024"]
+    result = run(*what, *few, *SHORT, *measured, "--output-dir", str(tmp_path / "out"), "--json")
     assert result.exit_code == 0, result.output
     rows = {
         name: {row["length"]: row for row in found} for name, found in json.loads(result.stdout)["evaluation"].items()
@@ -111,6 +112,23 @@ def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--pos-scheme", "alibi", *SHORT], "give the text to heal on"),
+        (
+            [
+                "--pos-scheme",
+                "t5",
+                "--train-file",
+                "demo:book/train",
+                "--calibration-tokens",
+                "9",
+                "--no-calibrate",
+                *SHORT,
+            ],
+            "--calibration-tokens 9: --no-calibrate",
+        ),
+        (
+            ["--pos-scheme", "t5", "--train-file", "demo:book/train", "--calibration-tokens", "1", *SHORT],
+            "1 tokens are too few to calibrate on",
+        ),
         (["--pos-scheme", "alibi", "--train-file", "demo:book/train"], "give a budget of tokens or of steps"),
         (["--train-file", "demo:book/train", *SHORT], "name the scheme to swap in"),
         (["--pos-scheme", "alibj", "--train-file", "demo:book/train", *SHORT], "Did you mean 'alibi'"),
