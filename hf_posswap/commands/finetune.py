@@ -200,9 +200,6 @@ def finetune(
     for name, value in (("--eval-lengths", eval_lengths), ("--eval-tokens", eval_tokens)):
         if value is not None and not eval_file:
             raise HealingError(f"{name} {value} says how to measure: give a text for it too, --eval-file FILE.")
-    if calibration_tokens is not None and not (calibrate and pos_scheme):
-        reason = "--no-calibrate" if not calibrate else "a model that is swapped already (no --pos-scheme)"
-        raise HealingError(f"--calibration-tokens {calibration_tokens}: {reason} is not calibrated. Leave one out.")
     for name, value in (("--dataset-split", dataset_split), ("--text-column", text_column)):
         if value is not None and dataset is None:
             raise HealingError(f"{name} {value} is of a dataset: give --dataset NAME, or leave it out.")
@@ -226,6 +223,7 @@ def finetune(
         options=options,
         output_dir=output_dir,
         calibrate=calibrate,
+        calibration_tokens=calibration_tokens,
         lora_rank=lora_rank,
         control=control,
         evaluation=tuple(measured[0]),
@@ -235,7 +233,6 @@ def finetune(
         resume=resume,
         column=column,
         log_with=log_with,
-        **({} if calibration_tokens is None else {"calibration_tokens": calibration_tokens}),
     )
     with interruptible(lambda: _way_on(output_dir)), healing_progress() as observer:
         result = run_experiment(experiment, observer)

@@ -55,7 +55,7 @@ class Experiment:
         options: how to heal.
         output_dir: where the healed model, checkpoints and the result go; None: nothing is written.
         calibrate: fit the scheme to the old weights before healing, on the documents, if it has parameters.
-        calibration_tokens: tokens to read for that.
+        calibration_tokens: tokens to read for that; None: the default of `calibrate_on`.
         lora_rank: train low-rank adapters of this rank and the scheme's parameters, not the weights.
         control: heal the stock model too, on the same tokens in the same order and schedule, with the objective's own
             loss: a model that is its own teacher learns nothing.
@@ -76,7 +76,7 @@ class Experiment:
     options: HealingOptions
     output_dir: Path | None = None
     calibrate: bool = True
-    calibration_tokens: int = CALIBRATION_TOKENS
+    calibration_tokens: int | None = None
     lora_rank: int | None = None
     control: bool = False
     evaluation: tuple[str, ...] = field(default=(), repr=False)
@@ -114,7 +114,7 @@ class _Conductor:
         self.experiment, self.observer = experiment, observer
         if experiment.lora_rank is not None and experiment.lora_rank < 1:
             raise HealingError(f"lora_rank is {experiment.lora_rank}; it must be at least 1 (--lora-rank 8).")
-        if experiment.calibrate and experiment.calibration_tokens < 2:
+        if experiment.calibration_tokens is not None and experiment.calibration_tokens < 2:
             raise HealingError(f"{experiment.calibration_tokens} tokens are too few to calibrate on. Give thousands.")
         self.scheme = None if experiment.pos_scheme is None else parse_scheme(experiment.pos_scheme)
         self.accelerator = make_accelerator(experiment.options, **_tracking(experiment))
@@ -245,6 +245,7 @@ class _Conductor:
         if self.scheme is not None:
             swap(model, self.scheme, replace=True)
             self._require_base_for_adapter(model)
+        self._require_calibration_if_asked(model)
         if self.evaluation_ids:
             self.stock = self.stock.to(self.accelerator.device).eval()
             self._measure("stock", self.stock)
@@ -261,21 +262,41 @@ class _Conductor:
             "(--model CALIBRATED, without --pos-scheme), or give --no-calibrate."
         )
 
+    def _no_calibration(self, model: Any) -> str | None:
+        """Return why the swapped model will not be calibrated, or None if it will."""
+        if not self.experiment.calibrate:
+            return "calibration is left out (--no-calibrate)"
+        if self.scheme is None:
+            # It may be healed already, past its start; its weights are no longer stock then.
+            return "a model that came swapped is not calibrated"
+        return calibration_refusal(model)
+
+    def _require_calibration_if_asked(self, model: Any) -> None:
+        tokens, reason = self.experiment.calibration_tokens, self._no_calibration(model)
+        if tokens is not None and reason is not None:
+            raise HealingError(
+                f"--calibration-tokens {tokens} says how much to calibrate on, but {reason}. Leave out the tokens."
+            )
+
     def _calibrate(self, model: Any) -> CalibrationReport | None:
         experiment = self.experiment
-        # A model that came swapped may be healed already, past its start; its weights are no longer stock.
-        if not experiment.calibrate or self.scheme is None or calibration_refusal(model) is not None:
+        if self._no_calibration(model) is not None:
             return None
         self._stage("calibrating")
         report = calibrate_on(
             model.to(self.accelerator.device),
             experiment.documents,
             self.tokenizer,
-            tokens=experiment.calibration_tokens,
+            tokens=self._calibration_tokens,
             column=experiment.column,
         )
         self._measure("calibrated", model)
         return report
+
+    @property
+    def _calibration_tokens(self) -> int:
+        asked = self.experiment.calibration_tokens
+        return CALIBRATION_TOKENS if asked is None else asked
 
     def _heal(self, model: Any, options: HealingOptions, folder: Path | None, name: str) -> tuple[Any, Any]:
         experiment = self.experiment
@@ -306,16 +327,13 @@ class _Conductor:
         """Return what else than the options identifies a run, for resuming."""
         experiment = self.experiment
         stock = {} if experiment.stock is None else {"stock": experiment.stock}
-        tokens = experiment.calibration_tokens if experiment.calibrate else 0
-        calibration = {} if tokens == CALIBRATION_TOKENS else {"calibration_tokens": tokens}
         return {
             "model": experiment.model,
             "pos_scheme": experiment.pos_scheme,
             "texts": experiment.texts,
             "lora_rank": experiment.lora_rank,
-            **stock,
-            **calibration,
-        }
+            "calibration_tokens": self._calibration_tokens if experiment.calibrate else 0,
+        } | stock
 
     def _whole(self, model: Any, folder: Path | None) -> Any:
         """Return a healed model that one process can run alone: a sharded one is loaded as it was saved."""

@@ -123,11 +123,15 @@ def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
                 "--no-calibrate",
                 *SHORT,
             ],
-            "--calibration-tokens 9: --no-calibrate",
+            "but calibration is left out (--no-calibrate)",
         ),
         (
             ["--pos-scheme", "t5", "--train-file", "demo:book/train", "--calibration-tokens", "1", *SHORT],
             "1 tokens are too few to calibrate on",
+        ),
+        (
+            ["--pos-scheme", "alibi", "--train-file", "demo:book/train", "--calibration-tokens", "99", *SHORT],
+            "but scheme 'alibi' has no parameters that calibration can fit",
         ),
         (["--pos-scheme", "alibi", "--train-file", "demo:book/train"], "give a budget of tokens or of steps"),
         (["--train-file", "demo:book/train", *SHORT], "name the scheme to swap in"),
@@ -298,7 +302,7 @@ def test_an_adapter_on_a_calibrated_rope_holds_what_was_measured(tmp_path: Path,
         add_lora(model, 2)
 
 
-def test_a_run_goes_on_only_with_adapters_of_its_own_rank(tmp_path: Path) -> None:
+def test_a_run_goes_on_only_with_adapters_of_its_own_rank_and_its_own_calibration(tmp_path: Path) -> None:
     what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", "demo:book/train", "--length", "32"]
     begun = [*what, "--batch-size", "2", "--steps", "2", "--checkpoint-every", "1", "--output-dir", str(tmp_path)]
     assert run(*begun, "--lora-rank", "2").exit_code == 0
@@ -306,6 +310,9 @@ def test_a_run_goes_on_only_with_adapters_of_its_own_rank(tmp_path: Path) -> Non
         refused = run(*begun, *other, "--resume")
         assert refused.exit_code == 2
         assert "lora_rank was 2 there" in refused.output or "holds an adapter" in refused.output
+    refused = run(*begun, "--lora-rank", "2", "--no-calibrate", "--resume")
+    assert refused.exit_code == 2
+    assert "calibration_tokens was 8192 there and is 0 now" in refused.output
 
 
 def test_a_whole_model_is_not_saved_beside_an_adapter(tmp_path: Path) -> None:
