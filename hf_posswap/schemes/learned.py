@@ -85,7 +85,10 @@ class Learned(Scheme):
     paper_url = "https://arxiv.org/abs/1705.03122"
     formula = "x + E[pos]"
     summary = "A learned vector per position, added to the token embeddings; it ends where its table ends."
-    advice = "To make a model's own position table longer and keep its inputs what they were. It still ends somewhere."
+    advice = (
+        "To make a model's own position table longer and keep its inputs what they were. It still ends somewhere. Heal "
+        "it at the length it is to read: rows that healing does not reach stay as strange as they were."
+    )
     config_class = LearnedConfig
     config: LearnedConfig
     acts_in_layers = False
