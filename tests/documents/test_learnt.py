@@ -105,3 +105,36 @@ def test_text_goes_between_its_marks_and_nowhere_else(values: ModuleType) -> Non
     assert marked.between(written, "x", "new", "a.py") == written
     with pytest.raises(ValueError, match="no '<!-- start y"):
         marked.between(page, "y", "new", "a.py")
+
+
+@pytest.fixture
+def llama(values: ModuleType) -> ModuleType:
+    return importlib.import_module("learnt_llama")
+
+
+def cells_of(table: str) -> dict[str, list[str]]:
+    """Return the rows of a Markdown table by their first cell."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {first: rest for first, *rest in rows}
+
+
+def test_llama_is_told_at_every_stage_beside_its_control(llama: ModuleType, tmp_path: Path) -> None:
+    losses = {("stock", "stock", length): [loss] for length, loss in ((512, 3.0), (2048, 2.5))}
+    losses |= {("stock", "control", 512): [3.1], ("t5", "healed", 512): [3.25], ("rope", "swapped", 512): [3.0]}
+    assert llama.healed(tmp_path) == "Not measured yet."
+    comparison(tmp_path, losses).rename(tmp_path / "compare.json")
+    assert cells_of(llama.healed(tmp_path)) == {
+        "`t5`": ["—", "—", "—", "—", "0.250", "—"],
+        "control": ["", "", "", "", "0.100", "—"],
+    }
+
+
+def test_pass_keys_are_the_mean_over_depths(llama: ModuleType, tmp_path: Path) -> None:
+    rows = [
+        {"scheme": "stock", "length": length, "depth": depth, "correct": correct, "exact": 0.5, "trials": 10}
+        for length, depth, correct in ((256, 0.0, 1.0), (256, 1.0, 0.5), (512, 0.0, None))
+    ]
+    (tmp_path / "stock").mkdir()
+    content = {"format_version": 1, "kind": "passkey", "rows": rows}
+    (tmp_path / "stock" / "passkey.json").write_text(json.dumps(content))
+    assert cells_of(llama.passkeys(tmp_path)) == {"stock": ["0.75; 0.50", "—"]}
