@@ -5,7 +5,7 @@
 Each command writes its result files, with seed, versions, hardware and itself, into a folder of its own. A step whose
 result is there, complete and made by the same command, is passed over; one that was interrupted goes on where it
 stopped. So running the study again does what is missing, and a finished study runs nothing. On two cores the parts
-take: gpt2 ten hours, llama three, bert two, speed one; the steps marked `cuda` run only where torch sees a GPU.
+take: gpt2 ten hours, llama four, bert two, speed one; the steps marked `cuda` run only where torch sees a GPU.
 """
 
 import argparse
@@ -134,13 +134,12 @@ def gpt2_steps() -> list[Step]:
 
 
 def llama_steps() -> list[Step]:
-    """Return the steps of demo:llama: swapped and calibrated, pass keys, and healed where there is a GPU."""
+    """Return the steps of demo:llama: every stage on little text, pass keys, and much text where there is a GPU."""
     schemes = f"{T5},{ALIBI},none,rope:yarn:factor=4,rope,alibi,kerple:per_layer=true,relative_bias"
     texts = "--text demo:book/test --calibrate --train-file demo:books/train"
     passkey = "--text demo:book/test --measure passkey --depths 0,0.5,1"
     models = {
         "stock": "demo:llama",
-        "rope": "demo:llama --pos-scheme rope",
         "rope-yarn": "demo:llama --pos-scheme rope:yarn:factor=4",
         "t5-calibrated": "{study}/models/llama-t5 --stage calibrated",
     }
@@ -168,7 +167,7 @@ def llama_steps() -> list[Step]:
             Step("llama", f"llama-passkey/{name}", PASSKEY, f"evaluate {model} {passkey} --lengths 256,1024,2048")
             for name, model in models.items()
         ),
-        # What two cores can do in an hour and a half: what a first tenth of a million tokens gives back.
+        # What two cores can do in an hour: what a first tenth of a million tokens gives back.
         Step(
             "llama",
             "llama-healed-little",

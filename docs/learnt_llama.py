@@ -15,7 +15,6 @@ from hf_posswap.reporting.result_files import read_result
 LENGTHS = (512, 2048)
 PASSKEYS = {
     "stock": "stock",
-    "rope": "`rope`, swapped",
     "rope-yarn": "`rope:yarn:factor=4`, swapped",
     "t5-calibrated": "`t5:per_layer=true`, calibrated",
 }
