@@ -72,7 +72,7 @@ def main() -> int:
             "positions": positions(),
             "t5": far_keys(small) + "\n" + far_bias(),
             "failed": failed(evidence),
-            "llama": swaps(STUDY / "llama", RESULTS),
+            "llama": swaps(STUDY / "llama"),
             "llama-healed": healed(STUDY / "llama-healed-little"),
             "llama-passkey": passkeys(STUDY / "llama-passkey"),
             "retrieval": retrieval(STUDY / "bert-retrieval"),

@@ -21,22 +21,11 @@ PASSKEYS = {
 """What is in the folders of llama-passkey."""
 
 
-def swaps(study: Path, untrained: Path) -> str:
-    """Return nats above stock at the same length, swapped and calibrated, from the first result that has a scheme.
-
-    Args:
-        study: the folder of the study's comparison.
-        untrained: the folder with compare-llama.json, of untrained swaps.
-    """
-    rows: dict[str, tuple[str, ...]] = {}
-    for path in (study / "compare.json", untrained / "compare-llama.json"):
-        if not path.is_file():
-            continue
-        result = Comparison(path, base=LENGTHS[0])
-        for scheme in result.schemes:
-            cells = _above(result, scheme, STAGES[:2])
-            rows.setdefault(scheme, (f"`{scheme}`", *cells, f"{result.result['settings']['tokens']:,}"))
-    return markdown(Table(("scheme", *_heads(STAGES[:2]), "tokens measured"), tuple(rows.values())))
+def swaps(folder: Path) -> str:
+    """Return nats above stock at the same length, swapped and calibrated."""
+    result = Comparison(folder / "compare.json", base=LENGTHS[0])
+    rows = [(f"`{scheme}`", *_above(result, scheme, STAGES[:2])) for scheme in result.schemes]
+    return markdown(Table(("scheme", *STAGES[:2]), tuple(rows)))
 
 
 def healed(folder: Path) -> str:
@@ -50,9 +39,8 @@ def healed(folder: Path) -> str:
         for scheme in result.schemes
         if result.over_stock(scheme, "healed", LENGTHS[0]) is not None
     ]
-    control = [text(result.over_stock(STOCK, CONTROL, length)) for length in LENGTHS]
-    rows.append(("control", "", "", "", "", *control))
-    return markdown(Table(("scheme", *_heads(STAGES)), tuple(rows)))
+    rows.append(("control", "", "", *_above(result, STOCK, (CONTROL,))))
+    return markdown(Table(("scheme", *STAGES), tuple(rows)))
 
 
 def passkeys(folder: Path) -> str:
@@ -75,8 +63,6 @@ def _shares(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _above(result: Comparison, scheme: str, stages: tuple[str, ...]) -> list[str]:
-    return [text(result.over_stock(scheme, stage, length)) for stage in stages for length in LENGTHS]
-
-
-def _heads(stages: tuple[str, ...]) -> list[str]:
-    return [f"{stage}, {length}" for stage in stages for length in LENGTHS]
+    """Return a cell for each stage: what is lost at the shorter and at the longer length."""
+    pairs = ([result.over_stock(scheme, stage, length) for length in LENGTHS] for stage in stages)
+    return ["; ".join(map(text, pair)) if any(pair) else "—" for pair in pairs]

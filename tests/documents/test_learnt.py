@@ -124,8 +124,8 @@ def test_llama_is_told_at_every_stage_beside_its_control(llama: ModuleType, tmp_
     assert llama.healed(tmp_path) == "Not measured yet."
     comparison(tmp_path, losses).rename(tmp_path / "compare.json")
     assert cells_of(llama.healed(tmp_path)) == {
-        "`t5`": ["—", "—", "—", "—", "0.250", "—"],
-        "control": ["", "", "", "", "0.100", "—"],
+        "`t5`": ["—", "—", "0.250; —"],
+        "control": ["", "", "0.100; —"],
     }
 
 
