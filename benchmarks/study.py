@@ -142,6 +142,7 @@ def llama_steps() -> list[Step]:
         "stock": "demo:llama",
         "rope-yarn": "demo:llama --pos-scheme rope:yarn:factor=4",
         "t5-calibrated": "{study}/models/llama-t5 --stage calibrated",
+        "t5-healed": "{study}/models/llama-t5-healed --stage healed",
     }
     return [
         Step(
@@ -162,6 +163,13 @@ def llama_steps() -> list[Step]:
             "models/llama-t5",
             "calibration.json",
             f"calibrate demo:llama --pos-scheme {T5} --text demo:book/train --overwrite",
+        ),
+        Step(
+            "llama",
+            "models/llama-t5-healed",
+            HEALED,
+            f"finetune --model demo:llama --pos-scheme {T5} --train-file demo:books/train --calibration-tokens 4096 "
+            "--tokens 100000 --length 512 --batch-size 2 --distill --resume",
         ),
         *(
             Step("llama", f"llama-passkey/{name}", PASSKEY, f"evaluate {model} {passkey} --lengths 256,1024,2048")

@@ -17,6 +17,7 @@ PASSKEYS = {
     "stock": "stock",
     "rope-yarn": "`rope:yarn:factor=4`, swapped",
     "t5-calibrated": "`t5:per_layer=true`, calibrated",
+    "t5-healed": "`t5:per_layer=true`, healed",
 }
 """What is in the folders of llama-passkey."""
 
