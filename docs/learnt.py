@@ -168,12 +168,12 @@ def rates(evidence: Evidence) -> str:
     """Return the schemes that were healed at every rate: where they started, and what each rate left."""
     rows = []
     for scheme in evidence.schemes:
-        sources = [evidence.at(scheme, rate) for rate in evidence.rates]
-        starts = [evidence.above(scheme, stage, SHORT) for stage in ("calibrated", "swapped")]
+        sources = evidence.at_every_rate(scheme)
+        starts = [sources[0].above(scheme, stage, SHORT) for stage in ("calibrated", "swapped")] if sources else []
         start = next((value for value in starts if value is not None), None)
-        if start is None or None in sources:
+        if start is None:
             continue
-        ends = [[s.above(scheme, "healed", length) for s in sources if s] for length in (SHORT, LONG)]
+        ends = [[source.above(scheme, "healed", length) for source in sources] for length in (SHORT, LONG)]
         rows.append((start.mean, (code(scheme), f"{start.mean:.3f}", *(_mean(value) for end in ends for value in end))))
     heads = (f"{rate_text(rate)}, at {length}" for length in (SHORT, LONG) for rate in evidence.rates)
     return markdown(Table(("scheme", f"before healing, {SHORT}", *heads), tuple(row for _, row in sorted(rows))))

@@ -197,6 +197,18 @@ class Evidence:
         healed = self._that_healed(scheme, [source for source in self.sources if source.rate == rate])
         return max(healed, key=lambda source: self._healed(source, scheme).seeds, default=None)
 
+    def at_every_rate(self, scheme: str) -> list[Source]:
+        """Return who speaks of a scheme at each rate, of one study alone: the studies measured other tokens.
+
+        Empty if no study healed it at every rate; of two that did, the one with more seeds.
+        """
+        healed = self._that_healed(scheme, self.sources)
+        by_study: dict[str, dict[float, Source]] = {}
+        for source in healed:
+            by_study.setdefault(source.name, {})[source.rate] = source
+        whole = [[found[rate] for rate in self.rates] for found in by_study.values() if set(found) == set(self.rates)]
+        return max(whole, key=lambda of: sum(self._healed(source, scheme).seeds for source in of), default=[])
+
     def source(self, scheme: str) -> Source:
         """Return who speaks of a scheme."""
         return self._best(scheme, [source for rate in self.rates if (source := self.at(scheme, rate)) is not None])

@@ -87,6 +87,20 @@ def test_the_rate_that_healed_a_scheme_better_speaks_of_it(values: ModuleType, t
     assert evidence.control(3e-4) is None
 
 
+def test_rates_are_compared_within_one_study(values: ModuleType, tmp_path: Path) -> None:
+    losses = {("stock", "stock", 256): [4.0], ("t5", "healed", 256): [4.1, 4.1], ("rope", "healed", 256): [4.2]}
+    studies = [values.Comparison(comparison(tmp_path, losses, rate)) for rate in (3e-4,)]
+    studies.append(values.Comparison(comparison(tmp_path, {("stock", "stock", 256): [4.0]}, 1e-3)))
+    cells = {("t5", start, HEALED): [0.3] for start in ("calibrated", "gentle")}
+    evidence = values.Evidence(studies, values.SmallStudy(small_study(tmp_path, cells)), HEALED)
+    assert evidence.at("t5", 3e-4).name == "compare", "more seeds"
+    assert [(source.name, source.rate) for source in evidence.at_every_rate("t5")] == [
+        ("study-small", 3e-4),
+        ("study-small", 1e-3),
+    ]
+    assert evidence.at_every_rate("rope") == []
+
+
 def test_losses_by_position_are_weighed_by_tokens(values: ModuleType) -> None:
     stretches = ((0, 64, 3.0, 63), (64, 128, 2.0, 64), (128, 256, None, 0))
     rows = [

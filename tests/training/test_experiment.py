@@ -113,16 +113,7 @@ def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
     [
         (["--pos-scheme", "alibi", *SHORT], "give the text to heal on"),
         (
-            [
-                "--pos-scheme",
-                "t5",
-                "--train-file",
-                "demo:book/train",
-                "--calibration-tokens",
-                "9",
-                "--no-calibrate",
-                *SHORT,
-            ],
+            ["--pos-scheme=t5", "--train-file", "demo:book/train", "--calibration-tokens=9", "--no-calibrate", *SHORT],
             "but calibration is left out (--no-calibrate)",
         ),
         (
