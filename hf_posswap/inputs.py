@@ -1,12 +1,19 @@
 """From the arguments of a base model's forward to `Positions`, once per forward."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from hf_posswap.errors import PositionError
 from hf_posswap.positions import Positions
+
+
+def cache_among(values: Iterable[Any]) -> Any:
+    """Return the cache among the arguments of a forward, or None: releases of transformers call it by other names."""
+    return next((value for value in values if isinstance(value, Cache)), None)
 
 
 def positions_of(arguments: dict[str, Any], length: int, device: torch.device, causal: bool) -> Positions:
@@ -21,7 +28,7 @@ def positions_of(arguments: dict[str, Any], length: int, device: torch.device, c
         device: where the tokens are.
         causal: whether attention is causal.
     """
-    cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
+    cache, mask = cache_among(arguments.values()), arguments.get("attention_mask")
     if isinstance(mask, dict):
         # In families with several kinds of layers, generation hands over a mask for each kind.
         mask = mask.get("full_attention")
@@ -123,7 +130,7 @@ def document_mask(model: Any, arguments: dict[str, Any], batch: int, length: int
     Documents are packed if `position_ids` restart, no mask is given and nothing is cached. transformers masks them in
     causal models only as long as no cache is made, and never in encoders.
     """
-    position_ids, cache = arguments.get("position_ids"), arguments.get("past_key_values")
+    position_ids, cache = arguments.get("position_ids"), cache_among(arguments.values())
     if position_ids is None or arguments.get("attention_mask") is not None:
         return None
     if cache is not None and not (isinstance(cache.get_seq_length(), int) and cache.get_seq_length() == 0):
@@ -143,10 +150,10 @@ def _make_document_mask(model: Any, position_ids: Tensor, documents: Tensor, cau
     )
 
     embeds = torch.empty((*position_ids.shape, 0), dtype=model.dtype, device=position_ids.device)
-    shared = {"config": model.config, "inputs_embeds": embeds, "attention_mask": None, "past_key_values": None}
-    if causal:
-        return create_causal_mask(**shared, position_ids=position_ids)
-    return create_bidirectional_mask(**shared, and_mask_function=packed_sequence_mask_function(documents))
+    if causal:  # the fourth argument is the cache, whose name differs by release
+        return create_causal_mask(model.config, embeds, None, None, position_ids=position_ids)
+    together = packed_sequence_mask_function(documents)
+    return create_bidirectional_mask(model.config, embeds, None, and_mask_function=together)
 
 
 def check_positions(positions: Positions, limit: int | None, scheme: str, ramped: bool = False) -> None:

@@ -17,7 +17,7 @@ from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.attention import attend
 from hf_posswap.attention.dispatch import fold_for_flash
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.inputs import check_positions, document_mask, positions_of
+from hf_posswap.inputs import cache_among, check_positions, document_mask, positions_of
 from hf_posswap.offloading import in_memory, is_offloaded
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
@@ -95,20 +95,22 @@ class SwappedAttention(nn.Module):
         self,
         hidden_states: Tensor,
         attention_mask: Any = None,
-        past_key_values: Any = None,
+        *positional: Any,
         **arguments: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Take and return what the stock module does."""
+        cache = cache_among((*positional, *arguments.values()))
+        arguments = {name: value for name, value in arguments.items() if value is not cache or value is None}
         with weights_in_memory(self.pos_scheme):
-            return self._attend(hidden_states, attention_mask, past_key_values, arguments)
+            return self._attend(hidden_states, attention_mask, cache, arguments)
 
     def _attend(
-        self, hidden_states: Tensor, attention_mask: Any, past_key_values: Any, arguments: dict[str, Any]
+        self, hidden_states: Tensor, attention_mask: Any, cache: Any, arguments: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         module: Any = self
         context: ForwardContext = arguments.pop(CONTEXT)
         q, k, v = module.architecture.project(self, hidden_states)
-        output, weights = self.attend(q, k, v, context, attention_mask, past_key_values, arguments)
+        output, weights = self.attend(q, k, v, context, attention_mask, cache, arguments)
         return module.architecture.merge(self, output), weights
 
     def attend(
@@ -118,7 +120,7 @@ class SwappedAttention(nn.Module):
         v: Tensor,
         context: ForwardContext,
         attention_mask: Any = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         arguments: dict[str, Any] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return what attention with the scheme makes of projected q (B, H, L, d), k and v (B, Hkv, L, d).
@@ -129,7 +131,7 @@ class SwappedAttention(nn.Module):
             v: their values.
             context: see `ForwardContext`.
             attention_mask: as transformers made it for the backend.
-            past_key_values: the cache, which k and v enter.
+            cache: the cache, which k and v enter.
             arguments: further arguments of the stock module's forward.
 
         Returns:
@@ -145,8 +147,8 @@ class SwappedAttention(nn.Module):
         with full_precision(q):
             for stage, ready in stages:
                 q, k = stage.transform(q, k, positions, ready)
-        if past_key_values is not None:
-            cache = getattr(past_key_values, "self_attention_cache", past_key_values)
+        if cache is not None:
+            cache = getattr(cache, "self_attention_cache", cache)
             k, v = cache.update(k, v, module.layer_idx)
         with full_precision(q):
             for stage, ready in stages:
