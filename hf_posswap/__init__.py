@@ -20,7 +20,7 @@ _HOME = {
     "without_scheme": "swapping",
     "longest_position": "swapping",
     "train_length": "swapping",
-    "describe": "description",
+    "describe": "swapped.description",
     "fit_tokenizer": "tokenizer_limit",
     "calibrate": "calibration",
     "heal": "training.loop",
@@ -31,7 +31,7 @@ _HOME = {
     "export_native": "hub.export",
     "list_schemes": "schemes",
     "parse_scheme": "schemes",
-    "list_architectures": "architectures",
+    "list_architectures": "capabilities",
     "PosSwapError": "errors",
 }
 """Public names and the module each lives in; scheme configs and Auto classes are found by name."""

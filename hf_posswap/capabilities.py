@@ -1,10 +1,22 @@
-"""The table of what works where, made from what schemes and architectures declare."""
+"""The table of what works where, made from what schemes declare and from what discovery finds in each family."""
 
+import json
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from hf_posswap.architectures import Architecture, architectures
+import torch
+
+from hf_posswap.architectures import Architecture, architecture_named
 from hf_posswap.errors import PosSwapError
 from hf_posswap.schemes import ModelFacts, Scheme, check_supported, schemes
+from hf_posswap.swapped.plan import core_of
+
+CORE = ("bert", "gemma3_text", "gpt2", "llama")
+"""The families on which every cell is tested with every invariant: one of each kind. All others are tested on less."""
+FAMILIES_FILE = Path(__file__).with_name("families.json")
+"""Written by `python docs/families.py`: what a run of the families' tests found, on which transformers."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +38,57 @@ class Cell:
     reason: str | None
 
 
-def capabilities() -> list[Cell]:
-    """Return every architecture × mode × scheme cell, supported or why not."""
+@dataclass(frozen=True)
+class Family:
+    """A model type of transformers, as a run of its tests found it.
+
+    Attributes:
+        model_type: its name, such as "qwen3".
+        mode: "causal" or "encoder".
+        native: its own positional scheme; None if nothing could be swapped.
+        supported: whether its tests passed.
+        reason: why not, if not.
+    """
+
+    model_type: str
+    mode: str
+    native: str | None
+    supported: bool
+    reason: str | None
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """Return every causal and masked language model of transformers, supported or why not."""
+    content = json.loads(FAMILIES_FILE.read_text(encoding="utf-8"))
+    return tuple(Family(**entry) for entry in content["families"])
+
+
+def list_architectures() -> list[str]:
+    """Return the model types that are supported, sorted."""
+    return sorted({family.model_type for family in families() if family.supported})
+
+
+def capabilities(model_types: tuple[str, ...] = CORE) -> list[Cell]:
+    """Return every architecture × mode × scheme cell of some families, supported or why not.
+
+    Args:
+        model_types: the families.
+
+    Raises:
+        UnsupportedError: a model type that transformers has no language model of.
+    """
     return [
         cell(architecture, causal, scheme)
-        for architecture in sorted(architectures, key=lambda item: item.name)
+        for architecture in map(architecture_named, model_types)
         for causal in architecture.modes
         for scheme in sorted(schemes, key=lambda item: item.name)
     ]
 
 
 def cell(architecture: Architecture, causal: bool, scheme: type[Scheme]) -> Cell:
-    """Return one cell, for a model of ordinary shape."""
-    facts = _ordinary_facts(architecture, causal)
+    """Return one cell, for a model of the family's default config."""
+    facts = default_facts(architecture, causal)
     try:
         check_supported(scheme.config_class().resolve(facts), facts)
     except PosSwapError as error:
@@ -46,15 +96,13 @@ def cell(architecture: Architecture, causal: bool, scheme: type[Scheme]) -> Cell
     return Cell(architecture.name, facts.mode, scheme.name, True, None)
 
 
-def _ordinary_facts(architecture: Architecture, causal: bool) -> ModelFacts:
-    return ModelFacts(
-        architecture=architecture.name,
-        hidden_size=768,
-        num_heads=12,
-        num_key_value_heads=12,
-        head_dim=64,
-        num_layers=12,
-        train_length=1024,
-        causal=causal,
-        native=architecture.native,
-    )
+@cache
+def default_facts(architecture: Architecture, causal: bool) -> ModelFacts:
+    """Return the facts of a model of the family's default config, with two layers and without weights."""
+    from transformers import AutoConfig, AutoModel
+
+    changes: dict[str, Any] = {"num_hidden_layers": 2} | ({"is_decoder": causal} if len(architecture.modes) > 1 else {})
+    config = AutoConfig.for_model(architecture.name, **changes)
+    with torch.device("meta"):
+        core = core_of(AutoModel.from_config(config))
+    return architecture.facts(core)

@@ -119,8 +119,11 @@ def _check_texts(entry: Mapping[str, Any]) -> None:
             "characters."
         )
     native = entry.get("native", "learned")
-    if native not in list_schemes():
-        raise CheckpointError(f"pos_scheme.native is {shown(native)}; it must be one of {', '.join(list_schemes())}.")
+    known = list_schemes()
+    if not isinstance(native, str) or not set(native.split("+")) <= set(known):
+        raise CheckpointError(
+            f"pos_scheme.native is {shown(native)}; it must be one of {', '.join(known)}, or several joined by '+'."
+        )
 
 
 def shown(value: Any) -> str:

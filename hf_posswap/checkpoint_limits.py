@@ -68,6 +68,8 @@ def check_sizes(config: Any) -> None:
     """
     for name, largest in LARGEST_SIZES.items():
         value = getattr(config, name, None)
+        if isinstance(value, list) and value and len(value) <= LARGEST_SIZES["num_hidden_layers"]:  # one for each layer
+            value = max(value) if all(type(number) is int for number in value) else value
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= largest:

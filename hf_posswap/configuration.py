@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_posswap.architectures import Architecture, architecture_of, architectures
+from hf_posswap.architectures import Architecture, architecture_named, architecture_of, language_model_types
+from hf_posswap.architectures.model_types import config_class_name
 from hf_posswap.checkpoint import REMOTE_CODE_FILE, remote_code, validate_entry
 from hf_posswap.checkpoint_limits import check_dtype, check_fields, check_sizes
 
@@ -87,17 +88,19 @@ def remote_code_of(architecture: Architecture) -> str:
 
 
 @cache
-def register_configs() -> None:
-    """Register every swapped config class with `AutoConfig`."""
+def register_config(architecture: Architecture) -> None:
+    """Register an architecture's swapped config class with `AutoConfig`."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    for architecture in architectures:
-        AutoConfig.register(f"posswap_{architecture.name}", config_class_of(architecture), exist_ok=True)
+    AutoConfig.register(f"posswap_{architecture.name}", config_class_of(architecture), exist_ok=True)
 
 
 def __getattr__(name: str) -> type:
     """Find the swapped config class of that name, for pickle."""
-    for architecture in architectures:
-        if name == PREFIX + stock_config_class(architecture).__name__:
-            return config_class_of(architecture)
+    if name.startswith(PREFIX):
+        for model_type in language_model_types():
+            if name == PREFIX + config_class_name(model_type):
+                architecture = architecture_named(model_type)
+                if stock_config_class(architecture).model_type == model_type:  # several types may share a class
+                    return config_class_of(architecture)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,14 +7,12 @@ registered first is a stand-in that imports nothing, and makes way for the real 
 import sys
 from typing import Any
 
-from hf_posswap.architectures import Architecture, architectures
-
 
 class DeferredConfig:
     """Stands in for one swapped config class: whatever is asked of it, the real class does."""
 
     model_type: str
-    architecture: Architecture
+    stock_type: str
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return cls.real_class()(*args, **kwargs)
@@ -31,17 +29,18 @@ class DeferredConfig:
 
     @classmethod
     def real_class(cls) -> Any:
-        """Put the real classes of all architectures in the stand-ins' place and return this one's."""
-        from hf_posswap.configuration import config_class_of, register_configs
+        """Put the real class in the stand-in's place and return it."""
+        from hf_posswap.architectures import architecture_named
+        from hf_posswap.configuration import config_class_of, register_config
 
-        register_configs()
-        return config_class_of(cls.architecture)
+        register_config(architecture_named(cls.stock_type))
+        return config_class_of(architecture_named(cls.stock_type))
 
 
 def register_deferred() -> None:
     """Register a stand-in for every swapped config class with `AutoConfig`."""
-    auto_config = sys.modules["transformers.models.auto.configuration_auto"].AutoConfig
-    for architecture in architectures:
-        namespace = {"model_type": f"posswap_{architecture.name}", "architecture": architecture}
+    auto = sys.modules["transformers.models.auto.configuration_auto"]
+    for stock_type in list(auto.CONFIG_MAPPING_NAMES):
+        namespace = {"model_type": f"posswap_{stock_type}", "stock_type": stock_type}
         stand_in = type("DeferredConfig", (DeferredConfig,), namespace)
-        auto_config.register(namespace["model_type"], stand_in, exist_ok=True)
+        auto.AutoConfig.register(namespace["model_type"], stand_in, exist_ok=True)

@@ -1,7 +1,8 @@
 """Loading models, tokenizers and texts by name, with `demo:` names for real ones that need no download.
 
 `demo:gpt2` is a small GPT-2 kept beside the source code; `demo:bert` and `demo:llama` come as ordinary Python
-packages. Every other name goes to transformers as it is: a folder, a Hub name, or a path to a GGUF file.
+packages, and `demo:mpnet` as five that hold one model in parts. Every other name goes to transformers as it is: a
+folder, a Hub name, or a path to a GGUF file.
 """
 
 import importlib.util
@@ -229,7 +230,18 @@ def _llama() -> ModelSource:
     return ModelSource(str(folder), {"gguf_file": files[0].name})
 
 
-DEMO_MODELS: dict[str, Callable[[], ModelSource]] = {"demo:gpt2": _gpt2, "demo:bert": _bert, "demo:llama": _llama}
+def _mpnet() -> ModelSource:
+    from hf_posswap.demo_mpnet import mpnet_folder  # it imports this module
+
+    return ModelSource(str(mpnet_folder()))
+
+
+DEMO_MODELS: dict[str, Callable[[], ModelSource]] = {
+    "demo:gpt2": _gpt2,
+    "demo:bert": _bert,
+    "demo:llama": _llama,
+    "demo:mpnet": _mpnet,
+}
 
 
 def _asset(relative: str, name: str) -> Path:

@@ -5,24 +5,26 @@ makes one when it is first asked for, so that pickle, the Hub's remote code and 
 find it here.
 """
 
-import importlib
+import copyreg
 import inspect
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
-from hf_posswap.architectures import Architecture, architectures
-from hf_posswap.auto_classes import auto_classes, base_class_name
+from hf_posswap.architectures import Architecture, architecture_named
+from hf_posswap.architectures.model_types import package_of
+from hf_posswap.auto_classes import auto_classes
 from hf_posswap.checkpoint import config_from_entry
-from hf_posswap.configuration import PREFIX, config_class_of, register_configs, stock_config_class
+from hf_posswap.configuration import PREFIX, config_class_of, register_config, stock_config_class
 from hf_posswap.errors import CheckpointError, UnsupportedError
-from hf_posswap.modules import SwappedAttention, SwappedBaseModel
-from hf_posswap.structure import apply_plan, plan_swap, scheme_keys
+from hf_posswap.swapped.modules import SwappedBaseModel
+from hf_posswap.swapped.plan import apply_plan, plan_swap, scheme_keys
+from hf_posswap.swapped.proof import prove_loaded
 
 HUB_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 """What `save_pretrained(push_to_hub=True)` hands on."""
@@ -44,9 +46,8 @@ class SwappedModel:
                 f"the config of {type(self).__name__} has no pos_scheme entry, so there is nothing to swap in. Load "
                 "the stock model and call hf_posswap.swap(model, scheme), or give the config a pos_scheme."
             )
-        base = self.base_model  # type: ignore[attr-defined]
-        plan = plan_swap(base, self.architecture, config_from_entry(config.pos_scheme), swapped_class)
-        apply_plan(base, self.architecture, plan)
+        plan = plan_swap(self, self.architecture, config_from_entry(config.pos_scheme), swapped_class)
+        apply_plan(self, self.architecture, plan)
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -66,6 +67,7 @@ class SwappedModel:
                 f"{', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}. It is cut short, or was not saved from "
                 "a swapped model: get it from where it was made, or load the stock model and swap that."
             )
+        prove_loaded(model)
         return (model, report) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -98,29 +100,44 @@ class SwappedModel:
         """Do nothing: the remote-code file is written by the config and must not be replaced by a copy of this one."""
 
 
-@cache
-def swapped_class(stock: Any) -> Any:
-    """Return the swapped class of a stock model, base model or attention module class.
+class SwappedType(type):
+    """Type of the swapped classes, by which pickle finds them through their stock class."""
 
-    A class that is swapped already is returned as it is.
+    stock_class: Any
+    pos_mixin: Any
+
+
+@cache
+def swapped_class(stock: Any, mixin: Any = None) -> Any:
+    """Return the swapped class of a stock class; a swapped class is returned as it is.
+
+    A model that reads the tokens itself, and so has a mixin, is a subclass of the swapped model without one.
+
+    Args:
+        stock: a stock class of a model, or of a module in one.
+        mixin: what a swap adds to it.
     """
     if "stock_class" in vars(stock):
         return stock
-    architecture = _architecture_with(stock)
-    namespace: dict[str, Any] = {"stock_class": stock, "__module__": __name__, "__doc__": _doc_of(stock)}
-    namespace["architecture"] = architecture
+    namespace: dict[str, Any] = {
+        "stock_class": stock, "pos_mixin": mixin, "__module__": __name__, "__doc__": _doc_of(stock),
+    }  # fmt: skip
     if not issubclass(stock, PreTrainedModel):
-        namespace["stock_module"] = importlib.import_module(stock.__module__)
-        return type(PREFIX + stock.__name__, (SwappedAttention, stock), namespace)
-    namespace["config_class"] = config_class_of(architecture)
-    mixins: tuple[type, ...] = (SwappedModel,)
-    if stock.__name__ == base_class_name(architecture):
+        return SwappedType(PREFIX + stock.__name__, (mixin, stock), namespace)
+    bases: tuple[type, ...] = (SwappedModel, stock)
+    if mixin is None:
+        architecture = _architecture_of(stock)
+        namespace |= {"architecture": architecture, "config_class": config_class_of(architecture)}
+    else:
+        bases = (mixin, swapped_class(stock))
         namespace["stock_arguments"] = tuple(inspect.signature(stock.forward).parameters)[1:]
         namespace["forward"] = _with_signature(stock)
-        mixins = (SwappedModel, SwappedBaseModel)
-    made = type(PREFIX + stock.__name__, (*mixins, stock), namespace)
+    made = SwappedType(PREFIX + stock.__name__, bases, namespace)
     _let_outputs_be_recorded(made)
     return made
+
+
+copyreg.pickle(SwappedType, lambda made: (swapped_class, (made.stock_class, made.pos_mixin)))
 
 
 def _let_outputs_be_recorded(model_class: Any) -> None:
@@ -147,14 +164,14 @@ def _doc_of(stock: type) -> str:
     return f"`{stock.__name__}` with the positional scheme that its config names; see `hf_posswap`."
 
 
-def _architecture_with(stock: Any) -> Architecture:
-    for architecture in architectures:
-        if stock.__module__ == architecture.modeling_module:
-            return architecture
-    raise UnsupportedError(
-        f"{stock.__module__}.{stock.__name__} is no class of a supported architecture: "
-        f"{', '.join(architectures.names())}. A subclass of yours has to be swapped through the stock class."
-    )
+def _architecture_of(stock: Any) -> Architecture:
+    model_type = getattr(stock.config_class, "model_type", "")
+    if not stock.__module__.startswith(f"{package_of(model_type)}." if model_type else "transformers.models."):
+        raise UnsupportedError(
+            f"{stock.__module__}.{stock.__name__} is no class of transformers' own for model type {model_type!r}. A "
+            "subclass of yours has to be swapped through the stock class."
+        )
+    return architecture_named(model_type)
 
 
 @cache
@@ -163,12 +180,11 @@ def register_models(architecture: Architecture) -> None:
 
     Called when the first swapped config of the architecture appears, so that importing hf_posswap imports no model.
     """
-    register_configs()
+    register_config(architecture)
     config_class = config_class_of(architecture)
-    module = importlib.import_module(architecture.modeling_module)
     for auto_name, stock_name in auto_classes(architecture).items():
         auto: Any = getattr(transformers, auto_name)
-        auto.register(config_class, swapped_class(getattr(module, stock_name)), exist_ok=True)
+        auto.register(config_class, swapped_class(architecture.model_class(stock_name)), exist_ok=True)
     stock_config = stock_config_class(architecture)
     if stock_config in TOKENIZER_MAPPING:
         TOKENIZER_MAPPING.register(config_class, TOKENIZER_MAPPING[stock_config], exist_ok=True)
@@ -176,12 +192,9 @@ def register_models(architecture: Architecture) -> None:
 
 def __getattr__(name: str) -> type:
     """Make the swapped class of that name, such as `PosSwapGPT2Model`."""
-    if name.startswith(PREFIX):
-        stock_name = name.removeprefix(PREFIX)
-        for architecture in architectures:
-            if stock_config_class(architecture).__name__ == stock_name:
-                return config_class_of(architecture)
-            stock = getattr(importlib.import_module(architecture.modeling_module), stock_name, None)
-            if isinstance(stock, type):
-                return swapped_class(stock)
+    stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if isinstance(stock, type) and issubclass(stock, PreTrainedModel):
+        return swapped_class(stock)
+    if isinstance(stock, type) and issubclass(stock, PreTrainedConfig):
+        return config_class_of(architecture_named(stock.model_type))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

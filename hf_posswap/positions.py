@@ -38,6 +38,18 @@ class Positions:
         offset = self.offset.to(device) if isinstance(self.offset, Tensor) else self.offset
         return Positions(self.query.to(device), self.key.to(device), offset, self.causal, self.by_index)
 
+    def of_keys(self, first: int, length: int) -> "Positions":
+        """Return the positions of a layer whose keys are the `length` keys from index `first` on.
+
+        Keys past the last one are free places of a static cache, which the mask hides.
+        """
+        key = self.key[:, first : first + length]
+        missing = length - key.shape[1]
+        if missing > 0:
+            ahead = key[:, -1:] + torch.arange(1, missing + 1, device=key.device)
+            key = torch.cat([key, ahead], dim=1)
+        return Positions(self.query, key, self.offset - first, self.causal, self.by_index)
+
     @property
     def query_length(self) -> int:
         """Lq, the number of queries."""

@@ -19,9 +19,9 @@ from torch import nn
 
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.errors import NotSwappedError, PosSwapError
-from hf_posswap.modules import Ramp, SwappedBaseModel
 from hf_posswap.schemes import scheme_class
 from hf_posswap.schemes.base import Scheme
+from hf_posswap.swapped.modules import Ramp, SwappedBaseModel
 
 
 class RampError(PosSwapError):
@@ -93,24 +93,28 @@ def _checked(share: Any) -> float:
 
 def _ramp_at(base: Any, share: float) -> Ramp:
     """Return the ramp at a share; a new tensor each time, so that forwards that have begun keep theirs."""
-    native, layer = _old_turns(base) if base.pos_ramp is None else base.pos_ramp[1:]
-    return Ramp(torch.tensor(share, dtype=torch.float32, device="cpu"), native, layer)
+    native = _old_turns(base) if base.pos_ramp is None else base.pos_ramp.native
+    return Ramp(torch.tensor(share, dtype=torch.float32, device="cpu"), native)
 
 
-def _old_turns(base: Any) -> tuple[Scheme | None, Any]:
-    """Return what turned q and k in the stock layers, as a scheme and its layer; None twice if nothing there fades.
+def _old_turns(base: Any) -> Scheme | None:
+    """Return what turned q and k in the stock layers, as a scheme; None if nothing there fades.
 
     Raises:
-        RampError: the old mechanism is neither a table nor turns.
+        RampError: the old mechanism is neither a table nor turns that are known in all layers.
     """
     facts = base.pos_scheme.facts
-    if base.pos_scheme.config.keep_native or isinstance(base.architecture.position_table(base), RetiredTable):
-        return None, None
-    if facts.native_rope is None:
+    if base.pos_scheme.config.keep_native:
+        return None
+    rotary = base.architecture.rotary(base)
+    known = facts.native in ("learned", "none") or (facts.native == "rope" and facts.native_rope is not None)
+    if not known or (rotary is not None and rotary.wide_only):
         raise RampError(
             f"the old mechanism of {facts.architecture!r} ({facts.native!r}) cannot be faded out: a ramp fades "
-            "position tables and rotary angles. Train without a ramp, or swap with keep_native=True."
+            "position tables, and rotary angles that are the same in all layers. Train without a ramp, or swap with "
+            "keep_native=True."
         )
+    if facts.native_rope is None:
+        return None
     native_class = scheme_class(facts.native)
-    scheme = native_class(native_class.config_class().resolve(facts), facts)
-    return scheme, scheme.make_layer(0)
+    return native_class(native_class.config_class().resolve(facts), facts)

@@ -8,18 +8,29 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_posswap.architectures import Architecture, architecture_of
+from hf_posswap.architectures.discovery import stock_class_of
 from hf_posswap.attention import explain_path
 from hf_posswap.biases import Bias
 from hf_posswap.checkpoint import healed_before, is_healed, make_entry
 from hf_posswap.configuration import code_map, config_class_of, stock_config_class
 from hf_posswap.errors import AlreadySwappedError, NotSwappedError, UnsupportedError
 from hf_posswap.modeling import register_models, swapped_class
-from hf_posswap.modules import longest_position_of
-from hf_posswap.offloading import device_of
 from hf_posswap.origin import origin_of
 from hf_posswap.positions import Positions
 from hf_posswap.schemes import Scheme, SchemeConfig, SchemeLayer, as_config
-from hf_posswap.structure import Plan, apply_plan, natively, plan_swap, remove_scheme, stock_class_of
+from hf_posswap.swapped.modules import SwappedBaseModel, longest_position_of
+from hf_posswap.swapped.offloading import device_of
+from hf_posswap.swapped.plan import (
+    Plan,
+    apply_plan,
+    core_of,
+    give_own_config,
+    natively,
+    plan_swap,
+    remove_scheme,
+    undone_on_error,
+)
+from hf_posswap.swapped.proof import Proof, can_run, prove, stock_outputs
 
 
 def plain_model(model: Any) -> Any:
@@ -46,10 +57,12 @@ def config_of(model: Any) -> Any:
 def is_swapped(model: Any) -> bool:
     """Return whether the model's positional mechanism was swapped by hf_posswap; peft's adapters may be around it."""
     plain = plain_model(model)
-    return "stock_class" in vars(type(getattr(plain, "base_model", plain)))
+    return isinstance(plain, torch.nn.Module) and any(isinstance(m, SwappedBaseModel) for m in plain.modules())
 
 
-def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace: bool = False) -> Any:
+def swap(
+    model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace: bool = False, verify: bool = True
+) -> Any:
     """Swap the positional mechanism of a model, in place.
 
     The scheme's parameters, if it has any, start where the scheme's paper has them start. `hf_posswap.calibrate` then
@@ -59,9 +72,12 @@ def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace
         model: a transformers model of a supported architecture, with or without a head.
         pos_scheme: a scheme's name ("alibi", "rope:yarn:factor=4"), a dict with "name" and options, or a config object.
         replace: put the scheme in the place of one that was swapped in before.
+        verify: prove by a few short forwards that the swap takes effect, see `hf_posswap.swapped.proof`. A model
+            whose weights are not in memory is not run.
 
     Returns:
-        The same model. Its class, its config's class and the modules concerned have changed.
+        The same model. Its class, its config's class and the modules concerned have changed. Its config is a copy of
+        its own, so that no other model made from the same one changes.
 
     Raises:
         UnknownNameError: no such scheme.
@@ -79,14 +95,36 @@ def swap(model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace
             f"the model has scheme {entry['name']!r} already, swapped in for {entry['native']!r}. Pass replace=True to "
             f"put {config.name!r} in its place, or call hf_posswap.restore(model) first."
         )
-    base = model.base_model
     new_class = swapped_class(stock_class_of(model))
-    plan = plan_swap(base, architecture, config, swapped_class)
+    plan = plan_swap(model, architecture, config, swapped_class)
     planned_path(plan, model)
-    apply_plan(base, architecture, plan)
-    model.__class__ = new_class
-    _mark(model, architecture, plan)
+    _carry_out(model, architecture, plan, new_class, verify, replaced=is_swapped(model))
     return model
+
+
+def _carry_out(
+    model: Any, architecture: Architecture, plan: Plan, new_class: type, verify: bool, replaced: bool
+) -> None:
+    """Apply a plan and prove it; a swap that does not prove true is taken back."""
+    runs = verify and can_run(model, plan.core)
+    limits = [architecture.train_length(plan.core) if architecture.table_path(plan.core) is not None else None]
+    before = stock_outputs(model, plan.core, limits[0]) if runs and not replaced else None
+    with undone_on_error(model):
+        if not replaced:
+            give_own_config(model)
+        apply_plan(model, architecture, plan)
+        if model is not plan.core:
+            model.__class__ = new_class
+        _mark(model, architecture, plan)
+        if runs:
+            limits.append(longest_position_of(plan.core))
+            known = [limit for limit in limits if limit is not None]
+            plan.core.pos_proof = prove(model, architecture, before, min(known) if known else None)
+
+
+def proof_of(model: Any) -> Proof | None:
+    """Return what the proof of a swapped model showed, or None if it was not run."""
+    return vars(core_of(plain_model(model))).get("pos_proof")
 
 
 def _check_plain(model: Any, architecture: Architecture) -> None:
@@ -137,7 +175,7 @@ def restore(model: Any) -> Any:
             f"{healed_before(model.config)} Load that one anew; swap(model, scheme, replace=True) gives this one "
             "another scheme."
         )
-    remove_scheme(model.base_model, architecture)
+    remove_scheme(core_of(model), architecture)
     if "stock_class" in vars(type(model)):
         model.__class__ = type(model).stock_class
     config = model.config
@@ -158,7 +196,7 @@ def without_scheme(model: Any) -> Iterator[Any]:
     """
     if not is_swapped(model):
         raise NotSwappedError(f"the model is a stock {type(model).__name__}; it has no scheme to leave out.")
-    with natively(plain_model(model).base_model, architecture_of(config_of(model))):
+    with natively(core_of(plain_model(model)), architecture_of(config_of(model))):
         yield model
 
 
@@ -168,24 +206,24 @@ def longest_position(model: Any) -> int | None:
     For a stock model with RoPE that is None too: its angles have no end, whatever it was trained to read.
     """
     if is_swapped(model):
-        return longest_position_of(plain_model(model).base_model)
+        return longest_position_of(core_of(plain_model(model)))
     return stock_longest_position(model)
 
 
 def stock_longest_position(model: Any) -> int | None:
     """Return how many positions the stock mechanism of a model, swapped or not, can represent; None if any number."""
-    return train_length(model) if architecture_of(config_of(model)).table_path is not None else None
+    architecture, core = architecture_of(config_of(model)), core_of(plain_model(model))
+    return architecture.train_length(core) if architecture.table_path(core) is not None else None
 
 
 def train_length(model: Any) -> int:
     """Return the longest text that the stock model was trained to read."""
-    architecture_of(config_of(model))
-    return model.config.max_position_embeddings
+    return architecture_of(config_of(model)).train_length(core_of(plain_model(model)))
 
 
 def native_scheme(model: Any) -> str:
     """Return the name of the stock model's scheme."""
-    return architecture_of(config_of(model)).native
+    return architecture_of(config_of(model)).native(core_of(plain_model(model)))
 
 
 def planned_path(plan: Plan, model: Any) -> str:
@@ -194,7 +232,7 @@ def planned_path(plan: Plan, model: Any) -> str:
     Raises:
         BackendError: the model's attention backend cannot carry the scheme.
     """
-    layer = plan.layers[0][2] if plan.layers else SchemeLayer()
+    layer = plan.layers[0].layer if plan.layers else SchemeLayer()
     return path_of(plan.scheme, layer, model)
 
 
@@ -204,7 +242,7 @@ def path_of(scheme: Scheme, layer: SchemeLayer, model: Any) -> str:
     Raises:
         BackendError: the model's attention backend cannot carry the scheme.
     """
-    device = device_of(model.base_model.get_input_embeddings())
+    device = device_of(model.get_input_embeddings())
     kind = None if device.type == "meta" else _bias_kind(scheme, layer, device)
     return explain_path(kind, layer.mixes_values, model.config._attn_implementation, device.type)
 
@@ -226,7 +264,7 @@ def _mark(model: Any, architecture: Architecture, plan: Plan) -> None:
     previous = getattr(config, "pos_scheme", None)
     origin = origin_of(model).to_entry() if previous is None else previous
     config.__class__ = config_class_of(architecture)
-    config.pos_scheme = make_entry(plan.config, architecture.native, origin)
+    config.pos_scheme = make_entry(plan.config, plan.scheme.facts.native, origin)
     config.auto_map = code_map(architecture)
     register_models(architecture)
     _forget_gguf(model)

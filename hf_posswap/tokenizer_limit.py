@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapping import is_swapped, train_length
 
 STOCK_LIMIT = "stock_model_max_length"
@@ -30,7 +31,7 @@ def fit_tokenizer(tokenizer: Any, model: Any) -> Any:
     if not hasattr(tokenizer, "init_kwargs"):
         return tokenizer
     stock = tokenizer.init_kwargs.get(STOCK_LIMIT, tokenizer.model_max_length)
-    limit = model.base_model.pos_scheme.made_for() if is_swapped(model) else train_length(model)
+    limit = core_of(model).pos_scheme.made_for() if is_swapped(model) else train_length(model)
     if limit == train_length(model):
         tokenizer.init_kwargs.pop(STOCK_LIMIT, None)
         tokenizer.model_max_length = stock

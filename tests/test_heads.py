@@ -10,21 +10,32 @@ import torch
 import transformers
 
 import hf_posswap
-from hf_posswap.architectures import architectures
+from hf_posswap.architectures import architecture_named
+from hf_posswap.architectures.model_types import package_of
 from hf_posswap.auto_classes import auto_classes
+from hf_posswap.capabilities import CORE
 from tests.matrix.cells import class_of, random_tokens, small_config
 
 
 def head_classes() -> list[tuple[str, str]]:
     """(architecture, class) for all public model classes of the modeling modules."""
     found = []
-    for architecture in sorted(architectures, key=lambda item: item.name):
-        module = importlib.import_module(architecture.modeling_module)
-        for name in module.__all__:
+    for architecture in map(architecture_named, CORE):
+        module = importlib.import_module(package_of(architecture.name))
+        for name in dir(module):
             value = getattr(module, name)
-            if inspect.isclass(value) and issubclass(value, transformers.PreTrainedModel) and "PreTrained" not in name:
+            if (
+                inspect.isclass(value)
+                and issubclass(value, transformers.PreTrainedModel)
+                and belongs(architecture.name, value)
+            ):
                 found.append((architecture.name, name))
     return found
+
+
+def belongs(model_type: str, model_class: Any) -> bool:
+    """Whether a class is a model of this type, and not of another one in the same package."""
+    return "PreTrained" not in model_class.__name__ and model_class.config_class.model_type == model_type
 
 
 def inputs_of(name: str) -> dict[str, Any]:
@@ -64,7 +75,7 @@ def test_head(architecture: str, name: str, scheme: str, tmp_path: Path) -> None
 
 def test_every_registered_head_is_covered() -> None:
     covered = set(head_classes())
-    for architecture in architectures:
+    for architecture in map(architecture_named, CORE):
         for name in auto_classes(architecture).values():
             assert (architecture.name, name) in covered
 

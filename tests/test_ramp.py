@@ -10,7 +10,8 @@ from torch._dynamo.testing import CompileCounter
 from transformers import DynamicCache
 
 import hf_posswap
-from hf_posswap.architectures import architectures
+from hf_posswap.architectures import architecture_named
+from hf_posswap.architectures.rotary import RotarySeam
 from hf_posswap.biases import Bias, DenseBias, RelativeBias
 from hf_posswap.errors import NotSwappedError, PositionError
 from hf_posswap.ramp import RampError, ramp_share, set_ramp
@@ -36,7 +37,7 @@ def ramped(architecture: str, scheme: Any, share: float, causal: bool = True) ->
 def with_blended_table(architecture: str, share: float, new: torch.Tensor | None = None, causal: bool = True) -> Any:
     """A stock model whose position table is what a ramp from it reads; `new` is the mean row if not given."""
     model = small_model(architecture, causal)
-    table = architectures.get(architecture).position_table(model.base_model)
+    table = architecture_named(architecture).position_table(model.base_model)
     rows = table.weight.detach().double()
     new = rows[1:].mean(0) if new is None else new.double()
     with torch.no_grad():
@@ -220,7 +221,8 @@ def test_a_stock_model_has_no_ramp() -> None:
 
 
 def test_a_mechanism_that_is_neither_table_nor_turns_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(architectures.get("llama")), "native_rope", lambda self, config: None)
+    unread = RotarySeam(None, None, "it is unlike any other")
+    monkeypatch.setattr(type(architecture_named("llama")), "rotary", lambda self, base: unread)
     model = hf_posswap.swap(small_model("llama", True), "alibi")
     with pytest.raises(RampError, match=r"mechanism of 'llama' \('rope'\) cannot be faded out: .*keep_native=True"):
         set_ramp(model, 0.5)

@@ -1,25 +1,51 @@
-"""Where positions enter a model: one file per model family, found by its registration.
+"""Where positions enter a model: discovered, and said by a family's own file where that is not enough.
 
-Adding a file here is all it takes to add a family.
+Adding a file here is all it takes to describe a family that discovery does not understand.
 """
 
 import importlib
 import pkgutil
+from functools import cache
+from typing import Any
 
-from hf_posswap.architectures.base import (
-    Architecture,
-    architecture_of,
-    architectures,
-    register_architecture,
-)
+from hf_posswap.architectures.base import Architecture, families, register_architecture
+from hf_posswap.architectures.model_types import language_model_types, stock_type
+from hf_posswap.errors import UnsupportedError
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def list_architectures() -> list[str]:
-    """Return the names of all supported architectures, sorted."""
-    return architectures.names()
+@cache
+def _architecture(model_type: str) -> Architecture:
+    return families.get(model_type) if model_type in families.names() else Architecture(model_type)
 
 
-__all__ = ["Architecture", "architecture_of", "architectures", "list_architectures", "register_architecture"]
+def architecture_of(config: Any) -> Architecture:
+    """Return the architecture of a model config, swapped or not.
+
+    Raises:
+        UnsupportedError: the model type is no language model of transformers, or cannot take any scheme.
+    """
+    return architecture_named(stock_type(getattr(config, "model_type", "") or type(config).__name__), config)
+
+
+def architecture_named(model_type: str, config: Any = None) -> Architecture:
+    """Return the architecture of a model type; with a config, only if a scheme can enter models with it.
+
+    Raises:
+        UnsupportedError: see `architecture_of`.
+    """
+    if model_type not in language_model_types():
+        raise UnsupportedError(
+            f"model type {model_type!r} is not supported: transformers maps it to no causal or masked language model "
+            "of text. `hf-posswap matrix` lists what is; `hf-posswap inspect MODEL` shows what a model does."
+        )
+    architecture = _architecture(model_type)
+    reason = None if config is None else architecture.refusal(config)
+    if reason is not None:
+        raise UnsupportedError(f"model type {model_type!r} is not supported: {reason}")
+    return architecture
+
+
+__all__ = ["Architecture", "architecture_named", "architecture_of", "language_model_types", "register_architecture"]

@@ -1,20 +1,26 @@
-"""The contract of an architecture: where positions enter one family of Hugging Face models."""
+"""What is known of a family of models: found from its config and modules, and said by a file where it cannot be found.
 
-import re
-from abc import ABC, abstractmethod
+`Architecture` describes any model type that transformers maps to a causal or a masked language model. A family whose
+description needs more than discovery has a file here with a subclass.
+"""
+
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from hf_posswap.architectures.stock import StockModel, table_as_stock
-from hf_posswap.architectures.tables import table_rows
-from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.architectures import discovery
+from hf_posswap.architectures.model_types import class_name_of, config_class_name, modes_of, package_of
+from hf_posswap.architectures.rotary import RotarySeam, find_rotary
+from hf_posswap.architectures.stock import StockModel, angles_as_stock, table_as_stock
+from hf_posswap.architectures.tables import RetiredTable, table_rows
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.registry import Registry
 from hf_posswap.schemes.base import ModelFacts
-from hf_posswap.schemes.stock_forms import AddedVectors, NoMechanism, StockForm
+from hf_posswap.schemes.stock_forms import AddedVectors, NoMechanism, RotaryAngles, StockForm
 
 
 class Projection(NamedTuple):
@@ -29,106 +35,185 @@ class Projection(NamedTuple):
     bias: Tensor
 
 
-class Architecture(ABC):
-    """One model family, described by class attributes and two small functions.
+class Architecture:
+    """One family of models.
 
-    Class attributes:
+    Args:
         name: transformers' `model_type`, such as "gpt2".
-        native: name of the scheme that the stock models have.
-        modeling_module: the transformers module with the model classes.
-        configuration_class: dotted path of the stock config class.
-        attention_path: pattern of the self-attention modules' names below the base model; its group is the layer.
-        table_path: name of the position table below the base model, or None.
     """
 
-    name: ClassVar[str]
-    native: ClassVar[str]
-    modeling_module: ClassVar[str]
-    configuration_class: ClassVar[str]
-    attention_path: ClassVar[re.Pattern[str]]
-    table_path: ClassVar[str | None] = None
-    modes: ClassVar[tuple[bool, ...]] = (True,)
-    """Values that `is_causal` takes."""
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """The model types that a subclass describes."""
+    plain_rotary: ClassVar[bool] = False
+    """Whether every layer turns all dimensions of its heads by halves, so that keys may be cached unturned instead."""
 
-    @abstractmethod
-    def project(self, module: nn.Module, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q (B, H, L, d), k and v (B, Hkv, L, d) of hidden states (B, L, D)."""
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-    @abstractmethod
-    def merge(self, module: nn.Module, context: Tensor) -> Tensor:
-        """Return what the attention module returns for a context of (B, L, H, d)."""
+    def __repr__(self) -> str:
+        return f"Architecture({self.name!r})"
 
-    def query_and_key(self, module: Any) -> tuple[Projection, Projection] | None:
-        """Return what makes q and k, if their scores are q·k as projected and it can be written to; otherwise None."""
-        return None
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Values that `is_causal` takes."""
+        return modes_of(self.name)
 
-    def rotate_natively(
-        self, module: nn.Module, q: Tensor, k: Tensor, arguments: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
-        """Apply the family's own per-layer mechanism to q and k; most families have none."""
-        return q, k
+    @property
+    def configuration_class(self) -> str:
+        """Dotted path of the stock config class."""
+        return f"{package_of(self.name)}.{config_class_name(self.name)}"
 
-    def attention_dropout(self, module: nn.Module) -> float:
-        """Return the probability of dropping an attention weight in training."""
-        return 0.0
+    @property
+    def base_class_name(self) -> str:
+        """Name of the headless model's class."""
+        return class_name_of(self.name, "AutoModel")
 
-    def attend_natively(
-        self, module: Any, inputs: AttentionInputs, arguments: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Run the stock attention function: context (B, L, H, d) and weights or None."""
-        stock = module.stock_module
-        function = stock.ALL_ATTENTION_FUNCTIONS.get_interface(
-            module.config._attn_implementation, stock.eager_attention_forward
-        )
-        return function(
-            module,
-            inputs.q,
-            inputs.k,
-            inputs.v,
-            inputs.mask,
-            dropout=inputs.dropout,
-            scaling=inputs.scaling,
-            **arguments,
-        )
-
-    def complete_inputs(self, arguments: dict[str, Any], batch: int, length: int, device: torch.device) -> None:
-        """Fill in arguments of the base model's forward that would otherwise come from length-limited buffers."""
-        return
+    def model_class(self, class_name: str) -> Any:
+        """Return a stock model class of the family by its name, or None."""
+        return getattr(import_module(package_of(self.name)), class_name, None)
 
     def is_causal(self, config: Any) -> bool:
         """Return whether self-attention is causal under this config."""
-        return True
+        if getattr(config, "is_causal", None) is False:
+            return False
+        if len(self.modes) > 1:
+            return bool(getattr(config, "is_decoder", False))
+        return self.modes[0]
 
-    def facts(self, base: Any) -> ModelFacts:
-        """Return what a scheme may know about a base model, stock or swapped; what it says is about the stock one."""
-        config, table = base.config, self.position_table(base)
-        # Read where it is needed only: it goes through what may be the largest weight of all.
-        scale = _root_mean_square(base.get_input_embeddings().weight) if table is None else 1.0
-        return ModelFacts(
-            architecture=self.name,
-            hidden_size=config.hidden_size,
-            num_heads=config.num_attention_heads,
-            num_key_value_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            num_layers=config.num_hidden_layers,
-            train_length=config.max_position_embeddings,
-            causal=self.is_causal(config),
-            native=self.native,
-            embedding_rms=scale,
-            native_rope=self.native_rope(config),
-            native_table=table_rows(table),
-        )
-
-    def native_rope(self, config: Any) -> dict[str, Any] | None:
-        """Return the stock model's RoPE as options of `RopeConfig`, if it has RoPE."""
+    def refusal(self, config: Any) -> str | None:
+        """Return why no scheme can enter models with this config, or None."""
+        if getattr(config, "is_encoder_decoder", False):
+            return "it is an encoder–decoder: its decoder attends to an encoder, which has positions of its own."
+        if config.get_text_config() is not config:
+            return "it is composed of several models: its text model is one of several parts."
         return None
 
-    def stock_forms(self) -> tuple[type[StockForm], ...]:
+    def attention_modules(self, base: nn.Module) -> Iterator[tuple[int, nn.Module]]:
+        """Yield (layer, module) for each self-attention module; cross-attention is none of our business."""
+        for seam in discovery.self_attention(base, self.is_attention):
+            yield seam.layer, seam.module
+
+    def is_attention(self, module_class: type[nn.Module]) -> bool:
+        """Return whether a stock class is one of attention modules that a scheme can enter."""
+        return discovery.reads_interface(module_class)
+
+    def blocks(self, base: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+        """Return (transformer block, its self-attention module) in the order of the layers."""
+        seams = discovery.self_attention(base, self.is_attention)
+        return [(base.get_submodule(discovery.block_of(seam.path)), seam.module) for seam in seams]
+
+    def table_path(self, base: Any) -> str | None:
+        """Return the name of a base model's position table, retired or not; None if there is none."""
+        for name, module in base.named_modules():
+            if isinstance(module, RetiredTable):
+                return name
+        found = discovery.position_table(base)
+        return None if found is None else found[0]
+
+    def position_table(self, base: Any) -> nn.Module | None:
+        """Return what stands in the place of the base model's position table, if the family has one."""
+        path = self.table_path(base)
+        return None if path is None else base.get_submodule(path)
+
+    def first_row(self, base: Any) -> int:
+        """Return the first row of the base model's position table that a text reads; 0 without a table."""
+        table = self.position_table(base)
+        if isinstance(table, RetiredTable):
+            return table.first_row
+        if not isinstance(table, nn.Embedding):
+            return 0
+        return discovery.first_row(table, base.config.max_position_embeddings)
+
+    def rotary(self, base: Any) -> RotarySeam | None:
+        """Return the base model's rotary angles, or None if it has none."""
+        return find_rotary(base)
+
+    def native_bias(self, base: Any) -> str | None:
+        """Return the name of the scheme whose bias the stock model adds to its scores, or None."""
+        return None
+
+    def native(self, base: Any) -> str:
+        """Return the name of the base model's own scheme: "learned", "rope", "learned+t5", …, or "none"."""
+        parts = (
+            "learned" if self.position_table(base) is not None else None,
+            "rope" if self.rotary(base) is not None else None,
+            self.native_bias(base),
+        )
+        return "+".join(part for part in parts if part is not None) or "none"
+
+    def replaced_modules(self, base: Any) -> list[tuple[nn.Module, type]]:
+        """Return modules that get another class in a swap, beside attention and the table, each with its mixin."""
+        return []
+
+    def attention_mixin(self) -> Any:
+        """Return the mixin for the family's attention modules; None: the one for all that use the interface."""
+        return None
+
+    def train_length(self, base: Any) -> int:
+        """Return the longest text that the stock model was trained to read."""
+        rows = table_rows(self.position_table(base), self.first_row(base))
+        return _number(base.config, "max_position_embeddings") if rows is None else rows.shape[0]
+
+    def facts(self, base: Any) -> ModelFacts:
+        """Return what a scheme may know about a base model, stock or swapped; what it says is about the stock one.
+
+        Raises:
+            UnsupportedError: the config does not say how many heads and layers there are.
+        """
+        config, tokens = base.config, base.get_input_embeddings()
+        rows, rotary = table_rows(self.position_table(base), self.first_row(base)), self.rotary(base)
+        seams = discovery.self_attention(base, self.is_attention)
+        if not seams:
+            raise UnsupportedError(
+                f"no attention module of this {type(base).__name__} chooses its attention function from transformers' "
+                "AttentionInterface, so a scheme has no way into its layers."
+            )
+        heads = _number(config, "num_attention_heads")
+        return ModelFacts(
+            architecture=self.name,
+            hidden_size=tokens.embedding_dim if rows is None else rows.shape[1],
+            num_heads=heads,
+            num_key_value_heads=_number(config, "num_key_value_heads", heads),
+            head_dim=_head_dim(seams[0].module, config, heads),
+            num_layers=max(seam.layer for seam in seams) + 1,
+            train_length=self.train_length(base),
+            causal=self.is_causal(config),
+            native=self.native(base),
+            # Read where it is needed only: it goes through what may be the largest weight of all.
+            embedding_rms=_embedding_rms(tokens) if rows is None else 1.0,
+            native_rope=None if rotary is None else rotary.options,
+            native_rope_unread=None if rotary is None else rotary.unread,
+            native_table=rows,
+        )
+
+    def query_and_key(self, module: Any) -> tuple[Projection, Projection] | None:
+        """Return what makes q and k, if they are plain linear layers with biases; otherwise None.
+
+        They are taken to be the first two of a module's linear layers, or two thirds of its only one that is three
+        times as wide as its input. Whoever writes to them checks that they give the q and k of a text.
+        """
+        layers = [child for child in module.children() if type(child) in (nn.Linear, Conv1D)]
+        if layers and type(layers[0]) is Conv1D and layers[0].nf == 3 * layers[0].nx:
+            weights, biases = (x.split(layers[0].nx) for x in (layers[0].weight.t(), layers[0].bias))
+            return Projection(weights[0], biases[0]), Projection(weights[1], biases[1])
+        pair = [layer for layer in layers[:2] if type(layer) is nn.Linear and layer.bias is not None]
+        if len(pair) < 2:
+            return None
+        return Projection(pair[0].weight, pair[0].bias), Projection(pair[1].weight, pair[1].bias)
+
+    def gathers_token_types(self, base: Any) -> bool:
+        """Return whether the stock model gathers token types, where none are given, from a buffer that ends."""
+        return _has_buffer(base, "token_type_ids")
+
+    def stock_forms(self, base: Any) -> tuple[type[StockForm], ...]:
         """Return what stock models of the family have a word for, beside their own mechanism as it is."""
-        return () if self.table_path is None else (AddedVectors, NoMechanism)
+        if self.native(base) == "learned":
+            return (AddedVectors, NoMechanism)
+        rotary = self.rotary(base)
+        return (RotaryAngles,) if rotary is not None and rotary.plain else ()
 
     def write_stock(self, base: Any, form: StockForm, limit: int | None, max_length: int | None) -> StockModel:
-        """Return the stock model that a swapped base model is; by default one with another position table.
+        """Return the stock model that a swapped base model is.
 
         Args:
             base: the swapped base model.
@@ -139,57 +224,62 @@ class Architecture(ABC):
         Raises:
             UnsupportedError: the form, as its fields have it, or the length cannot be said.
         """
-        assert self.table_path is not None, "a family without a table says how it writes its `stock_forms`"
-        return table_as_stock(base, self.table_path, limit, max_length)
-
-    def position_table(self, base: nn.Module) -> nn.Module | None:
-        """Return what stands in the place of the base model's position table, if the family has one."""
-        return None if self.table_path is None else base.get_submodule(self.table_path)
-
-    def attention_modules(self, base: nn.Module) -> Iterator[tuple[int, nn.Module]]:
-        """Yield (layer, module) for each self-attention module; cross-attention is none of our business."""
-        for name, module in base.named_modules():
-            match = self.attention_path.fullmatch(name)
-            if match:
-                yield int(match.group(1)), module
-
-    def blocks(self, base: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
-        """Return (transformer block, its self-attention module) in the order of the layers."""
-        found = {}
-        for name, module in base.named_modules():
-            match = self.attention_path.fullmatch(name)
-            if match:
-                found[int(match.group(1))] = (base.get_submodule(name[: match.end(1)]), module)
-        return [found[layer] for layer in sorted(found)]
+        if isinstance(form, RotaryAngles):
+            return angles_as_stock(form, base.config.max_position_embeddings, max_length)
+        path = self.table_path(base)
+        assert path is not None
+        return table_as_stock(base, path, limit, max_length)
 
 
-def _root_mean_square(weight: Tensor) -> float:
+def _number(config: Any, name: str, default: int | None = None) -> int:
+    try:
+        value = getattr(config, name, None)
+    except Exception as error:  # transformers refuses to name one number for layers that differ
+        raise UnsupportedError(f"the config has no one {name} for all layers: {error}") from error
+    value = default if value is None else value
+    if not isinstance(value, int):
+        raise UnsupportedError(f"the config's {name} is {value!r}; a scheme needs one number for all layers.")
+    return value
+
+
+def _head_dim(module: Any, config: Any, heads: int) -> int:
+    """Return the width of a head, which modules know better than configs."""
+    for owner, name in ((module, "qk_head_dim"), (module, "head_dim"), (module, "attention_head_size")):
+        value = getattr(owner, name, None)
+        if isinstance(value, int):
+            return value
+    try:
+        known = getattr(config, "head_dim", None)
+    except Exception as error:
+        raise UnsupportedError(f"the config has no one head_dim for all layers: {error}") from error
+    return known if isinstance(known, int) else _number(config, "hidden_size") // heads
+
+
+@torch.no_grad()
+def _embedding_rms(tokens: nn.Embedding) -> float:
+    """Return the root mean square of what a model's token embeddings give, a scale in the module included."""
+    weight = tokens.weight
     if weight.is_meta:
         return 1.0
     # A norm makes no copy of what may be the largest weight of all.
     norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.promote_types(weight.dtype, torch.float32))
-    return float(norm) / weight.numel() ** 0.5
+    scale = 1.0
+    if type(tokens) is not nn.Embedding:
+        row = weight[-1:].float()
+        given = tokens(torch.tensor([len(weight) - 1], device=weight.device)).float()
+        scale = float(given.norm() / row.norm().clamp(min=1e-30))
+    return float(norm) / weight.numel() ** 0.5 * scale
 
 
-architectures: Registry[Architecture] = Registry("architecture")
+def _has_buffer(base: nn.Module, name: str) -> bool:
+    return any(path.rpartition(".")[2] == name for path, _ in base.named_buffers())
+
+
+families: Registry[Any] = Registry("architecture")
 
 
 def register_architecture(architecture: type[Architecture]) -> type[Architecture]:
-    """Class decorator that adds an architecture to the registry under its `name`."""
-    architectures.register(architecture())
+    """Class decorator that adds a family's description to the registry, under each of its model types."""
+    for model_type in architecture.model_types:
+        families.register(architecture(model_type))
     return architecture
-
-
-def architecture_of(config: Any) -> Architecture:
-    """Return the architecture of a model config, swapped or not.
-
-    Raises:
-        UnsupportedError: the family is not supported; the supported ones are listed.
-    """
-    name = getattr(config, "model_type", type(config).__name__).removeprefix("posswap_")
-    if name not in architectures.names():
-        raise UnsupportedError(
-            f"architecture {name!r} is not supported. Supported: {', '.join(architectures.names())}. "
-            "docs/adding-an-architecture.md shows how to add one: it is one file."
-        )
-    return architectures.get(name)

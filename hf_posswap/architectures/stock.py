@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.positions import Positions
+from hf_posswap.schemes.stock_forms import RotaryAngles
 
 DEFAULT_STRETCH = 4
 """A table made of a scheme without a limit gets this many times the rows that the model was trained to read."""
@@ -22,16 +23,14 @@ class StockModel:
         max_length: longest text of the stock model.
         values: config values that differ from those of the swapped model's config.
         weights: weights that differ, by their names below the base model.
-        configuration_class: dotted path of the config class. None: the family's own.
-        modeling_module: the transformers module with the model classes. None: the family's own.
+        model_type: of the stock model. None: the family's own.
     """
 
     words: str
     max_length: int
     values: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
-    configuration_class: str | None = None
-    modeling_module: str | None = None
+    model_type: str | None = None
 
 
 @torch.no_grad()
@@ -65,4 +64,42 @@ def table_as_stock(base: Any, table_path: str, limit: int | None, max_length: in
         max_length=rows,
         values={"max_position_embeddings": rows},
         weights={f"{table_path}.weight": whole[0].to(weight.dtype).contiguous()},
+    )
+
+
+def angles_as_stock(form: RotaryAngles, known: int, max_length: int | None) -> StockModel:
+    """Write RoPE as `rope_parameters`.
+
+    Args:
+        form: the angles.
+        known: the limit that the config states now.
+        max_length: the limit that the stock model shall state, or None for the natural one.
+
+    Raises:
+        UnsupportedError: dynamic scaling, which takes its train length from the stated limit, with another limit.
+    """
+    from hf_posswap.architectures.rotary import OPTION_OF_KEY
+
+    options = dict(form.options)
+    scaling = options.pop("scaling")
+    longest = max_length or max(known, form.longest)
+    if scaling == "dynamic":
+        train_length = options.pop("original_length")
+        if max_length not in (None, train_length):
+            raise UnsupportedError(
+                f"dynamic scaling takes its train length from the stated limit, which so has to be {train_length}, not "
+                f"{max_length}. Leave out max_length: longer texts are read all the same."
+            )
+        longest = train_length
+    key_of_option = {option: key for key, option in OPTION_OF_KEY.items()}
+    parameters = {"rope_type": "default" if scaling == "none" else scaling}
+    parameters |= {
+        key_of_option[name]: list(value) if isinstance(value, tuple) else value
+        for name, value in options.items()
+        if value is not None
+    }
+    return StockModel(
+        words=f"rope_parameters {parameters}",
+        max_length=longest,
+        values={"rope_parameters": parameters, "max_position_embeddings": longest},
     )

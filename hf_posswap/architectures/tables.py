@@ -1,5 +1,7 @@
 """What stays in the place of a position table that was swapped out."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,32 +17,64 @@ class RetiredTable(nn.Module):
     fail on its shape instead of running without positions. The table itself is kept for `restore`.
 
     Args:
-        rows: the stock position table, (rows, D).
+        table: the stock position table, with rows (V, D).
+        first_row: the first row that a text reads.
         use_mean: False if the new scheme brings a whole table of its own; zeros that do not learn then stand in.
     """
 
     ramp_share: Tensor | None = None
     """In a ramp, how much of the mean row stands in the place of the table, 0…1 (0-dim)."""
+    added: Tensor | None = None
+    """What the scheme embeds in this forward, (B|1, L, D)."""
 
-    def __init__(self, rows: Tensor, use_mean: bool) -> None:
+    def __init__(self, table: nn.Embedding, first_row: int = 0, use_mean: bool = True) -> None:
         super().__init__()
-        rows = rows.detach()
-        mean = rows[1:].float().mean(0, keepdim=True).to(rows.dtype) if len(rows) > 1 else rows.clone()
-        self.weight = nn.Parameter(mean if use_mean else torch.zeros_like(mean), requires_grad=use_mean)
+        self.first_row = first_row
+        self.stock_table_class = type(table)
+        self.stock_attributes = _plain_attributes(table)
+        self.learned = table.weight.requires_grad
+        """Whether the stock table learned when it was swapped out: its mean row then does, and it does once revived."""
+        rows = table.weight.detach()
+        known = rows[first_row + 1 :] if len(rows) > first_row + 1 else rows[first_row:]
+        mean = known.float().mean(0, keepdim=True).to(rows.dtype) if use_mean else torch.zeros_like(rows[:1])
+        self.weight = nn.Parameter(mean, requires_grad=use_mean and self.learned)
         self.table = nn.Buffer(rows.clone())
 
-    def forward(self, position_ids: Tensor) -> Tensor:
-        """Return (1, 1, D), whatever the positions; in a ramp (B|1, L, D), for positions that the table has."""
-        mean = self.weight.unsqueeze(0)
-        return mean if self.ramp_share is None else blend(F.embedding(position_ids, self.table), mean, self.ramp_share)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return (1, 1, D), whatever the positions; (B|1, L, D) with what the scheme embeds, or in a ramp."""
+        rows = self.weight.unsqueeze(0)
+        if self.ramp_share is not None:
+            positions = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][-1]
+            rows = blend(F.embedding(positions + self.first_row, self.table), rows, self.ramp_share)
+        return rows if self.added is None else rows + self.added.to(rows.dtype)
+
+    def add(self, added: Tensor | None) -> None:
+        """Let the next forward add what the scheme embeds, (B|1, L, D), or nothing."""
+        for part in self.modules():  # adapters have copies
+            if isinstance(part, RetiredTable):
+                part.added = added
+
+    def usable_rows(self) -> Tensor:
+        """Return the rows of the stock table that a text reads, (L, D)."""
+        return self.table[self.first_row :]
 
     def revive(self) -> nn.Embedding:
         """Return the stock table as the module it was."""
-        return nn.Embedding.from_pretrained(self.table.clone(), freeze=False)
+        table = self.stock_table_class.__new__(self.stock_table_class)
+        nn.Module.__init__(table)
+        vars(table).update(self.stock_attributes)
+        table.weight = nn.Parameter(self.table.clone(), requires_grad=self.learned)
+        return table.train(self.training)
 
 
-def table_rows(table: nn.Module | None) -> Tensor | None:
-    """Return the rows of a position table, retired or not; None for None."""
-    if isinstance(table, RetiredTable):
-        return table.table
-    return None if table is None else table.weight  # type: ignore[return-value]
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return what a module keeps beside its parameters, buffers, modules and hooks: for a table its numbers."""
+    empty = vars(nn.Module())
+    return {name: value for name, value in vars(module).items() if name not in empty and not name.startswith("_")}
+
+
+def table_rows(table: nn.Module | None, first_row: int) -> Tensor | None:
+    """Return the rows of a position table that a text reads, retired or not; None for None."""
+    if table is None:
+        return None
+    return table.usable_rows() if isinstance(table, RetiredTable) else table.weight[first_row:]  # type: ignore[index]

@@ -1,5 +1,7 @@
 """Which path computes attention with a bias: decided here and nowhere else."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,18 +28,28 @@ from hf_posswap.errors import BackendError
 BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 
 
-def attend(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, backend: str) -> tuple[Tensor, Tensor | None]:
+Natively = Callable[[AttentionInputs], tuple[Tensor, Tensor | None]]
+"""Runs the stock attention function: context (B, Lq, H, d), and weights or None."""
+
+
+def attend(
+    inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, backend: str, natively: Natively | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Return the context (B, H, Lq, d) and, from eager only, the weights (B, H, Lq, Lk).
 
     Args:
         inputs: the attention call.
         bias: what is added to the scaled scores.
         mix: what the value side adds.
-        backend: one of `BACKENDS` other than flash_attention_2, which runs through `fold_for_flash`.
+        backend: one of `BACKENDS`.
+        natively: the stock attention function, which flash_attention_2 runs through.
 
     Raises:
         BackendError: the backend is unknown or cannot carry the bias; backends that work are named.
     """
+    if backend.startswith("flash_attention") and natively is not None:
+        output, weights = natively(fold_for_flash(inputs, bias, mix, backend))
+        return output[..., : inputs.v.shape[-1]].transpose(1, 2), weights
     if backend == "eager":
         return eager_attention(inputs, bias, mix)
     if backend == "sdpa":
@@ -66,6 +78,11 @@ def fold_for_flash(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, 
             f"backend {backend!r} cannot train the slopes of a bias: their gradient would be lost in half precision. "
             'Backends that work: eager, sdpa. Choose one with model.set_attn_implementation("sdpa").'
         )
+    if inputs.reshapes_scores:
+        raise BackendError(
+            f"backend {backend!r} cannot carry a bias beside a softcap or attention sinks. Backends that work: eager, "
+            "sdpa."
+        )
     if mix is None and isinstance(bias, LinearBias) and can_fold(bias, inputs.q.dtype):
         return fold_linear(inputs, bias)
     if mix is None and isinstance(bias, SeparableBias):
@@ -80,6 +97,8 @@ def fold_for_flash(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, 
 
 def _sdpa(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor:
     """Take the first path that can; docs/speed.md has the measurements behind the order."""
+    if inputs.reshapes_scores:
+        return mixed_attention(inputs, bias, mix)
     if bias is None and mix is None:
         return plain_attention(inputs)
     if isinstance(bias, ClippedContentBias) and (mix is None) is (bias.value_table is None):

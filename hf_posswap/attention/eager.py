@@ -10,11 +10,20 @@ from hf_posswap.biases import Bias
 
 def weights_of(inputs: AttentionInputs, bias: Bias | None, start: int, stop: int) -> Tensor:
     """Return the attention weights of the queries start…stop−1, float32, (B, H, stop − start, Lk)."""
-    k = repeat_heads(inputs.k, inputs.q.shape[1])
-    scores = (inputs.q[:, :, start:stop] @ k.transpose(-1, -2)).float() * inputs.scaling
+    q, k = inputs.q[:, :, start:stop], repeat_heads(inputs.k, inputs.q.shape[1])
+    if q.dtype == torch.float16:  # products of float16 reach infinity where those of scaled queries do not
+        scores = (q.float() * inputs.scaling) @ k.float().transpose(-1, -2)
+    else:
+        scores = (q @ k.transpose(-1, -2)).float() * inputs.scaling
+    if inputs.softcap is not None:
+        scores = torch.tanh(scores / inputs.softcap) * inputs.softcap
     if bias is not None:
         scores = scores + bias.rows(start, stop)
-    return torch.softmax(masked_rows(inputs, scores, start, stop), dim=-1)
+    scores = masked_rows(inputs, scores, start, stop)
+    if inputs.sinks is None:
+        return torch.softmax(scores, dim=-1)
+    sinks = inputs.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.softmax(torch.cat((scores, sinks), dim=-1), dim=-1)[..., :-1]
 
 
 def eager_block(

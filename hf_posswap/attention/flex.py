@@ -66,7 +66,11 @@ def flex_bias_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
         raise BackendError(
             "backend 'flex_attention' has no backward pass on CPU. Backends that work: eager, sdpa; or torch.no_grad()."
         )
-    modify = score_modification(bias, inputs)
+    if inputs.sinks is not None:
+        raise BackendError(
+            "backend 'flex_attention' does not run a bias beside attention sinks. Backends that work: eager, sdpa."
+        )
+    modify = _with_softcap(score_modification(bias, inputs), inputs.softcap)
     block_mask = inputs.mask if isinstance(inputs.mask, BlockMask) else None
     if isinstance(inputs.mask, Tensor):
         block_mask = _interval_block_mask(inputs)
@@ -90,6 +94,13 @@ def _learns(inputs: AttentionInputs, bias: Bias) -> bool:
     """Whether anything that enters attention, the bias's own tensors included, needs a gradient."""
     tensors = (inputs.q, inputs.k, inputs.v, *vars(bias).values())
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
+
+
+def _with_softcap(modify: ScoreMod, softcap: float | None) -> ScoreMod:
+    """Squash scores before they are modified."""
+    if softcap is None:
+        return modify
+    return lambda score, b, h, i, j: modify(torch.tanh(score / softcap) * softcap, b, h, i, j)
 
 
 def _with_mask(modify: ScoreMod, mask: Tensor) -> ScoreMod:

@@ -25,6 +25,8 @@ class AttentionInputs:
         scaling: factor on q·k.
         dropout: probability of dropping an attention weight.
         shared: what the layers of one forward share, see `once`.
+        softcap: c of c·tanh(s/c), to which scaled scores are squashed before the bias; None: they are not.
+        sinks: a score per head (H,) that takes part in the softmax and has no key; None: there is none.
     """
 
     q: Tensor
@@ -35,6 +37,8 @@ class AttentionInputs:
     scaling: float
     dropout: float = 0.0
     shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
     def once(self, what: str, about: tuple[object, ...], make: Callable[[], Any]) -> Any:
         """Return what `make` gives, made once per forward for objects that all its layers see.
@@ -45,6 +49,11 @@ class AttentionInputs:
         if key not in self.shared:
             self.shared[key] = (make(), about)  # the objects stay alive, so that their ids stay their own
         return self.shared[key][0]
+
+    @property
+    def reshapes_scores(self) -> bool:
+        """Whether scores go through more than a softmax, which no fused kernel without a score function does."""
+        return self.softcap is not None or self.sinks is not None
 
     @property
     def query_length(self) -> int:

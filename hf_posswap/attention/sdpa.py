@@ -156,7 +156,7 @@ def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     return torch.cat(blocks, dim=2) if len(blocks) > 1 else blocks[0]
 
 
-def mixed_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix) -> Tensor:
+def mixed_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor:
     """Return the context where the value side reads the weights, which no fused kernel gives: blocks written out."""
     blocks = query_blocks(inputs, materialised=True)
     return torch.cat([eager_block(inputs, bias, mix, start, stop)[0] for start, stop in blocks], dim=2)

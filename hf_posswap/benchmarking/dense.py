@@ -17,6 +17,7 @@ from hf_posswap.benchmarking.shapes import swapped_copy
 from hf_posswap.benchmarking.work import MakeMask
 from hf_posswap.biases import LinearBias, RelativeBias
 from hf_posswap.positions import Positions
+from hf_posswap.swapped.plan import core_of
 
 
 def dense_model(stock: Any) -> Any:
@@ -34,16 +35,17 @@ def dense_mask(swapped: Any) -> MakeMask:
         BenchmarkError: the scheme has no bias, or (when the mask is made) one that reads the queries.
     """
     causal = architecture_of(swapped.config).is_causal(swapped.config)
-    module: Any = next(architecture_of(swapped.config).attention_modules(swapped))[1]
+    module: Any = next(architecture_of(swapped.config).attention_modules(core_of(swapped)))[1]
     if not hasattr(module, "pos_scheme"):
         raise BenchmarkError(f"scheme {swapped.config.pos_scheme['name']!r} acts at the embeddings; it has no bias.")
-    facts = swapped.pos_scheme.facts
+    core = core_of(swapped)
+    facts = core.pos_scheme.facts
 
     def make(queries: int, keys: int) -> Tensor:
         steps = torch.arange(keys, device=swapped.device).unsqueeze(0)
         positions = Positions(steps[:, keys - queries :], steps, keys - queries, causal)
         query = torch.zeros(1, facts.num_heads, queries, facts.head_dim, device=swapped.device)
-        bias = module.pos_scheme.bias(query, positions, swapped.pos_scheme.prepare(positions), 1.0)
+        bias = module.pos_scheme.bias(query, positions, core.pos_scheme.prepare(positions), 1.0)
         if not isinstance(bias, LinearBias | RelativeBias):
             kind = "none" if bias is None else type(bias).__name__
             raise BenchmarkError(f"a dense bias stands for one that is the same for all queries; here there is {kind}.")
@@ -52,12 +54,12 @@ def dense_mask(swapped: Any) -> MakeMask:
             rows = rows.masked_fill(steps[0] > steps[0, keys - queries :, None], torch.finfo(swapped.dtype).min)
         return rows.to(swapped.dtype)
 
-    learns = any(True for part in (swapped, module) for _ in part.pos_scheme.parameters())
+    learns = any(True for part in (core, module) for _ in part.pos_scheme.parameters())
     make_once = cache(torch.no_grad()(make))
     return lambda queries, keys: make(queries, keys) if learns and torch.is_grad_enabled() else make_once(queries, keys)
 
 
 def needed_bytes(stock: Any, length: int, batch: int) -> int:
     """Return about what eager attention with a dense bias holds at once in one layer."""
-    heads = architecture_of(stock.config).facts(stock).num_heads
+    heads = architecture_of(stock.config).facts(core_of(stock)).num_heads
     return heads * length * length * (4 + 3 * 4 * batch)

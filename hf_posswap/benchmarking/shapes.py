@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel
 from hf_posswap.architectures import architecture_of
 from hf_posswap.benchmarking.settings import BenchmarkError, Settings
 from hf_posswap.demo import SourceError, load_config, load_model
+from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapping import swap
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -95,14 +96,13 @@ def stock_model(settings: Settings, dtype: str, attention: str) -> Any:
 
 
 def _make_room(config: Any, length: int) -> None:
-    """Give a shape with a position table enough rows; their number costs no time."""
-    if architecture_of(config).table_path is not None:
-        config.max_position_embeddings = max(config.max_position_embeddings, length)
+    """Give a shape enough positions, which a table has rows for; their number costs no time."""
+    config.max_position_embeddings = max(config.max_position_embeddings, length)
 
 
 def _keep_layers(model: Any, layers: int) -> None:
     """Drop a model's last layers."""
-    blocks = architecture_of(model.config).blocks(model)
+    blocks = architecture_of(model.config).blocks(core_of(model))
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == len(blocks) and module[0] is blocks[0][0]:
             model.set_submodule(name, module[:layers])

@@ -1,6 +1,5 @@
 """What is timed: one call of a base model or of its attention, ready to be called again and again."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +10,10 @@ from transformers import DynamicCache
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.benchmarking.settings import Settings
-from hf_posswap.modules import ForwardContext
 from hf_posswap.positions import Positions
+from hf_posswap.swapped.layer_call import LayerCall, stock_function
+from hf_posswap.swapped.modules import ForwardContext
+from hf_posswap.swapped.plan import core_of
 
 MakeMask = Callable[[int, int], Tensor]
 """Makes an additive mask (1, H, Lq, Lk) for the last Lq of Lk tokens."""
@@ -88,7 +89,7 @@ def _training(model: Any, length: int, settings: Settings, mask: MakeMask | None
 
 def _decode(model: Any, length: int, settings: Settings, mask: MakeMask | None) -> Work:
     config = model.config
-    facts = architecture_of(config).facts(model)
+    facts = architecture_of(config).facts(core_of(model))
     shape = (settings.batch, facts.num_key_value_heads, length, facts.head_dim)
     generator = torch.Generator().manual_seed(settings.seed)
     cache = DynamicCache(config=config)
@@ -121,7 +122,7 @@ def attention_work(mode: str, model: Any, length: int, settings: Settings, mask:
         mask: see `model_work`.
     """
     architecture = architecture_of(model.config)
-    facts = architecture.facts(model)
+    facts = architecture.facts(core_of(model))
     generator = torch.Generator().manual_seed(settings.seed)
     q, k, v = (
         torch.randn(settings.batch, length, heads, facts.head_dim, generator=generator)
@@ -129,7 +130,7 @@ def attention_work(mode: str, model: Any, length: int, settings: Settings, mask:
         .transpose(1, 2)
         for heads in (facts.num_heads, facts.num_key_value_heads, facts.num_key_value_heads)
     )
-    _, module = next(architecture.attention_modules(model))
+    _, module = next(architecture.attention_modules(core_of(model)))
     forward = _swapped_attention if hasattr(model, "pos_scheme") and mask is None else _stock_attention
     trains = mode == "attention-training"
     gradient = torch.randn(q.shape, generator=generator).to(q).transpose(1, 2)
@@ -150,11 +151,9 @@ def attention_work(mode: str, model: Any, length: int, settings: Settings, mask:
 
 def _stock_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: MakeMask | None) -> Tensor:
     ready = None if mask is None else mask(qkv[0].shape[2], qkv[1].shape[2])
-    stock = importlib.import_module(architecture_of(model.config).modeling_module)
-    function = stock.ALL_ATTENTION_FUNCTIONS.get_interface(
-        model.config._attn_implementation, stock.eager_attention_forward
-    )
-    return function(module, *qkv, ready, scaling=module.scaling, dropout=0.0)[0]
+    function = stock_function(module, model.config._attn_implementation)
+    output: Tensor = function(module, *qkv, ready, scaling=module.scaling, dropout=0.0)[0]
+    return output
 
 
 def _swapped_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: MakeMask | None) -> Tensor:
@@ -162,4 +161,8 @@ def _swapped_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: Mak
     steps = torch.arange(length, device=model.device).unsqueeze(0)
     positions = Positions(steps, steps, 0, architecture_of(model.config).is_causal(model.config))
     context = ForwardContext(positions, model.pos_scheme.prepare(positions))
-    return module.attend(*qkv, context)[0]
+    given = {"scaling": module.scaling, "dropout": 0.0}
+    if not module.pos_scheme.enters_attention:
+        return _stock_attention(model, module, qkv, mask)
+    q, k, v = qkv
+    return LayerCall(module, context).attend(q, k, v, None, (), given)[0]

@@ -17,7 +17,7 @@ from hf_posswap.calibration.streams import Projections, Stream, enter, projected
 from hf_posswap.checkpoint import healed_before, is_healed
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes.curves import Curve
-from hf_posswap.structure import natively
+from hf_posswap.swapped.plan import core_of, natively
 from hf_posswap.swapping import is_swapped, longest_position, plain_model, stock_longest_position, without_scheme
 from hf_posswap.tokenization import special_tokens
 
@@ -94,9 +94,9 @@ def calibrate(
     refusal = calibration_refusal(model)
     if refusal is not None:
         raise UnsupportedError(refusal)
-    if model.base_model.pos_ramp is not None:
+    if core_of(model).pos_ramp is not None:
         raise CalibrationError(
-            f"the model is on a ramp, at {float(model.base_model.pos_ramp.share):.0%} of its scheme: calibration would "
+            f"the model is on a ramp, at {float(core_of(model).pos_ramp.share):.0%} of its scheme: calibration would "
             "fit a scheme that acts in part. End the ramp first: hf_posswap.ramp.set_ramp(model, None)."
         )
     texts = [_checked(batch).to(model.device) for batch in batches]
@@ -117,7 +117,7 @@ def calibrate(
     if report.worse:
         warnings.warn(
             f"calibration raised the loss on the texts it read from {before:.3f} to {after:.3f} nats a token. Scheme "
-            f"{model.base_model.pos_scheme.name!r} now matches the stock model's attention as well as it can, but its "
+            f"{core_of(model).pos_scheme.name!r} now matches the stock model's attention as well as it can, but its "
             "start was better. Swap again to undo it, give each layer parameters of its own (per_layer=true) if the "
             "scheme has that option, or choose another scheme.",
             CalibrationWarning,
@@ -161,7 +161,7 @@ def calibration_refusal(model: Any) -> str | None:
         )
     if is_healed(model.config):
         return f"{healed_before(model.config)} Calibration fits a scheme to stock attention: swap that model anew."
-    base = model.base_model
+    base = core_of(model)
     if rewrites_weights(model):
         return None
     layers = (module.pos_scheme for _, module in architecture_of(model.config).blocks(base) if _is_swapped(module))
@@ -175,10 +175,13 @@ def calibration_refusal(model: Any) -> str | None:
 def rewrites_weights(model: Any) -> bool:
     """Return whether calibrating a swapped model changes the weights of its queries and keys.
 
-    It does if the scheme prefers some dimensions to others, and the heads' coordinates can be chosen.
+    It does if the scheme prefers some dimensions to others, and the heads' coordinates can be chosen: the old mechanism
+    must not turn them.
     """
-    base, architecture = model.base_model, architecture_of(model.config)
+    base, architecture = core_of(model), architecture_of(model.config)
     if base.pos_scheme.steady_dimensions() is None or base.pos_scheme.config.keep_native:
+        return False
+    if architecture.rotary(base) is not None:
         return False
     swapped = [module for _, module in architecture.blocks(base) if _is_swapped(module)]
     return all(architecture.query_and_key(module) is not None for module in swapped)
@@ -236,11 +239,11 @@ def _total_loss(logits: Tensor, text: Tensor) -> float:
 def _fit_layers(
     model: Any, texts: list[Tensor], progress: Callable[[int, int], None] | None, settings: FitSettings
 ) -> list[list[float]]:
-    base, architecture = model.base_model, architecture_of(model.config)
+    base, architecture = core_of(model), architecture_of(model.config)
     blocks = architecture.blocks(base)
     with natively(base, architecture):
-        teachers = [enter(base, blocks[0][0], text) for text in texts]
-    students = [enter(base, blocks[0][0], text) for text in texts]
+        teachers = [enter(base, [block for block, _ in blocks], text) for text in texts]
+    students = [enter(base, [block for block, _ in blocks], text) for text in texts]
     pairs = list(zip(teachers, students, strict=True))
     order = base.pos_scheme.steady_dimensions() if rewrites_weights(model) else None
     base.pos_rewritten = base.pos_rewritten or order is not None
@@ -270,6 +273,17 @@ def _fit_layers(
     return explained
 
 
+SAME_SCORES = 0.05
+"""Relative change of scores up to which other coordinates changed nothing but the rounding of half precision."""
+
+
+def _centred_scores(query: Tensor, key: Tensor) -> Tensor:
+    """Return the products of the first text's queries and keys, each query's mean taken off: float64, (H, L, L)."""
+    q, k = query[0].double(), key[0].double()
+    scores = q @ k.repeat_interleave(q.shape[0] // k.shape[0], dim=0).mT
+    return scores - scores.mean(-1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class _Layer:
     """A layer about to be fitted, and what reaches it of each batch: the stock model's stream and the swapped one's."""
@@ -291,8 +305,9 @@ class _Layer:
         """
         coordinates = Coordinates(self.architecture, self.attention)
         left = self._mismatch(self.samples(), settings)
-        queries_and_keys = [projected(self.architecture, self.block, self.attention, pair[1]) for pair in self.pairs]
+        queries_and_keys = [projected(self.block, self.attention, pair[1]) for pair in self.pairs]
         coordinates.align(queries_and_keys, order)
+        self._require_same_scores(queries_and_keys[0], coordinates)
         coordinates.put_back(self._mismatch(self.samples(), settings) >= left)
         samples = self.samples()
         left = self._mismatch(samples, settings)
@@ -307,12 +322,25 @@ class _Layer:
             left = torch.minimum(now, left)
         return samples
 
+    def _require_same_scores(self, before: tuple[Tensor, Tensor], coordinates: Coordinates) -> None:
+        """Take other coordinates back where they changed scores: q and k are then not what the weights alone make.
+
+        Raises:
+            CalibrationError: they did.
+        """
+        after = projected(self.block, self.attention, self.pairs[0][1])
+        old, new = (_centred_scores(*pair) for pair in (before, after))
+        if float((new - old).norm()) > SAME_SCORES * float(old.norm()):
+            coordinates.put_back(torch.ones(before[1].shape[1], dtype=torch.bool, device=old.device))
+            raise CalibrationError(
+                f"{type(self.attention).__name__} changes queries and keys after their projections, so that their "
+                "coordinates cannot be chosen by the weights. Heal this scheme without calibration."
+            )
+
     def _turned_units(self, head_dim: int) -> dict[int, Tensor]:
         """Return `turned_units` by length of text: texts of one length have the same positions."""
         by_length = {student.hidden.shape[1]: student for _, student in self.pairs}
-        return {
-            length: turned_units(self.block, self.attention, student, head_dim) for length, student in by_length.items()
-        }
+        return {length: turned_units(self.attention, student, head_dim) for length, student in by_length.items()}
 
     @property
     def _causal(self) -> bool:

@@ -1,31 +1,63 @@
-"""What the stock and the swapped model hand from block to block, and the queries and keys each layer makes of it."""
+"""What the stock and the swapped model hand from block to block, and the queries and keys each layer makes of it.
 
+Queries and keys are recorded at the attention function, where every family brings them; no projection is run apart.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from hf_posswap.architectures import Architecture
-from hf_posswap.modules import CONTEXT, ForwardContext
-from hf_posswap.structure import natively
+from hf_posswap.attention.interface import CONTEXT, IMPLEMENTATION, current, handed_on
+from hf_posswap.swapped.config_view import show_config, show_view
+from hf_posswap.swapped.modules import ForwardContext
+from hf_posswap.swapped.plan import natively
 
 QUERY_STEP = 4
 """Every fourth query is compared: neighbours say much the same, and all of them would cost four times as much."""
+RECORDER = "posswap_record"
+"""Name of the attention function that records q and k of a stock layer in the place of its attention."""
 
 
 @dataclass
 class Stream:
-    """One model's way through the layers for one batch: what enters the next block."""
+    """One model's way through the layers for one batch: what enters the next block.
+
+    Attributes:
+        hidden: hidden states (B, L, D).
+        inputs: further arguments and keywords of each block, which may differ by the kind of layer.
+        context: of the swapped model's forward; None in the stock one.
+        done: how many blocks have run.
+    """
 
     hidden: Tensor
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
+    inputs: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    context: ForwardContext | None
+    done: int = 0
 
     def step(self, block: nn.Module) -> None:
         """Run the next block."""
-        output = block(self.hidden, *self.arguments, **self.keywords)
+        output = self.run(block)
         self.hidden = output[0] if isinstance(output, tuple) else output
+        self.done += 1
+
+    def run(self, block: nn.Module, context: ForwardContext | None = None) -> Any:
+        """Return what the next block makes of the hidden states, with another context if one is given."""
+        arguments, keywords = self.inputs[self.done]
+        context = context or self.context
+        handed = {name: context if name == CONTEXT else value for name, value in keywords.items()}
+        if "hidden_states" in handed:
+            handed["hidden_states"] = self.hidden
+        else:
+            arguments = (self.hidden, *arguments[1:])
+        with current(context):
+            return block(*arguments, **handed)
 
 
 @dataclass(frozen=True)
@@ -77,51 +109,93 @@ def compared_queries(length: int, device: torch.device | None = None) -> Tensor:
     return torch.arange((length - 1) % QUERY_STEP, length, QUERY_STEP, device=device)
 
 
-class _Entered(Exception):
-    """Carries what enters the first block out of the base model's forward."""
+class _Recorded(Exception):
+    """Carries what reached an attention function out of the forward."""
 
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
+    def __init__(self, q: Tensor, k: Tensor, scaling: float, projected: tuple[Tensor, Tensor]) -> None:
+        self.q, self.k, self.scaling, self.projected = q, k, scaling, projected
 
 
-def enter(base: Any, first: nn.Module, text: Tensor) -> Stream:
-    """Return what enters the first block when the base model reads a text."""
+def _record(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    scaling = kwargs.get("scaling")
+    raise _Recorded(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, (query, key))
 
-    def stop(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        raise _Entered(Stream(arguments[0], arguments[1:], dict(keywords)))
 
-    handle = first.register_forward_pre_hook(stop, with_kwargs=True)
+AttentionInterface.register(RECORDER, _record)
+
+
+def enter(base: Any, blocks: list[nn.Module], text: Tensor) -> Stream:
+    """Return what enters the first block when the base model reads a text, and what else enters each of them."""
+    inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    first: list[Tensor] = []
+    contexts: list[Any] = []
+
+    def keep(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        hidden = keywords["hidden_states"] if "hidden_states" in keywords else arguments[0]
+        if not first:
+            first.append(hidden)
+            contexts.append(handed_on(dict(keywords)))
+        rest = {name: None if name == "hidden_states" else value for name, value in keywords.items()}
+        inputs.append(((None, *arguments[1:]) if arguments else (), rest))
+
+    handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
     try:
-        base(text, use_cache=False)
-    except _Entered as entered:
-        return entered.stream
+        base(text, **({"use_cache": False} if "use_cache" in _parameters(base) else {}))
     finally:
-        handle.remove()
-    raise RuntimeError("the base model's forward did not reach its first block")
+        for handle in handles:
+            handle.remove()
+    if not first:
+        raise RuntimeError("the base model's forward did not reach its first block")
+    context = contexts[0] if isinstance(contexts[0], ForwardContext) else None
+    return Stream(first[0], inputs, context)
 
 
-def _attention_inputs(block: nn.Module, attention: nn.Module, stream: Stream) -> tuple[Tensor, dict[str, Any]]:
-    """Return the hidden states and keywords that a block hands to its attention module."""
+def _parameters(base: Any) -> tuple[str, ...]:
+    return getattr(base, "stock_arguments", None) or tuple(inspect.signature(base.forward).parameters)
 
-    def stop(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        hidden = keywords.pop("hidden_states") if not arguments else arguments[0]
-        raise _Entered(Stream(hidden, (), keywords))
 
-    handle = attention.register_forward_pre_hook(stop, with_kwargs=True)
+@contextmanager
+def _seen_through(attention: Any, implementation: str) -> Iterator[None]:
+    """Let a module's attention function be another one within a `with` block."""
+    before = dict(vars(attention))
+    show_view(attention, implementation)
     try:
-        block(stream.hidden, *stream.arguments, **stream.keywords)
-    except _Entered as entered:
-        return entered.stream.hidden, entered.stream.keywords
+        yield
     finally:
-        handle.remove()
-    raise RuntimeError("the block did not reach its attention module")
+        show_config(attention)
+        for name, value in before.items():
+            if vars(attention).get(name) is not value:
+                setattr(attention, name, value)
 
 
-def projected(architecture: Architecture, block: nn.Module, attention: Any, student: Stream) -> tuple[Tensor, Tensor]:
+def _stock_record(block: nn.Module, attention: Any, stream: Stream) -> _Recorded:
+    """Return the queries and keys of a stock layer, after its own mechanism."""
+    with _seen_through(attention, RECORDER):
+        try:
+            stream.run(block)
+        except _Recorded as recorded:
+            return recorded
+    raise RuntimeError("the block did not reach its attention function")
+
+
+def _swapped_record(block: nn.Module, attention: Any, stream: Stream) -> _Recorded:
+    """Return the queries and keys of a swapped layer, with its scheme and as they arrived."""
+    assert stream.context is not None
+
+    def record(call: Any, pair: tuple[Tensor, Tensor], scaling: float, projected: tuple[Tensor, Tensor]) -> None:
+        raise _Recorded(*pair, scaling, projected)
+
+    with _seen_through(attention, IMPLEMENTATION):
+        try:
+            stream.run(block, stream.context._replace(record=record))
+        except _Recorded as recorded:
+            return recorded
+    raise RuntimeError("the block did not reach its attention function")
+
+
+def projected(block: nn.Module, attention: Any, student: Stream) -> tuple[Tensor, Tensor]:
     """Return the queries (B, H, L, d) and keys (B, Hkv, L, d) that a swapped layer projects, before its scheme."""
-    hidden, _ = _attention_inputs(block, attention, student)
-    q, k, _ = architecture.project(attention, hidden)
-    return q, k
+    return _swapped_record(block, attention, student).projected
 
 
 def projections(
@@ -129,27 +203,21 @@ def projections(
 ) -> Projections:
     """Return the queries and keys that a layer makes of one batch, as the stock layer and as the swapped one."""
     with natively(base, architecture):
-        hidden, keywords = _attention_inputs(block, attention, teacher)
-    q, k, _ = architecture.project(attention, hidden)
-    stock_query, stock_key = architecture.rotate_natively(attention, q, k, keywords)
-    hidden, keywords = _attention_inputs(block, attention, student)
-    context: ForwardContext = keywords[CONTEXT]
-    q, k, _ = architecture.project(attention, hidden)
-    if attention.pos_keep_native:
-        q, k = architecture.rotate_natively(attention, q, k, keywords)
-    q, k = _positioned(attention, q, k, context)
-    compared = compared_queries(q.shape[2], q.device)
+        stock = _stock_record(block, attention, teacher)
+    ours = _swapped_record(block, attention, student)
+    compared = compared_queries(ours.q.shape[2], ours.q.device)
     # Slices are copied and keys made compact, so that nothing else of the fused projection stays in memory.
     return Projections(
-        stock_query[:, :, compared], stock_key.contiguous(), q[:, :, compared], k.contiguous(), attention.scaling
+        stock.q[:, :, compared], stock.k.contiguous(), ours.q[:, :, compared], ours.k.contiguous(), ours.scaling
     )
 
 
-def turned_units(block: nn.Module, attention: Any, student: Stream, head_dim: int) -> Tensor:
+def turned_units(attention: Any, student: Stream, head_dim: int) -> Tensor:
     """Return what a layer's scheme makes of unit vector e as the key at position j, float32, (L, d, d)[j, e]."""
-    hidden, keywords = _attention_inputs(block, attention, student)
+    assert student.context is not None
+    hidden = student.hidden
     units = torch.eye(head_dim, device=hidden.device)[:, None, None].expand(-1, -1, hidden.shape[1], -1)
-    _, turned = _positioned(attention, units, units, keywords[CONTEXT])
+    _, turned = _positioned(attention, units, units, student.context)
     return turned[:, 0].transpose(0, 1)
 
 

@@ -5,8 +5,8 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import hf_posswap
-from hf_posswap.architectures import list_architectures
+from hf_posswap.architectures import architecture_of
+from hf_posswap.capabilities import cell
 from hf_posswap.comparison.cells import Cell
 from hf_posswap.comparison.settings import Settings, normalised
 from hf_posswap.demo import load_config, load_tokenizer
@@ -15,7 +15,7 @@ from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.perplexity import PROTOCOLS, planned_tokens
 from hf_posswap.evaluation.settings import chosen_device
 from hf_posswap.evaluation.texts import tokenise
-from hf_posswap.schemes import parse_scheme
+from hf_posswap.schemes import parse_scheme, schemes
 from hf_posswap.training.documents import from_files, require_apart
 from hf_posswap.training.loop import healing_length
 from hf_posswap.training.stages import calibration_length
@@ -164,22 +164,14 @@ def _check_training_texts(prepared: Prepared) -> None:
 
 def _refusals(settings: Settings, config: "PretrainedConfig", names: dict[str, str]) -> tuple[Refusal, ...]:
     """Look up each scheme's cell of the capability table."""
-    architecture = config.model_type
-    supported = list_architectures()
-    if architecture not in supported:
-        raise UnsupportedError(
-            f"architecture {architecture!r} of model {settings.model!r} is not supported. "
-            f"Allowed: {', '.join(supported)}."
-        )
-    cells = [cell for cell in hf_posswap.capabilities() if cell.architecture == architecture]
-    if any(cell.mode == "encoder" for cell in cells) and not getattr(config, "is_decoder", False):
+    architecture = architecture_of(config)
+    if not architecture.is_causal(config):
         raise EvaluationError(
-            f"model {settings.model!r} is an encoder ({architecture}): it sees the tokens it would be asked to "
+            f"model {settings.model!r} is an encoder ({architecture.name}): it sees the tokens it would be asked to "
             "predict. Compare measures causal language models, such as demo:gpt2 or demo:llama."
         )
-    reasons: dict[str, Any] = {
-        cell.scheme: cell.reason or "not supported" for cell in cells if cell.mode == "causal" and not cell.supported
-    }
+    cells = [cell(architecture, True, scheme) for scheme in schemes]
+    reasons: dict[str, Any] = {found.scheme: found.reason or "" for found in cells if not found.supported}
     refusals = tuple(Refusal(spec, reasons[name]) for spec, name in names.items() if name in reasons)
     if names and len(refusals) == len(names):
         listed = "\n".join(f"  {refusal.scheme}: {refusal.reason}" for refusal in refusals)

@@ -20,10 +20,10 @@ from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.biases import Bias
 from hf_posswap.errors import NotSwappedError
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.modules import CONTEXT, ForwardContext
 from hf_posswap.positions import Positions
 from hf_posswap.schemes import SchemeLayer
 from hf_posswap.schemes.content import log_groups
+from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapping import is_swapped, longest_position
 
 BIAS, COSINE_SUM = "bias", "cosine-sum"
@@ -73,7 +73,7 @@ def bias_by_distance(model: Any, longest: int = 1024, text: Tensor | None = None
     """
     if not is_swapped(model):
         raise NotSwappedError("a bias by distance is read from a swapped model: call hf_posswap.swap(model, scheme).")
-    base = model.base_model
+    base = core_of(model)
     limit = longest_position(model)
     distances = shown_distances(longest if limit is None else min(longest, limit - 1)).to(model.device)
     scheme = base.pos_scheme
@@ -87,7 +87,9 @@ def bias_by_distance(model: Any, longest: int = 1024, text: Tensor | None = None
     read = False
     for index, attention in layers:
         bias, reads_query = _bias(scheme, attention, places, queries.get(index))
-        cosine = _cosine_sum(scheme, attention.pos_scheme, fine)
+        # Other angles act in the model's own rotation, which turns as the scheme's layer would.
+        turning = scheme.make_layer(index) if scheme.enters_as_angles() else attention.pos_scheme
+        cosine = _cosine_sum(scheme, turning, fine)
         read = read or reads_query
         if bias is not None:
             biases[index] = bias
@@ -139,7 +141,7 @@ def _bias(scheme: Any, attention: Any, places: _Places, query: Tensor | None) ->
 
     def at(vector: Tensor) -> Tensor | None:
         queries = vector.float().expand(-1, -1, len(places), -1)
-        bias: Bias | None = attention.pos_scheme.bias(queries, positions, prepared, attention.scaling)
+        bias: Bias | None = attention.pos_scheme.bias(queries, positions, prepared, _scaling(attention, facts.head_dim))
         if bias is None:
             return None
         rows = bias.rows(places.query, places.query + 1)[0].expand(facts.num_heads, 1, len(places))
@@ -150,6 +152,12 @@ def _bias(scheme: Any, attention: Any, places: _Places, query: Tensor | None) ->
         return None, False
     reads_query = not torch.equal(bare, other)
     return (at(query) if reads_query and query is not None else bare), reads_query
+
+
+def _scaling(attention: Any, head_dim: int) -> float:
+    """Return the factor on a layer's q·k, which modules keep; where one does not, it is the usual one."""
+    scaling = getattr(attention, "scaling", None)
+    return scaling if isinstance(scaling, float) else head_dim**-0.5
 
 
 def _cosine_sum(scheme: Any, layer: SchemeLayer, places: _Places) -> Tensor:
@@ -171,30 +179,19 @@ def _cosine_sum(scheme: Any, layer: SchemeLayer, places: _Places) -> Tensor:
 def _mean_queries(model: Any, layers: Sequence[tuple[int, Any]], text: Tensor) -> dict[int, Tensor]:
     """Return the mean query of each head over a text, as the scheme's bias sees it, for each layer: (1, H, 1, d)."""
     found: dict[int, Tensor] = {}
-    architecture = architecture_of(model.config)
+    index_of = {id(attention): index for index, attention in layers}
+    core, training = core_of(model), model.training
 
-    def look(index: int, attention: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        hidden = arguments[0] if arguments else keywords["hidden_states"]
-        context: ForwardContext = keywords[CONTEXT]
-        q, k, _ = architecture.project(attention, hidden)
-        for stage in (attention.pos_scheme.transform, attention.pos_scheme.transform_cached):
-            q, k = stage(q, k, context.positions, context.prepared)
-        found[index] = q.float().mean((0, 2), keepdim=True)
+    def look(call: Any, pair: tuple[Tensor, Tensor], scaling: float, projected: Any) -> None:
+        found[index_of[id(call.module)]] = pair[0].float().mean((0, 2), keepdim=True)
 
-    training = model.training
-    handles = [
-        attention.register_forward_pre_hook(
-            lambda module, arguments, keywords, index=index: look(index, module, arguments, keywords), with_kwargs=True
-        )
-        for index, attention in layers
-    ]
+    core.pos_record = look
     try:
         model.eval()
-        model.base_model(text)
+        core(text)
     finally:
+        del core.pos_record
         model.train(training)
-        for handle in handles:
-            handle.remove()
     return found
 
 

@@ -17,6 +17,7 @@ from hf_posswap.evaluation.positions import BINS
 from hf_posswap.evaluation.windows import check_lengths
 from hf_posswap.reporting.result_files import STAGES
 from hf_posswap.schemes import parse_scheme, scheme_text
+from hf_posswap.swapped.plan import core_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -155,8 +156,9 @@ def scheme_label(settings: EvaluationSettings, config: "PretrainedConfig") -> st
     if entry is None:
         return "stock"
     with torch.device("meta"):
-        base = hf_posswap.AutoModel.from_config(copy.deepcopy(config)).base_model
-    return scheme_text(base.pos_scheme.config, architecture_of(config).facts(base))
+        base = hf_posswap.AutoModel.from_config(copy.deepcopy(config))
+    core = core_of(base)
+    return scheme_text(core.pos_scheme.config, architecture_of(config).facts(core))
 
 
 def _require_allowed(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -15,7 +15,7 @@ from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.errors import HubError
 from hf_posswap.hub.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS, Contents, check_index, model_contents, read_shapes
 from hf_posswap.hub.results import read_json
-from hf_posswap.structure import scheme_keys
+from hf_posswap.swapped.plan import scheme_keys
 
 MODEL_TYPE_PREFIX = "posswap_"
 

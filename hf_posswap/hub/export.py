@@ -4,7 +4,6 @@ What a scheme is in a stock model its file says (`Scheme.as_stock`), how a famil
 (`Architecture.write_stock`); here the two are joined, and the folder is proved by loading it again.
 """
 
-import importlib
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass
@@ -15,13 +14,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_posswap.architectures import Architecture, architecture_of
+from hf_posswap.architectures import Architecture, architecture_named, architecture_of
 from hf_posswap.architectures.stock import StockModel
+from hf_posswap.configuration import stock_config_class
 from hf_posswap.errors import NotSwappedError, PosSwapError, UnsupportedError
-from hf_posswap.offloading import device_of
 from hf_posswap.reporting.files import OutputError, prepare_folder
 from hf_posswap.schemes import schemes
 from hf_posswap.schemes.base import Scheme
+from hf_posswap.swapped.offloading import device_of
+from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapping import is_swapped, longest_position
 
 PROBE_LENGTH = 64
@@ -97,8 +98,8 @@ def export_native(model: Any, directory: str | Path, max_length: int | None = No
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"{str(folder)!r} is not empty. Give a new folder: an export leaves no older file in it.")
     architecture = architecture_of(model.config)
-    form = _form(model.base_model.pos_scheme, architecture)
-    stock = architecture.write_stock(model.base_model, form, longest_position(model), max_length)
+    form = _form(core_of(model), architecture)
+    stock = architecture.write_stock(core_of(model), form, longest_position(model), max_length)
     skeleton = _fill(_skeleton(model, architecture, stock), model, stock)
     prepare_folder(folder.parent)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -114,7 +115,7 @@ def export_native(model: Any, directory: str | Path, max_length: int | None = No
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Export(
-        str(folder), type(skeleton).__name__, model.base_model.pos_scheme.name, stock.words, stock.max_length,
+        str(folder), type(skeleton).__name__, core_of(model).pos_scheme.name, stock.words, stock.max_length,
         typical, largest, form.note,
     )  # fmt: skip
 
@@ -128,7 +129,7 @@ def _check(model: Any, max_length: int | None) -> None:
             f"{type(model).__name__} carries adapters or wraps the model. peft's merge_and_unload() makes a plain "
             "model of it, which can be exported."
         )
-    if model.base_model.pos_ramp is not None:
+    if core_of(model).pos_ramp is not None:
         raise UnsupportedError(
             "a ramp still mixes the old mechanism in. End it: hf_posswap.ramp.set_ramp(model, None)."
         )
@@ -140,14 +141,15 @@ def _check(model: Any, max_length: int | None) -> None:
         raise UnsupportedError(f"max_length is {max_length}; it must be at least 1.")
 
 
-def _form(scheme: Scheme, architecture: Architecture) -> Any:
+def _form(core: Any, architecture: Architecture) -> Any:
     """Return what the scheme is in a stock model of the family.
 
     Raises:
         UnsupportedError: nothing; names the schemes that are something.
     """
+    scheme: Scheme = core.pos_scheme
     place = f"scheme {scheme.name!r} on {architecture.name!r} cannot be exported to stock transformers"
-    known = architecture.stock_forms()
+    known = architecture.stock_forms(core)
     names = [other.name for other in schemes if other.stock_form in known]
     could = f"Of {architecture.name!r} these can be exported: {', '.join(sorted(names)) or 'none'}. Any other swap is "
     could += "saved by save_pretrained, and loaded where hf_posswap is installed."
@@ -162,13 +164,11 @@ def _form(scheme: Scheme, architecture: Architecture) -> Any:
 
 def _skeleton(model: Any, architecture: Architecture, stock: StockModel) -> Any:
     """Return the stock model without weights."""
-    path = stock.configuration_class or architecture.configuration_class
-    module_name, _, config_name = path.rpartition(".")
-    config_class = getattr(importlib.import_module(module_name), config_name)
-    old = architecture.configuration_class.rpartition(".")[2].removesuffix("Config")
-    name = type(model).stock_class.__name__.replace(old, config_name.removesuffix("Config"), 1)
-    modeling = importlib.import_module(stock.modeling_module or architecture.modeling_module)
-    model_class = getattr(modeling, name, None)
+    target = architecture if stock.model_type is None else architecture_named(stock.model_type)
+    config_class, old_class = stock_config_class(target), stock_config_class(architecture)
+    old, new = (known.__name__.removesuffix("Config") for known in (old_class, config_class))
+    name = type(model).stock_class.__name__.replace(old, new, 1)
+    model_class = target.model_class(name)
     if model_class is None:
         raise UnsupportedError(f"transformers has no {name}, which this head would need.")
     values = {key: value for key, value in model.config.to_dict().items() if key not in OF_THE_SWAP}
@@ -183,7 +183,8 @@ def _fill(skeleton: Any, model: Any, stock: StockModel) -> Any:
     Raises:
         UnsupportedError: the model has weights of its own which no stock model has.
     """
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    core = core_of(model)
+    prefix = next((f"{name}." for name, module in model.named_modules() if module is core and name), "")
     weights = dict(model.state_dict()) | {prefix + name: value for name, value in stock.weights.items()}
     wanted = skeleton.state_dict()
     # A retired table lies beside the weight that takes its place.
@@ -207,12 +208,14 @@ def _compare(model: Any, stock: Any, architecture: Architecture, max_length: int
     Raises:
         ExportError: further than rounding.
     """
-    device = device_of(model.base_model.get_input_embeddings())
+    device = device_of(model.get_input_embeddings())
     stock.to(device).eval()
     length = min(PROBE_LENGTH, max_length)
     generator = torch.Generator().manual_seed(PROBE_SEED)
     tokens = torch.randint(model.config.vocab_size, (1, length), generator=generator).to(device)
-    ends = {length, max_length} if architecture.table_path is not None else {length, max_length, 2 * max_length}
+    ends = {length, max_length}
+    if architecture.table_path(core_of(model)) is None:
+        ends.add(2 * max_length)
     training = model.training
     model.eval()
     try:

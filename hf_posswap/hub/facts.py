@@ -15,7 +15,7 @@ from hf_posswap.hub.errors import HubError
 from hf_posswap.hub.results import HEALING_FILE, LENGTHS_FILE, Measurement, Results, Row, read_results
 from hf_posswap.origin import cached_license, is_license, is_repo_id
 from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme, scheme_class
-from hf_posswap.swapping import longest_position, train_length
+from hf_posswap.swapping import longest_position, stock_longest_position, train_length
 
 FindLicense = Callable[[str, str | None], str | None]
 """Finds the licence on the card of a Hub model, given its name and its commit or None."""
@@ -142,7 +142,7 @@ def folder_facts(
         base=base_of(config.pos_scheme, base_model, license, find_license),
         scheme=scheme_class(options.name),
         options=options,
-        native=architecture_of(config).native,
+        native=config.pos_scheme["native"],
         auto_class=_auto_class(auto_classes(architecture_of(config)), stock),
         model=_model_facts(checkpoint.model),
         parameters=sum(weight.numel() for weight in checkpoint.model.parameters()),
@@ -163,7 +163,7 @@ def _model_facts(model: Any) -> ModelFacts:
         layers=model.config.num_hidden_layers,
         train_length=train_length(model),
         longest=longest_position(model),
-        longest_before=train_length(model) if architecture.table_path is not None else None,
+        longest_before=stock_longest_position(model),
     )
 
 

@@ -36,7 +36,8 @@ class ModelFacts:
         causal: whether self-attention is causal.
         native: name of the scheme the stock model has.
         embedding_rms: root mean square of the token embeddings of a model without a position table; with one, 1.
-        native_rope: the stock model's RoPE options, if its native scheme is RoPE (fields of `RopeConfig`).
+        native_rope: the stock model's RoPE options, if it has RoPE (fields of `RopeConfig`); None if they are unknown.
+        native_rope_unread: why they are unknown, if it has RoPE and they are.
         native_table: the stock position table (rows, D), if it has one.
     """
 
@@ -51,6 +52,7 @@ class ModelFacts:
     native: str
     embedding_rms: float = 1.0
     native_rope: dict[str, Any] | None = None
+    native_rope_unread: str | None = None
     native_table: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -160,9 +162,23 @@ class SchemeLayer(nn.Module):
     scales_in_prepare: ClassVar[bool] = False
     """Whether `Scheme.prepare_at` is all that a ramp takes for the transforms, see there."""
 
+    @property
+    def enters_attention(self) -> bool:
+        """Whether any hook below does something, so that the layer's attention has to run through the scheme."""
+        hooks = ("transform_query", "transform_key", "transform_cached", "bias", "mix")
+        return any(getattr(type(self), name) is not getattr(SchemeLayer, name) for name in hooks)
+
+    def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
+        """Change the queries q (B, H, Lq, d); nothing of them is cached."""
+        return q
+
+    def transform_key(self, k: Tensor, positions: Positions, prepared: Any) -> Tensor:
+        """Change the new keys k (B, Hkv, Lq, d), which stand at `positions.query`, before they enter the cache."""
+        return k
+
     def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
-        """Change q (B, H, Lq, d) and the new keys k (B, Hkv, Lq, d) before the cache."""
-        return q, k
+        """Change q (B, H, Lq, d) and the new keys k (B, Hkv, Lq, d) as before the cache."""
+        return self.transform_query(q, positions, prepared), self.transform_key(k, positions, prepared)
 
     def transform_cached(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
         """Change q (B, H, Lq, d) and all keys k (B, Hkv, Lk, d) after the cache, which then holds them unchanged."""
@@ -220,18 +236,21 @@ class PartialLayer:
         """See `SchemeLayer.mixes_values`."""
         return self.layer.mixes_values
 
-    def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
-        """See `SchemeLayer.transform`."""
-        return self._blended(q, k, self.layer.transform(q, k, positions, prepared))
+    def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
+        """See `SchemeLayer.transform_query`."""
+        return self._blended(q, self.layer.transform_query(q, positions, prepared))
+
+    def transform_key(self, k: Tensor, positions: Positions, prepared: Any) -> Tensor:
+        """See `SchemeLayer.transform_key`."""
+        return self._blended(k, self.layer.transform_key(k, positions, prepared))
 
     def transform_cached(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
         """See `SchemeLayer.transform_cached`."""
-        return self._blended(q, k, self.layer.transform_cached(q, k, positions, prepared))
+        new_q, new_k = self.layer.transform_cached(q, k, positions, prepared)
+        return self._blended(q, new_q), self._blended(k, new_k)
 
-    def _blended(self, q: Tensor, k: Tensor, transformed: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        if self.layer.scales_in_prepare:
-            return transformed
-        return blend(q, transformed[0], self.share), blend(k, transformed[1], self.share)
+    def _blended(self, old: Tensor, new: Tensor) -> Tensor:
+        return new if self.layer.scales_in_prepare else blend(old, new, self.share)
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias | None:
         """See `SchemeLayer.bias`."""
@@ -298,6 +317,14 @@ class Scheme(nn.Module):
 
     def length_dependent(self) -> bool:
         """Return whether what a token computes depends on the total text length, not only on what precedes it."""
+        return False
+
+    def enters_as_angles(self) -> bool:
+        """Return whether the scheme is other angles for a model's own rotation, which `prepare` then returns."""
+        return False
+
+    def is_native(self) -> bool:
+        """Return whether the scheme is what the model has, so that nothing of it is to be changed."""
         return False
 
     def keeps_raw_keys(self) -> bool:

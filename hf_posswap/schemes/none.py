@@ -39,11 +39,9 @@ class NoneConfig(SchemeConfig):
 class NoneLayer(SchemeLayer):
     """Scales the queries by DroPE's recalibration, if it is on."""
 
-    def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
-        """See `SchemeLayer.transform`."""
-        if prepared is None:
-            return q, k
-        return (q.float() * prepared).to(q.dtype), k
+    def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
+        """See `SchemeLayer.transform_query`."""
+        return q if prepared is None else (q.float() * prepared).to(q.dtype)
 
 
 @register_scheme
@@ -89,9 +87,9 @@ class NoPositions(Scheme):
         factor = 1 + self.config.recalibration * torch.log(ratio.clamp(min=1))
         return factor[:, None, :, None]
 
-    def make_layer(self, layer_index: int) -> NoneLayer:
+    def make_layer(self, layer_index: int) -> SchemeLayer:
         """See `Scheme.make_layer`."""
-        return NoneLayer()
+        return NoneLayer() if self.config.recalibration else SchemeLayer()
 
     def as_stock(self) -> NoMechanism:
         """See `Scheme.as_stock`."""

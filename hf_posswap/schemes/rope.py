@@ -90,6 +90,8 @@ class RopeConfig(SchemeConfig):
 
     def resolve(self, facts: ModelFacts) -> "RopeConfig":
         """Take base, train length and, for `native`, the whole scaling from the model."""
+        if facts.native_rope_unread is not None and not self.keep_native:
+            return self
         native = facts.native_rope or {"scaling": "none", "base": 10000.0}
         if self.scaling == "native":
             own: dict[str, Any] = {
@@ -150,11 +152,13 @@ class RopeLayer(SchemeLayer):
         super().__init__()
         self.interleaved = interleaved
 
-    def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Rotations) -> tuple[Tensor, Tensor]:
-        """Turn q and the new keys, unless keys are cached unrotated."""
-        if prepared.key is not None:
-            return q, k
-        return rotate(q, prepared.query, self.interleaved), rotate(k, prepared.query, self.interleaved)
+    def transform_query(self, q: Tensor, positions: Positions, prepared: Rotations) -> Tensor:
+        """Turn q, unless keys are cached unrotated."""
+        return q if prepared.key is not None else rotate(q, prepared.query, self.interleaved)
+
+    def transform_key(self, k: Tensor, positions: Positions, prepared: Rotations) -> Tensor:
+        """Turn the new keys, unless keys are cached unrotated."""
+        return self.transform_query(k, positions, prepared)
 
     def transform_cached(
         self, q: Tensor, k: Tensor, positions: Positions, prepared: Rotations
@@ -191,6 +195,13 @@ class Rope(Scheme):
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
         """Dimensions turn in pairs, and longrope's lists have one entry a pair."""
         assert isinstance(config, RopeConfig)
+        if facts.native_rope_unread is not None and not config.keep_native:
+            if dataclasses.replace(config, layers=None) == RopeConfig():
+                return None
+            return (
+                f"the model has a RoPE of its own that scheme 'rope' cannot read, so it cannot be scaled: "
+                f"{facts.native_rope_unread}. Scheme 'rope' without options keeps it as it is."
+            )
         rotated = config.rotated(facts.head_dim)
         if rotated < 2 or rotated % 2:
             return (
@@ -227,6 +238,18 @@ class Rope(Scheme):
         turning = pairs[rates.argsort(stable=True)].flatten()
         return torch.cat((torch.arange(rotated, head_dim), turning))
 
+    def enters_as_angles(self) -> bool:
+        """See `Scheme.enters_as_angles`; a model's own rotation turns keys before they are cached."""
+        has_own = self.facts.native_rope is not None or self.facts.native_rope_unread is not None
+        return has_own and not self.config.keep_native and not self.keeps_raw_keys()
+
+    def is_native(self) -> bool:
+        """See `Scheme.is_native`."""
+        if self.facts.native_rope is None:
+            return self.enters_as_angles()
+        native = RopeConfig(**self.facts.native_rope).resolve(self.facts)
+        return self.enters_as_angles() and dataclasses.replace(self.config, layers=None) == native
+
     def frequencies(self, lengths: Tensor) -> Tensor:
         """Return θ_n, float32, (r/2,), or (B, r/2) for text lengths (B, 1) if they depend on it."""
         config, rotated = self.config, self.config.rotated(self.facts.head_dim)
@@ -261,7 +284,12 @@ class Rope(Scheme):
         return self.prepare_at(positions, None)
 
     def prepare_at(self, positions: Positions, share: Tensor | None) -> Rotations:
-        """See `Scheme.prepare_at`: every angle is scaled by the share; None: the angles as they are."""
+        """See `Scheme.prepare_at`: every angle is scaled by the share; None: the angles as they are.
+
+        None is returned for the angles of a model that could not be read: they stay, and nothing else is known of them.
+        """
+        if self.config.scaling == "native":
+            return None  # type: ignore[return-value]
         theta = self.frequencies(positions.row_lengths())
         query = self.rotation(positions.query, theta, share)
         key = self.rotation(positions.key, theta, share) if self.keeps_raw_keys() else None

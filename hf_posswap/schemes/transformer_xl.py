@@ -37,9 +37,9 @@ class TransformerXLLayer(SchemeLayer):
         self.position_bias = nn.Parameter(torch.zeros(heads, dim))
         self.position_weight = nn.Parameter(torch.zeros(heads * dim, scheme.facts.hidden_size))
 
-    def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
+    def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
         """Q + u, which gives the terms (a) and (c) of the paper's equation."""
-        return (q.float() + self.content_bias.float()[:, None]).to(q.dtype), k
+        return (q.float() + self.content_bias.float()[:, None]).to(q.dtype)
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
         """(q + v)·W_R·r_Δ/√d, the terms (b) and (d); `q` holds u already."""

@@ -21,11 +21,11 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from hf_posswap.architectures import architectures
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.checkpoint import config_from_entry, validate_entry
 from hf_posswap.errors import PosSwapError
-from hf_posswap.modules import SwappedAttention, SwappedBaseModel
+from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
+from hf_posswap.swapping import native_scheme
 
 SCHEME = "pos_scheme"
 """Name of the scheme's modules in a model, and of the scheme's entry in a config."""
@@ -178,9 +178,10 @@ def places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield module, SCHEME
         if isinstance(module, SwappedAttention) or module.pos_scheme.brings_whole_table():
             continue
-        if isinstance(module.architecture.position_table(module), RetiredTable):
-            path, _, name = str(module.architecture.table_path).rpartition(".")
-            yield module.get_submodule(path), name
+        path = module.architecture.table_path(module)
+        if path is not None and isinstance(module.get_submodule(path), RetiredTable):
+            parent, _, name = path.rpartition(".")
+            yield module.get_submodule(parent), name
 
 
 def carry(tuner: BaseTuner, model: nn.Module, adapter_name: str) -> None:
@@ -270,8 +271,10 @@ def _in_words(entry: Any, other: Any = None) -> str:
 
 def _native(model: Any, entry: Any) -> str:
     """Return the name of a model's stock scheme; of an unsupported family, that of the swapped model at hand."""
-    model_type = str(getattr(getattr(model, "config", None), "model_type", "")).removeprefix("posswap_")
-    return repr(architectures.get(model_type).native if model_type in architectures.names() else entry["native"])
+    try:
+        return repr(native_scheme(model))
+    except (PosSwapError, AttributeError):
+        return repr(entry["native"])
 
 
 def __getattr__(name: str) -> Any:

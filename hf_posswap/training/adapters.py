@@ -9,7 +9,6 @@
 What the adapter carries, and what it refuses, is in `hf_posswap.training.adapter_schemes`.
 """
 
-import importlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_posswap.architectures import Architecture, architecture_of
+from hf_posswap.architectures.discovery import stock_class_of
 from hf_posswap.auto_classes import AUTO_CLASS_OF_TASK, auto_classes
 from hf_posswap.configuration import PREFIX
 from hf_posswap.modeling import swapped_class
-from hf_posswap.structure import stock_class_of
+from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapping import is_swapped, swap
 from hf_posswap.training.adapter_schemes import SCHEME, AdapterError
 
@@ -88,7 +88,7 @@ def _projections(model: Any, architecture: Architecture) -> set[str]:
     """Return the names, below a transformer block, of its linear layers; see `exclude_scheme` for the scheme's own."""
     return {
         name
-        for block, _ in architecture.blocks(model.base_model)
+        for block, _ in architecture.blocks(core_of(model))
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
     }
@@ -159,8 +159,7 @@ def _class_of(folder: str | Path, config: Any, name: str, kwargs: dict[str, Any]
         return getattr(transformers, AUTO_CLASS_OF_TASK[config.task_type])
     class_name = (config.auto_mapping or {}).get("base_model_class", "")
     base_config = transformers.AutoConfig.from_pretrained(name, **_for_config(kwargs))
-    module = importlib.import_module(architecture_of(base_config).modeling_module)
-    stock = getattr(module, class_name.removeprefix(PREFIX), None)
+    stock = architecture_of(base_config).model_class(class_name.removeprefix(PREFIX))
     if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel)):
         raise AdapterError(
             f"adapter {str(folder)!r} was trained on a {class_name or 'model of unknown class'}, which "

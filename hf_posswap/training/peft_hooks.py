@@ -20,7 +20,6 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.integrations.peft import PeftAdapterMixin
 from transformers.utils import find_adapter_config_file
 
-from hf_posswap.architectures import architectures
 from hf_posswap.checkpoint import mark_healed
 from hf_posswap.errors import PosSwapError
 from hf_posswap.swapping import is_swapped
@@ -166,9 +165,8 @@ def _teach_default_targets() -> None:
     """Let peft adapt the same layers of a swapped model as of the stock one when none are named."""
     for name, mapping in vars(constants).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_"):
-            for architecture in architectures.names():
-                if architecture in mapping:
-                    mapping.setdefault(f"posswap_{architecture}", mapping[architecture])
+            for model_type in list(mapping):
+                mapping.setdefault(f"posswap_{model_type}", mapping[model_type])
 
 
 _teach_default_targets()

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import RepositoryNotFoundError
 
 import hf_posswap
-from hf_posswap.architectures import architectures
+from hf_posswap.architectures import architecture_named
 from hf_posswap.configuration import remote_code_of
 from hf_posswap.demo import load_model, load_tokenizer
 from hf_posswap.hub import Target, push_folder
@@ -139,7 +139,7 @@ def test_a_private_model_shows_itself_to_its_owner_only(
 def test_the_remote_code_is_written_anew(client: HubServer, swapped: Path) -> None:
     (swapped / "modeling_posswap.py").write_text("import os\nos.system('true')\n")
     push_folder(swapped, Target(REPO))
-    assert client.files(REPO)["modeling_posswap.py"].decode() == remote_code_of(architectures.get("gpt2"))
+    assert client.files(REPO)["modeling_posswap.py"].decode() == remote_code_of(architecture_named("gpt2"))
 
 
 def test_weights_of_an_earlier_upload_do_not_stay(client: HubServer, swapped: Path, tmp_path: Path) -> None:

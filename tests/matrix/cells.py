@@ -1,7 +1,6 @@
 """The cells of the matrix, generated from the registries, and the small models they are tested on."""
 
 import dataclasses
-import importlib
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,10 +10,12 @@ import transformers
 from torch import Tensor
 
 import hf_posswap
-from hf_posswap.architectures import Architecture, architectures
+from hf_posswap.architectures import Architecture, architecture_named
+from hf_posswap.capabilities import CORE
 from hf_posswap.configuration import stock_config_class
 from hf_posswap.errors import PosSwapError, SchemeConfigError
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, schemes
+from hf_posswap.swapped.plan import core_of
 
 TRAIN_LENGTH = 32
 VOCABULARY = 97
@@ -57,6 +58,17 @@ class Cell:
         return model
 
 
+SPECIAL: dict[str, dict[str, Any]] = {
+    "gemma3_text": {
+        "head_dim": HEAD_DIM,
+        "query_pre_attn_scalar": HEAD_DIM,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }
+}
+"""What makes a family the special one that it is, in small."""
+
+
 def scheme_variants() -> list[tuple[str, SchemeConfig]]:
     """Every scheme with its defaults, with each choice of its variant option, and with each switch flipped."""
     found: list[tuple[str, SchemeConfig]] = []
@@ -88,9 +100,9 @@ EXTRA_VARIANTS = (
 def all_cells() -> list[Cell]:
     """Every cell, supported or not."""
     return [
-        Cell(architecture.name, causal, config, label)
-        for architecture in sorted(architectures, key=lambda item: item.name)
-        for causal in architecture.modes
+        Cell(architecture, causal, config, label)
+        for architecture in CORE
+        for causal in architecture_named(architecture).modes
         for label, config in scheme_variants()
     ]
 
@@ -117,7 +129,7 @@ def default_cells() -> list[Cell]:
 
 def small_config(architecture: str, causal: bool, **extra: Any) -> Any:
     """A stock config of three layers, by the names that all families share."""
-    family: Architecture = architectures.get(architecture)
+    family = architecture_named(architecture)
     shared = {
         "vocab_size": VOCABULARY,
         "hidden_size": HEADS * HEAD_DIM,
@@ -132,7 +144,7 @@ def small_config(architecture: str, causal: bool, **extra: Any) -> Any:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    return stock_config_class(family)(**(shared | _without_dropout(family) | extra))
+    return stock_config_class(family)(**(shared | _without_dropout(family) | SPECIAL.get(architecture, {}) | extra))
 
 
 def _without_dropout(family: Architecture) -> dict[str, float]:
@@ -149,7 +161,7 @@ def small_model(architecture: str, causal: bool, seed: int = 0, **extra: Any) ->
 
 def scheme_parameters(model: Any) -> list[torch.nn.Parameter]:
     """The parameters that the swap added."""
-    modules = [model.base_model.pos_scheme, *(m for m in model.modules() if isinstance(m, SchemeLayer))]
+    modules = [core_of(model).pos_scheme, *(m for m in model.modules() if isinstance(m, SchemeLayer))]
     return [parameter for module in modules for parameter in module.parameters()]
 
 
@@ -167,4 +179,4 @@ def random_tokens(batch: int, length: int, seed: int = 2) -> Tensor:
 
 
 def class_of(architecture: str, name: str) -> Any:
-    return getattr(importlib.import_module(architectures.get(architecture).modeling_module), name)
+    return architecture_named(architecture).model_class(name)

@@ -9,8 +9,8 @@ import torch
 import transformers
 
 import hf_posswap
-from hf_posswap.modules import ForwardContext
 from hf_posswap.positions import Positions
+from hf_posswap.swapped.modules import ForwardContext
 from tests.matrix.cells import randomise
 
 SCHEMES = ["alibi", "sinusoidal", "rope", "t5:per_layer=true"]

@@ -1,19 +1,13 @@
 """From the arguments of a base model's forward to `Positions`, once per forward."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from hf_posswap.errors import PositionError
 from hf_posswap.positions import Positions
-
-
-def cache_among(values: Iterable[Any]) -> Any:
-    """Return the cache among the arguments of a forward, or None: releases of transformers call it by other names."""
-    return next((value for value in values if isinstance(value, Cache)), None)
+from hf_posswap.swapped.cache_view import cache_among
 
 
 def positions_of(arguments: dict[str, Any], length: int, device: torch.device, causal: bool) -> Positions:
@@ -30,12 +24,13 @@ def positions_of(arguments: dict[str, Any], length: int, device: torch.device, c
     """
     cache, mask = cache_among(arguments.values()), arguments.get("attention_mask")
     if isinstance(mask, dict):
-        # In families with several kinds of layers, generation hands over a mask for each kind.
-        mask = mask.get("full_attention")
+        # In families with several kinds of layers, generation hands over a mask for each: the longest tells most.
+        tensors = [value for value in mask.values() if isinstance(value, Tensor)]
+        mask = max(tensors, key=lambda value: value.shape[-1]) if tensors else None
     offset: int | Tensor = 0 if cache is None else cache.get_seq_length()
     if isinstance(offset, Tensor):
         offset = offset.clone()  # a static cache counts on in place, layer by layer
-    key_length = length if cache is None else cache.get_mask_sizes(length, 0)[0]
+    key_length = length if cache is None else _keys_of_text(cache, length)
     cached = cache is not None and not (isinstance(offset, int) and offset == 0)
     counted = _counted_positions(mask, key_length)
     key = torch.arange(key_length, device=device).unsqueeze(0) if counted is None else counted.to(device)
@@ -58,6 +53,14 @@ def positions_of(arguments: dict[str, Any], length: int, device: torch.device, c
     if cached:
         return Positions(given, key, offset, causal, by_index=None)
     return Positions(given, _pad_keys(given, key_length), offset, causal, by_index=False)
+
+
+def _keys_of_text(cache: Any, length: int) -> int:
+    """Return how many keys the text will have in a cache, those that a sliding window has dropped included."""
+    layers = range(max(1, len(getattr(cache, "layers", ()))))
+    without = [getattr(cache, name, None) for name in ("is_linear", "is_dummy")]  # layers that keep no keys
+    skipped = {n for flags in without if isinstance(flags, list) for n, flag in enumerate(flags) if flag}
+    return max(sum(cache.get_mask_sizes(length, layer)) for layer in (set(layers) - skipped) or {0})
 
 
 def _counted_positions(mask: Any, key_length: int) -> Tensor | None:

@@ -10,14 +10,18 @@ from torch import Tensor, nn
 from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.checkpoint import is_healed
-from hf_posswap.offloading import device_of
 from hf_posswap.schemes import SchemeLayer, scheme_class
+from hf_posswap.swapped.offloading import device_of
+from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapping import (
     config_of,
     is_swapped,
     longest_position,
+    native_scheme,
     path_of,
     plain_model,
+    proof_of,
+    stock_longest_position,
     train_length,
     without_scheme,
 )
@@ -64,6 +68,7 @@ class Description:
         attention: the attention path that will run.
         healed: whether the weights have learned with the scheme, so that they are no longer the stock model's.
         probe: how far the output moved; None for a stock model or one without weights.
+        proof: what the swap's own checks showed, in words; None for a stock model.
     """
 
     model: str
@@ -82,6 +87,7 @@ class Description:
     attention: str
     healed: bool
     probe: Probe | None
+    proof: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as a JSON-ready dictionary."""
@@ -108,6 +114,7 @@ class Description:
             **({"weights": "healed: they have learned with the scheme"} if self.healed else {}),
             attention=self.attention,
             probe=_verdict(self.probe, self.healed),
+            proof=self.proof or "",
         ))  # fmt: skip
 
 
@@ -162,7 +169,7 @@ def describe(model: Any) -> Description:
         "model": type(model).__name__,
         "architecture": architecture.name,
         "mode": "causal" if causal else "encoder",
-        "native": architecture.native,
+        "native": native_scheme(model),
         "train_length": train_length(model),
     }
     if not is_swapped(model):
@@ -173,32 +180,35 @@ def describe(model: Any) -> Description:
             parameters_after=parameters, longest_before=longest, longest_after=longest, attention=backend, healed=False,
             probe=None,
         )  # fmt: skip
-    base = model.base_model
+    base = core_of(model)
     layers = [layer for layer in _acting(base) if isinstance(layer, SchemeLayer)]
-    table = architecture.position_table(base)
+    table, proof = architecture.position_table(base), proof_of(model)
     return Description(
         **shared,
         scheme=base.pos_scheme.name,
         options=model.config.pos_scheme["options"],
-        removed=_removed(architecture.native, table, layers, model),
+        removed=_removed(shared["native"], table, layers, base),
         added=_added(base, layers),
         parameters_before=_parameters_before(parameters, base, layers, table),
         parameters_after=parameters,
-        longest_before=train_length(model) if architecture.table_path is not None else None,
+        longest_before=stock_longest_position(model),
         longest_after=longest_position(model),
         attention=path_of(base.pos_scheme, layers[0] if layers else SchemeLayer(), model),
         healed=is_healed(model.config),
         probe=probe(model),
+        proof="not verified" if proof is None else str(proof),
     )
 
 
-def _removed(native: str, table: Any, layers: list[SchemeLayer], model: Any) -> str:
-    if model.config.pos_scheme["options"].get("keep_native"):
+def _removed(native: str, table: Any, layers: list[SchemeLayer], base: Any) -> str:
+    if base.pos_scheme.config.keep_native:
         return "nothing: the scheme is added to the model's own"
+    if base.pos_scheme.is_native():
+        return "nothing: the scheme is the model's own"
     if isinstance(table, RetiredTable):
         mean = "its mean row stays" if bool(table.weight.detach().any()) else "nothing stays in its place"
         return f"{native} position table of {table.table.shape[0]} rows ({mean})"
-    return f"{native} in {len(layers)} of {model.config.num_hidden_layers} layers"
+    return f"{native} in {len(layers)} of {base.config.num_hidden_layers} layers"
 
 
 def _added(base: Any, layers: list[SchemeLayer]) -> str:
@@ -254,7 +264,7 @@ def probe(model: Any) -> Probe | None:
         NotSwappedError: the model is not swapped.
     """
     model = plain_model(model)
-    device = device_of(model.base_model.get_input_embeddings())
+    device = device_of(model.get_input_embeddings())
     if device.type == "meta":
         return None
     limit = longest_position(model)

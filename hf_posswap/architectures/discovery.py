@@ -1,0 +1,172 @@
+"""Where positions enter a model, found from its module tree.
+
+Modules are found by their type and by what their code does, not by their names: an attention module is one whose
+forward reads an `AttentionInterface`; a position table is an embedding of as many rows as the config has positions.
+What is found here is proved by running, see `hf_posswap.swapped.proof`: a mechanism that was missed is a refusal.
+"""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from types import CodeType
+from typing import Any
+
+from torch import nn
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+
+MOST_UNUSABLE_ROWS = 4
+"""Rows that a position table may have beyond the config's number of positions; OPT and BART have 2."""
+
+
+@dataclass(frozen=True)
+class AttentionSeam:
+    """A self-attention module.
+
+    Attributes:
+        path: its name below the base model.
+        layer: number of its layer, counted from 0.
+        module: the module.
+    """
+
+    path: str
+    layer: int
+    module: Any
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+@cache
+def reads_interface(module_class: type[nn.Module]) -> bool:
+    """Return whether a module's forward chooses its attention function from an `AttentionInterface`."""
+    function = inspect.unwrap(module_class.forward)
+    code, scope = getattr(function, "__code__", None), getattr(function, "__globals__", {})
+    if code is None:
+        return False
+    return any(isinstance(scope.get(name), AttentionInterface) for name in _names_in(code))
+
+
+def stock_class_of(module: nn.Module) -> type:
+    """Return the stock class of a module, swapped or not."""
+    return vars(type(module)).get("stock_class", type(module))
+
+
+def self_attention(base: nn.Module, is_attention: Any = reads_interface) -> list[AttentionSeam]:
+    """Return the self-attention modules below a base model, in the order of the layers.
+
+    A layer's number is the place of its block in a list of blocks. Cross-attention is left out: it is the second
+    attention of a block, and says so.
+
+    Args:
+        base: the base model.
+        is_attention: tells the classes of attention modules.
+    """
+    found: list[AttentionSeam] = []
+    blocks: set[str] = set()
+    for path, module in base.named_modules():
+        if not is_attention(stock_class_of(module)) or getattr(module, "is_cross_attention", False):
+            continue
+        if not _is_of(module, base.config):
+            continue
+        block = block_of(path)
+        if block in blocks:
+            continue
+        blocks.add(block)
+        found.append(AttentionSeam(path, len(found), module))
+    numbers = [int(number) for seam in found if (number := block_of(seam.path).rpartition(".")[2]).isdigit()]
+    if len(set(numbers)) == len(found):  # in hybrids only some blocks have attention
+        return [replace(seam, layer=number) for seam, number in zip(found, numbers, strict=True)]
+    return found
+
+
+def _is_of(module: nn.Module, config: Any) -> bool:
+    """Return whether a module belongs to the model with this config, and not to another model inside it."""
+    configs = [value for value in vars(module).values() if isinstance(value, PreTrainedConfig)]
+    return not configs or any(isinstance(known, stock_config_type(config)) for known in configs)
+
+
+def stock_config_type(config: Any) -> type:
+    """Return the stock class of a config, swapped or not."""
+    return vars(type(config)).get("stock_class", type(config))
+
+
+def block_of(path: str) -> str:
+    """Return the name of the transformer block that a module stands in: its path up to the last number."""
+    parts = path.split(".")
+    numbers = [place for place, part in enumerate(parts) if part.isdigit()]
+    return ".".join(parts[: numbers[-1] + 1]) if numbers else path
+
+
+def position_table(base: Any) -> tuple[str, nn.Embedding] | None:
+    """Return the name and module of a base model's position table, or None.
+
+    It is an embedding as wide as the tokens' or the model, with a row for each of the config's positions and at most a
+    few more.
+    """
+    longest = getattr(base.config, "max_position_embeddings", None)
+    tokens, width = base.get_input_embeddings(), getattr(base.config, "hidden_size", None)
+    if not isinstance(longest, int) or not isinstance(tokens, nn.Embedding):
+        return None
+    found = [
+        (name, module)
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Embedding) and module is not tokens and _is_table(module, tokens, longest, width)
+    ]
+    named = [(name, module) for name, module in found if "pos" in name.rpartition(".")[2] or len(found) == 1]
+    return named[0] if len(named) == 1 else None
+
+
+def _is_table(module: nn.Embedding, tokens: nn.Embedding, longest: int, width: Any) -> bool:
+    unusable = module.num_embeddings - longest
+    return 0 <= unusable <= MOST_UNUSABLE_ROWS and module.embedding_dim in (tokens.embedding_dim, width)
+
+
+def first_row(table: nn.Embedding, longest: int) -> int:
+    """Return the first row of a position table that a text reads.
+
+    Tables that count from the padding token on (RoBERTa) have it as their padding row; others (OPT) have more rows than
+    positions.
+    """
+    if table.num_embeddings > longest:
+        return table.num_embeddings - longest
+    return 0 if table.padding_idx is None else table.padding_idx + 1
+
+
+def rotary_modules(base: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules of a base model that make rotary angles: they have frequencies, and no parameters."""
+    return [(name, module) for name, module in base.named_modules() if _is_rotary(module)]
+
+
+def _is_rotary(module: nn.Module) -> bool:
+    if next(module.parameters(), None) is not None:
+        return False
+    return any("inv_freq" in name for name, _ in module.named_buffers(recurse=False))
+
+
+def token_table(base: Any) -> nn.Module:
+    """Return the token embeddings of a base model; of one that only wraps another, the first embedding there is."""
+    try:
+        table: nn.Module = base.get_input_embeddings()
+    except NotImplementedError:
+        table = next(module for module in base.modules() if isinstance(module, nn.Embedding))
+    return table
+
+
+def core_path(base: Any) -> str:
+    """Return the name, below a base model, of the innermost model that holds all its attention and its token table.
+
+    In most families that is the base model itself ("").
+    """
+    parts = [seam.module for seam in self_attention(base)] + [token_table(base)]
+    best = ""
+    for path, module in base.named_modules():
+        if isinstance(module, PreTrainedModel) and len(path) >= len(best):
+            inside = set(map(id, module.modules()))
+            if all(id(part) in inside for part in parts):
+                best = path
+    return best

@@ -1,0 +1,65 @@
+"""transformers' model types: which are language models, and the names of their classes. No model class is imported."""
+
+import importlib
+from functools import cache
+from typing import Any
+
+PREFIX = "posswap_"
+"""Begins the model type of a swapped model's config."""
+
+
+def stock_type(model_type: str) -> str:
+    """Return the stock model type of a swapped model's."""
+    return model_type.removeprefix(PREFIX)
+
+
+def auto_model_classes() -> dict[str, Any]:
+    """Return transformers' Auto model classes by name."""
+    module = importlib.import_module("transformers.models.auto.modeling_auto")
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name.startswith("AutoModel") and isinstance(value, type) and hasattr(value, "_model_mapping")
+    }
+
+
+def _mapping(auto_name: str) -> dict[str, Any]:
+    mapping: dict[str, Any] = auto_model_classes()[auto_name]._model_mapping._model_mapping
+    return mapping
+
+
+@cache
+def language_model_types() -> tuple[str, ...]:
+    """Return the model types that transformers maps to a causal or a masked language model, sorted."""
+    known = _mapping("AutoModel")
+    found = {*_mapping("AutoModelForCausalLM"), *_mapping("AutoModelForMaskedLM")}
+    return tuple(sorted(name for name in found if name in known))
+
+
+@cache
+def modes_of(model_type: str) -> tuple[bool, ...]:
+    """Return what self-attention of a model type can be: causal (True), or both ways (False)."""
+    masked = model_type in _mapping("AutoModelForMaskedLM")
+    causal = model_type in _mapping("AutoModelForCausalLM")
+    return (*((False,) if masked else ()), *((True,) if causal else ()))
+
+
+def package_of(model_type: str) -> str:
+    """Return the package with the classes of a model type."""
+    from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+    return f"transformers.models.{model_type_to_module_name(model_type)}"
+
+
+def config_class_name(model_type: str) -> str:
+    """Return the name of a model type's config class."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    name: str = CONFIG_MAPPING_NAMES[model_type]
+    return name
+
+
+def class_name_of(model_type: str, auto_name: str) -> str:
+    """Return the name of the class that an Auto class takes for a model type; the first, if there are several."""
+    name = _mapping(auto_name)[model_type]
+    return name[0] if isinstance(name, tuple | list) else name

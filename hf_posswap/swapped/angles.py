@@ -1,0 +1,75 @@
+"""Rotary angles on their way into an attention module: they become neutral, or the scheme's own.
+
+Angles arrive among the arguments of the attention module: as a pair (cos, sin), or as one complex tensor. They are
+found by that form, whatever the family calls them. Neutral angles, 1 and 0, leave q and k as they are in every dtype.
+A layer that gets angles and does not use them, as some layers of SmolLM3, stays as it is.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LAYOUTS = ("halves", "interleaved", "once")
+"""How a family writes the angles θ_0, θ_1, … of a head: θ_0 θ_1 … θ_0 θ_1 …; θ_0 θ_0 θ_1 θ_1 …; or θ_0 θ_1 …."""
+
+
+def are_angles(value: Any) -> bool:
+    """Return whether an argument holds rotary angles: a pair of floating tensors of one shape, or a complex one."""
+    if isinstance(value, Tensor):
+        return value.is_complex()
+    if not isinstance(value, tuple | list) or len(value) != 2 or not all(isinstance(x, Tensor) for x in value):
+        return False
+    return value[0].is_floating_point() and value[0].shape == value[1].shape
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a swapped layer makes of the angles that it is given: by default neutral ones.
+
+    Attributes:
+        layout: how the family writes angles, one of `LAYOUTS`; None if that is unknown.
+        own: whether the scheme's own angles take the place, which the context has prepared.
+    """
+
+    layout: str | None = None
+    own: bool = False
+
+    def __call__(self, value: Any, context: Any) -> Any:
+        """Return an argument of the attention module, other angles if it holds angles."""
+        if context.idle or not are_angles(value):
+            return value
+        first = value if isinstance(value, Tensor) else value[0]
+        if context.shared is None or torch.compiler.is_compiling():
+            return self._made(value, context)
+        key = ("angles", self, id(first))
+        if key not in context.shared:  # once for all layers that are given the same
+            context.shared[key] = (self._made(value, context), first)
+        return context.shared[key][0]
+
+    def _made(self, value: Any, context: Any) -> Any:
+        rotations = [] if context.bare else self._rotations(context)
+        if not rotations:
+            if isinstance(value, Tensor):
+                return torch.ones_like(value)
+            return torch.ones_like(value[0]), torch.zeros_like(value[1])
+        assert self.layout is not None
+        cos, sin = rotations[0]
+        for further_cos, further_sin in rotations[1:]:  # one turn after the other
+            cos, sin = cos * further_cos - sin * further_sin, sin * further_cos + cos * further_sin
+        if isinstance(value, Tensor):
+            return torch.complex(cos.squeeze(1), sin.squeeze(1)).to(value.dtype)
+        return tuple(written(part.squeeze(1), self.layout).to(value[0].dtype) for part in (cos, sin))
+
+    def _rotations(self, context: Any) -> list[Any]:
+        """Return cos and sin of the turns that act: in a ramp the old ones in part, and the scheme's own."""
+        fading = [] if context.ramp is None or context.ramp.native is None else [context.ramp.native.query]
+        return [*fading, context.prepared.query] if self.own else fading
+
+
+def written(values: Tensor, layout: str) -> Tensor:
+    """Return one value for each pair of dimensions (…, r/2) as a family writes it: (…, r), or (…, r/2) for "once"."""
+    if layout == "halves":
+        return torch.cat((values, values), dim=-1)
+    return values.repeat_interleave(2, dim=-1) if layout == "interleaved" else values

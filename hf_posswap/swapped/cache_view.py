@@ -1,0 +1,76 @@
+"""A layer's view of the cache, through which new keys pass on their way in.
+
+The cache is found among the arguments of the attention module by its type: releases of transformers and families call
+it `past_key_values`, `cache` or `layer_past`. All but `update` is the cache's own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+OnUpdate = Callable[[Any, Tensor, Any], Tensor]
+"""Takes the cache, the new keys (B, Hkv, L, d) and the layer's index in the cache; returns the keys to store."""
+
+
+class CacheView(Cache):
+    """Stands for a cache in the forward of one attention module.
+
+    Args:
+        cache: the cache that it shows.
+        on_update: see `OnUpdate`; called once for each update.
+    """
+
+    def __init__(self, cache: Any, on_update: OnUpdate) -> None:
+        self._posswap_cache = cache
+        self._posswap_on_update = on_update
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_posswap"):
+            raise AttributeError(name)
+        return getattr(self._posswap_cache, name)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Store new keys, changed by the scheme, and values; return all of them."""
+        key_states = self._posswap_on_update(self._posswap_cache, key_states, layer_idx)
+        return self._posswap_cache.update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the number of cached tokens."""
+        return self._posswap_cache.get_seq_length(*args, **kwargs)
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the length and the offset of a layer's keys."""
+        return self._posswap_cache.get_mask_sizes(*args, **kwargs)
+
+
+class PairView(EncoderDecoderCache):
+    """Stands for the cache of a decoder with cross-attention: the self-attention's part is a `CacheView`.
+
+    Args:
+        cache: the pair of caches.
+        on_update: see `OnUpdate`.
+    """
+
+    def __init__(self, cache: Any, on_update: OnUpdate) -> None:
+        self.self_attention_cache = CacheView(cache.self_attention_cache, on_update)
+        self.cross_attention_cache = cache.cross_attention_cache
+        self.is_updated = cache.is_updated
+        self._posswap_cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_posswap"):
+            raise AttributeError(name)
+        return getattr(self._posswap_cache, name)
+
+
+def view_of(cache: Any, on_update: OnUpdate) -> Any:
+    """Return a view of a cache for a self-attention module."""
+    kind = PairView if isinstance(cache, EncoderDecoderCache) else CacheView
+    return kind(cache, on_update)
+
+
+def cache_among(values: Any) -> Any:
+    """Return the cache among the arguments of a forward, by its type, or None."""
+    return next((value for value in values if isinstance(value, Cache)), None)

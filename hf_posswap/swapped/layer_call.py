@@ -1,0 +1,159 @@
+"""One call of one swapped layer: from the arguments of its attention module to what the attention function returns."""
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from hf_posswap.architectures.discovery import stock_class_of
+from hf_posswap.attention import attend
+from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.errors import PositionError, UnsupportedError
+from hf_posswap.positions import Positions
+from hf_posswap.swapped.config_view import own_config
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Leave autocast for a while: it would round float32 angles and biases to half precision before they are used."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+class LayerCall:
+    """What a layer does with its scheme in one forward: first with new keys, then with everything in attention.
+
+    Args:
+        module: the swapped attention module.
+        context: the forward's context.
+    """
+
+    def __init__(self, module: Any, context: Any) -> None:
+        self.module = module
+        self.context = context
+        self.cached_length: int | None = None
+        """How many keys the cache will return; None: the keys did not go through one."""
+        self.first = 0
+        """Index in the text of the first of these keys; above 0 where a window has dropped those before."""
+        self.has_cache = False
+        """Whether the layer was given a cache; one that shares another layer's keys stores none of its own."""
+
+    def store(self, cache: Any, k: Tensor, layer_index: Any) -> Tensor:
+        """Return new keys (B, Hkv, L, d) as the cache shall hold them."""
+        self.cached_length, self.first = cache.get_mask_sizes(k.shape[2], layer_index)
+        with full_precision(k):
+            for stage, prepared in self.context.stages(self.module.pos_scheme):
+                k = stage.transform_key(k, self.context.positions, prepared)
+        return k
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the context (B, L, H, d) of attention with the scheme, and the weights where the backend has them.
+
+        Args:
+            q: queries (B, H, Lq, d), without the scheme.
+            k: all keys (B, Hkv, Lk, d): with the scheme if they came from the cache.
+            v: values (B, Hkv, Lk, d).
+            mask: as transformers made it for the backend.
+            args: further arguments of the attention function.
+            kwargs: its keywords.
+        """
+        if kwargs.get("position_bias") is not None:
+            raise UnsupportedError(
+                f"{type(self.module).stock_class.__name__} adds a bias of its own to its scores, which hf_posswap does "
+                "not know how to take out."
+            )
+        context, layer = self._context_of_keys(k.shape[2]), self.module.pos_scheme
+        scaling = kwargs.get("scaling")
+        scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
+        positions, stages = context.positions, context.stages(layer)
+        projected = (q, k)
+        with full_precision(q):
+            for stage, prepared in stages:
+                q = stage.transform_query(q, positions, prepared)
+                if self.cached_length is None:
+                    k = stage.transform_key(k, positions, prepared)
+            for stage, prepared in stages:
+                q, k = stage.transform_cached(q, k, positions, prepared)
+            if context.record is not None:
+                context.record(self, (q, k), scaling, projected)
+            acting, prepared = stages[-1] if stages else (None, None)
+            bias = None if acting is None else acting.bias(q, positions, prepared, scaling)
+        mix = None
+        if acting is not None and acting.mixes_values:
+
+            def mix(weights: Tensor, start: int) -> Tensor:
+                return acting.mix(weights, start, positions, prepared)
+
+        causal = kwargs.get("is_causal")
+        inputs = AttentionInputs(
+            q, k, v, mask, positions.causal if causal is None else causal, scaling, kwargs.get("dropout") or 0.0,
+            softcap=kwargs.get("softcap"), sinks=kwargs.get("s_aux"),
+        )  # fmt: skip
+        if context.shared is not None:
+            inputs = replace(inputs, shared=context.shared)
+        backend = own_config(self.module)._attn_implementation
+
+        def natively(changed: AttentionInputs) -> tuple[Tensor, Tensor | None]:
+            stock = stock_function(self.module, backend)
+            if stock is None:
+                context, weights = attend(changed, None, None, "eager", natively)
+                return context.transpose(1, 2), weights
+            given = kwargs | {"scaling": changed.scaling}
+            return stock(self.module, changed.q, changed.k, changed.v, changed.mask, *args, **given)
+
+        if bias is None and mix is None:
+            return natively(inputs)
+        with full_precision(q):
+            output, weights = attend(inputs, bias, mix, backend, natively)
+        return output.transpose(1, 2).contiguous(), weights  # as stock functions return it
+
+    def _context_of_keys(self, key_length: int) -> Any:
+        """Return the forward's context for this layer's keys, which under a sliding window are the last of the text.
+
+        Raises:
+            PositionError: the keys are not those that the cache announced, so their positions are unknown.
+        """
+        context = self.context
+        if self.cached_length is None and self.has_cache:
+            self.first = max(context.positions.key_length - key_length, 0)
+            self.cached_length = min(context.positions.key_length, key_length)
+        expected = context.positions.query_length if self.cached_length is None else self.cached_length
+        if key_length != expected:
+            raise PositionError(
+                f"a layer attends to {key_length} keys where {expected} were expected, so their positions are unknown: "
+                "keys were added or evicted by something else. Run without a cache, or with one of transformers' own."
+            )
+        if self.first == 0 and key_length == context.positions.key_length:
+            return context
+        if context.shared is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return self._made_for_keys(key_length)
+        key = ("keys", self.first, key_length)
+        if key not in context.shared:
+            context.shared[key] = self._made_for_keys(key_length)
+        return context.shared[key]
+
+    def _made_for_keys(self, key_length: int) -> Any:
+        context = self.context
+        positions: Positions = context.positions.of_keys(self.first, key_length)
+        if context.mode is not None:
+            return context._replace(positions=positions)
+        if context.ramp is None:
+            return context._replace(positions=positions, prepared=context.scheme.prepare(positions))
+        return context._replace(positions=positions, prepared=context.scheme.prepare_at(positions, context.ramp.share))
+
+
+def stock_function(module: Any, backend: str) -> Any:
+    """Return the attention function that the stock module would run under a backend; None if its eager one is unknown.
+
+    A family may register functions of its own with an `AttentionInterface` in its file, and has its eager one there.
+    """
+    names = vars(sys.modules[stock_class_of(module).__module__])
+    if backend == "eager":
+        return names.get("eager_attention_forward")
+    interface = next(value for value in names.values() if isinstance(value, AttentionInterface))
+    return interface.get_interface(backend, None)

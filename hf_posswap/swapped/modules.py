@@ -1,0 +1,256 @@
+"""The modules of a swapped model: mixins that become the class of stock modules.
+
+No stock forward is written anew. The base model's forward works out positions once and calls the stock one. Each
+self-attention module's forward changes its arguments only: the cache becomes a view that changes new keys on their way
+in, rotary angles become neutral or the scheme's own, and the layer's call travels on to the attention function.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_posswap.architectures.base import Architecture
+from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.attention.interface import CONTEXT, current, handed_on
+from hf_posswap.errors import UnsupportedError
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
+from hf_posswap.swapped.angles import Turn
+from hf_posswap.swapped.cache_view import cache_among, view_of
+from hf_posswap.swapped.forward_positions import check_positions, document_mask, positions_of
+from hf_posswap.swapped.layer_call import LayerCall, full_precision
+from hf_posswap.swapped.offloading import in_memory, is_offloaded
+
+
+class Ramp(NamedTuple):
+    """How far a model has come from its old mechanism to the scheme, see `hf_posswap.ramp`.
+
+    Attributes:
+        share: strength of the scheme, 0…1, 0-dim float32 on the CPU: a tensor, so that a compiled model takes any.
+        native: what turned q and k in the stock layers, as a scheme; None if nothing did, or if it stays.
+    """
+
+    share: Tensor
+    native: Scheme | None = None
+
+
+class LayerRamp(NamedTuple):
+    """What a ramp hands to every layer, so that a layer that is computed again in the backward pass has the same share.
+
+    Attributes:
+        share: strength of the scheme.
+        native: the old turns at strength 1 − share, as the old scheme prepared them; None if there are none.
+    """
+
+    share: Tensor
+    native: Any = None
+
+
+class ForwardContext(NamedTuple):
+    """What the base model hands to every layer.
+
+    Attributes:
+        positions: of this forward.
+        prepared: what the scheme made of them.
+        ramp: None if no ramp is on.
+        shared: what attention works out once for all layers, see `AttentionInputs.once`.
+        scheme: prepares what a layer with keys of its own, under a sliding window, needs.
+        mode: None: the scheme acts. "bare": layers leave the old mechanism out and put nothing in. "idle": they change
+            nothing. The proof of a swap runs both.
+        record: takes the call, q and k of each layer, the scaling, and q and k before the scheme; None: nothing does.
+    """
+
+    positions: Positions
+    prepared: Any
+    ramp: LayerRamp | None = None
+    shared: dict[Any, Any] | None = None
+    scheme: Scheme | None = None
+    mode: str | None = None
+    record: Any = None
+
+    @property
+    def bare(self) -> bool:
+        """Whether layers leave the old mechanism out and put nothing in."""
+        return self.mode == "bare"
+
+    @property
+    def idle(self) -> bool:
+        """Whether layers change nothing."""
+        return self.mode == "idle"
+
+    def stages(self, layer: SchemeLayer) -> list[tuple[SchemeLayer | PartialLayer, Any]]:
+        """Return what acts in a layer with what was prepared for it: the scheme, in a ramp at its share, or nothing."""
+        if self.mode is not None:
+            return []
+        return [(layer if self.ramp is None else PartialLayer(layer, self.ramp.share), self.prepared)]
+
+
+def weights_in_memory(scheme: nn.Module) -> AbstractContextManager[Any]:
+    """Have a scheme's weights in memory for a while, if accelerate keeps them elsewhere."""
+    return nullcontext() if torch.compiler.is_compiling() or not is_offloaded(scheme) else in_memory(scheme)
+
+
+class SwappedAttention(nn.Module):
+    """Mixin for a self-attention module: adds to the arguments of the stock forward and calls it."""
+
+    stock_class: ClassVar[type[nn.Module]]
+    pos_scheme: SchemeLayer
+    pos_turn: Turn | None = None
+    """What becomes of the rotary angles among the arguments; None: they stay."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Take and return what the stock module does."""
+        context = handed_on(kwargs)
+        if not isinstance(context, ForwardContext):
+            raise UnsupportedError(
+                f"{type(self).__name__} was called without {CONTEXT!r}: call the whole model, or its base model. "
+                "If you did, this release of transformers calls its attention in a way that hf_posswap does not know."
+            )
+        if self.pos_turn is not None:
+            args = tuple(self.pos_turn(value, context) for value in args)
+            kwargs = {name: self.pos_turn(value, context) for name, value in kwargs.items()}
+        if not self.pos_scheme.enters_attention and context.record is None:
+            return super().forward(*args, **kwargs)
+        call = LayerCall(self, context)
+        cache = cache_among((*args, *kwargs.values()))
+        if cache is not None:
+            call.has_cache = True
+            view = view_of(cache, call.store)
+            args = tuple(view if value is cache else value for value in args)
+            kwargs = {name: view if value is cache else value for name, value in kwargs.items()}
+        kwargs[CONTEXT] = call
+        with weights_in_memory(self.pos_scheme), current(call):
+            return super().forward(*args, **kwargs)
+
+
+class SwappedBaseModel(nn.Module):
+    """Mixin for the module that reads tokens: works out positions once per forward and calls the stock forward."""
+
+    architecture: ClassVar[Architecture]
+    stock_arguments: ClassVar[tuple[str, ...]]
+    pos_scheme: Scheme
+    pos_ramp: Ramp | None = None
+    pos_mode: str | None = None
+    """See `ForwardContext.mode`."""
+    pos_record: Any = None
+    """See `ForwardContext.record`."""
+    pos_rewritten: bool = False
+    """Whether calibration rewrote weights of queries and keys since the model was loaded."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Take and return what the stock base model does."""
+        arguments = dict(zip(self.stock_arguments, args, strict=False)) | kwargs
+        leading = _flatten_choices(arguments)
+        with weights_in_memory(self.pos_scheme):
+            prepare_arguments(self, arguments)
+            with current(arguments.get(CONTEXT)):
+                outputs = super().forward(**arguments)
+        if leading is not None:
+            hidden = outputs[0].view(*leading, *outputs[0].shape[1:])
+            outputs = (hidden, *outputs[1:]) if isinstance(outputs, tuple) else _with_hidden(outputs, hidden)
+        return outputs
+
+
+def _with_hidden(outputs: Any, hidden: Tensor) -> Any:
+    outputs["last_hidden_state"] = hidden
+    return outputs
+
+
+def _flatten_choices(arguments: dict[str, Any]) -> torch.Size | None:
+    """Fold the dimensions before the last of (batch, choices, length) inputs into one; return them, or None."""
+    tokens = arguments.get("input_ids")
+    if tokens is None or tokens.dim() < 3:
+        return None
+    for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids"):
+        value = arguments.get(name)
+        if isinstance(value, Tensor) and value.dim() == tokens.dim():
+            arguments[name] = value.reshape(-1, value.shape[-1])
+    return tokens.shape[:-1]
+
+
+def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
+    """Add positions, the forward context and the embedded scheme to the arguments of the stock base model's forward.
+
+    Raises:
+        PositionError: a position past the scheme's longest one.
+        UnsupportedError: the config has been changed between causal and bidirectional attention since the swap.
+    """
+    scheme: Scheme = model.pos_scheme
+    architecture: Architecture = model.architecture
+    tokens, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
+    given = tokens if tokens is not None else embeds
+    if given is None:
+        return  # the stock forward says what is missing
+    causal = scheme.facts.causal
+    if architecture.is_causal(model.config) is not causal:
+        raise UnsupportedError(
+            f"scheme {scheme.name!r} was swapped in for {'causal' if causal else 'bidirectional'} attention, and the "
+            "config says otherwise now (is_causal, is_decoder). Set the config first, then swap; "
+            "swap(model, scheme, replace=True) does it again."
+        )
+    batch, length = given.shape[:2]
+    positions = positions_of(arguments, length, given.device, causal)
+    limit = longest_position_of(model)
+    check_positions(positions, limit, scheme.name, ramped=limit != scheme.longest_position() and _reads_retired(model))
+    mask = document_mask(model, arguments, batch, length, causal)
+    if mask is not None:
+        arguments["attention_mask"] = mask
+    if _takes_positions(model) and "position_ids" in model.stock_arguments:
+        arguments["position_ids"] = positions.query
+    _complete_token_types(model, arguments, batch, length, given.device)
+    with full_precision(given):
+        added, context = _prepared(model, positions)
+    table = architecture.position_table(model)
+    if isinstance(table, RetiredTable):
+        table.add(added)
+    elif added is not None:
+        embeds = model.get_input_embeddings()(tokens) if embeds is None else embeds
+        arguments["inputs_embeds"] = embeds + added.to(embeds.dtype)
+        arguments["input_ids"] = None
+    arguments[CONTEXT] = context
+
+
+def _takes_positions(model: Any) -> bool:
+    """Return whether positions that count from 0 can be handed to the stock forward: no table starts elsewhere."""
+    table = model.architecture.position_table(model)
+    return not isinstance(table, nn.Embedding) or model.architecture.first_row(model) == 0
+
+
+def _complete_token_types(model: Any, arguments: dict[str, Any], batch: int, length: int, device: Any) -> None:
+    """Give token types of zero where the stock model would gather them from a buffer that ends at the old limit."""
+    name = "token_type_ids"
+    if name in model.stock_arguments and arguments.get(name) is None and model.architecture.gathers_token_types(model):
+        arguments[name] = torch.zeros(batch, length, dtype=torch.long, device=device)
+
+
+def _prepared(model: Any, positions: Positions) -> tuple[Tensor | None, ForwardContext]:
+    """Return what the scheme adds to the embeddings, and the forward context; in a ramp, at its share."""
+    scheme: Scheme = model.pos_scheme
+    if model.pos_mode is not None:
+        return None, ForwardContext(positions, None, None, {}, scheme, model.pos_mode, model.pos_record)
+    added = scheme.embed(positions)
+    if model.pos_ramp is None:
+        return added, ForwardContext(positions, scheme.prepare(positions), None, {}, scheme, None, model.pos_record)
+    share, native = model.pos_ramp
+    ramp = LayerRamp(share, None if native is None else native.prepare_at(positions, 1 - share))
+    context = ForwardContext(positions, scheme.prepare_at(positions, share), ramp, {}, scheme)
+    return None if added is None else added * share, context
+
+
+def longest_position_of(base: Any) -> int | None:
+    """Return how many positions a swapped base model can represent, or None if there is no limit."""
+    limits = [base.pos_scheme.longest_position()]
+    table = base.architecture.position_table(base)
+    if isinstance(table, nn.Embedding):
+        limits.append(table.num_embeddings - base.architecture.first_row(base))
+    if _reads_retired(base):
+        limits.append(table.usable_rows().shape[0])
+    known = [limit for limit in limits if limit is not None]
+    return min(known) if known else None
+
+
+def _reads_retired(base: Any) -> bool:
+    """Return whether a ramp lets the base model still read the position table that was swapped out."""
+    return base.pos_ramp is not None and isinstance(base.architecture.position_table(base), RetiredTable)

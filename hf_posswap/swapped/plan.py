@@ -1,0 +1,322 @@
+"""Putting a scheme into the modules of a model, and taking it out again: all or nothing."""
+
+import copy
+import dataclasses
+import reprlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_posswap.architectures.base import Architecture
+from hf_posswap.architectures.discovery import core_path, stock_class_of
+from hf_posswap.architectures.rotary import WIDE_LAYERS
+from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.errors import SchemeConfigError, UnsupportedError
+from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported, scheme_class
+from hf_posswap.schemes.base import ModelFacts, Scheme
+from hf_posswap.swapped.angles import Turn
+from hf_posswap.swapped.config_view import own_config, real_config, show_config, show_view
+from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
+from hf_posswap.swapped.offloading import device_of, in_memory
+
+SMALL_SCHEME = 2**28
+"""Parameters that a scheme may have however small its model is: 1 GiB in float32."""
+
+ToSwapped = Callable[..., type]
+"""Maps a stock class and a mixin to the swapped class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """What a swap does to one attention module.
+
+    Attributes:
+        module: the module.
+        new_class: its new class.
+        layer: what the scheme does there.
+        turn: what becomes of rotary angles on their way in, or None.
+        views: whether the module's attention function becomes ours.
+    """
+
+    module: nn.Module
+    new_class: type
+    layer: SchemeLayer
+    turn: Turn | None
+    views: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything a swap will change, made before anything is changed.
+
+    Attributes:
+        config: the resolved config.
+        scheme: the module for the core.
+        core: the module that reads the tokens.
+        core_class: its new class.
+        layers: what happens to each layer concerned.
+        retired: name of the position table, and what replaces it; None if a table stays or there is none.
+        others: further modules and their new classes.
+    """
+
+    config: SchemeConfig
+    scheme: Scheme
+    core: Any
+    core_class: type
+    layers: list[LayerPlan]
+    retired: tuple[str, RetiredTable] | None
+    others: list[tuple[nn.Module, type]]
+
+
+def core_of(model: Any) -> Any:
+    """Return the module of a model that reads the tokens, where positions enter: in most families its base model."""
+    for module in model.modules():
+        if isinstance(module, SwappedBaseModel):
+            return module
+    base: Any = getattr(model, "base_model", model)
+    path = core_path(base)
+    return base.get_submodule(path) if path else base
+
+
+def plan_swap(model: Any, architecture: Architecture, config: SchemeConfig, to_swapped: ToSwapped) -> Plan:
+    """Make the modules and classes of a swap without touching the model, stock or swapped.
+
+    Args:
+        model: the model, with or without a head.
+        architecture: its architecture.
+        config: the scheme's options, open ones included.
+        to_swapped: see `ToSwapped`.
+
+    Raises:
+        UnsupportedError, SchemeConfigError: the model cannot take the scheme, or not with these options.
+    """
+    core = core_of(model)
+    embeddings = core.get_input_embeddings()
+    with in_memory(embeddings, architecture.position_table(core)):
+        facts = architecture.facts(core)
+        resolved = config.resolve(facts)
+        check_supported(resolved, facts)
+        _check_size(core, resolved, facts)
+        scheme = scheme_class(resolved.name)(resolved, facts)
+        retired = _plan_table(core, architecture, resolved, scheme, facts)
+    dtype = core.dtype  # transformers looks for it through all weights
+    _match(scheme, dtype=dtype, device=device_of(embeddings))
+    layers = []
+    for module, layer, turn in _plan_layers(core, architecture, resolved, scheme, facts):
+        _match(layer, dtype=dtype, device=device_of(module))
+        _check_forward(module)
+        mixin = architecture.attention_mixin() or SwappedAttention
+        new_class = to_swapped(stock_class_of(module), mixin)
+        layers.append(LayerPlan(module, new_class, layer, turn, layer.enters_attention and mixin is SwappedAttention))
+    _check_forward(core)
+    others = [
+        (module, to_swapped(stock_class_of(module), mixin)) for module, mixin in architecture.replaced_modules(core)
+    ]
+    core_class = to_swapped(stock_class_of(core), SwappedBaseModel)
+    return Plan(resolved, scheme, core, core_class, layers, retired, others)
+
+
+def _plan_table(
+    core: Any, architecture: Architecture, config: SchemeConfig, scheme: Scheme, facts: ModelFacts
+) -> tuple[str, RetiredTable] | None:
+    """Return the name of the position table and what takes its place, if it goes."""
+    if facts.native_table is None or config.keep_native:
+        return None
+    path, first_row = architecture.table_path(core), architecture.first_row(core)
+    table = architecture.position_table(core)
+    if isinstance(table, RetiredTable):
+        table = table.revive()
+    assert path is not None
+    assert isinstance(table, nn.Embedding)
+    return path, RetiredTable(table, first_row, use_mean=not scheme.brings_whole_table())
+
+
+def _check_size(base: Any, config: SchemeConfig, facts: ModelFacts) -> None:
+    """Refuse a scheme far larger than the model before anything is allocated: its numbers may come from a file."""
+    table = facts.native_table
+    if table is not None:
+        facts = dataclasses.replace(facts, native_table=table.to("meta"))
+    try:
+        with torch.device("meta"):
+            scheme = scheme_class(config.name)(config, facts)
+            layers = len(config.layers or range(facts.num_layers)) if scheme.acts_in_layers else 0
+            parts = [(scheme, 1), (scheme.make_layer(0), layers)]
+        size = sum(weight.numel() * times for part, times in parts for weight in part.parameters())
+    except RuntimeError as error:  # torch's, for sizes that overflow its integers
+        raise SchemeConfigError(f"scheme {config.name!r} would be too large to exist with these options.") from error
+    if size <= SMALL_SCHEME:
+        return  # without a look at every weight of the model
+    allowed = max(SMALL_SCHEME, sum(weight.numel() for weight in base.parameters()))
+    if size > allowed:
+        options = {key: value for key, value in config.to_dict().items() if key != "name" and value is not None}
+        raise SchemeConfigError(
+            f"scheme {config.name!r} would have {size:,} parameters with these options, more than {allowed:,}, which "
+            f"is taken for a mistake. Lower what makes it large: {reprlib.repr(options)}."
+        )
+
+
+def scheme_keys(model: nn.Module) -> dict[str, torch.Size]:
+    """Return the names, in a swapped model's state dict, of what its swap put in, and their shapes."""
+    kinds = Scheme | SchemeLayer | RetiredTable
+    parts = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    return {
+        ".".join(filter(None, (name, key))): value.shape
+        for name, module in parts
+        for key, value in module.state_dict().items()
+    }
+
+
+def _plan_layers(
+    core: Any, architecture: Architecture, config: SchemeConfig, scheme: Scheme, facts: ModelFacts
+) -> list[tuple[nn.Module, SchemeLayer, Turn | None]]:
+    """Return the attention modules concerned, what the scheme does in each, and what becomes of its rotary angles."""
+    rotary = architecture.rotary(core)
+    layout = None if rotary is None else rotary.layout
+    neutral = None if config.keep_native else Turn(layout)
+    modules = list(architecture.attention_modules(core))
+    if not scheme.acts_in_layers:
+        # The scheme enters at the embeddings; what it replaces sits in the layers and has to be left out there.
+        leaves_out = facts.native_table is None and not config.keep_native
+        return [(module, SchemeLayer(), neutral) for _, module in modules] if leaves_out else []
+    chosen = [(index, module) for index, module in modules if config.layers is None or index in config.layers]
+    if not scheme.enters_as_angles():
+        if scheme.keeps_raw_keys() and rotary is not None and not architecture.plain_rotary:
+            raise UnsupportedError(
+                f"scheme {config.name!r} with these options turns all keys anew as the text grows, which hf_posswap "
+                f"does on models that turn every head whole and by halves, such as Llama; {facts.architecture!r} is "
+                "not known to. Choose another scaling, such as yarn or linear."
+            )
+        return [(module, scheme.make_layer(index), neutral) for index, module in chosen]
+    own = None if scheme.is_native() else Turn(layout, own=True)
+    if rotary is not None and rotary.wide_only:
+        # Layers with a sliding window have angles of their own, made for distances that never leave the window.
+        kinds = core.config.layer_types
+        return [(module, SchemeLayer(), own if kinds[index] == WIDE_LAYERS else None) for index, module in chosen]
+    return [(module, SchemeLayer(), own) for _, module in chosen]
+
+
+def _match(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Give new parameters the model's dtype and device; a model on the meta device keeps them there."""
+    if device.type == "meta":
+        module.to_empty(device=device)
+    module.to(dtype=dtype, device=device)
+
+
+def _check_forward(module: nn.Module) -> None:
+    """Refuse a module whose forward was replaced on the instance: changing its class would silently do nothing.
+
+    Accelerate's hooks do replace it, but say what they call, and `_retype` redirects that.
+    """
+    if "forward" in vars(module) and "_old_forward" not in vars(module):
+        raise UnsupportedError(
+            f"the forward of {type(module).__name__} was replaced on the instance by another tool, so a swap would not "
+            "take effect. Swap before that tool patches the model, or load the model anew."
+        )
+
+
+def _retype(module: nn.Module, new_class: type) -> None:
+    module.__class__ = new_class
+    if "_old_forward" in vars(module):
+        module._old_forward = new_class.forward.__get__(module)  # type: ignore[attr-defined]
+
+
+def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
+    """Carry out a plan: plain assignments that cannot fail half-way."""
+    core = plan.core
+    if hasattr(core, "pos_scheme"):
+        remove_scheme(core, architecture)
+    for entry in plan.layers:
+        module: Any = entry.module
+        module.pos_scheme = entry.layer
+        if entry.turn is not None:
+            module.pos_turn = entry.turn
+        if entry.views:
+            show_view(module)
+        _retype(module, entry.new_class)
+    for module, new_class in plan.others:
+        _retype(module, new_class)
+    if plan.retired is not None:
+        core.set_submodule(*plan.retired)
+    core.pos_scheme = plan.scheme
+    _retype(core, plan.core_class)
+
+
+def give_own_config(model: Any) -> None:
+    """Give a model a deep copy of its config, on every module that shares it: a swap changes no other model's."""
+    shared = model.config
+    own = copy.deepcopy(shared)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if value is shared:
+                setattr(module, name, own)
+
+
+@contextmanager
+def undone_on_error(model: Any) -> Iterator[None]:
+    """Give a model back all that a failed `with` block changed: classes, modules, attributes and the config's entries.
+
+    Weights themselves are not copied: nothing in a swap writes to them.
+    """
+    owners = [*model.modules(), model.config]
+    kept = [(owner, type(owner), _contents(vars(owner))) for owner in owners]
+    try:
+        yield
+    except BaseException:
+        for owner, kind, contents in kept:
+            vars(owner).clear()
+            vars(owner).update(_contents(contents))
+            owner.__class__ = kind
+        raise
+
+
+def _contents(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.copy() if type(value) is dict else value for name, value in attributes.items()}
+
+
+def remove_scheme(core: Any, architecture: Architecture) -> None:
+    """Give a swapped core its stock modules and classes back."""
+    for module in core.modules():
+        if module is not core and "stock_class" in vars(type(module)) and "pos_mixin" in vars(type(module)):
+            show_config(module)
+            _retype(module, type(module).stock_class)
+            for name in ("pos_scheme", "pos_turn"):
+                if name in module._modules or name in vars(module):
+                    delattr(module, name)
+    path = architecture.table_path(core)
+    table = None if path is None else core.get_submodule(path)
+    if isinstance(table, RetiredTable) and path is not None:
+        core.set_submodule(path, table.revive())
+    del core.pos_scheme
+    vars(core).pop("pos_ramp", None)
+    _retype(core, type(core).stock_class)
+
+
+@contextmanager
+def natively(core: Any, architecture: Architecture) -> Iterator[None]:
+    """Let a swapped core run its stock mechanism within a `with` block; scheme modules stay where they are."""
+    swapped = [(module, type(module)) for module in core.modules() if "pos_mixin" in vars(type(module))]
+    viewed = [module for module, _ in swapped if own_config(module) is not None and _has_view(module)]
+    path = architecture.table_path(core)
+    table = None if path is None else core.get_submodule(path)
+    try:
+        for module, swapped_type in swapped:
+            _retype(module, swapped_type.stock_class)
+        for module in viewed:
+            show_config(module)
+        if isinstance(table, RetiredTable) and path is not None:
+            core.set_submodule(path, table.revive())
+        yield
+    finally:
+        if isinstance(table, RetiredTable) and path is not None:
+            core.set_submodule(path, table)
+        for module in viewed:
+            show_view(module)
+        for module, swapped_type in swapped:
+            _retype(module, swapped_type)
+
+
+def _has_view(module: nn.Module) -> bool:
+    return any(real_config(value) is not value for value in vars(module).values())

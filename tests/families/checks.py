@@ -1,0 +1,128 @@
+"""What is checked of every family: the scheme's bias is exact, a cache changes nothing, checkpoints, and restoring."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+import hf_posswap
+from hf_posswap.positions import Positions
+from hf_posswap.schemes import SchemeLayer
+from hf_posswap.swapped.modules import SwappedAttention
+from hf_posswap.swapped.plan import core_of
+
+SCHEMES = ("none", "alibi", "t5", "rope", "sinusoidal")
+LENGTH = 24
+
+
+def tokens(length: int = LENGTH, seed: int = 2) -> Tensor:
+    """Two texts of ordinary tokens."""
+    return torch.randint(3, 90, (2, length), generator=torch.Generator().manual_seed(seed))
+
+
+def randomise(model: Any) -> None:
+    """Move the scheme's parameters away from zero."""
+    generator = torch.Generator().manual_seed(1)
+    modules = [core_of(model).pos_scheme, *(m for m in model.modules() if isinstance(m, SchemeLayer))]
+    with torch.no_grad():
+        for module in modules:
+            for parameter in module.parameters():
+                parameter += 0.5 * torch.randn(parameter.shape, generator=generator)
+
+
+@torch.no_grad()
+def logits(model: Any, text: Tensor, **arguments: Any) -> Tensor:
+    """Logits without a cache."""
+    causal = core_of(model).pos_scheme.facts.causal if hf_posswap.is_swapped(model) else "use_cache" in arguments
+    return model(text, **({"use_cache": False} if causal else {}) | arguments).logits
+
+
+@torch.no_grad()
+def check_bias(model: Any) -> None:
+    """A swapped model equals its stock layers, without their own mechanism, whose mask has the bias added to it."""
+    core = core_of(model)
+    facts, text = core.pos_scheme.facts, tokens()
+    steps = torch.arange(LENGTH).unsqueeze(0)
+    positions = Positions(steps, steps, 0, facts.causal)
+    query = torch.zeros(1, facts.num_heads, LENGTH, facts.head_dim)
+    bias = core.pos_scheme.make_layer(0).bias(query, positions, core.pos_scheme.prepare(positions), 1.0)
+    actual = logits(model, text)
+    core.pos_mode = "bare"
+    try:
+        without = logits(model, text)
+        if bias is None:
+            expected = without
+        else:
+            with added_to_masks(model, bias.rows(0, LENGTH)):
+                expected = logits(model, text)
+            assert (actual - without).abs().max() > 1e-3, "the bias changes something"
+    finally:
+        del core.pos_mode
+    assert_close(actual, expected)
+
+
+@contextmanager
+def added_to_masks(model: Any, rows: Tensor) -> Iterator[None]:
+    """Let a family's own eager attention find a bias in the mask it is given."""
+    module = next(module for module in model.modules() if isinstance(module, SwappedAttention))
+    home = sys.modules[module.stock_class.__module__]
+    stock = home.eager_attention_forward
+
+    def with_bias(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        if mask is None:
+            mask = torch.zeros(1, 1, LENGTH, LENGTH)
+        return stock(module, q, k, v, mask + rows, *args, **kwargs)
+
+    home.eager_attention_forward = with_bias
+    try:
+        yield
+    finally:
+        home.eager_attention_forward = stock
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    """Assert that float32 logits agree: to some ten-thousandths of the largest, after sums in another order."""
+    torch.testing.assert_close(actual, expected, atol=3e-4 * float(expected.abs().max()), rtol=1e-4)
+
+
+@torch.no_grad()
+def check_cached(model: Any, chunks: tuple[int, ...] = (18, 1, 1, 1, 1, 1, 1)) -> None:
+    """A text read in parts, through a cache, gives what it gives at once."""
+    text = tokens(sum(chunks))
+    expected = logits(model, text)
+    parts, start, given = [], 0, {}
+    for chunk in chunks:
+        out = model(text[:, start : start + chunk], use_cache=True, **given)
+        given = {name: value for name, value in out.items() if isinstance(value, Cache)}
+        assert given, "the model returns a cache"
+        parts.append(out.logits)
+        start += chunk
+    assert_close(torch.cat(parts, dim=1), expected)
+
+
+def check_saved(model: Any, folder: Path) -> None:
+    """A checkpoint loads through the Auto class: the same weights bit for bit, and the same logits to rounding.
+
+    Kernels of experts sum in an order that depends on how weights lie in memory, so that stock models differ by it too.
+    """
+    model.save_pretrained(folder)
+    auto = (
+        hf_posswap.AutoModelForCausalLM if core_of(model).pos_scheme.facts.causal else hf_posswap.AutoModelForMaskedLM
+    )
+    loaded = auto.from_pretrained(folder, attn_implementation=model.config._attn_implementation).eval()
+    saved = model.state_dict()
+    assert loaded.state_dict().keys() == saved.keys()
+    assert all(torch.equal(weight, saved[name]) for name, weight in loaded.state_dict().items())
+    assert_close(logits(loaded, tokens()), logits(model, tokens()))
+
+
+def check_restored(model: Any, stock: Tensor, **arguments: Any) -> None:
+    """The stock model comes back bit for bit."""
+    hf_posswap.restore(model)
+    with torch.no_grad():
+        assert torch.equal(model(tokens(), **arguments).logits, stock)
