@@ -27,11 +27,11 @@ _HOME = {
     "HealingOptions": "training.options",
     "install": "auto",
     "uninstall": "auto",
-    "capabilities": "capabilities",
+    "capabilities": "support",
     "export_native": "hub.export",
     "list_schemes": "schemes",
     "parse_scheme": "schemes",
-    "list_architectures": "capabilities",
+    "list_architectures": "support",
     "PosSwapError": "errors",
 }
 """Public names and the module each lives in; scheme configs and Auto classes are found by name."""

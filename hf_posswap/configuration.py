@@ -3,7 +3,6 @@
 Imports no transformers module beyond configs, because it is loaded while transformers is still importing its own.
 """
 
-import importlib
 import os
 from functools import cache
 from pathlib import Path
@@ -52,8 +51,10 @@ class SwappedConfig:
 
 def stock_config_class(architecture: Architecture) -> type[PreTrainedConfig]:
     """Return the stock config class of an architecture."""
-    module, _, name = architecture.configuration_class.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    stock: type[PreTrainedConfig] = CONFIG_MAPPING[architecture.name]
+    return stock
 
 
 @cache

@@ -107,7 +107,6 @@ class SwappedType(type):
     pos_mixin: Any
 
 
-@cache
 def swapped_class(stock: Any, mixin: Any = None) -> Any:
     """Return the swapped class of a stock class; a swapped class is returned as it is.
 
@@ -117,8 +116,11 @@ def swapped_class(stock: Any, mixin: Any = None) -> Any:
         stock: a stock class of a model, or of a module in one.
         mixin: what a swap adds to it.
     """
-    if "stock_class" in vars(stock):
-        return stock
+    return stock if "stock_class" in vars(stock) else _made(stock, mixin)
+
+
+@cache
+def _made(stock: Any, mixin: Any) -> Any:
     namespace: dict[str, Any] = {
         "stock_class": stock, "pos_mixin": mixin, "__module__": __name__, "__doc__": _doc_of(stock),
     }  # fmt: skip

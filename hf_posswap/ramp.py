@@ -21,7 +21,8 @@ from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.errors import NotSwappedError, PosSwapError
 from hf_posswap.schemes import scheme_class
 from hf_posswap.schemes.base import Scheme
-from hf_posswap.swapped.modules import Ramp, SwappedBaseModel
+from hf_posswap.swapped.config_view import show_config, show_view
+from hf_posswap.swapped.modules import Ramp, SwappedAttention, SwappedBaseModel
 
 
 class RampError(PosSwapError):
@@ -49,6 +50,7 @@ def set_ramp(model: nn.Module, share: float | None) -> None:
     base = _swapped_base(model)
     ramp = None if share is None else _ramp_at(base, _checked(share))
     _assign(base, "pos_ramp", ramp)
+    _let_fade(base, ramp is not None and ramp.layer is not None)
     for module in base.modules():  # adapters have copies of the retired table
         if isinstance(module, RetiredTable):
             _assign(module, "ramp_share", None if ramp is None else ramp.share)
@@ -94,7 +96,15 @@ def _checked(share: Any) -> float:
 def _ramp_at(base: Any, share: float) -> Ramp:
     """Return the ramp at a share; a new tensor each time, so that forwards that have begun keep theirs."""
     native = _old_turns(base) if base.pos_ramp is None else base.pos_ramp.native
-    return Ramp(torch.tensor(share, dtype=torch.float32, device="cpu"), native)
+    layer = native.make_layer(0) if native is not None and native.keeps_raw_keys() else None
+    return Ramp(torch.tensor(share, dtype=torch.float32, device="cpu"), native, layer)
+
+
+def _let_fade(base: Any, fades: bool) -> None:
+    """Let layers that run the stock attention function come through ours, if old turns fade in it."""
+    for module in base.modules():
+        if isinstance(module, SwappedAttention) and not module.pos_scheme.enters_attention:
+            (show_view if fades else show_config)(module)
 
 
 def _old_turns(base: Any) -> Scheme | None:

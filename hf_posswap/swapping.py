@@ -1,7 +1,7 @@
 """Swap, restore and ask: the scheme of a model, in place."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -109,6 +109,7 @@ def _carry_out(
     runs = verify and can_run(model, plan.core)
     limits = [architecture.train_length(plan.core) if architecture.table_path(plan.core) is not None else None]
     before = stock_outputs(model, plan.core, limits[0]) if runs and not replaced else None
+    runs = runs and (replaced or before is not None)
     with undone_on_error(model):
         if not replaced:
             give_own_config(model)
@@ -119,7 +120,8 @@ def _carry_out(
         if runs:
             limits.append(longest_position_of(plan.core))
             known = [limit for limit in limits if limit is not None]
-            plan.core.pos_proof = prove(model, architecture, before, min(known) if known else None)
+            with suppress(ImportError):  # the attention backend is not installed, so that the model does not run here
+                plan.core.pos_proof = prove(model, architecture, before, min(known) if known else None)
 
 
 def proof_of(model: Any) -> Proof | None:

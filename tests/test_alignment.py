@@ -102,7 +102,7 @@ def first_layer(model: Any) -> tuple[Architecture, Any, Any]:
 def projected_in(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The queries and keys of a model's first layer, before its scheme."""
     architecture, block, attention = first_layer(model)
-    return projected(architecture, block, attention, enter(model.base_model, block, tokens))
+    return projected(block, attention, enter(model.base_model, [block], tokens))
 
 
 @torch.no_grad()
@@ -136,8 +136,8 @@ def test_no_head_is_further_from_the_stock_scores_than_before(architecture: str,
 
     def distance() -> Tensor:
         with natively(model.base_model, family):
-            teacher = enter(model.base_model, block, tokens)
-        streams = (teacher, enter(model.base_model, block, tokens))
+            teacher = enter(model.base_model, [block], tokens)
+        streams = (teacher, enter(model.base_model, [block], tokens))
         sample = projections(model.base_model, family, block, attention, *streams)
         return mismatch([sample], causal, FitSettings())
 
@@ -167,10 +167,10 @@ def test_the_mismatch_is_the_variance_of_differences_in_rows() -> None:
 def test_turned_units_are_what_the_scheme_makes_of_any_key(scheme: str) -> None:
     model, tokens = hf_posswap.swap(lively_model("gpt2", True), scheme), random_tokens(1, 24)
     architecture, block, attention = first_layer(model)
-    stream = enter(model.base_model, block, tokens)
-    _, k = projected(architecture, block, attention, stream)
+    stream = enter(model.base_model, [block], tokens)
+    _, k = projected(block, attention, stream)
     turned = projections(model.base_model, architecture, block, attention, stream, stream).swapped_key
-    units = turned_units(block, attention, stream, k.shape[-1])
+    units = turned_units(attention, stream, k.shape[-1])
     torch.testing.assert_close(torch.einsum("bhle,led->bhld", k, units), turned, atol=1e-5, rtol=1e-5)
 
 
@@ -182,7 +182,7 @@ def test_keys_that_are_turned_after_the_cache_are_compared_as_turned() -> None:
         model, tokens = hf_posswap.swap(lively_model("gpt2", True), scheme), random_tokens(1, 16)
         assert hf_posswap.train_length(model) >= 16
         architecture, block, attention = first_layer(model)
-        stream = enter(model.base_model, block, tokens)
+        stream = enter(model.base_model, [block], tokens)
         keys[scheme] = projections(model.base_model, architecture, block, attention, stream, stream).swapped_key
     torch.testing.assert_close(keys["rope:dynamic"], keys["rope"])
     assert not torch.allclose(keys["none"], keys["rope"], atol=0.1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_posswap.architectures import discovery
-from hf_posswap.architectures.model_types import class_name_of, config_class_name, modes_of, package_of
+from hf_posswap.architectures.model_types import class_name_of, modes_of, package_of
 from hf_posswap.architectures.rotary import RotarySeam, find_rotary
 from hf_posswap.architectures.stock import StockModel, angles_as_stock, table_as_stock
 from hf_posswap.architectures.tables import RetiredTable, table_rows
@@ -35,6 +35,24 @@ class Projection(NamedTuple):
     bias: Tensor
 
 
+class Place(NamedTuple):
+    """Where a core has what each forward asks for.
+
+    Attributes:
+        table: name of the position table, or None.
+        first_row: the table's first usable row.
+        token_types: whether token types would be gathered from a buffer that ends.
+    """
+
+    table: str | None
+    first_row: int
+    token_types: bool
+
+
+PLACE = "pos_place"
+"""Attribute of a swapped core that holds its `Place`."""
+
+
 class Architecture:
     """One family of models.
 
@@ -49,19 +67,11 @@ class Architecture:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.modes = modes_of(name)
+        """Values that `is_causal` takes."""
 
     def __repr__(self) -> str:
         return f"Architecture({self.name!r})"
-
-    @property
-    def modes(self) -> tuple[bool, ...]:
-        """Values that `is_causal` takes."""
-        return modes_of(self.name)
-
-    @property
-    def configuration_class(self) -> str:
-        """Dotted path of the stock config class."""
-        return f"{package_of(self.name)}.{config_class_name(self.name)}"
 
     @property
     def base_class_name(self) -> str:
@@ -104,6 +114,8 @@ class Architecture:
 
     def table_path(self, base: Any) -> str | None:
         """Return the name of a base model's position table, retired or not; None if there is none."""
+        if PLACE in vars(base):
+            return vars(base)[PLACE].table
         for name, module in base.named_modules():
             if isinstance(module, RetiredTable):
                 return name
@@ -117,6 +129,8 @@ class Architecture:
 
     def first_row(self, base: Any) -> int:
         """Return the first row of the base model's position table that a text reads; 0 without a table."""
+        if PLACE in vars(base):
+            return vars(base)[PLACE].first_row
         table = self.position_table(base)
         if isinstance(table, RetiredTable):
             return table.first_row
@@ -141,13 +155,10 @@ class Architecture:
         )
         return "+".join(part for part in parts if part is not None) or "none"
 
-    def replaced_modules(self, base: Any) -> list[tuple[nn.Module, type]]:
-        """Return modules that get another class in a swap, beside attention and the table, each with its mixin."""
-        return []
-
-    def attention_mixin(self) -> Any:
-        """Return the mixin for the family's attention modules; None: the one for all that use the interface."""
-        return None
+    @property
+    def writes_attention(self) -> bool:
+        """Whether the family's attention is written in its file, see `WrittenArchitecture`."""
+        return False
 
     def train_length(self, base: Any) -> int:
         """Return the longest text that the stock model was trained to read."""
@@ -203,7 +214,11 @@ class Architecture:
 
     def gathers_token_types(self, base: Any) -> bool:
         """Return whether the stock model gathers token types, where none are given, from a buffer that ends."""
-        return _has_buffer(base, "token_type_ids")
+        return vars(base)[PLACE].token_types if PLACE in vars(base) else _has_buffer(base, "token_type_ids")
+
+    def place(self, base: Any) -> "Place":
+        """Return what each forward of a swapped core asks of its modules, found once."""
+        return Place(self.table_path(base), self.first_row(base), self.gathers_token_types(base))
 
     def stock_forms(self, base: Any) -> tuple[type[StockForm], ...]:
         """Return what stock models of the family have a word for, beside their own mechanism as it is."""
@@ -232,6 +247,11 @@ class Architecture:
 
 
 def _number(config: Any, name: str, default: int | None = None) -> int:
+    """Return a number of a config.
+
+    Raises:
+        UnsupportedError: it has none, or one for each layer.
+    """
     try:
         value = getattr(config, name, None)
     except Exception as error:  # transformers refuses to name one number for layers that differ

@@ -117,8 +117,11 @@ def position_table(base: Any) -> tuple[str, nn.Embedding] | None:
         for name, module in base.named_modules()
         if isinstance(module, nn.Embedding) and module is not tokens and _is_table(module, tokens, longest, width)
     ]
-    named = [(name, module) for name, module in found if "pos" in name.rpartition(".")[2] or len(found) == 1]
-    return named[0] if len(named) == 1 else None
+    if len(found) > 1:  # of several as long, the one whose name says it; LayoutLM has others for places on a page
+        found = [
+            (name, module) for name, module in found if name.rpartition(".")[2].startswith(("pos", "embed_pos", "wpe"))
+        ]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_table(module: nn.Embedding, tokens: nn.Embedding, longest: int, width: Any) -> bool:

@@ -113,7 +113,7 @@ def options_of(parameters: dict[str, Any], config: Any) -> dict[str, Any] | str:
 def _angles_of(kind: Any, config: Any, layer_type: str | None) -> tuple[Tensor, Tensor]:
     """Return cos and sin (L, w) that a rotary module, made anew from the config on the CPU, gives short texts."""
     module = kind(config=config)
-    arguments: list[Any] = [torch.zeros(1, MEASURED, 1), torch.arange(MEASURED).unsqueeze(0)]
+    arguments: list[Any] = [torch.zeros(1, MEASURED, 1, dtype=torch.float32), torch.arange(MEASURED).unsqueeze(0)]
     angles = module(*arguments, *(() if layer_type is None else (layer_type,)))
     if isinstance(angles, Tensor):
         return angles[0].real.float(), angles[0].imag.float()

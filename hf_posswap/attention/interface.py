@@ -27,9 +27,6 @@ _CURRENT: ContextVar[Any] = ContextVar("posswap_current", default=None)
 @contextmanager
 def current(value: Any) -> Iterator[None]:
     """Let modules that get no keyword find their context, or their call, within a `with` block."""
-    if torch.compiler.is_compiling():
-        yield
-        return
     token = _CURRENT.set(value)
     try:
         yield

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.capabilities import cell
 from hf_posswap.comparison.cells import Cell
 from hf_posswap.comparison.settings import Settings, normalised
 from hf_posswap.demo import load_config, load_tokenizer
@@ -16,6 +15,7 @@ from hf_posswap.evaluation.perplexity import PROTOCOLS, planned_tokens
 from hf_posswap.evaluation.settings import chosen_device
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.schemes import parse_scheme, schemes
+from hf_posswap.support import cell
 from hf_posswap.training.documents import from_files, require_apart
 from hf_posswap.training.loop import healing_length
 from hf_posswap.training.stages import calibration_length

@@ -319,6 +319,10 @@ class Scheme(nn.Module):
         """Return whether what a token computes depends on the total text length, not only on what precedes it."""
         return False
 
+    def turns_keys(self) -> bool:
+        """Return whether the scheme turns pairs of dimensions, as a model's own rotation may do."""
+        return False
+
     def enters_as_angles(self) -> bool:
         """Return whether the scheme is other angles for a model's own rotation, which `prepare` then returns."""
         return False

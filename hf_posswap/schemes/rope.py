@@ -238,10 +238,18 @@ class Rope(Scheme):
         turning = pairs[rates.argsort(stable=True)].flatten()
         return torch.cat((torch.arange(rotated, head_dim), turning))
 
+    def turns_keys(self) -> bool:
+        """See `Scheme.turns_keys`."""
+        return True
+
     def enters_as_angles(self) -> bool:
-        """See `Scheme.enters_as_angles`; a model's own rotation turns keys before they are cached."""
-        has_own = self.facts.native_rope is not None or self.facts.native_rope_unread is not None
-        return has_own and not self.config.keep_native and not self.keeps_raw_keys()
+        """See `Scheme.enters_as_angles`; a model's own rotation pairs dimensions its way, and caches turned keys."""
+        if self.config.keep_native or self.config.interleaved or self.keeps_raw_keys():
+            return False
+        if self.facts.native_rope is None:
+            return self.facts.native_rope_unread is not None
+        turning = RopeConfig(**self.facts.native_rope).rotated(self.facts.head_dim)
+        return self.config.rotated(self.facts.head_dim) == turning
 
     def is_native(self) -> bool:
         """See `Scheme.is_native`."""

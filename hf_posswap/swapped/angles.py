@@ -31,14 +31,16 @@ class Turn:
     Attributes:
         layout: how the family writes angles, one of `LAYOUTS`; None if that is unknown.
         own: whether the scheme's own angles take the place, which the context has prepared.
+        keeps: whether angles stay, but where the proof of a swap takes the old mechanism out.
     """
 
     layout: str | None = None
     own: bool = False
+    keeps: bool = False
 
     def __call__(self, value: Any, context: Any) -> Any:
         """Return an argument of the attention module, other angles if it holds angles."""
-        if context.idle or not are_angles(value):
+        if context.idle or (self.keeps and not context.bare) or not are_angles(value):
             return value
         first = value if isinstance(value, Tensor) else value[0]
         if context.shared is None or torch.compiler.is_compiling():
@@ -64,7 +66,8 @@ class Turn:
 
     def _rotations(self, context: Any) -> list[Any]:
         """Return cos and sin of the turns that act: in a ramp the old ones in part, and the scheme's own."""
-        fading = [] if context.ramp is None or context.ramp.native is None else [context.ramp.native.query]
+        ramp = context.ramp
+        fading = [] if ramp is None or ramp.native is None or ramp.layer is not None else [ramp.native.query]
         return [*fading, context.prepared.query] if self.own else fading
 
 

@@ -14,7 +14,6 @@ from hf_posswap.attention import attend
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.errors import PositionError, UnsupportedError
 from hf_posswap.positions import Positions
-from hf_posswap.swapped.config_view import own_config
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -71,6 +70,7 @@ class LayerCall:
         scaling = kwargs.get("scaling")
         scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
         positions, stages = context.positions, context.stages(layer)
+        q, k, v = _in_one_dtype(q, k, v)
         projected = (q, k)
         with full_precision(q):
             for stage, prepared in stages:
@@ -96,13 +96,13 @@ class LayerCall:
         )  # fmt: skip
         if context.shared is not None:
             inputs = replace(inputs, shared=context.shared)
-        backend = own_config(self.module)._attn_implementation
+        backend = self.module.pos_backend(kwargs)
 
         def natively(changed: AttentionInputs) -> tuple[Tensor, Tensor | None]:
             stock = stock_function(self.module, backend)
             if stock is None:
-                context, weights = attend(changed, None, None, "eager", natively)
-                return context.transpose(1, 2), weights
+                context, weights = attend(changed, None, None, backend, natively)
+                return context.transpose(1, 2).contiguous(), weights
             given = kwargs | {"scaling": changed.scaling}
             return stock(self.module, changed.q, changed.k, changed.v, changed.mask, *args, **given)
 
@@ -144,16 +144,27 @@ class LayerCall:
             return context._replace(positions=positions)
         if context.ramp is None:
             return context._replace(positions=positions, prepared=context.scheme.prepare(positions))
+        if context.ramp.layer is not None:
+            raise PositionError("a ramp from a mechanism that looks at the text's length does not run under a window.")
         return context._replace(positions=positions, prepared=context.scheme.prepare_at(positions, context.ramp.share))
 
 
+def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return q, k and v in autocast's dtype where it is on: float32 angles leave q and k wider than v."""
+    kind = q.device.type
+    if q.dtype == k.dtype == v.dtype or not torch.is_autocast_enabled(kind):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(kind)
+    return q.to(dtype), k.to(dtype), v.to(dtype)
+
+
 def stock_function(module: Any, backend: str) -> Any:
-    """Return the attention function that the stock module would run under a backend; None if its eager one is unknown.
+    """Return the attention function that the stock module would run under a backend; None if it is not known.
 
     A family may register functions of its own with an `AttentionInterface` in its file, and has its eager one there.
     """
     names = vars(sys.modules[stock_class_of(module).__module__])
     if backend == "eager":
         return names.get("eager_attention_forward")
-    interface = next(value for value in names.values() if isinstance(value, AttentionInterface))
-    return interface.get_interface(backend, None)
+    interface = next((value for value in names.values() if isinstance(value, AttentionInterface)), None)
+    return None if interface is None else interface.get_interface(backend, None)

@@ -19,6 +19,7 @@ from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
 from hf_posswap.swapped.angles import Turn
 from hf_posswap.swapped.cache_view import cache_among, view_of
+from hf_posswap.swapped.config_view import own_config
 from hf_posswap.swapped.forward_positions import check_positions, document_mask, positions_of
 from hf_posswap.swapped.layer_call import LayerCall, full_precision
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
@@ -30,10 +31,12 @@ class Ramp(NamedTuple):
     Attributes:
         share: strength of the scheme, 0…1, 0-dim float32 on the CPU: a tensor, so that a compiled model takes any.
         native: what turned q and k in the stock layers, as a scheme; None if nothing did, or if it stays.
+        layer: the layer of `native`, if keys are cached unturned under it; it has no parameters.
     """
 
     share: Tensor
     native: Scheme | None = None
+    layer: SchemeLayer | None = None
 
 
 class LayerRamp(NamedTuple):
@@ -42,10 +45,12 @@ class LayerRamp(NamedTuple):
     Attributes:
         share: strength of the scheme.
         native: the old turns at strength 1 − share, as the old scheme prepared them; None if there are none.
+        layer: turns q and k in the place of the model's own rotation, where keys are cached unturned; else None.
     """
 
     share: Tensor
     native: Any = None
+    layer: PartialLayer | None = None
 
 
 class ForwardContext(NamedTuple):
@@ -84,7 +89,10 @@ class ForwardContext(NamedTuple):
         """Return what acts in a layer with what was prepared for it: the scheme, in a ramp at its share, or nothing."""
         if self.mode is not None:
             return []
-        return [(layer if self.ramp is None else PartialLayer(layer, self.ramp.share), self.prepared)]
+        if self.ramp is None:
+            return [(layer, self.prepared)]
+        partial = (PartialLayer(layer, self.ramp.share), self.prepared)
+        return [partial] if self.ramp.layer is None else [(self.ramp.layer, self.ramp.native), partial]
 
 
 def weights_in_memory(scheme: nn.Module) -> AbstractContextManager[Any]:
@@ -92,13 +100,23 @@ def weights_in_memory(scheme: nn.Module) -> AbstractContextManager[Any]:
     return nullcontext() if torch.compiler.is_compiling() or not is_offloaded(scheme) else in_memory(scheme)
 
 
+def handing_on(value: Any) -> AbstractContextManager[Any]:
+    """Let modules find their context without a keyword; graphs that are traced hand keywords on."""
+    return nullcontext() if torch.compiler.is_compiling() else current(value)
+
+
 class SwappedAttention(nn.Module):
     """Mixin for a self-attention module: adds to the arguments of the stock forward and calls it."""
 
     stock_class: ClassVar[type[nn.Module]]
     pos_scheme: SchemeLayer
+    pos_family: Architecture
     pos_turn: Turn | None = None
     """What becomes of the rotary angles among the arguments; None: they stay."""
+
+    def pos_backend(self, arguments: dict[str, Any]) -> str:
+        """Return the attention backend that the user chose."""
+        return str(own_config(self)._attn_implementation)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Take and return what the stock module does."""
@@ -111,7 +129,8 @@ class SwappedAttention(nn.Module):
         if self.pos_turn is not None:
             args = tuple(self.pos_turn(value, context) for value in args)
             kwargs = {name: self.pos_turn(value, context) for name, value in kwargs.items()}
-        if not self.pos_scheme.enters_attention and context.record is None:
+        fades = context.ramp is not None and context.ramp.layer is not None
+        if not (self.pos_scheme.enters_attention or fades or context.record is not None):
             return super().forward(*args, **kwargs)
         call = LayerCall(self, context)
         cache = cache_among((*args, *kwargs.values()))
@@ -121,6 +140,8 @@ class SwappedAttention(nn.Module):
             args = tuple(view if value is cache else value for value in args)
             kwargs = {name: view if value is cache else value for name, value in kwargs.items()}
         kwargs[CONTEXT] = call
+        if torch.compiler.is_compiling():
+            return super().forward(*args, **kwargs)
         with weights_in_memory(self.pos_scheme), current(call):
             return super().forward(*args, **kwargs)
 
@@ -145,8 +166,11 @@ class SwappedBaseModel(nn.Module):
         leading = _flatten_choices(arguments)
         with weights_in_memory(self.pos_scheme):
             prepare_arguments(self, arguments)
-            with current(arguments.get(CONTEXT)):
-                outputs = super().forward(**arguments)
+        with handing_on(arguments.get(CONTEXT)):
+            outputs = super().forward(**arguments)
+        table = self.architecture.position_table(self)
+        if isinstance(table, RetiredTable):
+            table.add(None)
         if leading is not None:
             hidden = outputs[0].view(*leading, *outputs[0].shape[1:])
             outputs = (hidden, *outputs[1:]) if isinstance(outputs, tuple) else _with_hidden(outputs, hidden)
@@ -192,8 +216,10 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
         )
     batch, length = given.shape[:2]
     positions = positions_of(arguments, length, given.device, causal)
-    limit = longest_position_of(model)
-    check_positions(positions, limit, scheme.name, ramped=limit != scheme.longest_position() and _reads_retired(model))
+    if model.pos_mode is None:
+        limit = longest_position_of(model)
+        ramped = limit != scheme.longest_position() and _reads_retired(model)
+        check_positions(positions, limit, scheme.name, ramped=ramped)
     mask = document_mask(model, arguments, batch, length, causal)
     if mask is not None:
         arguments["attention_mask"] = mask
@@ -233,8 +259,9 @@ def _prepared(model: Any, positions: Positions) -> tuple[Tensor | None, ForwardC
     added = scheme.embed(positions)
     if model.pos_ramp is None:
         return added, ForwardContext(positions, scheme.prepare(positions), None, {}, scheme, None, model.pos_record)
-    share, native = model.pos_ramp
-    ramp = LayerRamp(share, None if native is None else native.prepare_at(positions, 1 - share))
+    share, native, layer = model.pos_ramp
+    fading = None if layer is None else PartialLayer(layer, 1 - share)
+    ramp = LayerRamp(share, None if native is None else native.prepare_at(positions, 1 - share), fading)
     context = ForwardContext(positions, scheme.prepare_at(positions, share), ramp, {}, scheme)
     return None if added is None else added * share, context
 

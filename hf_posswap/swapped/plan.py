@@ -21,6 +21,7 @@ from hf_posswap.swapped.angles import Turn
 from hf_posswap.swapped.config_view import own_config, real_config, show_config, show_view
 from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
 from hf_posswap.swapped.offloading import device_of, in_memory
+from hf_posswap.swapped.written import WrittenAttention
 
 SMALL_SCHEME = 2**28
 """Parameters that a scheme may have however small its model is: 1 GiB in float32."""
@@ -59,7 +60,6 @@ class Plan:
         core_class: its new class.
         layers: what happens to each layer concerned.
         retired: name of the position table, and what replaces it; None if a table stays or there is none.
-        others: further modules and their new classes.
     """
 
     config: SchemeConfig
@@ -68,7 +68,6 @@ class Plan:
     core_class: type
     layers: list[LayerPlan]
     retired: tuple[str, RetiredTable] | None
-    others: list[tuple[nn.Module, type]]
 
 
 def core_of(model: Any) -> Any:
@@ -105,18 +104,15 @@ def plan_swap(model: Any, architecture: Architecture, config: SchemeConfig, to_s
     dtype = core.dtype  # transformers looks for it through all weights
     _match(scheme, dtype=dtype, device=device_of(embeddings))
     layers = []
+    mixin = WrittenAttention if architecture.writes_attention else SwappedAttention
     for module, layer, turn in _plan_layers(core, architecture, resolved, scheme, facts):
         _match(layer, dtype=dtype, device=device_of(module))
         _check_forward(module)
-        mixin = architecture.attention_mixin() or SwappedAttention
         new_class = to_swapped(stock_class_of(module), mixin)
-        layers.append(LayerPlan(module, new_class, layer, turn, layer.enters_attention and mixin is SwappedAttention))
+        layers.append(LayerPlan(module, new_class, layer, turn, layer.enters_attention))
     _check_forward(core)
-    others = [
-        (module, to_swapped(stock_class_of(module), mixin)) for module, mixin in architecture.replaced_modules(core)
-    ]
     core_class = to_swapped(stock_class_of(core), SwappedBaseModel)
-    return Plan(resolved, scheme, core, core_class, layers, retired, others)
+    return Plan(resolved, scheme, core, core_class, layers, retired)
 
 
 def _plan_table(
@@ -177,24 +173,31 @@ def _plan_layers(
     layout = None if rotary is None else rotary.layout
     neutral = None if config.keep_native else Turn(layout)
     modules = list(architecture.attention_modules(core))
+    if architecture.native_bias(core) is not None and (config.keep_native or config.layers is not None):
+        raise UnsupportedError(
+            f"{facts.architecture!r} adds a bias of its own to its scores in all layers, which can be replaced as a "
+            "whole only. Leave out keep_native and layers."
+        )
     if not scheme.acts_in_layers:
         # The scheme enters at the embeddings; what it replaces sits in the layers and has to be left out there.
-        leaves_out = facts.native_table is None and not config.keep_native
+        leaves_out = (facts.native_table is None or architecture.writes_attention) and not config.keep_native
         return [(module, SchemeLayer(), neutral) for _, module in modules] if leaves_out else []
     chosen = [(index, module) for index, module in modules if config.layers is None or index in config.layers]
     if not scheme.enters_as_angles():
-        if scheme.keeps_raw_keys() and rotary is not None and not architecture.plain_rotary:
+        if scheme.turns_keys() and rotary is not None and not (config.keep_native or architecture.plain_rotary):
             raise UnsupportedError(
-                f"scheme {config.name!r} with these options turns all keys anew as the text grows, which hf_posswap "
-                f"does on models that turn every head whole and by halves, such as Llama; {facts.architecture!r} is "
-                "not known to. Choose another scaling, such as yarn or linear."
+                f"scheme {config.name!r} cannot enter {facts.architecture!r} ({facts.mode}): with these options it "
+                "turns keys otherwise than the model's own rotation does, which only models that turn every head whole "
+                "take, such as Llama. Choose a scaling such as yarn or linear, and leave out interleaved and "
+                "partial_rotary_factor."
             )
         return [(module, scheme.make_layer(index), neutral) for index, module in chosen]
     own = None if scheme.is_native() else Turn(layout, own=True)
     if rotary is not None and rotary.wide_only:
         # Layers with a sliding window have angles of their own, made for distances that never leave the window.
         kinds = core.config.layer_types
-        return [(module, SchemeLayer(), own if kinds[index] == WIDE_LAYERS else None) for index, module in chosen]
+        kept = Turn(layout, keeps=True)
+        return [(module, SchemeLayer(), own if kinds[index] == WIDE_LAYERS else kept) for index, module in chosen]
     return [(module, SchemeLayer(), own) for _, module in chosen]
 
 
@@ -228,16 +231,16 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
     core = plan.core
     if hasattr(core, "pos_scheme"):
         remove_scheme(core, architecture)
+    core.pos_place = architecture.place(core)
     for entry in plan.layers:
         module: Any = entry.module
         module.pos_scheme = entry.layer
+        module.pos_family = architecture
         if entry.turn is not None:
             module.pos_turn = entry.turn
         if entry.views:
             show_view(module)
         _retype(module, entry.new_class)
-    for module, new_class in plan.others:
-        _retype(module, new_class)
     if plan.retired is not None:
         core.set_submodule(*plan.retired)
     core.pos_scheme = plan.scheme
@@ -282,7 +285,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
         if module is not core and "stock_class" in vars(type(module)) and "pos_mixin" in vars(type(module)):
             show_config(module)
             _retype(module, type(module).stock_class)
-            for name in ("pos_scheme", "pos_turn"):
+            for name in ("pos_scheme", "pos_turn", "pos_family"):
                 if name in module._modules or name in vars(module):
                     delattr(module, name)
     path = architecture.table_path(core)
@@ -290,7 +293,8 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
     if isinstance(table, RetiredTable) and path is not None:
         core.set_submodule(path, table.revive())
     del core.pos_scheme
-    vars(core).pop("pos_ramp", None)
+    for name in ("pos_ramp", "pos_place", "pos_proof"):
+        vars(core).pop(name, None)
     _retype(core, type(core).stock_class)
 
 

@@ -4,6 +4,8 @@ What was found from types and names is verified here by numbers, on the model it
 installed. A family or a release in which positions enter another way is refused, with what was measured.
 """
 
+import inspect
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ from hf_posswap.swapped.cache_view import cache_among
 from hf_posswap.swapped.config_view import show_config, show_view
 from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
 from hf_posswap.swapped.offloading import device_of, is_offloaded
+
+logger = logging.getLogger(__name__)
 
 BATCH, LENGTH = 2, 16
 """Texts, and their tokens."""
@@ -101,14 +105,18 @@ def can_run(model: Any, core: Any) -> bool:
     return not any(weight.is_meta for weight in core.parameters()) and not is_offloaded(model)
 
 
-def stock_outputs(model: Any, core: Any, limit: int | None) -> Tensor:
-    """Return the hidden states of a stock core for the proof's tokens."""
-    import inspect
+def stock_outputs(model: Any, core: Any, limit: int | None) -> Tensor | None:
+    """Return the hidden states of a stock core for the proof's tokens; None if the stock model does not run here.
 
+    An attention backend that is not installed, for one, is for the stock model to complain of when it is used.
+    """
     core.stock_arguments = tuple(inspect.signature(core.forward).parameters)
     try:
         with quietly(model):
             return _Texts(core, limit).hidden()
+    except Exception as error:
+        logger.warning("the swap is not verified, since the stock model does not run here: %s", error)
+        return None
     finally:
         del core.stock_arguments
 
@@ -129,7 +137,11 @@ def prove(model: Any, architecture: Architecture, stock: Tensor | None, limit: i
     texts = _Texts(core, limit)
     with quietly(model), _failures_refused(core):
         untouched = None if stock is None else _prove_untouched(core, architecture, texts, stock)
-        removed = None if core.pos_scheme.config.keep_native or core.pos_scheme.is_native() else _prove_removed(texts)
+        config = core.pos_scheme.config
+        stays = config.keep_native or config.layers is not None or core.pos_scheme.is_native()
+        # Attention that is written anew has nothing of the old one, and need not take positions.
+        stays = stays or (architecture.writes_attention and core.pos_scheme.facts.causal)
+        removed = None if stays else _prove_removed(texts)
         hidden, layers = _prove_layers(core, texts)
         cached = _prove_cached(texts, hidden) if core.pos_scheme.facts.causal else None
     return Proof(untouched, removed, layers, cached)
@@ -163,7 +175,7 @@ def _failures_refused(core: Any) -> Iterator[None]:
     """Turn whatever a model that was swapped in a wrong way raises into the refusal of the swap."""
     try:
         yield
-    except UnsupportedError:
+    except (UnsupportedError, ImportError):
         raise
     except Exception as error:
         raise refused(f"running it fails with {type(error).__name__}: {error}", core) from error

@@ -1,0 +1,43 @@
+"""Families whose attention chooses no function from transformers' interface: a file each says what it is made of.
+
+Their attention is the one thing that hf_posswap writes anew: project, attend with the scheme, merge. A family that
+transformers moves to the interface needs none of it any longer.
+"""
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from hf_posswap.architectures.base import Architecture
+
+
+class WrittenArchitecture(Architecture):
+    """A family whose attention is written here, as data and three small functions."""
+
+    attention_class: ClassVar[str]
+    """Name of the class of its self-attention modules."""
+
+    def is_attention(self, module_class: type[nn.Module]) -> bool:
+        """See `Architecture.is_attention`."""
+        return module_class.__name__ == self.attention_class
+
+    @property
+    def writes_attention(self) -> bool:
+        """See `Architecture.writes_attention`."""
+        return True
+
+    def project(self, module: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q (B, H, L, d), k and v (B, Hkv, L, d) of hidden states (B, L, D)."""
+        raise NotImplementedError
+
+    def merge(self, module: Any, context: Tensor, weights: Tensor | None, arguments: dict[str, Any]) -> Any:
+        """Return what the attention module returns for a context (B, L, H, d)."""
+        raise NotImplementedError
+
+    def dropout(self, module: Any) -> float:
+        """Return the probability of dropping an attention weight in training."""
+        raise NotImplementedError
+
+    def native_scores(self, module: Any, arguments: dict[str, Any]) -> Tensor | None:
+        """Return what the stock module adds to its scaled scores, broadcastable to (B, H, L, L), or None."""
+        return None
