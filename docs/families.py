@@ -41,10 +41,8 @@ def found(model_type: str, causal: bool) -> dict[str, Any]:
         refused = {name: each for name, each in outcomes.items() if each.kind == "refused"}
         supported = not failed and not set(refused) & set(NEEDED)
         entry["native"] = native_scheme(tiny_model(model_type, causal)) if supported else None
-        reasons = {
-            f"{', '.join(_alike(failed or refused, each))}: {each.reason[:LONGEST]}"
-            for each in (failed or refused).values()
-        }
+        told = failed or refused
+        reasons = {f"{', '.join(_alike(told, each))}: {each.reason[:LONGEST]}" for each in told.values()}
         return entry | {"supported": supported, "reason": " ".join(sorted(reasons)) or None}
     except Exception as error:
         return entry | {"supported": False, "reason": f"{type(error).__name__}: {str(error)[:LONGEST]}"}

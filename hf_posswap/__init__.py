@@ -21,6 +21,7 @@ _HOME = {
     "longest_position": "swapping",
     "train_length": "swapping",
     "describe": "swapped.description",
+    "inspect": "swapped.inspection",
     "fit_tokenizer": "tokenizer_limit",
     "calibrate": "calibration",
     "heal": "training.loop",

@@ -150,12 +150,13 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
         raise SourceError(f"cannot load the tokenizer of {name!r}: {error}") from error
 
 
-def load_model(name: str, auto_class: Any = None, **kwargs: Any) -> "PreTrainedModel":
+def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True, **kwargs: Any) -> "PreTrainedModel":
     """Load the model called `name`, unswapped, in float32 unless `dtype` says otherwise, in evaluation mode.
 
     Args:
         name: see `resolve_model`.
         auto_class: the class whose `from_pretrained` loads it; by default the one its configuration names.
+        supported_only: refuse a model that no scheme can enter.
         kwargs: further arguments of `from_pretrained`, such as `config`, which spares reading a GGUF file twice.
 
     Raises:
@@ -169,7 +170,8 @@ def load_model(name: str, auto_class: Any = None, **kwargs: Any) -> "PreTrainedM
     config = kwargs.pop("config", None)
     if config is None:
         config = load_config(name)
-    architecture_of(config)
+    if supported_only:
+        architecture_of(config)
     if auto_class is None:
         auto_class = class_for(config)
     kwargs.setdefault("dtype", "float32")

@@ -198,5 +198,5 @@ def __getattr__(name: str) -> type:
     if isinstance(stock, type) and issubclass(stock, PreTrainedModel):
         return swapped_class(stock)
     if isinstance(stock, type) and issubclass(stock, PreTrainedConfig):
-        return config_class_of(architecture_named(stock.model_type))
+        return config_class_of(architecture_named(str(vars(stock)["model_type"])))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

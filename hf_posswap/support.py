@@ -1,7 +1,7 @@
 """The table of what works where, made from what schemes declare and from what discovery finds in each family."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,11 @@ def cell(architecture: Architecture, causal: bool, scheme: type[Scheme]) -> Cell
 
 @cache
 def default_facts(architecture: Architecture, causal: bool) -> ModelFacts:
-    """Return the facts of a model of the family's default config, with two layers and without weights."""
+    """Return the facts of a model of the family's default config, with two layers and without weights or a table."""
     from transformers import AutoConfig, AutoModel
 
     changes: dict[str, Any] = {"num_hidden_layers": 2} | ({"is_decoder": causal} if len(architecture.modes) > 1 else {})
     config = AutoConfig.for_model(architecture.name, **changes)
     with torch.device("meta"):
         core = core_of(AutoModel.from_config(config))
-    return architecture.facts(core)
+    return replace(architecture.facts(core), native_table=None)

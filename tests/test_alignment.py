@@ -101,7 +101,7 @@ def first_layer(model: Any) -> tuple[Architecture, Any, Any]:
 
 def projected_in(model: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The queries and keys of a model's first layer, before its scheme."""
-    architecture, block, attention = first_layer(model)
+    _, block, attention = first_layer(model)
     return projected(block, attention, enter(model.base_model, [block], tokens))
 
 

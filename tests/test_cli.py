@@ -294,7 +294,7 @@ def test_the_version_is_told() -> None:
 
 def test_an_architecture_that_is_not_supported_is_refused_before_its_weights_load(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "t5"}', encoding="utf-8")
-    assert "architecture 't5' is not supported" in refused("describe", str(tmp_path))
+    assert "model type 't5' is not supported" in refused("describe", str(tmp_path))
 
 
 def test_a_benchmark_of_no_model_measures_nothing(tmp_path: Path) -> None:

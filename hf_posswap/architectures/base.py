@@ -103,7 +103,7 @@ class Architecture:
         for seam in discovery.self_attention(base, self.is_attention):
             yield seam.layer, seam.module
 
-    def is_attention(self, module_class: type[nn.Module]) -> bool:
+    def is_attention(self, module_class: Any) -> bool:
         """Return whether a stock class is one of attention modules that a scheme can enter."""
         return discovery.reads_interface(module_class)
 

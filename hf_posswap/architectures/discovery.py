@@ -42,7 +42,7 @@ def _names_in(code: CodeType) -> Iterator[str]:
 
 
 @cache
-def reads_interface(module_class: type[nn.Module]) -> bool:
+def reads_interface(module_class: Any) -> bool:
     """Return whether a module's forward chooses its attention function from an `AttentionInterface`."""
     function = inspect.unwrap(module_class.forward)
     code, scope = getattr(function, "__code__", None), getattr(function, "__globals__", {})
@@ -118,9 +118,7 @@ def position_table(base: Any) -> tuple[str, nn.Embedding] | None:
         if isinstance(module, nn.Embedding) and module is not tokens and _is_table(module, tokens, longest, width)
     ]
     if len(found) > 1:  # of several as long, the one whose name says it; LayoutLM has others for places on a page
-        found = [
-            (name, module) for name, module in found if name.rpartition(".")[2].startswith(("pos", "embed_pos", "wpe"))
-        ]
+        found = [pair for pair in found if pair[0].rpartition(".")[2].startswith(("pos", "embed_pos", "wpe"))]
     return found[0] if len(found) == 1 else None
 
 
@@ -155,7 +153,7 @@ def token_table(base: Any) -> nn.Module:
     """Return the token embeddings of a base model; of one that only wraps another, the first embedding there is."""
     try:
         table: nn.Module = base.get_input_embeddings()
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):
         table = next(module for module in base.modules() if isinstance(module, nn.Embedding))
     return table
 

@@ -6,7 +6,7 @@ transformers moves to the interface needs none of it any longer.
 
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_posswap.architectures.base import Architecture
 
@@ -17,9 +17,9 @@ class WrittenArchitecture(Architecture):
     attention_class: ClassVar[str]
     """Name of the class of its self-attention modules."""
 
-    def is_attention(self, module_class: type[nn.Module]) -> bool:
+    def is_attention(self, module_class: Any) -> bool:
         """See `Architecture.is_attention`."""
-        return module_class.__name__ == self.attention_class
+        return bool(module_class.__name__ == self.attention_class)
 
     @property
     def writes_attention(self) -> bool:

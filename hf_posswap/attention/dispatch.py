@@ -97,15 +97,12 @@ def fold_for_flash(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, 
 
 def _sdpa(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor:
     """Take the first path that can; docs/speed.md has the measurements behind the order."""
-    if inputs.reshapes_scores:
-        return mixed_attention(inputs, bias, mix)
-    if bias is None and mix is None:
+    if bias is None and mix is None and not inputs.reshapes_scores:
         return plain_attention(inputs)
-    if isinstance(bias, ClippedContentBias) and (mix is None) is (bias.value_table is None):
-        context = _band(inputs, bias)
-        if context is not None:
-            return context
-    if mix is not None:
+    context = _band(inputs, bias, mix)
+    if context is not None:
+        return context
+    if mix is not None or inputs.reshapes_scores:
         return mixed_attention(inputs, bias, mix)
     assert bias is not None
     context = _channels(inputs, bias)
@@ -122,8 +119,12 @@ def _sdpa(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor
     return blockwise_attention(inputs, bias)
 
 
-def _band(inputs: AttentionInputs, bias: ClippedContentBias) -> Tensor | None:
+def _band(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor | None:
     """The last few keys apart from all others, with the values' vectors if there are any."""
+    if not isinstance(bias, ClippedContentBias) or inputs.reshapes_scores:
+        return None
+    if (mix is None) is not (bias.value_table is None):
+        return None
     segments = visible_segments(inputs) if _takes_kernels(inputs) and inputs.query_length > 1 else None
     return banded_attention(inputs, bias, segments) if segments is not None and can_band(bias, segments) else None
 

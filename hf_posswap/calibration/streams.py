@@ -4,25 +4,21 @@ Queries and keys are recorded at the attention function, where every family brin
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
 
 from hf_posswap.architectures import Architecture
 from hf_posswap.attention.interface import CONTEXT, IMPLEMENTATION, current, handed_on
-from hf_posswap.swapped.config_view import show_config, show_view
+from hf_posswap.swapped.attention_probe import RECORDER, Recorded, seen_through
 from hf_posswap.swapped.modules import ForwardContext
 from hf_posswap.swapped.plan import natively
+from hf_posswap.swapped.written import named
 
 QUERY_STEP = 4
 """Every fourth query is compared: neighbours say much the same, and all of them would cost four times as much."""
-RECORDER = "posswap_record"
-"""Name of the attention function that records q and k of a stock layer in the place of its attention."""
 
 
 @dataclass
@@ -72,6 +68,7 @@ class Projections:
         swapped_query: the compared queries after the scheme's transform, (B, H, n, d).
         swapped_key: all keys after the scheme's transform, (B, Hkv, L, d).
         scaling: the factor on q·k.
+        stock_bias: what the stock model adds to its scaled scores, (B|1, H|1, n|1, L), or None.
     """
 
     stock_query: Tensor
@@ -79,6 +76,7 @@ class Projections:
     swapped_query: Tensor
     swapped_key: Tensor
     scaling: float
+    stock_bias: Tensor | None = None
 
     def __len__(self) -> int:
         """Number of texts."""
@@ -92,6 +90,8 @@ class Projections:
     def scores(self, text: int) -> tuple[Tensor, Tensor]:
         """Return the scaled scores of one text, stock and swapped without its bias: float32, (H, n, L)."""
         stock = _scores(self.stock_query[text], self.stock_key[text], self.scaling)
+        if self.stock_bias is not None:
+            stock = stock + self.stock_bias[text if len(self.stock_bias) > 1 else 0].float()
         return stock, _scores(self.swapped_query[text], self.swapped_key[text], self.scaling)
 
     def scaled_queries(self, text: int) -> Tensor:
@@ -107,21 +107,6 @@ def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 def compared_queries(length: int, device: torch.device | None = None) -> Tensor:
     """Return the indices of the queries that are compared in a text of this length, the last one among them."""
     return torch.arange((length - 1) % QUERY_STEP, length, QUERY_STEP, device=device)
-
-
-class _Recorded(Exception):
-    """Carries what reached an attention function out of the forward."""
-
-    def __init__(self, q: Tensor, k: Tensor, scaling: float, projected: tuple[Tensor, Tensor]) -> None:
-        self.q, self.k, self.scaling, self.projected = q, k, scaling, projected
-
-
-def _record(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
-    scaling = kwargs.get("scaling")
-    raise _Recorded(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, (query, key))
-
-
-AttentionInterface.register(RECORDER, _record)
 
 
 def enter(base: Any, blocks: list[nn.Module], text: Tensor) -> Stream:
@@ -154,41 +139,47 @@ def _parameters(base: Any) -> tuple[str, ...]:
     return getattr(base, "stock_arguments", None) or tuple(inspect.signature(base.forward).parameters)
 
 
-@contextmanager
-def _seen_through(attention: Any, implementation: str) -> Iterator[None]:
-    """Let a module's attention function be another one within a `with` block."""
-    before = dict(vars(attention))
-    show_view(attention, implementation)
-    try:
-        yield
-    finally:
-        show_config(attention)
-        for name, value in before.items():
-            if vars(attention).get(name) is not value:
-                setattr(attention, name, value)
-
-
-def _stock_record(block: nn.Module, attention: Any, stream: Stream) -> _Recorded:
-    """Return the queries and keys of a stock layer, after its own mechanism."""
-    with _seen_through(attention, RECORDER):
+def _stock_record(architecture: Any, block: nn.Module, attention: Any, stream: Stream) -> Recorded:
+    """Return the queries and keys of a stock layer, after its own mechanism, and its own bias if it has one."""
+    if architecture.writes_attention:
+        return _written_record(architecture, block, attention, stream)
+    with seen_through(attention, RECORDER):
         try:
             stream.run(block)
-        except _Recorded as recorded:
+        except Recorded as recorded:
             return recorded
     raise RuntimeError("the block did not reach its attention function")
 
 
-def _swapped_record(block: nn.Module, attention: Any, stream: Stream) -> _Recorded:
+def _written_record(architecture: Any, block: nn.Module, attention: Any, stream: Stream) -> Recorded:
+    """Return what `_stock_record` does, of a family whose attention does not use transformers' interface."""
+
+    def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = named(type(module), args, kwargs)
+        q, k, _ = architecture.project(module, arguments["hidden_states"])
+        raise Recorded(q, k, q.shape[-1] ** -0.5, (q, k), architecture.native_scores(module, arguments))
+
+    handle = attention.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        stream.run(block)
+    except Recorded as recorded:
+        return recorded
+    finally:
+        handle.remove()
+    raise RuntimeError("the block did not reach its attention module")
+
+
+def _swapped_record(block: nn.Module, attention: Any, stream: Stream) -> Recorded:
     """Return the queries and keys of a swapped layer, with its scheme and as they arrived."""
     assert stream.context is not None
 
     def record(call: Any, pair: tuple[Tensor, Tensor], scaling: float, projected: tuple[Tensor, Tensor]) -> None:
-        raise _Recorded(*pair, scaling, projected)
+        raise Recorded(*pair, scaling, projected)
 
-    with _seen_through(attention, IMPLEMENTATION):
+    with seen_through(attention, IMPLEMENTATION):
         try:
             stream.run(block, stream.context._replace(record=record))
-        except _Recorded as recorded:
+        except Recorded as recorded:
             return recorded
     raise RuntimeError("the block did not reach its attention function")
 
@@ -203,12 +194,15 @@ def projections(
 ) -> Projections:
     """Return the queries and keys that a layer makes of one batch, as the stock layer and as the swapped one."""
     with natively(base, architecture):
-        stock = _stock_record(block, attention, teacher)
+        stock = _stock_record(architecture, block, attention, teacher)
     ours = _swapped_record(block, attention, student)
     compared = compared_queries(ours.q.shape[2], ours.q.device)
     # Slices are copied and keys made compact, so that nothing else of the fused projection stays in memory.
+    bias = stock.bias
+    if bias is not None and bias.shape[-2] > 1:
+        bias = bias[..., compared, :]
     return Projections(
-        stock.q[:, :, compared], stock.k.contiguous(), ours.q[:, :, compared], ours.k.contiguous(), ours.scaling
+        stock.q[:, :, compared], stock.k.contiguous(), ours.q[:, :, compared], ours.k.contiguous(), ours.scaling, bias
     )
 
 

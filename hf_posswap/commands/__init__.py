@@ -62,6 +62,7 @@ def _app(
 
 app.command("schemes")(catalogue.schemes)
 app.command("matrix")(catalogue.matrix)
+app.command("inspect")(models.inspect)
 app.command("describe")(models.describe)
 app.command("swap")(models.swap)
 app.command("calibrate")(calibrate.calibrate)

@@ -1,7 +1,9 @@
 """`hf-posswap schemes` and `hf-posswap matrix`: what there is, generated from what the code declares."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from hf_posswap.commands.console import JsonOption, print_json, print_table
 
@@ -21,10 +23,18 @@ def schemes(as_json: JsonOption = False) -> None:
     print_table("Positional schemes", ("name", "summary", "options", "paper"), rows)
 
 
-def matrix(as_json: JsonOption = False) -> None:
+def matrix(
+    families: Annotated[
+        bool, typer.Option("--families", help="Show every model type of transformers instead of the core families.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show which scheme works in which architecture, and why not where it does not."""
     import hf_posswap
 
+    if families:
+        _show_families(as_json)
+        return
     cells = hf_posswap.capabilities()
     if as_json:
         print_json([dataclasses.asdict(cell) for cell in cells])
@@ -42,6 +52,23 @@ def matrix(as_json: JsonOption = False) -> None:
     ]
     if refused:
         print_table("Why not", ("scheme", "architecture", "reason"), refused)
+
+
+def _show_families(as_json: bool) -> None:
+    """Print every model type of transformers with its own mechanism, or why it takes no scheme."""
+    from hf_posswap.support import families
+
+    found = families()
+    if as_json:
+        print_json([dataclasses.asdict(family) for family in found])
+        return
+    supported = [family for family in found if family.supported]
+    rows = [(family.model_type, family.mode, family.native or "", family.reason or "") for family in supported]
+    print_table("Model types that take schemes", ("model type", "mode", "own mechanism", "but"), rows)
+    refused = [(family.model_type, family.mode, family.reason or "") for family in found if not family.supported]
+    print_table("Model types that do not", ("model type", "mode", "reason"), refused)
+    count = len({family.model_type for family in supported})
+    typer.echo(f"{count} model types take schemes; {len(found)} causal and masked language models were tried.")
 
 
 def _scheme_entry(name: str) -> dict[str, Any]:

@@ -33,6 +33,19 @@ def describe(
         typer.echo(str(report))
 
 
+def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
+    """Find by experiment what positions a model really uses, in every layer, and whether its config says so."""
+    quiet_libraries()
+    import hf_posswap
+    from hf_posswap.demo import load_model
+
+    found = hf_posswap.inspect(load_model(model, supported_only=False))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        typer.echo(str(found))
+
+
 def swap(
     model: ModelArgument,
     pos_scheme: Annotated[str, typer.Option("--pos-scheme", metavar="SCHEME", help=SCHEME_HELP)],

@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from transformers import AttentionInterface
 
 from hf_posswap.architectures.discovery import stock_class_of
 from hf_posswap.attention import attend
-from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.attention.inputs import AttentionInputs, Mix
+from hf_posswap.biases import Bias
 from hf_posswap.errors import PositionError, UnsupportedError
 from hf_posswap.positions import Positions
 
@@ -61,41 +62,19 @@ class LayerCall:
             args: further arguments of the attention function.
             kwargs: its keywords.
         """
-        if kwargs.get("position_bias") is not None:
-            raise UnsupportedError(
-                f"{type(self.module).stock_class.__name__} adds a bias of its own to its scores, which hf_posswap does "
-                "not know how to take out."
-            )
-        context, layer = self._context_of_keys(k.shape[2]), self.module.pos_scheme
+        context = self._context_of_keys(k.shape[2])
+        if not context.idle:
+            _check_no_other_bias(self.module, kwargs)
         scaling = kwargs.get("scaling")
         scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
-        positions, stages = context.positions, context.stages(layer)
         q, k, v = _in_one_dtype(q, k, v)
-        projected = (q, k)
-        with full_precision(q):
-            for stage, prepared in stages:
-                q = stage.transform_query(q, positions, prepared)
-                if self.cached_length is None:
-                    k = stage.transform_key(k, positions, prepared)
-            for stage, prepared in stages:
-                q, k = stage.transform_cached(q, k, positions, prepared)
-            if context.record is not None:
-                context.record(self, (q, k), scaling, projected)
-            acting, prepared = stages[-1] if stages else (None, None)
-            bias = None if acting is None else acting.bias(q, positions, prepared, scaling)
-        mix = None
-        if acting is not None and acting.mixes_values:
-
-            def mix(weights: Tensor, start: int) -> Tensor:
-                return acting.mix(weights, start, positions, prepared)
-
+        q, k, bias, mix = self._positioned(q, k, context, scaling)
         causal = kwargs.get("is_causal")
         inputs = AttentionInputs(
-            q, k, v, mask, positions.causal if causal is None else causal, scaling, kwargs.get("dropout") or 0.0,
-            softcap=kwargs.get("softcap"), sinks=kwargs.get("s_aux"),
+            q, k, v, mask, context.positions.causal if causal is None else causal, scaling,
+            kwargs.get("dropout") or 0.0, {} if context.shared is None else context.shared,
+            kwargs.get("softcap"), kwargs.get("s_aux"),
         )  # fmt: skip
-        if context.shared is not None:
-            inputs = replace(inputs, shared=context.shared)
         backend = self.module.pos_backend(kwargs)
 
         def natively(changed: AttentionInputs) -> tuple[Tensor, Tensor | None]:
@@ -111,6 +90,27 @@ class LayerCall:
         with full_precision(q):
             output, weights = attend(inputs, bias, mix, backend, natively)
         return output.transpose(1, 2).contiguous(), weights  # as stock functions return it
+
+    def _positioned(
+        self, q: Tensor, k: Tensor, context: Any, scaling: float
+    ) -> tuple[Tensor, Tensor, Bias | None, Mix | None]:
+        """Return queries and keys as the scheme changes them, its bias, and what its value side adds."""
+        positions, stages, projected = context.positions, context.stages(self.module.pos_scheme), (q, k)
+        bias: Bias | None = None
+        mix: Mix | None = None
+        with full_precision(q):
+            for stage, prepared in stages:
+                q = stage.transform_query(q, positions, prepared)
+                k = k if self.cached_length is not None else stage.transform_key(k, positions, prepared)
+            for stage, prepared in stages:
+                q, k = stage.transform_cached(q, k, positions, prepared)
+            if context.record is not None:
+                context.record(self, (q, k), scaling, projected)
+            if stages:
+                acting, ready = stages[-1]
+                bias = acting.bias(q, positions, ready, scaling)
+                mix = partial(_mixed, acting, positions, ready) if acting.mixes_values else None
+        return q, k, bias, mix
 
     def _context_of_keys(self, key_length: int) -> Any:
         """Return the forward's context for this layer's keys, which under a sliding window are the last of the text.
@@ -147,6 +147,25 @@ class LayerCall:
         if context.ramp.layer is not None:
             raise PositionError("a ramp from a mechanism that looks at the text's length does not run under a window.")
         return context._replace(positions=positions, prepared=context.scheme.prepare_at(positions, context.ramp.share))
+
+
+def _mixed(layer: Any, positions: Positions, prepared: Any, weights: Tensor, start: int) -> Tensor:
+    """Return what a layer's value side adds, with the arguments of a `Mix` last."""
+    added: Tensor = layer.mix(weights, start, positions, prepared)
+    return added
+
+
+def _check_no_other_bias(module: Any, arguments: dict[str, Any]) -> None:
+    """Refuse a stock layer that adds a bias of its own to its scores.
+
+    Raises:
+        UnsupportedError: it does.
+    """
+    if arguments.get("position_bias") is not None:
+        raise UnsupportedError(
+            f"{type(module).stock_class.__name__} adds a bias of its own to its scores, which hf_posswap does not know "
+            "how to take out."
+        )
 
 
 def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,6 +32,7 @@ WITHIN_WINDOW = 8
 """Tokens of a text in which every token of an encoder sees every other, its sliding windows notwithstanding."""
 STRETCH = 3
 """Distances are stretched by this factor where nothing may depend on them."""
+PLAIN_BACKENDS = ("eager", "sdpa")
 SEED = 0
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 """Root mean square of a difference over that of the outputs. In half precision other orders of summing, and experts
@@ -89,13 +90,22 @@ class _Texts:
 
 @contextmanager
 def quietly(model: Any) -> Iterator[None]:
-    """Run a model in evaluation mode and without gradients; afterwards it is as it was."""
+    """Run a model in evaluation mode, without gradients and with a plain backend; afterwards it is as it was.
+
+    FlexAttention would be compiled for a few tokens, and flash kernels may be missing: what is looked at here is where
+    positions enter, not which kernel runs.
+    """
     training = [module for module in model.modules() if module.training]
+    config, backend = model.config, model.config._attn_implementation
     model.eval()
     try:
+        if backend not in PLAIN_BACKENDS:
+            config._attn_implementation = "eager"
         with torch.no_grad():
             yield
     finally:
+        if backend not in PLAIN_BACKENDS:
+            config._attn_implementation = backend
         for module in training:
             module.training = True
 

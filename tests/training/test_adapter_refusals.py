@@ -225,11 +225,9 @@ def test_bad_numbers(arguments: dict[str, Any], message: str) -> None:
 def test_what_cannot_be_adapted() -> None:
     with pytest.raises(AdapterError, match=r"PeftModelForCausalLM is no transformers model.*add_adapter\(name"):
         add_lora(add_lora(base_of("t5"), rank=2), rank=2)
-    config = transformers.OPTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16, vocab_size=20, word_embed_proj_dim=16
-    )
-    with pytest.raises(UnsupportedError, match="architecture 'opt' is not supported"):
-        add_lora(transformers.OPTForCausalLM(config), rank=2)
+    config = transformers.T5Config(d_model=16, num_layers=1, num_heads=2, d_ff=16, vocab_size=20, d_kv=8)
+    with pytest.raises(UnsupportedError, match="model type 't5' is not supported"):
+        add_lora(transformers.T5ForConditionalGeneration(config), rank=2)
     with pytest.raises(UnsupportedError, match=r"the model has adapters \['default'\].*Swap first, then adapt"):
         hf_posswap.swap(add_lora(small_model("gpt2", True), rank=2).get_base_model(), "alibi")
 

@@ -10,9 +10,11 @@ import peft
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.integrations import peft as integrations_peft
 from transformers.pytorch_utils import Conv1D
 
 import hf_posswap
@@ -257,6 +259,10 @@ def test_one_config_for_many_models(tmp_path: Path) -> None:
         assert saved.get("pos_scheme", {"name": "stock"})["name"] == name
 
 
+@pytest.mark.skipif(
+    Version(getattr(integrations_peft, "MIN_PEFT_VERSION", "0")) > Version(peft.__version__),
+    reason="transformers wants a newer peft for its own load_adapter than there is",
+)
 def test_through_transformers_alone(tmp_path: Path) -> None:
     model = swapped("gpt2", True, "t5")
     model.add_adapter(LoraConfig(r=2, init_lora_weights=False), "mine")

@@ -1,0 +1,88 @@
+"""Queries and keys of one attention module, recorded at its attention function in the place of attention."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from hf_posswap.swapped.config_view import show_config, show_view
+
+RECORDER = "posswap_record"
+"""Name of the attention function that records q and k."""
+
+
+class Recorded(Exception):
+    """Carries what reached an attention function out of the forward.
+
+    Args:
+        q: queries (B, H, L, d).
+        k: keys (B, Hkv, L, d).
+        scaling: the factor on q·k.
+        projected: queries and keys before the scheme, in a swapped layer.
+        bias: what a stock layer adds to its scaled scores, broadcastable to (B, H, L, L), or None.
+    """
+
+    def __init__(
+        self, q: Tensor, k: Tensor, scaling: float, projected: tuple[Tensor, Tensor], bias: Tensor | None = None
+    ) -> None:
+        super().__init__("an attention function was reached")
+        self.q, self.k, self.scaling, self.projected, self.bias = q, k, scaling, projected, bias
+
+
+def _record(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    scaling = kwargs.get("scaling")
+    raise Recorded(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, (query, key))
+
+
+AttentionInterface.register(RECORDER, _record)
+
+
+@contextmanager
+def seen_through(module: Any, implementation: str) -> Iterator[None]:
+    """Let a module's attention function be another one within a `with` block."""
+    before = dict(vars(module))
+    show_view(module, implementation)
+    try:
+        yield
+    finally:
+        show_config(module)
+        for name, value in before.items():
+            if vars(module).get(name) is not value:
+                setattr(module, name, value)
+
+
+@torch.no_grad()
+def queries_and_keys(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded | None:
+    """Return what a module brings to its attention function, or None if it does not get there."""
+    with seen_through(module, RECORDER):
+        try:
+            module(*args, **kwargs)
+        except Recorded as recorded:
+            return recorded
+    return None
+
+
+@torch.no_grad()
+def scores_by_distance(module: Any, recorded: Recorded, context: Any, distances: tuple[int, ...]) -> list[float]:
+    """Return the mean scaled score of the pairs of a text at some distances, over texts and heads.
+
+    Args:
+        module: the attention module.
+        recorded: its queries and keys.
+        context: of a swapped model's forward, whose scheme then takes part; None for a stock model.
+        distances: from the query back to the key.
+    """
+    q, k = recorded.q, recorded.k
+    bias: Any = 0.0
+    if context is not None:
+        layer, positions, prepared = module.pos_scheme, context.positions, context.prepared
+        q, k = layer.transform(q, k, positions, prepared)
+        q, k = layer.transform_cached(q, k, positions, prepared)
+        made = layer.bias(q, positions, prepared, recorded.scaling)
+        bias = 0.0 if made is None else made.rows(0, q.shape[2])
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = (q.float() * recorded.scaling) @ k.float().mT + bias
+    return [float(scores.diagonal(-distance, dim1=-2, dim2=-1).mean()) for distance in distances]

@@ -1,0 +1,48 @@
+"""Every model type that transformers has: what its entry in families.json says is true on the installed release."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_posswap.support import Family, families
+from tests.families.checks import SCHEMES, outcome
+from tests.families.configs import CANNOT, model_types
+
+KNOWN = {(model_type, "causal" if causal else "encoder") for model_type, causal, _ in model_types()}
+"""What the installed transformers has; an older one lacks some types."""
+SUPPORTED = [family for family in families() if family.supported and (family.model_type, family.mode) in KNOWN]
+REFUSED = [
+    family
+    for family in families()
+    if not family.supported and family.model_type not in CANNOT and (family.model_type, family.mode) in KNOWN
+]
+NEEDED = ("alibi", "t5", "rope")
+
+
+def name_of(value: object) -> str:
+    return f"{value.model_type}-{value.mode}" if isinstance(value, Family) else str(value)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("family", SUPPORTED, ids=name_of)
+def test_a_supported_family_takes_the_scheme_exactly_or_refuses_it(family: Family, scheme: str, tmp_path: Path) -> None:
+    found = outcome(family.model_type, family.mode == "causal", scheme, tmp_path)
+    assert found.kind != "failed", found.reason
+    if found.kind == "refused":
+        assert scheme not in NEEDED, found.reason
+        assert scheme in (family.reason or ""), f"families.json does not say so: {found.reason}"
+
+
+@pytest.mark.parametrize("family", REFUSED, ids=name_of)
+def test_a_family_that_is_not_supported_still_is_not(family: Family, tmp_path: Path) -> None:
+    """If this fails, `python docs/families.py` writes better news."""
+    try:
+        kinds = {outcome(family.model_type, family.mode == "causal", scheme, tmp_path).kind for scheme in NEEDED}
+    except Exception:  # a model that is no model of text fails in ways of its own
+        kinds = {"failed"}
+    assert kinds != {"ok"}
+    assert family.reason
+
+
+def test_there_are_as_many_families_as_the_documentation_says() -> None:
+    assert len({family.model_type for family in families() if family.supported}) >= 120
