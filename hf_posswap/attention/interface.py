@@ -18,6 +18,8 @@ IMPLEMENTATION = "posswap"
 """The function's name. A swapped attention module's view of the config says it; no saved config does."""
 CONTEXT = "pos_context"
 """Keyword that carries the forward's context to the attention modules, and a layer's call to the function."""
+CALL = "pos_call"
+"""Attribute of an attention module that holds its call while it runs."""
 
 
 _CURRENT: ContextVar[Any] = ContextVar("posswap_current", default=None)
@@ -44,8 +46,10 @@ def attention_of_call(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Run the attention of a swapped layer; takes and returns what transformers' attention functions do."""
-    call = handed_on(kwargs)
-    if not hasattr(call, "attend"):
+    call = kwargs.pop(CONTEXT, None)
+    if call is None:
+        call = vars(module).get(CALL)
+    if call is None:
         from hf_posswap.errors import UnsupportedError
 
         raise UnsupportedError(

@@ -162,11 +162,13 @@ class SchemeLayer(nn.Module):
     scales_in_prepare: ClassVar[bool] = False
     """Whether `Scheme.prepare_at` is all that a ramp takes for the transforms, see there."""
 
-    @property
-    def enters_attention(self) -> bool:
-        """Whether any hook below does something, so that the layer's attention has to run through the scheme."""
+    enters_attention: ClassVar[bool] = False
+    """Whether any hook below does something, so that the layer's attention has to run through the scheme."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
         hooks = ("transform_query", "transform_key", "transform_cached", "bias", "mix")
-        return any(getattr(type(self), name) is not getattr(SchemeLayer, name) for name in hooks)
+        cls.enters_attention = any(getattr(cls, name) is not getattr(SchemeLayer, name) for name in hooks)
 
     def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
         """Change the queries q (B, H, Lq, d); nothing of them is cached."""

@@ -19,9 +19,12 @@ def are_angles(value: Any) -> bool:
     """Return whether an argument holds rotary angles: a pair of floating tensors of one shape, or a complex one."""
     if isinstance(value, Tensor):
         return value.is_complex()
-    if not isinstance(value, tuple | list) or len(value) != 2 or not all(isinstance(x, Tensor) for x in value):
+    if not isinstance(value, tuple | list) or len(value) != 2:
         return False
-    return value[0].is_floating_point() and value[0].shape == value[1].shape
+    first, second = value
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+        return False
+    return first.is_floating_point() and first.shape == second.shape
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Turn:
 
     def __call__(self, value: Any, context: Any) -> Any:
         """Return an argument of the attention module, other angles if it holds angles."""
-        if context.idle or (self.keeps and not context.bare) or not are_angles(value):
+        if context.mode == "idle" or (self.keeps and not context.bare) or not are_angles(value):
             return value
         first = value if isinstance(value, Tensor) else value[0]
         if context.shared is None or torch.compiler.is_compiling():

@@ -43,20 +43,24 @@ def real_config(config: Any) -> Any:
     return config._posswap_config if isinstance(config, ConfigView) else config
 
 
+def _shown(module: Any) -> list[tuple[str, Any]]:
+    """Return the attributes under which a stock module keeps its config, or a view of it."""
+    kept = list(vars(module).items())
+    return [(n, v) for n, v in kept if isinstance(v, PreTrainedConfig | ConfigView) and not n.startswith("pos_")]
+
+
 def show_view(module: Any, implementation: str = IMPLEMENTATION) -> None:
     """Let a module see its config, wherever it keeps it, through a view."""
-    for name, value in list(vars(module).items()):
-        if isinstance(value, PreTrainedConfig | ConfigView):
-            setattr(module, name, ConfigView(real_config(value), implementation))
+    for name, value in _shown(module):
+        setattr(module, name, ConfigView(real_config(value), implementation))
 
 
 def show_config(module: Any) -> None:
     """Let a module see its config itself again."""
-    for name, value in list(vars(module).items()):
-        if isinstance(value, ConfigView):
-            setattr(module, name, real_config(value))
+    for name, value in _shown(module):
+        setattr(module, name, real_config(value))
 
 
 def own_config(module: Any) -> Any:
     """Return the config that a module keeps, or None."""
-    return next((real_config(v) for v in vars(module).values() if isinstance(v, PreTrainedConfig | ConfigView)), None)
+    return next((real_config(value) for _, value in _shown(module)), None)

@@ -10,7 +10,13 @@ from hf_posswap.positions import Positions
 from hf_posswap.swapped.cache_view import cache_among
 
 
-def positions_of(arguments: dict[str, Any], length: int, device: torch.device, causal: bool) -> Positions:
+def positions_of(
+    arguments: dict[str, Any],
+    length: int,
+    device: torch.device,
+    causal: bool,
+    sizes: dict[int, tuple[int, int]] | None = None,
+) -> Positions:
     """Return where the queries and keys of this forward stand.
 
     Positions come from `position_ids` if given, otherwise from a 2D `attention_mask` (so that padding on the left does
@@ -21,6 +27,7 @@ def positions_of(arguments: dict[str, Any], length: int, device: torch.device, c
         length: number of new tokens Lq.
         device: where the tokens are.
         causal: whether attention is causal.
+        sizes: see `sizes_of_keys`; None without a cache.
     """
     cache, mask = cache_among(arguments.values()), arguments.get("attention_mask")
     if isinstance(mask, dict):
@@ -30,7 +37,8 @@ def positions_of(arguments: dict[str, Any], length: int, device: torch.device, c
     offset: int | Tensor = 0 if cache is None else cache.get_seq_length()
     if isinstance(offset, Tensor):
         offset = offset.clone()  # a static cache counts on in place, layer by layer
-    key_length = length if cache is None else _keys_of_text(cache, length)
+    # A text has the keys that a sliding window has dropped, too.
+    key_length = max((sum(size) for size in (sizes or {}).values()), default=length)
     cached = cache is not None and not (isinstance(offset, int) and offset == 0)
     counted = _counted_positions(mask, key_length)
     key = torch.arange(key_length, device=device).unsqueeze(0) if counted is None else counted.to(device)
@@ -55,12 +63,18 @@ def positions_of(arguments: dict[str, Any], length: int, device: torch.device, c
     return Positions(given, _pad_keys(given, key_length), offset, causal, by_index=False)
 
 
-def _keys_of_text(cache: Any, length: int) -> int:
-    """Return how many keys the text will have in a cache, those that a sliding window has dropped included."""
-    layers = range(max(1, len(getattr(cache, "layers", ()))))
+def sizes_of_keys(arguments: dict[str, Any], length: int) -> dict[int, tuple[int, int]] | None:
+    """Return, for each layer of the cache among the arguments, how many keys it will return and where they begin.
+
+    A sliding window has dropped those before. None: there is no cache.
+    """
+    cache = cache_among(arguments.values())
+    if cache is None:
+        return None
     without = [getattr(cache, name, None) for name in ("is_linear", "is_dummy")]  # layers that keep no keys
     skipped = {n for flags in without if isinstance(flags, list) for n, flag in enumerate(flags) if flag}
-    return max(sum(cache.get_mask_sizes(length, layer)) for layer in (set(layers) - skipped) or {0})
+    layers = range(max(1, len(getattr(cache, "layers", ()))))
+    return {layer: cache.get_mask_sizes(length, layer) for layer in layers if layer not in skipped}
 
 
 def _counted_positions(mask: Any, key_length: int) -> Tensor | None:

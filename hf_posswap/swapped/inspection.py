@@ -338,7 +338,7 @@ class _Experiment:
 class _NoContext:
     """What `Turn` asks of a forward's context, where there is none."""
 
-    idle, bare, shared = False, True, None
+    mode, bare, shared = "bare", True, None
 
 
 def _change(actual: Tensor, expected: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from hf_posswap.attention.inputs import AttentionInputs, Mix
 from hf_posswap.biases import Bias
 from hf_posswap.errors import PositionError, UnsupportedError
 from hf_posswap.positions import Positions
+from hf_posswap.swapped.cache_view import OnUpdate
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
@@ -41,9 +42,15 @@ class LayerCall:
         self.has_cache = False
         """Whether the layer was given a cache; one that shares another layer's keys stores none of its own."""
 
+    def begin_caching(self) -> OnUpdate:
+        """Note that the layer was given a cache; return what changes new keys on their way in."""
+        self.has_cache = True
+        return self.store
+
     def store(self, cache: Any, k: Tensor, layer_index: Any) -> Tensor:
         """Return new keys (B, Hkv, L, d) as the cache shall hold them."""
-        self.cached_length, self.first = cache.get_mask_sizes(k.shape[2], layer_index)
+        known = (self.context.sizes or {}).get(layer_index)  # a layer that the cache has yet to make has none
+        self.cached_length, self.first = (k.shape[2], 0) if known is None else known
         with full_precision(k):
             for stage, prepared in self.context.stages(self.module.pos_scheme):
                 k = stage.transform_key(k, self.context.positions, prepared)
@@ -185,5 +192,11 @@ def stock_function(module: Any, backend: str) -> Any:
     names = vars(sys.modules[stock_class_of(module).__module__])
     if backend == "eager":
         return names.get("eager_attention_forward")
-    interface = next((value for value in names.values() if isinstance(value, AttentionInterface)), None)
+    interface = _interface_in(stock_class_of(module).__module__)
     return None if interface is None else interface.get_interface(backend, None)
+
+
+@cache
+def _interface_in(module_name: str) -> AttentionInterface | None:
+    names = vars(sys.modules[module_name])
+    return next((value for value in names.values() if isinstance(value, AttentionInterface)), None)

@@ -10,17 +10,17 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from hf_posswap.architectures.base import Architecture
 from hf_posswap.architectures.tables import RetiredTable
-from hf_posswap.attention.interface import CONTEXT, current, handed_on
+from hf_posswap.attention.interface import CALL, CONTEXT, current, handed_on
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
 from hf_posswap.swapped.angles import Turn
-from hf_posswap.swapped.cache_view import cache_among, view_of
-from hf_posswap.swapped.config_view import own_config
-from hf_posswap.swapped.forward_positions import check_positions, document_mask, positions_of
+from hf_posswap.swapped.cache_view import view_of
+from hf_posswap.swapped.forward_positions import check_positions, document_mask, positions_of, sizes_of_keys
 from hf_posswap.swapped.layer_call import LayerCall, full_precision
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
 
@@ -65,6 +65,7 @@ class ForwardContext(NamedTuple):
         mode: None: the scheme acts. "bare": layers leave the old mechanism out and put nothing in. "idle": they change
             nothing. The proof of a swap runs both.
         record: takes the call, q and k of each layer, the scaling, and q and k before the scheme; None: nothing does.
+        sizes: for each layer of the cache, how many keys it will return and the index in the text of the first.
     """
 
     positions: Positions
@@ -74,6 +75,12 @@ class ForwardContext(NamedTuple):
     scheme: Scheme | None = None
     mode: str | None = None
     record: Any = None
+    sizes: dict[int, tuple[int, int]] | None = None
+
+    @property
+    def acts_everywhere(self) -> bool:
+        """Whether layers whose scheme leaves attention alone come through it all the same."""
+        return self.record is not None or (self.ramp is not None and self.ramp.layer is not None)
 
     @property
     def bare(self) -> bool:
@@ -95,14 +102,23 @@ class ForwardContext(NamedTuple):
         return [partial] if self.ramp.layer is None else [(self.ramp.layer, self.ramp.native), partial]
 
 
+NOTHING = nullcontext()
+
+
 def weights_in_memory(scheme: nn.Module) -> AbstractContextManager[Any]:
     """Have a scheme's weights in memory for a while, if accelerate keeps them elsewhere."""
-    return nullcontext() if torch.compiler.is_compiling() or not is_offloaded(scheme) else in_memory(scheme)
+    if torch.compiler.is_compiling() or not (scheme._parameters or scheme._modules) or not is_offloaded(scheme):
+        return NOTHING
+    return in_memory(scheme)
 
 
 def handing_on(value: Any) -> AbstractContextManager[Any]:
     """Let modules find their context without a keyword; graphs that are traced hand keywords on."""
     return nullcontext() if torch.compiler.is_compiling() else current(value)
+
+
+PLAIN = frozenset({type(None), bool, int, float, str, dict})
+"""Types of arguments that are neither a cache nor angles; a tensor may be complex angles."""
 
 
 class SwappedAttention(nn.Module):
@@ -111,12 +127,14 @@ class SwappedAttention(nn.Module):
     stock_class: ClassVar[type[nn.Module]]
     pos_scheme: SchemeLayer
     pos_family: Architecture
+    pos_config: Any
+    """The config itself, where the module sees a view of it."""
     pos_turn: Turn | None = None
     """What becomes of the rotary angles among the arguments; None: they stay."""
 
     def pos_backend(self, arguments: dict[str, Any]) -> str:
         """Return the attention backend that the user chose."""
-        return str(own_config(self)._attn_implementation)
+        return str(self.pos_config._attn_implementation)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Take and return what the stock module does."""
@@ -126,24 +144,29 @@ class SwappedAttention(nn.Module):
                 f"{type(self).__name__} was called without {CONTEXT!r}: call the whole model, or its base model. "
                 "If you did, this release of transformers calls its attention in a way that hf_posswap does not know."
             )
-        if self.pos_turn is not None:
-            args = tuple(self.pos_turn(value, context) for value in args)
-            kwargs = {name: self.pos_turn(value, context) for name, value in kwargs.items()}
-        fades = context.ramp is not None and context.ramp.layer is not None
-        if not (self.pos_scheme.enters_attention or fades or context.record is not None):
-            return super().forward(*args, **kwargs)
-        call = LayerCall(self, context)
-        cache = cache_among((*args, *kwargs.values()))
-        if cache is not None:
-            call.has_cache = True
-            view = view_of(cache, call.store)
-            args = tuple(view if value is cache else value for value in args)
-            kwargs = {name: view if value is cache else value for name, value in kwargs.items()}
+        scheme = self.pos_scheme
+        call = LayerCall(self, context) if scheme.enters_attention or context.acts_everywhere else None
+        given = [self._given(value, call, context) if type(value) not in PLAIN else value for value in args]
+        for name, value in kwargs.items():
+            if type(value) not in PLAIN:
+                kwargs[name] = self._given(value, call, context)
+        if call is None:
+            return super().forward(*given, **kwargs)
         kwargs[CONTEXT] = call
         if torch.compiler.is_compiling():
-            return super().forward(*args, **kwargs)
-        with weights_in_memory(self.pos_scheme), current(call):
-            return super().forward(*args, **kwargs)
+            return super().forward(*given, **kwargs)
+        vars(self)[CALL] = call  # for families whose modules hand no keywords on to their attention function
+        try:
+            with weights_in_memory(scheme):
+                return super().forward(*given, **kwargs)
+        finally:
+            vars(self).pop(CALL, None)
+
+    def _given(self, value: Any, call: LayerCall | None, context: ForwardContext) -> Any:
+        """Return what the stock forward is given for an argument: other angles, or a view of the cache."""
+        if isinstance(value, Cache):
+            return value if call is None else view_of(value, call.begin_caching())
+        return value if self.pos_turn is None else self.pos_turn(value, context)
 
 
 class SwappedBaseModel(nn.Module):
@@ -215,7 +238,8 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
             "swap(model, scheme, replace=True) does it again."
         )
     batch, length = given.shape[:2]
-    positions = positions_of(arguments, length, given.device, causal)
+    sizes = sizes_of_keys(arguments, length)
+    positions = positions_of(arguments, length, given.device, causal, sizes)
     if model.pos_mode is None:
         limit = longest_position_of(model)
         ramped = limit != scheme.longest_position() and _reads_retired(model)
@@ -228,6 +252,7 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     _complete_token_types(model, arguments, batch, length, given.device)
     with full_precision(given):
         added, context = _prepared(model, positions)
+    context = context._replace(sizes=sizes)
     table = architecture.position_table(model)
     if isinstance(table, RetiredTable):
         table.add(added)

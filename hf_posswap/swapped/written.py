@@ -38,8 +38,7 @@ class WrittenAttention(SwappedAttention):
         q, k, v = family.project(self, arguments["hidden_states"])
         cache = cache_among(arguments.values())
         if cache is not None:
-            call.has_cache = True
-            k, v = view_of(cache, call.store).update(k, v, module.layer_idx)
+            k, v = view_of(cache, call.begin_caching()).update(k, v, module.layer_idx)
         dropout = family.dropout(self) if self.training else 0.0
         keywords = {"dropout": dropout, "output_attentions": arguments.get("output_attentions")}
         with nullcontext() if torch.compiler.is_compiling() else weights_in_memory(self.pos_scheme):

@@ -21,7 +21,7 @@ class Copier(nn.Module):
     def __init__(self, vocabulary: int, longest: int = 10_000, reach: int = 10_000) -> None:
         super().__init__()
         self.config = GPT2Config(vocab_size=vocabulary, n_positions=longest)
-        self.base_model = _Base(vocabulary, reach)
+        self.base_model = _Base(vocabulary, reach, self.config)
         self.head = nn.Identity()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -35,9 +35,14 @@ class Copier(nn.Module):
 
 
 class _Base(nn.Module):
-    def __init__(self, vocabulary: int, reach: int) -> None:
+    def __init__(self, vocabulary: int, reach: int, config: GPT2Config) -> None:
         super().__init__()
-        self.embedding, self.reach = nn.Embedding(vocabulary, 1), reach
+        self.config, self.reach = config, reach
+        self.embedding = nn.Embedding(vocabulary, 1)
+        self.positions = nn.Embedding(config.n_positions, 1)  # read by nobody: it is how long a text may be
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding
 
     def forward(self, input_ids: Tensor, **_: Any) -> Any:
         vocabulary = self.embedding.num_embeddings
