@@ -38,7 +38,7 @@ def positions_of(
     if isinstance(offset, Tensor):
         offset = offset.clone()  # a static cache counts on in place, layer by layer
     # A text has the keys that a sliding window has dropped, too.
-    key_length = max((sum(size) for size in (sizes or {}).values()), default=length)
+    key_length = max([count + first for count, first in sizes.values()]) if sizes else length
     cached = cache is not None and not (isinstance(offset, int) and offset == 0)
     counted = _counted_positions(mask, key_length)
     key = torch.arange(key_length, device=device).unsqueeze(0) if counted is None else counted.to(device)

@@ -207,8 +207,9 @@ def _share(difference: Tensor, reference: Tensor) -> float:
 
 
 def _tolerance(core: Any) -> float:
-    whole = core.dtype in (torch.float32, torch.float64) and getattr(core, "hf_quantizer", None) is None
-    return TOLERANCE if whole and not hasattr(core, "quantization_method") else HALF_TOLERANCE
+    """Return what rounding may change: more in half precision, and where weights are quantised."""
+    whole = all(weight.dtype in (torch.float32, torch.float64) for weight in core.parameters())
+    return TOLERANCE if whole else HALF_TOLERANCE
 
 
 def _prove_untouched(core: Any, architecture: Architecture, texts: _Texts, stock: Tensor) -> bool:
