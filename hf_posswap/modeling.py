@@ -23,7 +23,7 @@ from hf_posswap.checkpoint import config_from_entry
 from hf_posswap.configuration import PREFIX, config_class_of, register_config, stock_config_class
 from hf_posswap.errors import CheckpointError, UnsupportedError
 from hf_posswap.swapped.modules import SwappedBaseModel
-from hf_posswap.swapped.plan import apply_plan, plan_swap, scheme_keys
+from hf_posswap.swapped.plan import apply_plan, core_of, plan_swap, scheme_keys
 from hf_posswap.swapped.proof import prove_loaded
 
 HUB_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
@@ -71,7 +71,12 @@ class SwappedModel:
         return (model, report) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save the model as transformers does; with `push_to_hub=True` upload it too, see `push_to_hub`."""
+        """Save the model as transformers does; with `push_to_hub=True` upload it too, see `push_to_hub`.
+
+        Raises:
+            CheckpointError: the config's entry was edited and is no longer the scheme in the model.
+        """
+        _require_own_scheme(self)
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if push_to_hub and (args[0] if args else kwargs.get("is_main_process", True)):
@@ -98,6 +103,17 @@ class SwappedModel:
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
         """Do nothing: the remote-code file is written by the config and must not be replaced by a copy of this one."""
+
+
+def _require_own_scheme(model: Any) -> None:
+    """Refuse a model whose config names another scheme than the one in it; raise `CheckpointError`."""
+    scheme = core_of(model).pos_scheme
+    named = config_from_entry(model.config.pos_scheme)
+    if named.name != scheme.name or named.resolve(scheme.facts) != scheme.config:
+        raise CheckpointError(
+            f"the config's pos_scheme says {named.to_dict()}, and the model has {scheme.config.to_dict()}. Editing the "
+            "config changes no model: swap(model, scheme, replace=True) does, and writes the entry."
+        )
 
 
 class SwappedType(type):

@@ -76,7 +76,7 @@ class Positions:
         Raises:
             PositionError: distances do not follow the indices; use `distance_rows`.
         """
-        self._require_known()
+        self.require_known()
         if self._distances is None:
             raise PositionError("positions skip: distances differ from index differences; use distance_rows().")
         return self._distances
@@ -86,7 +86,7 @@ class Positions:
 
         In a causal model a key that claims to stand after its query counts as distance 0.
         """
-        self._require_known()
+        self.require_known()
         if self.by_index:
             columns = torch.arange(self.key_length, device=self.query.device)
             rows = torch.arange(start, stop, device=self.query.device) + self.offset
@@ -99,7 +99,8 @@ class Positions:
         """The text length that each row has reached, int64, (B, 1) or (1, 1): its last position plus one."""
         return self.query.amax(dim=1, keepdim=True) + 1
 
-    def _require_known(self) -> None:
+    def require_known(self) -> None:
+        """Refuse to go on where the cached keys' positions are unknown; raise `PositionError`."""
         if self.by_index is None:
             raise PositionError(
                 "position_ids do not continue the cached tokens, so the cached keys' positions are unknown. "

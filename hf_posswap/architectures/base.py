@@ -163,7 +163,7 @@ class Architecture:
     def train_length(self, base: Any) -> int:
         """Return the longest text that the stock model was trained to read."""
         rows = table_rows(self.position_table(base), self.first_row(base))
-        return _number(base.config, "max_position_embeddings") if rows is None else rows.shape[0]
+        return discovery.number_of(base.config, "max_position_embeddings") if rows is None else rows.shape[0]
 
     def facts(self, base: Any) -> ModelFacts:
         """Return what a scheme may know about a base model, stock or swapped; what it says is about the stock one.
@@ -179,13 +179,13 @@ class Architecture:
                 f"no attention module of this {type(base).__name__} chooses its attention function from transformers' "
                 "AttentionInterface, so a scheme has no way into its layers."
             )
-        heads = _number(config, "num_attention_heads")
+        heads = discovery.number_of(config, "num_attention_heads")
         return ModelFacts(
             architecture=self.name,
             hidden_size=tokens.embedding_dim if rows is None else rows.shape[1],
             num_heads=heads,
-            num_key_value_heads=_number(config, "num_key_value_heads", heads),
-            head_dim=_head_dim(seams[0].module, config, heads),
+            num_key_value_heads=discovery.number_of(config, "num_key_value_heads", heads),
+            head_dim=discovery.head_dim_of(seams[0].module, config, heads),
             num_layers=max(seam.layer for seam in seams) + 1,
             train_length=self.train_length(base),
             causal=self.is_causal(config),
@@ -244,35 +244,6 @@ class Architecture:
         path = self.table_path(base)
         assert path is not None
         return table_as_stock(base, path, limit, max_length)
-
-
-def _number(config: Any, name: str, default: int | None = None) -> int:
-    """Return a number of a config.
-
-    Raises:
-        UnsupportedError: it has none, or one for each layer.
-    """
-    try:
-        value = getattr(config, name, None)
-    except Exception as error:  # transformers refuses to name one number for layers that differ
-        raise UnsupportedError(f"the config has no one {name} for all layers: {error}") from error
-    value = default if value is None else value
-    if not isinstance(value, int):
-        raise UnsupportedError(f"the config's {name} is {value!r}; a scheme needs one number for all layers.")
-    return value
-
-
-def _head_dim(module: Any, config: Any, heads: int) -> int:
-    """Return the width of a head, which modules know better than configs."""
-    for owner, name in ((module, "qk_head_dim"), (module, "head_dim"), (module, "attention_head_size")):
-        value = getattr(owner, name, None)
-        if isinstance(value, int):
-            return value
-    try:
-        known = getattr(config, "head_dim", None)
-    except Exception as error:
-        raise UnsupportedError(f"the config has no one head_dim for all layers: {error}") from error
-    return known if isinstance(known, int) else _number(config, "hidden_size") // heads
 
 
 @torch.no_grad()

@@ -15,6 +15,8 @@ from typing import Any
 from torch import nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
+from hf_posswap.errors import UnsupportedError
+
 MOST_UNUSABLE_ROWS = 4
 """Rows that a position table may have beyond the config's number of positions; OPT and BART have 2."""
 
@@ -171,3 +173,32 @@ def core_path(base: Any) -> str:
             if all(id(part) in inside for part in parts):
                 best = path
     return best
+
+
+def number_of(config: Any, name: str, default: int | None = None) -> int:
+    """Return a number of a config.
+
+    Raises:
+        UnsupportedError: it has none, or one for each layer.
+    """
+    try:
+        value = getattr(config, name, None)
+    except Exception as error:  # transformers refuses to name one number for layers that differ
+        raise UnsupportedError(f"the config has no one {name} for all layers: {error}") from error
+    value = default if value is None else value
+    if not isinstance(value, int):
+        raise UnsupportedError(f"the config's {name} is {value!r}; a scheme needs one number for all layers.")
+    return value
+
+
+def head_dim_of(module: Any, config: Any, heads: int) -> int:
+    """Return the width of a head, which modules know better than configs."""
+    for owner, name in ((module, "qk_head_dim"), (module, "head_dim"), (module, "attention_head_size")):
+        value = getattr(owner, name, None)
+        if isinstance(value, int):
+            return value
+    try:
+        known = getattr(config, "head_dim", None)
+    except Exception as error:
+        raise UnsupportedError(f"the config has no one head_dim for all layers: {error}") from error
+    return known if isinstance(known, int) else number_of(config, "hidden_size") // heads

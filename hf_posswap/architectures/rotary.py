@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_posswap.architectures.discovery import rotary_modules, stock_class_of
+from hf_posswap.architectures.discovery import head_dim_of, number_of, rotary_modules, stock_class_of
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts
 from hf_posswap.schemes.rope import OPTIONS_OF_SCALING, Rope, RopeConfig
@@ -29,6 +29,8 @@ OPTION_OF_KEY = {
 """transformers' names of RoPE parameters, and ours."""
 WIDE_LAYERS = "full_attention"
 """transformers' name of layers without a window, in configs that name kinds of layers."""
+LAYOUTS = ("halves", "interleaved", "once")
+"""How a family writes the angles θ_0, θ_1, … of a head: θ_0 θ_1 … θ_0 θ_1 …; θ_0 θ_0 θ_1 θ_1 …; or θ_0 θ_1 …."""
 MEASURED = 8
 """Positions at which angles are compared."""
 
@@ -39,7 +41,7 @@ class RotarySeam:
 
     Attributes:
         options: of a `RopeConfig` that gives the same angles; None if there is none, see `unread`.
-        layout: how the family writes angles, see `hf_posswap.swapped.angles.LAYOUTS`; None if `options` is.
+        layout: how the family writes angles, one of `LAYOUTS`; None if `options` is.
         unread: why the angles could not be read, or None.
         wide_only: whether layers with a sliding window have angles of their own; `options` are those of the others.
     """
@@ -122,12 +124,9 @@ def _angles_of(kind: Any, config: Any, layer_type: str | None) -> tuple[Tensor, 
 
 def _matched(stock: tuple[Tensor, Tensor], options: dict[str, Any], config: Any, nested: bool) -> RotarySeam:
     """Return the layout and the share of dimensions with which our angles are the stock ones."""
-    from hf_posswap.architectures.base import _head_dim, _number
-    from hf_posswap.swapped.angles import LAYOUTS, written
-
     width = stock[0].shape[-1]
-    heads = _number(config, "num_attention_heads")
-    head_dim = _head_dim(None, config, heads)
+    heads = number_of(config, "num_attention_heads")
+    head_dim = head_dim_of(None, config, heads)
     steps = torch.arange(MEASURED).unsqueeze(0)
     for layout in LAYOUTS:
         turned = 2 * width if layout == "once" else width
@@ -147,3 +146,10 @@ def _matched(stock: tuple[Tensor, Tensor], options: dict[str, Any], config: Any,
         ):
             return RotarySeam(tried, layout, wide_only=nested)
     return RotarySeam(None, None, "its rotary module gives other angles than its rope_parameters say", nested)
+
+
+def written(values: Tensor, layout: str) -> Tensor:
+    """Return one value for each pair of dimensions (…, r/2) as a family writes it: (…, r), or (…, r/2) for "once"."""
+    if layout == "halves":
+        return torch.cat((values, values), dim=-1)
+    return values.repeat_interleave(2, dim=-1) if layout == "interleaved" else values

@@ -298,6 +298,8 @@ class Rope(Scheme):
         """
         if self.config.scaling == "native":
             return None  # type: ignore[return-value]
+        if self.keeps_raw_keys():
+            positions.require_known()
         theta = self.frequencies(positions.row_lengths())
         query = self.rotation(positions.query, theta, share)
         key = self.rotation(positions.key, theta, share) if self.keeps_raw_keys() else None

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LAYOUTS = ("halves", "interleaved", "once")
-"""How a family writes the angles θ_0, θ_1, … of a head: θ_0 θ_1 … θ_0 θ_1 …; θ_0 θ_0 θ_1 θ_1 …; or θ_0 θ_1 …."""
+from hf_posswap.architectures.rotary import written
 
 
 def are_angles(value: Any) -> bool:
@@ -72,10 +71,3 @@ class Turn:
         ramp = context.ramp
         fading = [] if ramp is None or ramp.native is None or ramp.layer is not None else [ramp.native.query]
         return [*fading, context.prepared.query] if self.own else fading
-
-
-def written(values: Tensor, layout: str) -> Tensor:
-    """Return one value for each pair of dimensions (…, r/2) as a family writes it: (…, r), or (…, r/2) for "once"."""
-    if layout == "halves":
-        return torch.cat((values, values), dim=-1)
-    return values.repeat_interleave(2, dim=-1) if layout == "interleaved" else values

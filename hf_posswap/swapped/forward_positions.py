@@ -40,6 +40,11 @@ def positions_of(
     # A text has the keys that a sliding window has dropped, too.
     key_length = max([count + first for count, first in sizes.values()]) if sizes else length
     cached = cache is not None and not (isinstance(offset, int) and offset == 0)
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > key_length:
+        raise PositionError(
+            f"the attention mask is for {mask.shape[1]} tokens, and there are {key_length}: {length} new ones and those in "
+            "the cache. Give a mask of as many."
+        )
     counted = _counted_positions(mask, key_length)
     key = torch.arange(key_length, device=device).unsqueeze(0) if counted is None else counted.to(device)
     expected = _from_offset(key, offset, length, key_length)
@@ -61,6 +66,26 @@ def positions_of(
     if cached:
         return Positions(given, key, offset, causal, by_index=None)
     return Positions(given, _pad_keys(given, key_length), offset, causal, by_index=False)
+
+
+def check_given(arguments: dict[str, Any], batch: int, length: int) -> None:
+    """Refuse position_ids that cannot be the tokens' positions.
+
+    Raises:
+        PositionError: they are no integers, or not of shape (n,), (1, n) or (B, n) for B texts of n new tokens.
+    """
+    given = arguments.get("position_ids")
+    if given is None:
+        return
+    whole = isinstance(given, Tensor) and not (
+        given.is_floating_point() or given.is_complex() or given.dtype == torch.bool
+    )
+    if not whole or tuple(given.shape) not in ((length,), (1, length), (batch, length)):
+        found = f"a {given.dtype} tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+        raise PositionError(
+            f"position_ids are {found}; for {batch} texts of {length} new tokens they must be integers of shape "
+            f"({length},), (1, {length}) or ({batch}, {length}). Leave them out to count from the cache or the mask."
+        )
 
 
 def sizes_of_keys(arguments: dict[str, Any], length: int) -> dict[int, tuple[int, int]] | None:

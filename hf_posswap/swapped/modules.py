@@ -20,7 +20,13 @@ from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
 from hf_posswap.swapped.angles import Turn
 from hf_posswap.swapped.cache_view import view_of
-from hf_posswap.swapped.forward_positions import check_positions, document_mask, positions_of, sizes_of_keys
+from hf_posswap.swapped.forward_positions import (
+    check_given,
+    check_positions,
+    document_mask,
+    positions_of,
+    sizes_of_keys,
+)
 from hf_posswap.swapped.layer_call import LayerCall, full_precision
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
 
@@ -221,7 +227,7 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     """Add positions, the forward context and the embedded scheme to the arguments of the stock base model's forward.
 
     Raises:
-        PositionError: a position past the scheme's longest one.
+        PositionError: positions of another kind or shape than the tokens', or one past the scheme's longest.
         UnsupportedError: the config has been changed between causal and bidirectional attention since the swap.
     """
     scheme: Scheme = model.pos_scheme
@@ -238,6 +244,7 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
             "swap(model, scheme, replace=True) does it again."
         )
     batch, length = given.shape[:2]
+    check_given(arguments, batch, length)
     sizes = sizes_of_keys(arguments, length)
     positions = positions_of(arguments, length, given.device, causal, sizes)
     if model.pos_mode is None:
