@@ -77,8 +77,12 @@ def check_given(arguments: dict[str, Any], batch: int, length: int) -> None:
     given = arguments.get("position_ids")
     if given is None:
         return
-    whole = isinstance(given, Tensor) and not (
-        given.is_floating_point() or given.is_complex() or given.dtype == torch.bool
+    whole = isinstance(given, Tensor) and given.dtype in (
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
     )
     if not whole or tuple(given.shape) not in ((length,), (1, length), (batch, length)):
         found = f"a {given.dtype} tensor of shape {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
