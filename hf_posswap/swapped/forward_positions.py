@@ -42,8 +42,8 @@ def positions_of(
     cached = cache is not None and not (isinstance(offset, int) and offset == 0)
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > key_length:
         raise PositionError(
-            f"the attention mask is for {mask.shape[1]} tokens, and there are {key_length}: {length} new ones and those "
-            "in the cache. Give a mask of as many."
+            f"the attention mask is for {mask.shape[1]} tokens, and there are {key_length}: {length} new ones and "
+            "those in the cache. Give a mask of as many."
         )
     counted = _counted_positions(mask, key_length)
     key = torch.arange(key_length, device=device).unsqueeze(0) if counted is None else counted.to(device)
@@ -100,6 +100,7 @@ def sizes_of_keys(arguments: dict[str, Any], length: int) -> dict[int, tuple[int
     cache = cache_among(arguments.values())
     if cache is None:
         return None
+    cache = getattr(cache, "self_attention_cache", cache)  # of a decoder with cross-attention
     without = [getattr(cache, name, None) for name in ("is_linear", "is_dummy")]  # layers that keep no keys
     skipped = {n for flags in without if isinstance(flags, list) for n, flag in enumerate(flags) if flag}
     layers = range(max(1, len(getattr(cache, "layers", ()))))

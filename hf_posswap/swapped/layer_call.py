@@ -49,8 +49,8 @@ class LayerCall:
 
     def store(self, cache: Any, k: Tensor, layer_index: Any) -> Tensor:
         """Return new keys (B, Hkv, L, d) as the cache shall hold them."""
-        known = (self.context.sizes or {}).get(layer_index)  # a layer that the cache has yet to make has none
-        self.cached_length, self.first = (k.shape[2], 0) if known is None else known
+        known = (self.context.sizes or {}).get(layer_index)
+        self.cached_length, self.first = known or cache.get_mask_sizes(k.shape[2], layer_index)
         with full_precision(k):
             for stage, prepared in self.context.stages(self.module.pos_scheme):
                 k = stage.transform_key(k, self.context.positions, prepared)
