@@ -44,7 +44,7 @@ def found(model_type: str, causal: bool) -> dict[str, Any]:
         told = failed or refused
         reasons = {f"{', '.join(_alike(told, each))}: {each.reason[:LONGEST]}" for each in told.values()}
         return entry | {"supported": supported, "reason": " ".join(sorted(reasons)) or None}
-    except Exception as error:
+    except Exception as error:  # a model that cannot be made small, or reads no text, is listed with what it says
         return entry | {"supported": False, "reason": f"{type(error).__name__}: {str(error)[:LONGEST]}"}
 
 
@@ -59,7 +59,7 @@ def _alike(outcomes: dict[str, Outcome], one: Outcome) -> list[str]:
 
 def main(chosen: list[str]) -> None:
     """Run the families and write the file; with names, only those are printed."""
-    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("ignore")  # hundreds of random models warn of their configs; outcomes say what counts
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     entries = []

@@ -155,7 +155,7 @@ def token_table(base: Any) -> nn.Module:
     """Return the token embeddings of a base model; of one that only wraps another, the first embedding there is."""
     try:
         table: nn.Module = base.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
+    except (NotImplementedError, AttributeError):  # how transformers says that a wrapper has no table of its own
         table = next(module for module in base.modules() if isinstance(module, nn.Embedding))
     return table
 
@@ -199,6 +199,6 @@ def head_dim_of(module: Any, config: Any, heads: int) -> int:
             return value
     try:
         known = getattr(config, "head_dim", None)
-    except Exception as error:
+    except Exception as error:  # as above
         raise UnsupportedError(f"the config has no one head_dim for all layers: {error}") from error
     return known if isinstance(known, int) else number_of(config, "hidden_size") // heads

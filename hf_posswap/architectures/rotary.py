@@ -77,7 +77,7 @@ def _read(kind: type, config: Any) -> RotarySeam:
     parameters = getattr(config, "rope_parameters", None)
     nested = isinstance(parameters, dict) and isinstance(parameters.get(WIDE_LAYERS), dict)
     if nested:
-        parameters = parameters[WIDE_LAYERS]  # type: ignore[index]
+        parameters = parameters[WIDE_LAYERS]  # type: ignore[index]  # `nested` says that it is a dict
     if not isinstance(parameters, dict):
         return RotarySeam(None, None, "its config has no rope_parameters", nested)
     kinds = [name for name, value in parameters.items() if isinstance(value, dict)]
@@ -139,7 +139,7 @@ def _matched(stock: tuple[Tensor, Tensor], options: dict[str, Any], config: Any,
         try:
             rope = Rope(RopeConfig(**tried).resolve(facts), facts)
             ours = rope.prepare(Positions(steps, steps, 0, True)).query
-        except Exception as error:
+        except Exception as error:  # options that are not RoPE's in any layout are a reason, not a crash
             return RotarySeam(None, None, f"its rope_parameters cannot be read: {error}", nested)
         if all(
             torch.allclose(written(mine[0, 0], layout), its, atol=1e-5) for mine, its in zip(ours, stock, strict=True)

@@ -4,6 +4,7 @@ Their attention is the one thing that hf_posswap writes anew: project, attend wi
 transformers moves to the interface needs none of it any longer.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from hf_posswap.architectures.base import Architecture
 
 
-class WrittenArchitecture(Architecture):
+class WrittenArchitecture(Architecture, ABC):
     """A family whose attention is written here, as data and three small functions."""
 
     attention_class: ClassVar[str]
@@ -26,17 +27,17 @@ class WrittenArchitecture(Architecture):
         """See `Architecture.writes_attention`."""
         return True
 
+    @abstractmethod
     def project(self, module: Any, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q (B, H, L, d), k and v (B, Hkv, L, d) of hidden states (B, L, D)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def merge(self, module: Any, context: Tensor, weights: Tensor | None, arguments: dict[str, Any]) -> Any:
         """Return what the attention module returns for a context (B, L, H, d)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dropout(self, module: Any) -> float:
         """Return the probability of dropping an attention weight in training."""
-        raise NotImplementedError
 
     def native_scores(self, module: Any, arguments: dict[str, Any]) -> Tensor | None:
         """Return what the stock module adds to its scaled scores, broadcastable to (B, H, L, L), or None."""

@@ -297,7 +297,7 @@ class Rope(Scheme):
         None is returned for the angles of a model that could not be read: they stay, and nothing else is known of them.
         """
         if self.config.scaling == "native":
-            return None  # type: ignore[return-value]
+            return None  # type: ignore[return-value]  # only here: no layer of such a model reads angles of ours
         if self.keeps_raw_keys():
             positions.require_known()
         theta = self.frequencies(positions.row_lengths())

@@ -124,7 +124,7 @@ def stock_outputs(model: Any, core: Any, limit: int | None) -> Tensor | None:
     try:
         with quietly(model):
             return _Texts(core, limit).hidden()
-    except Exception as error:
+    except Exception as error:  # whatever the stock model dies of; `describe` says that the swap is not verified
         logger.warning("the swap is not verified, since the stock model does not run here: %s", error)
         return None
     finally:
@@ -187,7 +187,7 @@ def _failures_refused(core: Any) -> Iterator[None]:
         yield
     except (UnsupportedError, ImportError):
         raise
-    except Exception as error:
+    except Exception as error:  # whatever the swapped model dies of, the stock model did not
         raise refused(f"running it fails with {type(error).__name__}: {error}", core) from error
 
 

@@ -203,7 +203,7 @@ def outcome(model_type: str, causal: bool, scheme: str, folder: Path) -> Outcome
     except AssertionError:
         too = ", in the stock model too" if check == "cached" and stock_decodes_otherwise(model_type) else ""
         return Outcome("failed", FAILURES[check] + too)
-    except Exception as error:
+    except Exception as error:  # an outcome to record: the run of the families goes on
         return Outcome("failed", f"{check}: {type(error).__name__}: {' '.join(str(error).split())}")
     return Outcome("ok")
 
