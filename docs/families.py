@@ -10,6 +10,7 @@ with ALiBi, T5's bias and RoPE, and what it refuses of the rest has its reason.
 import json
 import sys
 import tempfile
+import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,20 @@ def found(model_type: str, causal: bool) -> dict[str, Any]:
         supported = not failed and not set(refused) & set(NEEDED)
         entry["native"] = native_scheme(tiny_model(model_type, causal)) if supported else None
         told = failed or refused
-        reasons = {f"{', '.join(_alike(told, each))}: {each.reason[:LONGEST]}" for each in told.values()}
+        reasons = {f"{', '.join(_alike(told, each))}: {_briefly(each.reason)}" for each in told.values()}
         return entry | {"supported": supported, "reason": " ".join(sorted(reasons)) or None}
     except Exception as error:  # a model that cannot be made small, or reads no text, is listed with what it says
-        return entry | {"supported": False, "reason": f"{type(error).__name__}: {str(error)[:LONGEST]}"}
+        return entry | {"supported": False, "reason": f"{type(error).__name__}: {_briefly(str(error))}"}
 
 
 def _outcome(model_type: str, causal: bool, scheme: str) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         return outcome(model_type, causal, scheme, Path(folder))
+
+
+def _briefly(reason: str) -> str:
+    """Return a reason without the advice that a failed proof ends with, which is the same for all, and not too long."""
+    return textwrap.shorten(reason.partition(" The model is unchanged.")[0], LONGEST, placeholder=" …")
 
 
 def _alike(outcomes: dict[str, Outcome], one: Outcome) -> list[str]:
