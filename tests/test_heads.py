@@ -14,6 +14,7 @@ from hf_posswap.architectures import architecture_named
 from hf_posswap.architectures.model_types import package_of
 from hf_posswap.auto_classes import auto_classes
 from hf_posswap.support import CORE
+from hf_posswap.swapped.cache_view import cache_among, cache_keyword
 from tests.matrix.cells import class_of, random_tokens, small_config
 
 
@@ -88,9 +89,9 @@ def test_cross_attention_stays_as_it_is() -> None:
     tokens, states = random_tokens(1, 10), torch.randn(1, 7, 32)
     with torch.no_grad():
         expected = model(tokens, encoder_hidden_states=states, use_cache=False).logits
-        cache, parts = None, []
+        cached, parts = {}, []
         for token in tokens.split(1, dim=1):
-            out = model(token, encoder_hidden_states=states, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(token, encoder_hidden_states=states, use_cache=True, **cached)
+            cached = {cache_keyword(out): cache_among(out.values())}
             parts.append(out.logits)
     torch.testing.assert_close(torch.cat(parts, 1), expected, atol=2e-4, rtol=1e-4)

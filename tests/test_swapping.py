@@ -20,6 +20,7 @@ from hf_posswap.errors import (
     UnsupportedError,
 )
 from hf_posswap.schemes import SchemeLayer
+from hf_posswap.swapped.cache_view import cache_among, cache_keyword
 from tests.matrix.cells import random_tokens, randomise, small_model
 
 
@@ -229,9 +230,10 @@ def test_accelerates_hooks_are_followed(gpt2: Any) -> None:
 
 def test_positions_that_do_not_continue_the_cache_are_refused(gpt2: Any) -> None:
     hf_posswap.swap(gpt2, "alibi")
-    cache = gpt2(random_tokens(1, 6), use_cache=True).past_key_values
+    outputs = gpt2(random_tokens(1, 6), use_cache=True)
+    cached = {cache_keyword(outputs): cache_among(outputs.values())}
     with pytest.raises(PositionError, match="position_ids do not continue the cached tokens"):
-        gpt2(random_tokens(1, 2), past_key_values=cache, position_ids=torch.tensor([[9, 10]]))
+        gpt2(random_tokens(1, 2), **cached, position_ids=torch.tensor([[9, 10]]))
 
 
 def test_describe_tells_what_was_swapped(gpt2: Any, llama: Any, bert: Any) -> None:

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 from hf_posswap.architectures import architecture_of
 from hf_posswap.benchmarking.settings import Settings
 from hf_posswap.positions import Positions
+from hf_posswap.swapped.cache_view import cache_keyword
 from hf_posswap.swapped.layer_call import LayerCall, stock_function
 from hf_posswap.swapped.modules import ForwardContext
 from hf_posswap.swapped.plan import core_of
@@ -100,10 +101,13 @@ def _decode(model: Any, length: int, settings: Settings, mask: MakeMask | None) 
         kept.append((cache.layers[layer].keys, cache.layers[layer].values))
     token = _tokens(model, 1, settings)
     ready = None if mask is None else mask(1, length + 1)
+    with torch.no_grad():
+        name = cache_keyword(model(token, use_cache=True))
+    assert name is not None
 
     @torch.no_grad()
     def call() -> None:
-        model(token, past_key_values=cache, use_cache=True, attention_mask=ready)
+        model(token, use_cache=True, attention_mask=ready, **{name: cache})
         for layer, (keys, values) in zip(cache.layers, kept, strict=True):
             layer.keys, layer.values = keys, values
 

@@ -4,7 +4,7 @@ The cache is found among the arguments of the attention module by its type: rele
 it `past_key_values`, `cache` or `layer_past`. All but `update` is the cache's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -74,3 +74,8 @@ def view_of(cache: Any, on_update: OnUpdate) -> Any:
 def cache_among(values: Any) -> Any:
     """Return the cache among the arguments of a forward, by its type, or None."""
     return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def cache_keyword(outputs: Mapping[str, Any]) -> str | None:
+    """Return the name under which a model returned its cache, and takes it; None if it returned none."""
+    return next((name for name, value in outputs.items() if isinstance(value, Cache)), None)

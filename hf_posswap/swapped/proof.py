@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hf_posswap.architectures.base import Architecture
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.swapped.cache_view import cache_among
+from hf_posswap.swapped.cache_view import cache_keyword
 from hf_posswap.swapped.config_view import show_config, show_view
 from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
 from hf_posswap.swapped.offloading import device_of, is_offloaded
@@ -308,7 +308,7 @@ def _prove_cached(texts: _Texts, hidden: Tensor) -> bool | None:
         return None
     core = texts.core
     outputs = texts.read(texts.tokens[:, :first], use_cache=True)
-    name = next((name for name, value in outputs.items() if value is not None and value is cache_among([value])), None)
+    name = cache_keyword(outputs)
     if name is None:
         return None
     rest = texts.read(texts.tokens[:, first:], use_cache=True, **{name: outputs[name]})

@@ -12,6 +12,7 @@ from hf_posswap.benchmarking.memory import peak_bytes
 from hf_posswap.biases import LinearBias, RelativeBias
 from hf_posswap.positions import Positions
 from hf_posswap.schemes import parse_scheme
+from hf_posswap.swapped.cache_view import cache_keyword
 from tests.attention.kinds import make_biased_call
 from tests.attention.test_visibility import masks
 from tests.matrix.cells import random_tokens, small_model
@@ -181,9 +182,10 @@ def test_the_row_of_a_decoded_token_is_made_once_for_all_layers(monkeypatch):
     model = hf_posswap.swap(small_model("llama", True), "t5")
     tokens = random_tokens(1, 12)
     with torch.no_grad():
-        cache = model(tokens[:, :11], use_cache=True).past_key_values
+        outputs = model(tokens[:, :11], use_cache=True)
+        name = cache_keyword(outputs)
         calls = Calls(monkeypatch, "hf_posswap.attention.sdpa._single_row")
-        model(tokens[:, 11:], past_key_values=cache)
+        model(tokens[:, 11:], **{name: outputs[name]})
     assert list(calls.counts.values()) == [1]
 
 

@@ -15,6 +15,7 @@ from hf_posswap.configuration import stock_config_class
 from hf_posswap.errors import PosSwapError, SchemeConfigError
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, schemes
 from hf_posswap.support import CORE
+from hf_posswap.swapped.cache_view import cache_keyword
 from hf_posswap.swapped.plan import core_of
 
 TRAIN_LENGTH = 32
@@ -176,6 +177,14 @@ def randomise(model: Any, seed: int = 1) -> None:
 def random_tokens(batch: int, length: int, seed: int = 2) -> Tensor:
     """Tokens other than the special ones."""
     return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def given(model: Any, cache: Any) -> dict[str, Any]:
+    """Return the keyword that gives a model a cache, under the name that this release of transformers has for it."""
+    with torch.no_grad():
+        name = cache_keyword(model(random_tokens(1, 1), use_cache=True))
+    assert name is not None
+    return {name: cache}
 
 
 def class_of(architecture: str, name: str) -> Any:

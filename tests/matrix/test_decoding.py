@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import hf_posswap
-from tests.matrix.cells import TRAIN_LENGTH, Cell, default_cells, random_tokens, small_model, supported_cells
+from tests.matrix.cells import TRAIN_LENGTH, Cell, default_cells, given, random_tokens, small_model, supported_cells
 
 CAUSAL = [cell for cell in supported_cells() if cell.causal]
 DEFAULT_CAUSAL = [cell for cell in default_cells() if cell.causal]
@@ -18,9 +18,10 @@ LENGTH = 24
 def decode(model: Any, tokens: torch.Tensor, chunks: list[int], cache: Any) -> torch.Tensor:
     """Logits of all tokens, fed to the model in chunks."""
     parts, start = [], 0
+    cached = given(model, cache)
     with torch.no_grad():
         for chunk in chunks:
-            out = model(tokens[:, start : start + chunk], past_key_values=cache, use_cache=True)
+            out = model(tokens[:, start : start + chunk], use_cache=True, **cached)
             parts.append(out.logits)
             start += chunk
     return torch.cat(parts, dim=1)

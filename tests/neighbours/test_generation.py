@@ -9,6 +9,7 @@ import transformers
 from transformers import QuantizedCache
 
 import hf_posswap
+from tests.matrix.cells import given
 from tests.neighbours.conftest import TEXT
 
 GREEDY: dict[str, Any] = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
@@ -69,11 +70,11 @@ def test_a_quantised_cache_stays_near_the_exact_one(gpt2_books_path: Any, tokeni
     ).eval()
     tokens = tokenizer(TEXT * 4, return_tensors="pt").input_ids
     cache = QuantizedCache("hqq", model.config, nbits=4, residual_length=8, q_group_size=32)
-    parts = []
+    parts, cached = [], given(model, cache)
     with torch.no_grad():
         expected = model(tokens, use_cache=False).logits
         for chunk in (tokens[:, :40], *tokens[:, 40:].split(1, dim=1)):
-            parts.append(model(chunk, past_key_values=cache, use_cache=True).logits)
+            parts.append(model(chunk, use_cache=True, **cached).logits)
     actual = torch.cat(parts, dim=1)
     difference = (actual - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     assert 1e-6 < difference < 0.05
