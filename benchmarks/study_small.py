@@ -26,8 +26,8 @@ from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.reporting.files import write_text
-from hf_posswap.swapping import plain_model
-from hf_posswap.tokenization import special_tokens
+from hf_posswap.swapped.questions import plain_model
+from hf_posswap.swapped.tokenizers import special_tokens
 from hf_posswap.training import HealingOptions, add_lora, from_files, heal, refine
 from hf_posswap.training.stages import calibrate_on
 

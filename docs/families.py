@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import hf_posswap
 from hf_posswap.support import FAMILIES_FILE
-from hf_posswap.swapping import native_scheme
+from hf_posswap.swapped.questions import native_scheme
 from tests.families.checks import SCHEMES, Outcome, outcome
 from tests.families.configs import CANNOT, model_types, tiny_model
 

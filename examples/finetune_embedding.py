@@ -19,7 +19,7 @@ from hf_posswap import AutoModel, calibrate, swap, train_length
 from hf_posswap.calibration import calibration_refusal
 from hf_posswap.demo import load_model, load_tokenizer
 from hf_posswap.evaluation.agreement import embedding_agreement
-from hf_posswap.tokenization import special_tokens
+from hf_posswap.swapped.tokenizers import special_tokens
 from hf_posswap.training import HealingOptions, Windows, from_files, heal, make_accelerator
 
 LONG = 4096

@@ -16,20 +16,20 @@ from hf_posswap.version import __version__
 _HOME = {
     "swap": "swapping",
     "restore": "swapping",
-    "is_swapped": "swapping",
-    "without_scheme": "swapping",
-    "longest_position": "swapping",
-    "train_length": "swapping",
+    "is_swapped": "swapped.questions",
+    "without_scheme": "swapped.questions",
+    "longest_position": "swapped.questions",
+    "train_length": "swapped.questions",
     "describe": "swapped.description",
     "inspect": "swapped.inspection",
-    "fit_tokenizer": "tokenizer_limit",
+    "fit_tokenizer": "swapped.tokenizers",
     "calibrate": "calibration",
     "heal": "training.loop",
     "HealingOptions": "training.options",
     "install": "auto",
     "uninstall": "auto",
     "capabilities": "support",
-    "export_native": "hub.export",
+    "export_native": "export",
     "list_schemes": "schemes",
     "parse_scheme": "schemes",
     "list_architectures": "support",
@@ -64,7 +64,7 @@ def _scheme_config(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from hf_posswap.auto_classes import auto_model_classes
+    from hf_posswap.loading.auto_classes import auto_model_classes
     from hf_posswap.schemes import schemes
 
     configs = [scheme.config_class.__name__ for scheme in schemes]

@@ -9,13 +9,14 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from hf_posswap.auto_classes import auto_model_classes
 from hf_posswap.calibration import CalibrationError, calibrate, text_windows
 from hf_posswap.errors import SchemeConfigError, UnknownNameError
-from hf_posswap.origin import remember_revision
+from hf_posswap.loading.auto_classes import auto_model_classes
+from hf_posswap.loading.origin import remember_revision
 from hf_posswap.registry import unknown_name_message
 from hf_posswap.schemes import as_config
-from hf_posswap.swapping import swap, train_length
+from hf_posswap.swapped.questions import train_length
+from hf_posswap.swapping import swap
 
 CALIBRATION_LENGTH = 512
 """Tokens read at once when calibrating on plain texts, or the train length if that is shorter."""

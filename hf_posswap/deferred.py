@@ -31,10 +31,12 @@ class DeferredConfig:
     def real_class(cls) -> Any:
         """Put the real class in the stand-in's place and return it."""
         from hf_posswap.architectures import architecture_named
-        from hf_posswap.configuration import config_class_of, register_config
+        from hf_posswap.loading.configuration import config_class_of
+        from hf_posswap.modeling import register_models
 
-        register_config(architecture_named(cls.stock_type))
-        return config_class_of(architecture_named(cls.stock_type))
+        architecture = architecture_named(cls.stock_type)
+        register_models(architecture)
+        return config_class_of(architecture)
 
 
 def register_deferred() -> None:

@@ -164,7 +164,7 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
         UnsupportedError: its architecture is not supported.
     """
     from hf_posswap.architectures import architecture_of
-    from hf_posswap.origin import remember_name, remember_revision
+    from hf_posswap.loading.origin import remember_name, remember_revision
 
     source = resolve_model(name)
     config = kwargs.pop("config", None)

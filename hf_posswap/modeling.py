@@ -8,6 +8,7 @@ find it here.
 import copyreg
 import inspect
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +19,10 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from hf_posswap.architectures import Architecture, architecture_named
 from hf_posswap.architectures.model_types import package_of
-from hf_posswap.auto_classes import auto_classes
-from hf_posswap.checkpoint import config_from_entry
-from hf_posswap.configuration import PREFIX, config_class_of, register_config, stock_config_class
 from hf_posswap.errors import CheckpointError, UnsupportedError
+from hf_posswap.loading.auto_classes import auto_classes
+from hf_posswap.loading.configuration import PREFIX, config_class_of, register_config, stock_config_class
+from hf_posswap.loading.entry import config_from_entry
 from hf_posswap.swapped.modules import SwappedBaseModel
 from hf_posswap.swapped.plan import apply_plan, core_of, plan_swap, scheme_keys
 from hf_posswap.swapped.proof import prove_loaded
@@ -91,9 +92,8 @@ class SwappedModel:
             repo_id: "owner/name", or a name of your own.
             kwargs: see `hf_posswap.hub.push_model`, which has the arguments of transformers' method.
         """
-        from hf_posswap.hub import push_model
-
-        return push_model(self, repo_id, **kwargs)
+        # The hub package reads models and imports this module; it is looked up when it is called.
+        return import_module("hf_posswap.hub").push_model(self, repo_id, **kwargs)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -214,5 +214,7 @@ def __getattr__(name: str) -> type:
     if isinstance(stock, type) and issubclass(stock, PreTrainedModel):
         return swapped_class(stock)
     if isinstance(stock, type) and issubclass(stock, PreTrainedConfig):
-        return config_class_of(architecture_named(str(vars(stock)["model_type"])))
+        architecture = architecture_named(str(vars(stock)["model_type"]))
+        register_models(architecture)
+        return config_class_of(architecture)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

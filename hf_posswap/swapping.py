@@ -1,63 +1,30 @@
-"""Swap, restore and ask: the scheme of a model, in place."""
+"""Swap and restore: the scheme of a model, in place."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.architectures.discovery import stock_class_of
-from hf_posswap.attention import explain_path
-from hf_posswap.biases import Bias
-from hf_posswap.checkpoint import healed_before, is_healed, make_entry
-from hf_posswap.configuration import code_map, config_class_of, stock_config_class
 from hf_posswap.errors import AlreadySwappedError, NotSwappedError, UnsupportedError
+from hf_posswap.loading.configuration import code_map, config_class_of, stock_config_class
+from hf_posswap.loading.entry import healed_before, is_healed, make_entry
+from hf_posswap.loading.origin import origin_of
 from hf_posswap.modeling import register_models, swapped_class
-from hf_posswap.origin import origin_of
-from hf_posswap.positions import Positions
-from hf_posswap.schemes import Scheme, SchemeConfig, SchemeLayer, as_config
-from hf_posswap.swapped.modules import SwappedBaseModel, longest_position_of
-from hf_posswap.swapped.offloading import device_of
+from hf_posswap.schemes import SchemeConfig, as_config
+from hf_posswap.swapped.modules import longest_position_of
 from hf_posswap.swapped.plan import (
     Plan,
     apply_plan,
     core_of,
     give_own_config,
-    natively,
     plan_swap,
     remove_scheme,
     undone_on_error,
 )
-from hf_posswap.swapped.proof import Proof, can_run, prove, stock_outputs
-
-
-def plain_model(model: Any) -> Any:
-    """Return the transformers model inside peft's, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def config_of(model: Any) -> Any:
-    """Return a transformers model's config, through peft's adapters too.
-
-    Raises:
-        UnsupportedError: it is no transformers model; says how to load one.
-    """
-    config = getattr(model, "config", None)
-    if not hasattr(config, "model_type"):
-        name = repr(model) if isinstance(model, str) else "name"
-        raise UnsupportedError(
-            f"a {type(model).__name__} is no transformers model. Load one first: "
-            f"hf_posswap.AutoModelForCausalLM.from_pretrained({name})."
-        )
-    return config
-
-
-def is_swapped(model: Any) -> bool:
-    """Return whether the model's positional mechanism was swapped by hf_posswap; peft's adapters may be around it."""
-    plain = plain_model(model)
-    return isinstance(plain, torch.nn.Module) and any(isinstance(m, SwappedBaseModel) for m in plain.modules())
+from hf_posswap.swapped.proof import can_run, prove, stock_outputs
+from hf_posswap.swapped.questions import config_of, is_swapped, plain_model, planned_path
 
 
 def swap(
@@ -124,11 +91,6 @@ def _carry_out(
                 plan.core.pos_proof = prove(model, architecture, before, min(known) if known else None)
 
 
-def proof_of(model: Any) -> Proof | None:
-    """Return what the proof of a swapped model showed, or None if it was not run."""
-    return vars(core_of(plain_model(model))).get("pos_proof")
-
-
 def _check_plain(model: Any, architecture: Architecture) -> None:
     """Refuse what is no transformers model of the family itself: a wrapper, another config, or one with adapters."""
     if not isinstance(model, PreTrainedModel):
@@ -185,79 +147,6 @@ def restore(model: Any) -> Any:
     for name in ("pos_scheme", "auto_map"):
         vars(config).pop(name, None)
     return model
-
-
-@contextmanager
-def without_scheme(model: Any) -> Iterator[Any]:
-    """Let a swapped model run its stock mechanism within a `with` block; its scheme is back afterwards.
-
-    Adapters of peft stay where they are, and so do the weights: a healed model is not the stock model in there.
-
-    Raises:
-        NotSwappedError: the model is not swapped.
-    """
-    if not is_swapped(model):
-        raise NotSwappedError(f"the model is a stock {type(model).__name__}; it has no scheme to leave out.")
-    with natively(core_of(plain_model(model)), architecture_of(config_of(model))):
-        yield model
-
-
-def longest_position(model: Any) -> int | None:
-    """Return how many positions the model can represent, or None if its scheme has no limit.
-
-    For a stock model with RoPE that is None too: its angles have no end, whatever it was trained to read.
-    """
-    if is_swapped(model):
-        return longest_position_of(core_of(plain_model(model)))
-    return stock_longest_position(model)
-
-
-def stock_longest_position(model: Any) -> int | None:
-    """Return how many positions the stock mechanism of a model, swapped or not, can represent; None if any number."""
-    architecture, core = architecture_of(config_of(model)), core_of(plain_model(model))
-    return architecture.train_length(core) if architecture.table_path(core) is not None else None
-
-
-def train_length(model: Any) -> int:
-    """Return the longest text that the stock model was trained to read."""
-    return architecture_of(config_of(model)).train_length(core_of(plain_model(model)))
-
-
-def native_scheme(model: Any) -> str:
-    """Return the name of the stock model's scheme."""
-    return architecture_of(config_of(model)).native(core_of(plain_model(model)))
-
-
-def planned_path(plan: Plan, model: Any) -> str:
-    """Say which attention path a planned or carried-out swap takes.
-
-    Raises:
-        BackendError: the model's attention backend cannot carry the scheme.
-    """
-    layer = plan.layers[0].layer if plan.layers else SchemeLayer()
-    return path_of(plan.scheme, layer, model)
-
-
-def path_of(scheme: Scheme, layer: SchemeLayer, model: Any) -> str:
-    """Say which attention path a scheme takes in a model.
-
-    Raises:
-        BackendError: the model's attention backend cannot carry the scheme.
-    """
-    device = device_of(model.get_input_embeddings())
-    kind = None if device.type == "meta" else _bias_kind(scheme, layer, device)
-    return explain_path(kind, layer.mixes_values, model.config._attn_implementation, device.type)
-
-
-@torch.no_grad()
-def _bias_kind(scheme: Scheme, layer: SchemeLayer, device: torch.device) -> type[Bias] | None:
-    """Ask the layer for the bias of a text of two tokens, and return its kind."""
-    facts = scheme.facts
-    steps = torch.arange(2, device=device).unsqueeze(0)
-    positions = Positions(steps, steps, 0, facts.causal)
-    query = torch.zeros(1, facts.num_heads, 2, facts.head_dim, device=device)
-    bias = layer.bias(query, positions, scheme.prepare(positions), 1.0)
-    return None if bias is None else type(bias)
 
 
 def _mark(model: Any, architecture: Architecture, plan: Plan) -> None:

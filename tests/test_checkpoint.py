@@ -8,8 +8,8 @@ import pytest
 import transformers
 
 import hf_posswap
-from hf_posswap.checkpoint import FORMAT_VERSION, config_from_entry
 from hf_posswap.errors import CheckpointError
+from hf_posswap.loading.entry import FORMAT_VERSION, config_from_entry
 from tests.matrix.cells import small_model
 
 GOOD = {"format_version": FORMAT_VERSION, "name": "t5", "options": {"num_buckets": 16}, "native": "learned"}

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import hf_posswap
-from hf_posswap.checkpoint import ENTRY_KEYS, FORMAT_VERSION, config_from_entry
 from hf_posswap.errors import CheckpointError
+from hf_posswap.loading.entry import ENTRY_KEYS, FORMAT_VERSION, config_from_entry
 from hf_posswap.schemes import list_schemes, scheme_class
 from tests.matrix.cells import small_model
 

@@ -9,7 +9,6 @@ import transformers
 
 import hf_posswap
 from hf_posswap import AlibiConfig, RopeConfig, T5Config
-from hf_posswap.checkpoint import mark_healed
 from hf_posswap.errors import (
     AlreadySwappedError,
     NotSwappedError,
@@ -19,6 +18,7 @@ from hf_posswap.errors import (
     UnknownNameError,
     UnsupportedError,
 )
+from hf_posswap.loading.entry import mark_healed
 from hf_posswap.schemes import SchemeLayer
 from hf_posswap.swapped.cache_view import cache_among, cache_keyword
 from tests.matrix.cells import random_tokens, randomise, small_model

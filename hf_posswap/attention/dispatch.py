@@ -5,13 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hf_posswap.attention import strided
-from hf_posswap.attention.banded import banded_attention, can_band
+from hf_posswap.attention.cpu import strided
+from hf_posswap.attention.cpu.banded import banded_attention, can_band
+from hf_posswap.attention.cpu.learned import learned_relative_attention
+from hf_posswap.attention.cpu.learned_masked import learned_attention_in_segments
+from hf_posswap.attention.cpu.learned_traced import traced_relative_attention
 from hf_posswap.attention.eager import eager_attention
 from hf_posswap.attention.flex import FLEX_BIASES, flex_bias_attention
 from hf_posswap.attention.folding import can_fold, fold_linear, fold_separable
 from hf_posswap.attention.inputs import AttentionInputs, Mix
-from hf_posswap.attention.relative_gradient import learned_relative_attention
 from hf_posswap.attention.sdpa import (
     blockwise_attention,
     mixed_attention,
@@ -19,8 +21,6 @@ from hf_posswap.attention.sdpa import (
     relative_attention,
     single_query_attention,
 )
-from hf_posswap.attention.traced import traced_relative_attention
-from hf_posswap.attention.values_gradient import learned_attention_in_segments
 from hf_posswap.attention.visibility import visible_segments
 from hf_posswap.biases import Bias, ClippedContentBias, LinearBias, RelativeBias, RelativeContentBias, SeparableBias
 from hf_posswap.errors import BackendError

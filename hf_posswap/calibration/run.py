@@ -14,12 +14,18 @@ from hf_posswap.calibration.alignment import Coordinates
 from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, mismatch, sum_by_query
 from hf_posswap.calibration.key_shift import key_shift
 from hf_posswap.calibration.streams import Projections, Stream, enter, projected, projections, turned_units
-from hf_posswap.checkpoint import healed_before, is_healed
 from hf_posswap.errors import NotSwappedError, UnsupportedError
+from hf_posswap.loading.entry import healed_before, is_healed
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.swapped.plan import core_of, natively
-from hf_posswap.swapping import is_swapped, longest_position, plain_model, stock_longest_position, without_scheme
-from hf_posswap.tokenization import special_tokens
+from hf_posswap.swapped.questions import (
+    is_swapped,
+    longest_position,
+    plain_model,
+    stock_longest_position,
+    without_scheme,
+)
+from hf_posswap.swapped.tokenizers import special_tokens
 
 
 class CalibrationWarning(UserWarning):

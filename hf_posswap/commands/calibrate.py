@@ -45,7 +45,7 @@ def calibrate(
     swapped = load_swapped(model, pos_scheme, dtype)
     from hf_posswap.calibration import calibrate as fit
     from hf_posswap.commands.counting import count_progress
-    from hf_posswap.swapping import train_length
+    from hf_posswap.swapped.questions import train_length
 
     batches = read_batches(model, text, tokens, min(length, train_length(swapped)))
     with count_progress("calibrating", "layer") as progress:

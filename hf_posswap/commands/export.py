@@ -26,8 +26,8 @@ def export(
     """Write a swapped model as a stock checkpoint with the same outputs, where stock transformers has a word for it."""
     loaded = load_swapped(model, None, "auto")
     from hf_posswap.demo import SourceError, load_tokenizer
-    from hf_posswap.hub.export import export_native
-    from hf_posswap.tokenizer_limit import STOCK_LIMIT
+    from hf_posswap.export import export_native
+    from hf_posswap.swapped.tokenizers import STOCK_LIMIT
 
     result = export_native(loaded, output_dir, max_length)
     try:

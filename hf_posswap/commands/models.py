@@ -97,7 +97,7 @@ def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dic
     from hf_posswap.demo import SourceError, load_tokenizer
     from hf_posswap.evaluation.environment import collect_environment
     from hf_posswap.reporting.files import prepare_folder, write_text
-    from hf_posswap.tokenizer_limit import fit_tokenizer
+    from hf_posswap.swapped.tokenizers import fit_tokenizer
 
     prepare_folder(output_dir)
     swapped.save_pretrained(output_dir)

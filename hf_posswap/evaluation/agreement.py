@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_posswap.errors import PositionError
-from hf_posswap.swapping import longest_position
+from hf_posswap.swapped.questions import longest_position
 
 TOKENS_AT_ONCE = 4096
 """How many tokens are read at once, in texts of one length: short ones alone would leave any device idle."""

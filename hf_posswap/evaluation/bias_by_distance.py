@@ -24,7 +24,7 @@ from hf_posswap.positions import Positions
 from hf_posswap.schemes import SchemeLayer
 from hf_posswap.schemes.content import log_groups
 from hf_posswap.swapped.plan import core_of
-from hf_posswap.swapping import is_swapped, longest_position
+from hf_posswap.swapped.questions import is_swapped, longest_position
 
 BIAS, COSINE_SUM = "bias", "cosine-sum"
 DIGITS = 6

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
-from hf_posswap.tokenization import special_tokens
+from hf_posswap.swapped.tokenizers import special_tokens
 
 TRUNCATION = 512
 """Tokens that encoders usually read of a document; queries come from beyond."""

@@ -22,7 +22,7 @@ from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.token_loss import last_hidden
 from hf_posswap.evaluation.windows import check_lengths
-from hf_posswap.tokenization import special_tokens
+from hf_posswap.swapped.tokenizers import special_tokens
 
 POOLINGS = ("mean", "first")
 

@@ -22,7 +22,7 @@ from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.texts import TokenIds, as_texts
 from hf_posswap.evaluation.token_loss import base_model_of, last_hidden, losses_of_hidden
 from hf_posswap.evaluation.windows import check_lengths, spread
-from hf_posswap.tokenization import special_tokens
+from hf_posswap.swapped.tokenizers import special_tokens
 
 MASKED_SHARE = 0.15
 PROTOCOL = "masked"

@@ -6,8 +6,6 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
-from hf_posswap.auto_classes import AUTO_CLASS_OF_TASK
-from hf_posswap.checkpoint import config_from_entry, shown
 from hf_posswap.errors import CheckpointError
 from hf_posswap.hub.card import adapter_card
 from hf_posswap.hub.errors import HubError
@@ -15,7 +13,9 @@ from hf_posswap.hub.facts import CardFacts, FindLicense, about, base_of
 from hf_posswap.hub.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Contents, adapter_contents, read_shapes
 from hf_posswap.hub.results import read_json, read_results
 from hf_posswap.hub.upload import Target, Upload, fetched_license, require_login, require_repo_name, upload
-from hf_posswap.origin import cached_license, is_repo_id
+from hf_posswap.loading.auto_classes import AUTO_CLASS_OF_TASK
+from hf_posswap.loading.entry import config_from_entry, shown
+from hf_posswap.loading.origin import cached_license, is_repo_id
 from hf_posswap.schemes import scheme_class
 
 TYPE_PREFIX = "POSSWAP_"

@@ -9,12 +9,12 @@ from transformers import AutoConfig
 
 from hf_posswap import modeling
 from hf_posswap.architectures import architecture_of
-from hf_posswap.checkpoint import shown
-from hf_posswap.configuration import PREFIX, code_map
 from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.errors import HubError
 from hf_posswap.hub.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS, Contents, check_index, model_contents, read_shapes
 from hf_posswap.hub.results import read_json
+from hf_posswap.loading.configuration import PREFIX, code_map
+from hf_posswap.loading.entry import shown
 from hf_posswap.swapped.plan import scheme_keys
 
 MODEL_TYPE_PREFIX = "posswap_"

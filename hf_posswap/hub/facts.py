@@ -6,16 +6,16 @@ from pathlib import PurePath
 from typing import Any
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.auto_classes import auto_classes
-from hf_posswap.checkpoint import config_from_entry, is_healed
-from hf_posswap.configuration import PREFIX
 from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.checkpoint import Checkpoint
 from hf_posswap.hub.errors import HubError
 from hf_posswap.hub.results import HEALING_FILE, LENGTHS_FILE, Measurement, Results, Row, read_results
-from hf_posswap.origin import cached_license, is_license, is_repo_id
+from hf_posswap.loading.auto_classes import auto_classes
+from hf_posswap.loading.configuration import PREFIX
+from hf_posswap.loading.entry import config_from_entry, is_healed
+from hf_posswap.loading.origin import cached_license, is_license, is_repo_id
 from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme, scheme_class
-from hf_posswap.swapping import longest_position, stock_longest_position, train_length
+from hf_posswap.swapped.questions import longest_position, stock_longest_position, train_length
 
 FindLicense = Callable[[str, str | None], str | None]
 """Finds the licence on the card of a Hub model, given its name and its commit or None."""

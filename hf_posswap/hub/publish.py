@@ -8,13 +8,13 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.checkpoint import REMOTE_CODE_FILE
-from hf_posswap.configuration import remote_code_of
 from hf_posswap.hub.card import model_card
 from hf_posswap.hub.checkpoint import Checkpoint, read_checkpoint
 from hf_posswap.hub.facts import CardFacts, folder_facts
 from hf_posswap.hub.results import Results
 from hf_posswap.hub.upload import Target, Upload, fetched_license, require_login, require_repo_name, upload
+from hf_posswap.loading.configuration import remote_code_of
+from hf_posswap.loading.entry import REMOTE_CODE_FILE
 from hf_posswap.swapped.description import describe
 
 

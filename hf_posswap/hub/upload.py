@@ -16,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 from hf_posswap.hub.card import MARK
 from hf_posswap.hub.errors import HubError, UploadError
 from hf_posswap.hub.folder import ADAPTER_WEIGHTS, CARD_FILE, INDEX_FILE, WEIGHTS, Contents
-from hf_posswap.origin import is_repo_id, license_in
+from hf_posswap.loading.origin import is_repo_id, license_in
 
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]+")
 """A web address with a query, which may hold a signature."""

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.tables import RetiredTable
-from hf_posswap.checkpoint import is_healed
+from hf_posswap.loading.entry import is_healed
 from hf_posswap.schemes import SchemeLayer, scheme_class
 from hf_posswap.swapped.offloading import device_of
 from hf_posswap.swapped.plan import core_of
-from hf_posswap.swapping import (
+from hf_posswap.swapped.questions import (
     config_of,
     is_swapped,
     longest_position,

@@ -22,10 +22,10 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from hf_posswap.architectures.tables import RetiredTable
-from hf_posswap.checkpoint import config_from_entry, validate_entry
 from hf_posswap.errors import PosSwapError
+from hf_posswap.loading.entry import config_from_entry, validate_entry
 from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
-from hf_posswap.swapping import native_scheme
+from hf_posswap.swapped.questions import native_scheme
 
 SCHEME = "pos_scheme"
 """Name of the scheme's modules in a model, and of the scheme's entry in a config."""

@@ -21,11 +21,12 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.architectures.discovery import stock_class_of
-from hf_posswap.auto_classes import AUTO_CLASS_OF_TASK, auto_classes
-from hf_posswap.configuration import PREFIX
+from hf_posswap.loading.auto_classes import AUTO_CLASS_OF_TASK, auto_classes
+from hf_posswap.loading.configuration import PREFIX
 from hf_posswap.modeling import swapped_class
 from hf_posswap.swapped.plan import core_of
-from hf_posswap.swapping import is_swapped, swap
+from hf_posswap.swapped.questions import is_swapped
+from hf_posswap.swapping import swap
 from hf_posswap.training.adapter_schemes import SCHEME, AdapterError
 
 

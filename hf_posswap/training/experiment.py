@@ -14,7 +14,6 @@ from accelerate.tracking import get_available_trackers
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.auto import auto_class
-from hf_posswap.auto_classes import auto_classes
 from hf_posswap.calibration import CalibrationReport, calibration_refusal, rewrites_weights
 from hf_posswap.demo import load_config, load_model, load_tokenizer
 from hf_posswap.evaluation.agreement import embedding_agreement
@@ -23,10 +22,12 @@ from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.masked import masked_loss_rows
 from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.evaluation.texts import tokenise
+from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.reporting.files import OutputError, write_text
 from hf_posswap.schemes import parse_scheme
-from hf_posswap.swapping import is_swapped, plain_model, restore, stock_longest_position, swap, train_length
-from hf_posswap.tokenization import special_tokens
+from hf_posswap.swapped.questions import is_swapped, plain_model, stock_longest_position, train_length
+from hf_posswap.swapped.tokenizers import special_tokens
+from hf_posswap.swapping import restore, swap
 from hf_posswap.training.distribution import SHARDED, make_accelerator
 from hf_posswap.training.folders import require_room
 from hf_posswap.training.loop import HealingObserver, heal, healing_length

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hf_posswap.tokenization import special_tokens
+from hf_posswap.swapped.tokenizers import special_tokens
 from hf_posswap.training.options import HealingError
 from hf_posswap.training.texts import Window
 

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 
-from hf_posswap.checkpoint import is_healed
-from hf_posswap.swapping import is_swapped, plain_model, train_length, without_scheme
+from hf_posswap.loading.entry import is_healed
+from hf_posswap.swapped.questions import is_swapped, plain_model, train_length, without_scheme
 from hf_posswap.training.checkpoints import (
     RunState,
     save_checkpoint,

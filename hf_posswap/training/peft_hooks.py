@@ -20,9 +20,9 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.integrations.peft import PeftAdapterMixin
 from transformers.utils import find_adapter_config_file
 
-from hf_posswap.checkpoint import mark_healed
 from hf_posswap.errors import PosSwapError
-from hf_posswap.swapping import is_swapped
+from hf_posswap.loading.entry import mark_healed
+from hf_posswap.swapped.questions import is_swapped
 
 # As a module, since it may be just importing peft, and so this one, when this is read.
 from hf_posswap.training import adapter_schemes as schemes

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_posswap.auto import CALIBRATION_LENGTH
-from hf_posswap.swapping import train_length
+from hf_posswap.swapped.questions import train_length
 from hf_posswap.training.loop import HealingObserver, HealingReport, heal
 from hf_posswap.training.options import HealingOptions, Precision
 from hf_posswap.training.texts import Documents

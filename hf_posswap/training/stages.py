@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_posswap.auto import CALIBRATION_LENGTH
 from hf_posswap.calibration import CalibrationReport, calibrate
-from hf_posswap.swapping import train_length
+from hf_posswap.swapped.questions import train_length
 from hf_posswap.training.options import HealingOptions
 from hf_posswap.training.texts import Documents, Windows
 

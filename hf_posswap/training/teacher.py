@@ -4,8 +4,9 @@ import copy
 from typing import Any
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.checkpoint import healed_before, is_healed
-from hf_posswap.swapping import is_swapped, longest_position, plain_model, restore, train_length
+from hf_posswap.loading.entry import healed_before, is_healed
+from hf_posswap.swapped.questions import is_swapped, longest_position, plain_model, train_length
+from hf_posswap.swapping import restore
 from hf_posswap.training.options import HealingError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_posswap.tokenization import special_tokens
+from hf_posswap.swapped.tokenizers import special_tokens
 from hf_posswap.training.options import HealingError
 
 Documents = Iterable[str | Mapping[str, Any]]

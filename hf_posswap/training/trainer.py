@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from hf_posswap.checkpoint import healed_before, is_healed, mark_healed
+from hf_posswap.loading.entry import healed_before, is_healed, mark_healed
 from hf_posswap.ramp import set_ramp
-from hf_posswap.swapping import is_swapped, longest_position, plain_model
-from hf_posswap.tokenizer_limit import fit_tokenizer
+from hf_posswap.swapped.questions import is_swapped, longest_position, plain_model
+from hf_posswap.swapped.tokenizers import fit_tokenizer
 from hf_posswap.training.checkpoints import CheckpointError, RunState, checkpoints_in, load_checkpoint, tied_names
 from hf_posswap.training.distribution import SHARDED
 from hf_posswap.training.dropout import Dropouts

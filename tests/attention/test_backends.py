@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from hf_posswap.attention import BACKENDS, attend, explain_path, sdpa, strided
+from hf_posswap.attention import BACKENDS, attend, explain_path, sdpa
+from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.dispatch import fold_for_flash
 from hf_posswap.attention.flex import FLEX_BIASES
 from hf_posswap.biases import LinearBias, RelativeContentBias

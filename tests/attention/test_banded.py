@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from hf_posswap.attention import attend, banded, dispatch
-from hf_posswap.attention.banded import CausalAttention
+from hf_posswap.attention import attend, dispatch
+from hf_posswap.attention.cpu import banded
+from hf_posswap.attention.cpu.banded import CausalAttention
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.shaw import ShawConfig

@@ -7,10 +7,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from hf_posswap.attention import attend, relative_gradient
+from hf_posswap.attention import attend
+from hf_posswap.attention.cpu import learned
+from hf_posswap.attention.cpu.learned import learned_relative_attention
 from hf_posswap.attention.folding import fold_linear
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.attention.relative_gradient import learned_relative_attention
 from hf_posswap.attention.sdpa import plain_attention
 from hf_posswap.biases import LinearBias, RelativeBias
 from tests.attention.kinds import KINDS, make_biased_call
@@ -99,8 +100,8 @@ LEARNED_CALLS = {
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of 8 rows of scores and tiles of one key head: several ragged blocks and groups in a short text."""
-    monkeypatch.setattr(relative_gradient, "BLOCK_ROWS", 8)
-    monkeypatch.setattr(relative_gradient, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(learned, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(learned, "TILE_ELEMENTS", 1)
 
 
 def learned_call(call, dtype, device="cpu"):
@@ -126,8 +127,8 @@ def written_out(inputs, bias, leaves, grad):
 @pytest.mark.parametrize("tile", [1, 400, 2**19], ids=["a key head", "some heads", "everything"])
 @pytest.mark.parametrize("call", LEARNED_CALLS)
 def test_learned_values_get_the_written_out_gradient(call, tile, monkeypatch):
-    monkeypatch.setattr(relative_gradient, "BLOCK_ROWS", 8)
-    monkeypatch.setattr(relative_gradient, "TILE_ELEMENTS", tile)
+    monkeypatch.setattr(learned, "BLOCK_ROWS", 8)
+    monkeypatch.setattr(learned, "TILE_ELEMENTS", tile)
     inputs, bias, leaves = learned_call(call, torch.float64)
     context = learned_relative_attention(inputs, bias)
     grad = torch.randn_like(context)

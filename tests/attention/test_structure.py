@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import hf_posswap
-from hf_posswap.attention import attend, flex, strided
+from hf_posswap.attention import attend, flex
+from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.benchmarking.memory import peak_bytes
 from hf_posswap.biases import LinearBias, RelativeBias

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_posswap.attention import attend, dispatch, strided
+from hf_posswap.attention import attend, dispatch
+from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.attention.visibility import interval_bounds, mask_segments, visible_segments
 from hf_posswap.biases import RelativeBias

@@ -10,7 +10,7 @@ import transformers
 
 import hf_posswap
 from hf_posswap.demo import load_model, load_tokenizer
-from hf_posswap.hub.export import export_native
+from hf_posswap.export import export_native
 from tests.matrix.cells import TRAIN_LENGTH, class_of, random_tokens, randomise, small_config, small_model
 from tests.test_auto import python
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from hf_posswap.commands import app
 from hf_posswap.errors import NotSwappedError, UnsupportedError
-from hf_posswap.hub.export import ExportError, export_native
+from hf_posswap.export import ExportError, export_native
 from hf_posswap.ramp import set_ramp
 from hf_posswap.reporting.files import OutputError
 from tests.hub.test_export import swapped

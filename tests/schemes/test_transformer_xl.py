@@ -8,7 +8,8 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
     Wav2Vec2ConformerSelfAttention,
 )
 
-from hf_posswap.attention import attend, sdpa, strided
+from hf_posswap.attention import attend, sdpa
+from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.positions import Positions

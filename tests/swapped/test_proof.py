@@ -12,7 +12,7 @@ from transformers.models.llama import modeling_llama
 import hf_posswap
 from hf_posswap.architectures.discovery import reads_interface
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.swapping import proof_of
+from hf_posswap.swapped.questions import proof_of
 from tests.matrix.cells import random_tokens, small_config, small_model
 
 

@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 import hf_posswap
-from hf_posswap.checkpoint import is_healed
+from hf_posswap.loading.entry import is_healed
 from hf_posswap.training import distribution
 from hf_posswap.training.checkpoints import CheckpointError
 from hf_posswap.training.loop import HealingReport, heal

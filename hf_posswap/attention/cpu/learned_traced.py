@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_posswap.attention import strided
+from hf_posswap.attention.cpu import strided
+from hf_posswap.attention.cpu.learned import relative_gradients
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.attention.relative_gradient import relative_gradients
 from hf_posswap.attention.visibility import visible_segments
 from hf_posswap.biases import RelativeBias
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hf_posswap.attention import strided
+from hf_posswap.attention.cpu import strided
+from hf_posswap.attention.cpu.learned import diagonal_sums
 from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
-from hf_posswap.attention.relative_gradient import diagonal_sums
 from hf_posswap.attention.visibility import Segment
 from hf_posswap.biases import RelativeBias
 

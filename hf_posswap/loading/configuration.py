@@ -1,7 +1,4 @@
-"""The swapped config classes: `PosSwapGPT2Config` is `GPT2Config` with a `pos_scheme` entry.
-
-Imports no transformers module beyond configs, because it is loaded while transformers is still importing its own.
-"""
+"""The swapped config classes: `PosSwapGPT2Config` is `GPT2Config` with a `pos_scheme` entry."""
 
 import os
 from functools import cache
@@ -10,12 +7,14 @@ from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from hf_posswap.architectures import Architecture, architecture_named, architecture_of, language_model_types
-from hf_posswap.architectures.model_types import config_class_name
-from hf_posswap.checkpoint import REMOTE_CODE_FILE, remote_code, validate_entry
-from hf_posswap.checkpoint_limits import check_dtype, check_fields, check_sizes
+from hf_posswap.architectures import Architecture, architecture_of
+from hf_posswap.loading.auto_classes import auto_classes
+from hf_posswap.loading.entry import REMOTE_CODE_FILE, remote_code, validate_entry
+from hf_posswap.loading.limits import check_dtype, check_fields, check_sizes
 
 PREFIX = "PosSwap"
+HOME = "hf_posswap.modeling"
+"""The module in which pickle and the Hub's remote code find swapped classes, of configs and of models."""
 
 
 class SwappedConfig:
@@ -34,10 +33,7 @@ class SwappedConfig:
             check_dtype(getattr(self, "dtype", None))
         super().__post_init__(**kwargs)  # type: ignore[misc]
         if self.pos_scheme is not None:
-            from hf_posswap.modeling import register_models
-
             check_sizes(self)
-            register_models(architecture_of(self))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the config, and the file through which plain transformers finds hf_posswap."""
@@ -66,7 +62,7 @@ def config_class_of(architecture: Architecture) -> type[PreTrainedConfig]:
         "model_type": f"posswap_{architecture.name}",
         "pos_scheme": None,
         "__annotations__": {"pos_scheme": dict | None, "model_type": ClassVar[str]},
-        "__module__": __name__,
+        "__module__": HOME,
         "__doc__": f"`{stock.__name__}` of a model whose positional mechanism was swapped by `hf_posswap`.",
     }
     return type(PREFIX + stock.__name__, (SwappedConfig, stock), namespace)
@@ -74,8 +70,6 @@ def config_class_of(architecture: Architecture) -> type[PreTrainedConfig]:
 
 def code_map(architecture: Architecture) -> dict[str, str]:
     """Return the `auto_map` of a swapped config: which class of the remote-code file each Auto class takes."""
-    from hf_posswap.auto_classes import auto_classes
-
     module = REMOTE_CODE_FILE.removesuffix(".py")
     models = {auto: f"{module}.{PREFIX}{stock}" for auto, stock in auto_classes(architecture).items()}
     return {"AutoConfig": f"{module}.{config_class_of(architecture).__name__}"} | models
@@ -94,14 +88,3 @@ def register_config(architecture: Architecture) -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
     AutoConfig.register(f"posswap_{architecture.name}", config_class_of(architecture), exist_ok=True)
-
-
-def __getattr__(name: str) -> type:
-    """Find the swapped config class of that name, for pickle."""
-    if name.startswith(PREFIX):
-        for model_type in language_model_types():
-            if name == PREFIX + config_class_name(model_type):
-                architecture = architecture_named(model_type)
-                if stock_config_class(architecture).model_type == model_type:  # several types may share a class
-                    return config_class_of(architecture)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,11 @@
-"""The longest text that a tokenizer lets through, `model_max_length`, after a swap."""
+"""Tokenizers beside a swapped model: the longest text they let through, and what they put around one."""
 
 from typing import Any
 
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_posswap.swapped.plan import core_of
-from hf_posswap.swapping import is_swapped, train_length
+from hf_posswap.swapped.questions import is_swapped, train_length
 
 STOCK_LIMIT = "stock_model_max_length"
 """Where a tokenizer's config keeps the limit it had before."""
@@ -39,3 +39,10 @@ def fit_tokenizer(tokenizer: Any, model: Any) -> Any:
         tokenizer.init_kwargs[STOCK_LIMIT] = stock
         tokenizer.model_max_length = VERY_LARGE_INTEGER if limit is None else limit
     return tokenizer
+
+
+def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return what a BERT-like tokenizer puts before and after a text; nothing for other tokenizers."""
+    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+        return [], []
+    return [tokenizer.cls_token_id], [tokenizer.sep_token_id]

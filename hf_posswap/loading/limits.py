@@ -1,13 +1,13 @@
 """What the config of a swapped checkpoint may hold: files come from anywhere, and transformers believes them.
 
-The scheme's own entry is checked in `hf_posswap.checkpoint`; this is about the fields around it.
+The scheme's own entry is checked in `hf_posswap.loading.entry`; this is about the fields around it.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from hf_posswap.checkpoint import shown
 from hf_posswap.errors import CheckpointError
+from hf_posswap.loading.entry import shown
 
 LARGEST_SIZES = {
     "num_hidden_layers": 10_000,

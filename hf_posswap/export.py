@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 
 from hf_posswap.architectures import Architecture, architecture_named, architecture_of
 from hf_posswap.architectures.stock import StockModel
-from hf_posswap.configuration import stock_config_class
 from hf_posswap.errors import NotSwappedError, PosSwapError, UnsupportedError
+from hf_posswap.loading.configuration import stock_config_class
 from hf_posswap.reporting.files import OutputError, prepare_folder
 from hf_posswap.schemes import schemes
 from hf_posswap.schemes.base import Scheme
 from hf_posswap.swapped.offloading import device_of
 from hf_posswap.swapped.plan import core_of
-from hf_posswap.swapping import is_swapped, longest_position
+from hf_posswap.swapped.questions import is_swapped, longest_position
 
 PROBE_LENGTH = 64
 PROBE_SEED = 0

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from hf_posswap.attention.cpu.strided import fused
 from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
-from hf_posswap.attention.strided import fused
 from hf_posswap.attention.visibility import Segment
 from hf_posswap.biases import ClippedContentBias
 
