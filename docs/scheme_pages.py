@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from pictures import facts, panels, svg
 
-from hf_posswap.attention.dispatch import BACKENDS, explain_path
+from hf_posswap.attention import BACKENDS
 from hf_posswap.errors import BackendError, PosSwapError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import ModelFacts, Scheme, check_supported, list_schemes, scheme_class
 from hf_posswap.schemes.options import describe_type
+from hf_posswap.swapped.questions import path_in_words
 
 ORACLES = Path(__file__).parents[1] / "tests" / "oracles"
 
@@ -135,13 +135,8 @@ def _encoder(scheme: type[Scheme]) -> str:
 
 def _costs(scheme: type[Scheme]) -> str:
     module = _made(scheme)
-    steps = torch.arange(2)[None]
-    positions = Positions(steps, steps, 0, causal=True)
     layer = module.make_layer(0)
-    with torch.no_grad():
-        bias = layer.bias(torch.zeros(1, 12, 2, 64), positions, module.prepare(positions), 1.0)
-    kind = None if bias is None else type(bias)
-    rows = ["| attention backend | how it runs in a causal model |", "| --- | --- |"]
+    rows = ["| attention backend | how it runs in a causal model in bfloat16 |", "| --- | --- |"]
     for backend, device in [(name, device) for name in BACKENDS for device in ("cpu", "cuda")]:
         if backend != "sdpa" and device == "cuda":
             continue
@@ -151,7 +146,8 @@ def _costs(scheme: type[Scheme]) -> str:
             + (" on CUDA" if device == "cuda" else "")
         )
         try:
-            rows.append(f"| {label} | {explain_path(kind, layer.mixes_values, backend, device)} |")
+            path = path_in_words(module, layer, backend, torch.device("cpu"), torch.bfloat16, device)
+            rows.append(f"| {label} | {path} |")
         except BackendError:
             rows.append(f"| {label} | refused |")
     parameters = (

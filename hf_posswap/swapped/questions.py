@@ -8,7 +8,7 @@ import torch
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.attention import explain_path
-from hf_posswap.biases import Bias
+from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes import Scheme, SchemeLayer
@@ -107,17 +107,37 @@ def path_of(scheme: Scheme, layer: SchemeLayer, model: Any) -> str:
     Raises:
         BackendError: the model's attention backend cannot carry the scheme.
     """
+    embeddings = model.get_input_embeddings().weight
     device = device_of(model.get_input_embeddings())
-    kind = None if device.type == "meta" else _bias_kind(scheme, layer, device)
-    return explain_path(kind, layer.mixes_values, model.config._attn_implementation, device.type)
+    dtype = embeddings.dtype if embeddings.is_floating_point() else torch.float32
+    return path_in_words(scheme, layer, model.config._attn_implementation, device, dtype)
 
 
 @torch.no_grad()
-def _bias_kind(scheme: Scheme, layer: SchemeLayer, device: torch.device) -> type[Bias] | None:
-    """Ask the layer for the bias of a text of two tokens, and return its kind."""
+def path_in_words(
+    scheme: Scheme, layer: SchemeLayer, backend: str, device: torch.device, dtype: torch.dtype, runs_on: str = ""
+) -> str:
+    """Say which attention path a scheme takes with a text of two tokens in inference.
+
+    Args:
+        scheme: the scheme.
+        layer: its part in a layer.
+        backend: attention backend.
+        device: where the scheme's tensors are.
+        dtype: of queries and keys.
+        runs_on: type of the device that attention is to be explained for, such as "cuda"; default: that of `device`.
+
+    Raises:
+        BackendError: the backend cannot carry the scheme.
+    """
     facts = scheme.facts
-    steps = torch.arange(2, device=device).unsqueeze(0)
-    positions = Positions(steps, steps, 0, facts.causal)
-    query = torch.zeros(1, facts.num_heads, 2, facts.head_dim, device=device)
-    bias = layer.bias(query, positions, scheme.prepare(positions), 1.0)
-    return None if bias is None else type(bias)
+    bias = None
+    if device.type != "meta":
+        steps = torch.arange(2, device=device).unsqueeze(0)
+        positions = Positions(steps, steps, 0, facts.causal)
+        query = torch.zeros(1, facts.num_heads, 2, facts.head_dim, device=device)
+        bias = layer.bias(query, positions, scheme.prepare(positions), 1.0)
+    heads = torch.zeros(1, facts.num_heads, 2, facts.head_dim, device=device, dtype=dtype)
+    inputs = AttentionInputs(heads, heads, heads, None, facts.causal, 1.0)
+    mix: Any = layer.mix if layer.mixes_values else None  # not called
+    return explain_path(inputs, bias, mix, backend, runs_on or device.type)

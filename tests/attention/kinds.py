@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_posswap.attention.dispatch import path_of_call
 from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.attention.paths import Call, folded
 from hf_posswap.biases import (
     Bias,
     ClippedContentBias,
@@ -142,3 +144,10 @@ def make_bias(kind: str, inputs: AttentionInputs, offset: int) -> tuple[Bias, Fo
     rows = torch.randn(batch, heads, queries, keys)
     r = rows.double().numpy()
     return DenseBias(lambda start, stop: rows[:, :, start:stop]), lambda b, h, i, j: float(r[b, h, i, j])
+
+
+def fold_for_flash(inputs, bias, mix, backend):
+    """The call that a flash kernel would get, or the refusal."""
+    call = Call(inputs, bias, mix, "cuda")
+    path_of_call(call, backend)
+    return folded(call)

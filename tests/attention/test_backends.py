@@ -7,11 +7,10 @@ import torch
 
 from hf_posswap.attention import BACKENDS, attend, explain_path, sdpa
 from hf_posswap.attention.cpu import strided
-from hf_posswap.attention.dispatch import fold_for_flash
 from hf_posswap.attention.flex import FLEX_BIASES
 from hf_posswap.biases import LinearBias, RelativeContentBias
 from hf_posswap.errors import BackendError
-from tests.attention.kinds import CALLS, KINDS, make_biased_call
+from tests.attention.kinds import CALLS, KINDS, fold_for_flash, make_biased_call
 from tests.reference import FLOAT32, dense_attention
 
 
@@ -138,7 +137,7 @@ def test_flash_attention_carries_what_folds_and_refuses_the_rest(kind, mix):
 @pytest.mark.parametrize(
     ("kind", "mix", "dropout", "gradient", "reason"),
     [
-        ("relative content", None, 0.0, False, "cannot carry RelativeContentBias"),
+        ("relative content", None, 0.0, False, "cannot carry a bias on the scores .RelativeContentBias"),
         ("linear", no_mix, 0.0, False, "a scheme with a value side"),
         ("linear", None, 0.1, False, r"no attention dropout \(here 0.1\)"),
         ("linear", None, 0.0, True, "no backward pass on CPU"),
@@ -178,10 +177,10 @@ def test_explained_path_exists_exactly_where_attention_runs(kind, backend, mix):
     else:
         works = refusal(biased, mix, backend) is None
     if works:
-        assert backend in explain_path(type(biased.bias), mix is not None, backend, "cpu") or mix is not None
+        assert backend in explain_path(biased.inputs, biased.bias, mix, backend, "cpu") or mix is not None
     else:
         with pytest.raises(BackendError, match="eager, sdpa"):
-            explain_path(type(biased.bias), mix is not None, backend, "cpu")
+            explain_path(biased.inputs, biased.bias, mix, backend, "cpu")
 
 
 def test_mix_adds_to_the_output_in_every_block(monkeypatch):

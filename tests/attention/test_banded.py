@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_posswap.attention import attend, dispatch
+from hf_posswap.attention import attend, paths
 from hf_posswap.attention.cpu import banded
 from hf_posswap.attention.cpu.banded import CausalAttention
 from hf_posswap.attention.inputs import AttentionInputs
@@ -30,8 +30,8 @@ def shaw(length, reach=3, values=True, mask=None, dtype=torch.float32, batch=2):
 @pytest.fixture
 def only_bands(monkeypatch):
     """The slow paths are not taken."""
-    monkeypatch.setattr(dispatch, "mixed_attention", None)
-    monkeypatch.setattr(dispatch, "blockwise_attention", None)
+    monkeypatch.setattr(paths, "mixed_attention", None)
+    monkeypatch.setattr(paths, "blockwise_attention", None)
 
 
 @pytest.mark.parametrize(("reach", "together"), [(1, 256), (3, 256), (16, 256), (3, 64), (16, 64), (100, 64)])

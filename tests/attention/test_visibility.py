@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_posswap.attention import attend, dispatch
+from hf_posswap.attention import attend, paths
 from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.attention.visibility import interval_bounds, mask_segments, visible_segments
@@ -100,7 +100,7 @@ def test_attention_with_segments_equals_the_written_out_one(form, learns, monkey
     queries, keys = mask.shape[2:]
     bias = RelativeBias(torch.randn(4, queries + keys - 1).requires_grad_(learns), queries, keys)
     leaves = [x.requires_grad_() for x in (inputs.q, inputs.k, inputs.v)] + [bias.values] * learns
-    monkeypatch.setattr(dispatch, "blockwise_attention", None)  # the slow path is not taken
+    monkeypatch.setattr(paths, "blockwise_attention", None)  # the slow path is not taken
     context = attend(inputs, bias, None, "sdpa")[0]
     sees = mask.any(-1)
     visible = mask | ~sees[..., None]

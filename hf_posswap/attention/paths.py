@@ -1,0 +1,309 @@
+"""Every way to compute attention with a bias: one ordered list of paths per backend, the first that can is taken.
+
+`describe` says the words of the path that a text without padding takes; docs/speed.md has the measurements behind the
+order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_posswap.attention.cpu import strided
+from hf_posswap.attention.cpu.banded import banded_attention, can_band
+from hf_posswap.attention.cpu.learned import learned_relative_attention
+from hf_posswap.attention.cpu.learned_masked import learned_attention_in_segments
+from hf_posswap.attention.cpu.learned_traced import traced_relative_attention
+from hf_posswap.attention.eager import eager_attention
+from hf_posswap.attention.flex import FLEX_BIASES, flex_bias_attention
+from hf_posswap.attention.folding import can_fold, fold_linear, fold_separable
+from hf_posswap.attention.inputs import AttentionInputs, Mix
+from hf_posswap.attention.sdpa import (
+    blockwise_attention,
+    mixed_attention,
+    plain_attention,
+    relative_attention,
+    single_query_attention,
+)
+from hf_posswap.attention.visibility import Segment, visible_segments
+from hf_posswap.biases import Bias, ClippedContentBias, LinearBias, RelativeBias, RelativeContentBias, SeparableBias
+
+Output = tuple[Tensor, Tensor | None]
+"""Context (B, H, Lq, d), and the weights (B, H, Lq, Lk) or None."""
+Natively = Callable[[AttentionInputs], Output]
+"""Runs the stock attention function: context (B, Lq, H, d), and weights or None."""
+
+
+class Call(NamedTuple):
+    """One attention call with what the scheme adds to it.
+
+    Attributes:
+        inputs: q, k, v, mask and the like.
+        bias: what is added to the scaled scores; None: nothing.
+        mix: what the value side adds; None: nothing.
+        device: type of the device that computes it, such as "cuda".
+        natively: the stock attention function; only flash attention runs through it.
+    """
+
+    inputs: AttentionInputs
+    bias: Bias | None
+    mix: Mix | None
+    device: str
+    natively: Natively | None = None
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether there is neither a bias nor a value side."""
+        return self.bias is None and self.mix is None
+
+    @property
+    def relative(self) -> RelativeBias | None:
+        """The bias as one value per head and distance; None if it is of another kind."""
+        bias = self.bias.as_relative() if isinstance(self.bias, LinearBias) else self.bias
+        return bias if isinstance(bias, RelativeBias) else None
+
+    @property
+    def learns_bias(self) -> bool:
+        """Whether a gradient of one value per distance, or of slopes, is wanted."""
+        return isinstance(self.bias, LinearBias | RelativeBias) and _needs_gradient(
+            self.bias.slopes if isinstance(self.bias, LinearBias) else self.bias.values
+        )
+
+    @property
+    def by_distance(self) -> bool:
+        """Whether the bias has one value per head and distance."""
+        return isinstance(self.bias, LinearBias | RelativeBias)
+
+    @property
+    def takes_cpu_kernels(self) -> bool:
+        """Whether torch's CPU kernels can be called directly; a graph that is traced takes torch's wrapper."""
+        same_width = self.inputs.q.shape[-1] == self.inputs.v.shape[-1]
+        return self.device == "cpu" and self.inputs.dropout == 0 and same_width and not torch.compiler.is_compiling()
+
+    def segments(self) -> list[Segment] | None:
+        """Return what each query sees, or None if the mask is of another form."""
+        return visible_segments(self.inputs)
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way to compute attention.
+
+    Attributes:
+        can: says whether it computes a call.
+        run: computes it.
+        words: what `describe` says of it.
+    """
+
+    can: Callable[[Call], bool]
+    run: Callable[[Call], Output]
+    words: str
+
+
+def first_path(paths: Sequence[Path], call: Call) -> Path | None:
+    """Return the first path that can compute a call, or None."""
+    return next((path for path in paths if path.can(call)), None)
+
+
+def _needs_gradient(tensor: Tensor) -> bool:
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
+def _given(run: Callable[[AttentionInputs, RelativeBias], Tensor]) -> Callable[[Call], Output]:
+    """Return what runs a function of the inputs and a relative bias."""
+
+    def run_call(call: Call) -> Output:
+        bias = call.relative
+        assert bias is not None
+        return run(call.inputs, bias), None
+
+    return run_call
+
+
+def _cut(context: Tensor, call: Call) -> Tensor:
+    """Return a context without the channels that carried the bias."""
+    return context[..., : call.inputs.v.shape[-1]]
+
+
+# Biases folded into extra channels of q and k, for kernels that take no bias.
+
+
+def _can_fold_linear(call: Call) -> bool:
+    # Slopes that learn are not folded: their gradient would be Σ_j dS_ij·j with dS rounded to half precision, at 2048
+    # keys off by up to half of its size and more.
+    if not isinstance(call.bias, LinearBias) or call.mix is not None or call.inputs.reshapes_scores:
+        return False
+    return can_fold(call.bias, call.inputs.q.dtype) and not call.learns_bias
+
+
+def _can_fold_separable(call: Call) -> bool:
+    return isinstance(call.bias, SeparableBias) and call.mix is None and not call.inputs.reshapes_scores
+
+
+def folded(call: Call) -> AttentionInputs:
+    """Return a call without its bias, its head dimension grown by the channels that carry it."""
+    if isinstance(call.bias, LinearBias):
+        return fold_linear(call.inputs, call.bias)
+    assert isinstance(call.bias, SeparableBias)
+    return fold_separable(call.inputs, call.bias)
+
+
+def _flash(call: Call) -> Output:
+    assert call.natively is not None
+    context, weights = call.natively(folded(call))
+    return _cut(context, call).transpose(1, 2), weights
+
+
+def _folded_sdpa(call: Call) -> Output:
+    return _cut(plain_attention(folded(call)), call), None
+
+
+# Near keys apart from all others, with the values' vectors if there are any.
+
+
+def _can_band(call: Call) -> bool:
+    bias = call.bias
+    if not isinstance(bias, ClippedContentBias) or call.inputs.reshapes_scores or call.inputs.query_length == 1:
+        return False
+    if (call.mix is None) is not (bias.value_table is None) or not call.takes_cpu_kernels:
+        return False
+    segments = call.segments()
+    return segments is not None and can_band(bias, segments)
+
+
+def _band(call: Call) -> Output:
+    segments = call.segments()
+    assert isinstance(call.bias, ClippedContentBias)
+    assert segments is not None
+    return banded_attention(call.inputs, call.bias, segments), None
+
+
+# One value per head and distance, as a strided view of a vector.
+
+
+def _view(call: Call) -> Output:
+    bias, segments = call.relative, call.segments()
+    assert bias is not None
+    assert segments is not None
+    return strided.relative_attention(call.inputs, bias, segments), None
+
+
+def _learned_masked(call: Call) -> Output:
+    bias, segments = call.relative, call.segments()
+    assert bias is not None
+    assert segments is not None
+    return learned_attention_in_segments(call.inputs, bias, segments), None
+
+
+def _can_stride_content(call: Call) -> bool:
+    bias, inputs = call.bias, call.inputs
+    if not isinstance(bias, RelativeContentBias) or not call.takes_cpu_kernels or inputs.mask is not None:
+        return False
+    given = (bias.query, bias.table, inputs.k, inputs.v, *([] if bias.shift is None else [bias.shift]))
+    return not any(map(_needs_gradient, given))
+
+
+def _content(call: Call) -> Output:
+    assert isinstance(call.bias, RelativeContentBias)
+    return strided.content_attention(call.inputs, call.bias), None
+
+
+def _blockwise(call: Call) -> Output:
+    bias = call.relative or call.bias
+    assert bias is not None
+    return blockwise_attention(call.inputs, bias), None
+
+
+def _single_query(call: Call) -> Output:
+    bias = call.relative or call.bias
+    assert bias is not None
+    return single_query_attention(call.inputs, bias), None
+
+
+EAGER = (Path(lambda call: True, lambda call: eager_attention(*call[:3]), "eager, scores written out"),)
+
+FLEX = (
+    Path(
+        lambda call: call.mix is None and isinstance(call.bias, FLEX_BIASES),
+        lambda call: (flex_bias_attention(call.inputs, call.bias), None),  # type: ignore[arg-type]  # it is no None
+        "flex_attention, the bias as a score_mod",
+    ),
+)
+
+FLASH = (
+    Path(_can_fold_linear, _flash, "{backend}, the bias folded into extra channels"),
+    Path(_can_fold_separable, _flash, "{backend}, the bias folded into extra channels"),
+)
+
+SDPA = (
+    Path(
+        lambda call: call.changes_nothing and not call.inputs.reshapes_scores,
+        lambda call: (plain_attention(call.inputs), None),
+        "sdpa, without a bias",
+    ),
+    Path(_can_band, _band, "sdpa, near keys as a band beside plain attention"),
+    Path(
+        lambda call: call.mix is not None or call.inputs.reshapes_scores,
+        lambda call: (mixed_attention(*call[:3]), None),
+        "blocks of queries written out, because the value side, a softcap or sinks read the scores",
+    ),
+    Path(lambda call: call.inputs.query_length == 1, _single_query, "sdpa, the bias as one row"),
+    # On a CPU the strided view is as fast, exact, and takes no channels.
+    Path(
+        lambda call: call.device == "cuda" and call.inputs.q.dtype.itemsize == 2 and _can_fold_linear(call),
+        _folded_sdpa,
+        "sdpa, the bias folded into extra channels",
+    ),
+    Path(
+        lambda call: call.device == "cuda" and _can_fold_separable(call),
+        _folded_sdpa,
+        "sdpa, the bias folded into extra channels",
+    ),
+    Path(
+        lambda call: call.device == "cuda" and call.by_distance and call.inputs.dropout == 0,
+        _given(flex_bias_attention),
+        "sdpa, the bias as a FlexAttention score_mod",
+    ),
+    Path(
+        lambda call: (
+            call.by_distance and call.takes_cpu_kernels and not call.learns_bias and call.segments() is not None
+        ),
+        _view,
+        "sdpa, the bias as a strided view of one vector per head",
+    ),
+    Path(
+        lambda call: call.by_distance and call.takes_cpu_kernels and call.inputs.mask is None,
+        _given(learned_relative_attention),
+        "sdpa, the bias as a strided view of one vector per head, which learns",
+    ),
+    Path(
+        lambda call: call.by_distance and call.takes_cpu_kernels and call.learns_bias and call.segments() is not None,
+        _learned_masked,
+        "sdpa, the bias as a strided view of one vector per head and mask segment, which learns",
+    ),
+    Path(_can_stride_content, _content, "sdpa, a block of queries' products with all distances as a strided view"),
+    # Where kernels cannot be called directly.
+    Path(
+        lambda call: call.by_distance and call.inputs.mask is None and not call.learns_bias,
+        _given(relative_attention),
+        "sdpa, the bias as a strided view of one vector per head, through torch's wrapper",
+    ),
+    Path(
+        lambda call: (
+            call.by_distance and call.inputs.mask is None and call.device == "cpu" and call.inputs.dropout == 0
+        ),
+        _given(traced_relative_attention),
+        "sdpa, the bias as an operator of its own, which learns",
+    ),
+    Path(lambda call: True, _blockwise, "sdpa, the bias made for one block of queries at a time"),
+)
+
+PATHS: dict[str, tuple[Path, ...]] = {
+    "eager": EAGER,
+    "sdpa": SDPA,
+    "flex_attention": FLEX,
+    "flash_attention_2": FLASH,
+}
+"""The paths of each backend, in the order in which they are tried."""
