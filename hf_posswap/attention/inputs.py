@@ -11,7 +11,7 @@ Mix = Callable[[Tensor, int], Tensor]
 """Maps the weights (B, H, n, Lk) of the queries start…start+n−1 to what is added to their output (B, H, n, d)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class AttentionInputs:
     """One attention call after projection, transformation and cache.
 

@@ -105,28 +105,31 @@ def single_query_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     The query heads that share a key head are its queries: neither keys nor values are repeated. The row is made once
     for all layers that share the bias.
     """
-    if _kept(bias):
-        rows = inputs.once("row", (bias, inputs.mask), lambda: _single_row(inputs, bias))
-    else:
-        rows = _single_row(inputs, bias)
     batch, heads, _, dim = inputs.q.shape
     key_heads = inputs.k.shape[1]
-    packed = (key_heads, heads // key_heads)
+    if _kept(bias):
+        rows = inputs.once("row", (bias, inputs.mask, inputs.q.dtype), lambda: _single_row(inputs, bias))
+    else:
+        rows = _single_row(inputs, bias)
     context = F.scaled_dot_product_attention(
-        inputs.q.view(batch, *packed, dim),
+        inputs.q if heads == key_heads else inputs.q.view(batch, key_heads, -1, dim),
         inputs.k,
         inputs.v,
-        attn_mask=rows.view(rows.shape[0], *packed, -1).expand(batch, -1, -1, -1),
+        attn_mask=rows,
         dropout_p=inputs.dropout,
         scale=inputs.scaling,
     )
-    return context.view(batch, heads, 1, -1)
+    return context if heads == key_heads else context.view(batch, heads, 1, -1)
 
 
 def _single_row(inputs: AttentionInputs, bias: Bias) -> Tensor:
+    """Return a row of the bias (B, Hkv, H / Hkv, Lk): the query heads that share a key head are its queries."""
+    batch, heads = inputs.q.shape[:2]
     rows = masked_rows(inputs, bias.rows(0, 1).to(inputs.q.device, bias_dtype(inputs.q)), 0, 1)
-    rows = rows.expand(-1, inputs.q.shape[1], -1, -1).contiguous()
-    return _rounded(rows, inputs.q.dtype) if inputs.q.is_cuda else rows
+    rows = rows.expand(-1, heads, -1, -1).contiguous()
+    rows = _rounded(rows, inputs.q.dtype) if inputs.q.is_cuda else rows
+    key_heads = inputs.k.shape[1]
+    return rows.view(rows.shape[0], key_heads, heads // key_heads, -1).expand(batch, -1, -1, -1)
 
 
 def _kept(bias: Bias) -> bool:

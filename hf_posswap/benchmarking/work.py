@@ -164,7 +164,8 @@ def _swapped_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: Mak
     length = qkv[0].shape[2]
     steps = torch.arange(length, device=model.device).unsqueeze(0)
     positions = Positions(steps, steps, 0, architecture_of(model.config).is_causal(model.config))
-    context = ForwardContext(positions, model.pos_scheme.prepare(positions))
+    backend = model.config._attn_implementation
+    context = ForwardContext(positions, model.pos_scheme.prepare(positions), backend=backend)
     given = {"scaling": module.scaling, "dropout": 0.0}
     if not module.pos_scheme.enters_attention:
         return _stock_attention(model, module, qkv, mask)

@@ -164,11 +164,17 @@ class SchemeLayer(nn.Module):
 
     enters_attention: ClassVar[bool] = False
     """Whether any hook below does something, so that the layer's attention has to run through the scheme."""
+    transforms: ClassVar[bool] = False
+    """Whether any of them changes queries or keys, so that new keys have to be seen on their way into the cache."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        hooks = ("transform_query", "transform_key", "transform_cached", "bias", "mix")
-        cls.enters_attention = any(getattr(cls, name) is not getattr(SchemeLayer, name) for name in hooks)
+        cls.transforms = cls._overrides("transform_query", "transform_key", "transform_cached")
+        cls.enters_attention = cls.transforms or cls._overrides("bias", "mix")
+
+    @classmethod
+    def _overrides(cls, *hooks: str) -> bool:
+        return any(getattr(cls, name) is not getattr(SchemeLayer, name) for name in hooks)
 
     def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
         """Change the queries q (B, H, Lq, d); nothing of them is cached."""
@@ -237,6 +243,11 @@ class PartialLayer:
     def mixes_values(self) -> bool:
         """See `SchemeLayer.mixes_values`."""
         return self.layer.mixes_values
+
+    @property
+    def transforms(self) -> bool:
+        """See `SchemeLayer.transforms`."""
+        return self.layer.transforms
 
     def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
         """See `SchemeLayer.transform_query`."""

