@@ -195,6 +195,7 @@ class Architecture:
             native_rope=None if rotary is None else rotary.options,
             native_rope_unread=None if rotary is None else rotary.unread,
             native_table=rows,
+            turns_whole_heads=rotary is None or self.plain_rotary,
         )
 
     def query_and_key(self, module: Any) -> tuple[Projection, Projection] | None:

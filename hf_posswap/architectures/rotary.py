@@ -1,6 +1,7 @@
 """The rotary angles of a stock model: read from its config, and checked against what its rotary module returns."""
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from hf_posswap.architectures.discovery import head_dim_of, number_of, rotary_modules, stock_class_of
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts
-from hf_posswap.schemes.rope import OPTIONS_OF_SCALING, Rope, RopeConfig
+from hf_posswap.schemes.rope import OPTIONS_OF_SCALING, Rope, RopeConfig, Rotation
 
 OPTION_OF_KEY = {
     "rope_theta": "base",
@@ -32,7 +33,7 @@ WIDE_LAYERS = "full_attention"
 LAYOUTS = ("halves", "interleaved", "once")
 """How a family writes the angles θ_0, θ_1, … of a head: θ_0 θ_1 … θ_0 θ_1 …; θ_0 θ_0 θ_1 θ_1 …; or θ_0 θ_1 …."""
 MEASURED = 8
-"""Positions at which angles are compared."""
+"""Positions at which angles are compared, in a short text and in one beyond the train length."""
 
 
 @dataclass(frozen=True)
@@ -86,48 +87,78 @@ def _read(kind: type, config: Any) -> RotarySeam:
     options = options_of(parameters, config)
     if isinstance(options, str):
         return RotarySeam(None, None, options, nested)
+    texts = _texts(config, options)
     try:
-        stock = _angles_of(kind, config, WIDE_LAYERS if nested else None)
+        stock = [_angles_of(kind, config, WIDE_LAYERS if nested else None, text) for text in texts]
     except Exception as error:  # whatever a family's module does not like is a reason, not a crash
         return RotarySeam(None, None, f"its {kind.__name__} cannot be run alone: {error}", nested)
-    return _matched(stock, options, config, nested)
+    return _matched(texts, stock, options, config, nested)
 
 
 def options_of(parameters: dict[str, Any], config: Any) -> dict[str, Any] | str:
-    """Return `rope_parameters` as options of `RopeConfig`, or why they cannot be written so."""
+    """Return `rope_parameters` as options of `RopeConfig`, or why they cannot be written so.
+
+    Entries that the scaling does not read are passed over: whether the angles are right is seen from the angles.
+    """
     given = {key: value for key, value in parameters.items() if value is not None}
-    scaling = given.pop("rope_type", "default").replace("default", "none")
-    unknown = sorted(set(given) - set(OPTION_OF_KEY))
-    if scaling not in OPTIONS_OF_SCALING or unknown:
-        what = f"parameters {unknown}" if unknown else f"rope_type {scaling!r}"
+    scaling = given.get("rope_type", given.get("type", "default"))  # `type` is what transformers 4 wrote
+    scaling = "none" if scaling == "default" else scaling
+    if scaling not in OPTIONS_OF_SCALING:
         return (
-            f"its rope_parameters {parameters} have {what} that scheme 'rope' does not know. Known rope_type: "
-            f"default, {', '.join(OPTIONS_OF_SCALING)}; parameters: {', '.join(OPTION_OF_KEY)}"
+            f"its rope_parameters {parameters} have rope_type {scaling!r} that scheme 'rope' does not know. Known: "
+            f"default, {', '.join(OPTIONS_OF_SCALING)}"
         )
     if scaling == "dynamic":
         # transformers reads the train length of this scaling from the config, not from rope_parameters.
         given["original_max_position_embeddings"] = config.max_position_embeddings
+    if scaling in ("yarn", "longrope"):
+        given |= _inferred(scaling, given, config)
+    if scaling in ("linear", "yarn", "llama3") and given.get("factor") == 1 and "attention_factor" not in given:
+        scaling = "none"
     read = (*OPTIONS_OF_SCALING[scaling], "base", *(("partial_rotary_factor",) if scaling == "proportional" else ()))
-    options = {OPTION_OF_KEY[key]: value for key, value in given.items() if OPTION_OF_KEY[key] in read}
+    options = {OPTION_OF_KEY[key]: value for key, value in given.items() if OPTION_OF_KEY.get(key) in read}
     return {"scaling": scaling} | options
 
 
-def _angles_of(kind: Any, config: Any, layer_type: str | None) -> tuple[Tensor, Tensor]:
-    """Return cos and sin (L, w) that a rotary module, made anew from the config on the CPU, gives short texts."""
+def _inferred(scaling: str, given: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Return what transformers infers of yarn and longrope where `rope_parameters` leave it open."""
+    original = given.get("original_max_position_embeddings", config.max_position_embeddings)
+    factor = given.get("factor", config.max_position_embeddings / original)
+    # longrope has the factor for its temperature alone, which is 1 up to a factor of 1.
+    inferred = {"factor": max(factor, 1.0) if scaling == "longrope" else factor}
+    scales = [given.get(name) for name in ("mscale", "mscale_all_dim")]
+    if scaling == "yarn" and all(scales) and factor > 1:
+        # Two temperatures, as DeepSeek has them: what both apply to all dimensions is divided out.
+        over, under = (0.1 * scale * math.log(factor) + 1 for scale in scales if scale is not None)
+        inferred["attention_factor"] = given.get("attention_factor", over / under)
+    return inferred
+
+
+def _texts(config: Any, options: dict[str, Any]) -> list[Tensor]:
+    """Return the positions (1, `MEASURED`) of a short text, and of one whose last token is beyond the train length."""
+    steps = torch.arange(MEASURED).unsqueeze(0)
+    far = steps.clone()
+    far[0, -1] = 2 * max(config.max_position_embeddings, options.get("original_length") or 0)
+    return [steps, far]
+
+
+def _angles_of(kind: Any, config: Any, layer_type: str | None, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and sin (L, w) that a rotary module, made anew from the config on the CPU, gives a text's tokens."""
     module = kind(config=config)
-    arguments: list[Any] = [torch.zeros(1, MEASURED, 1, dtype=torch.float32), torch.arange(MEASURED).unsqueeze(0)]
+    arguments: list[Any] = [torch.zeros(1, MEASURED, 1, dtype=torch.float32), text]
     angles = module(*arguments, *(() if layer_type is None else (layer_type,)))
     if isinstance(angles, Tensor):
         return angles[0].real.float(), angles[0].imag.float()
     return angles[0][0].float(), angles[1][0].float()
 
 
-def _matched(stock: tuple[Tensor, Tensor], options: dict[str, Any], config: Any, nested: bool) -> RotarySeam:
+def _matched(
+    texts: list[Tensor], stock: list[tuple[Tensor, Tensor]], options: dict[str, Any], config: Any, nested: bool
+) -> RotarySeam:
     """Return the layout and the share of dimensions with which our angles are the stock ones."""
-    width = stock[0].shape[-1]
+    width = stock[0][0].shape[-1]
     heads = number_of(config, "num_attention_heads")
     head_dim = head_dim_of(None, config, heads)
-    steps = torch.arange(MEASURED).unsqueeze(0)
     for layout in LAYOUTS:
         turned = 2 * width if layout == "once" else width
         if turned > head_dim:
@@ -138,14 +169,23 @@ def _matched(stock: tuple[Tensor, Tensor], options: dict[str, Any], config: Any,
         facts = ModelFacts("", 1, heads, heads, head_dim, 1, config.max_position_embeddings, True, "rope")
         try:
             rope = Rope(RopeConfig(**tried).resolve(facts), facts)
-            ours = rope.prepare(Positions(steps, steps, 0, True)).query
+            ours = [rope.prepare(Positions(text, text, 0, True)).query for text in texts]
         except Exception as error:  # options that are not RoPE's in any layout are a reason, not a crash
             return RotarySeam(None, None, f"its rope_parameters cannot be read: {error}", nested)
-        if all(
-            torch.allclose(written(mine[0, 0], layout), its, atol=1e-5) for mine, its in zip(ours, stock, strict=True)
-        ):
+        if all(_alike(mine, its, layout) for mine, its in zip(ours, stock, strict=True)):
             return RotarySeam(tried, layout, wide_only=nested)
     return RotarySeam(None, None, "its rotary module gives other angles than its rope_parameters say", nested)
+
+
+def _alike(ours: Rotation, stock: tuple[Tensor, Tensor], layout: str) -> bool:
+    """Return whether cos and sin of a text are the stock ones; that of its last token, which may be far, is left out.
+
+    A unit in the last place of a frequency is much of a far token's angle.
+    """
+    return all(
+        torch.allclose(written(mine[0, 0], layout)[:-1], its[:-1], atol=1e-5)
+        for mine, its in zip(ours, stock, strict=True)
+    )
 
 
 def written(values: Tensor, layout: str) -> Tensor:

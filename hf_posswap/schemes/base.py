@@ -39,6 +39,8 @@ class ModelFacts:
         native_rope: the stock model's RoPE options, if it has RoPE (fields of `RopeConfig`); None if they are unknown.
         native_rope_unread: why they are unknown, if it has RoPE and they are.
         native_table: the stock position table (rows, D), if it has one.
+        turns_whole_heads: whether a scheme may turn q and k itself, and so cache keys unturned: the model has no
+            rotation, or one of whole heads by halves.
     """
 
     architecture: str
@@ -54,6 +56,7 @@ class ModelFacts:
     native_rope: dict[str, Any] | None = None
     native_rope_unread: str | None = None
     native_table: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
+    turns_whole_heads: bool = True
 
     @property
     def mode(self) -> str:

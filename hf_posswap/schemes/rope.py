@@ -72,8 +72,8 @@ class RopeConfig(SchemeConfig):
                     f"rope option {field.name!r} has no effect with scaling={self.scaling!r}. It is read by scaling "
                     f"{', '.join(readers)}."
                 )
-        stretched = self.scaling in ("linear", "ntk", "dynamic", "yarn", "llama3")
-        if stretched and self.factor is not None and self.factor <= 1:
+        needs_more = self.scaling in ("linear", "ntk", "yarn", "llama3")  # by 1 they would change nothing
+        if needs_more and self.factor is not None and self.factor <= 1:
             raise SchemeConfigError(
                 f"rope option 'factor' is {self.factor}; scaling={self.scaling!r} needs factor > 1."
             )
@@ -228,7 +228,7 @@ class Rope(Scheme):
 
     def keeps_raw_keys(self) -> bool:
         """See `Scheme.keeps_raw_keys`."""
-        return self.length_dependent()
+        return self.length_dependent() and not self._left_alone()
 
     def steady_dimensions(self) -> Tensor:
         """See `Scheme.steady_dimensions`: those that do not turn, then pairs by their rate."""
@@ -253,10 +253,18 @@ class Rope(Scheme):
 
     def is_native(self) -> bool:
         """See `Scheme.is_native`."""
+        return self.enters_as_angles() and (self.facts.native_rope is None or self._says_native())
+
+    def _says_native(self) -> bool:
+        """Return whether the options are the model's own."""
         if self.facts.native_rope is None:
-            return self.enters_as_angles()
+            return False
         native = RopeConfig(**self.facts.native_rope).resolve(self.facts)
-        return self.enters_as_angles() and dataclasses.replace(self.config, layers=None) == native
+        return dataclasses.replace(self.config, layers=None) == native
+
+    def _left_alone(self) -> bool:
+        """Return whether the model's own rotation stays for want of a better: its heads do not turn whole."""
+        return not self.facts.turns_whole_heads and self._says_native()
 
     def frequencies(self, lengths: Tensor) -> Tensor:
         """Return θ_n, float32, (r/2,), or (B, r/2) for text lengths (B, 1) if they depend on it."""

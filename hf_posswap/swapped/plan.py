@@ -184,7 +184,7 @@ def _plan_layers(
         return [(module, SchemeLayer(), neutral) for _, module in modules] if leaves_out else []
     chosen = [(index, module) for index, module in modules if config.layers is None or index in config.layers]
     if not scheme.enters_as_angles():
-        if scheme.turns_keys() and rotary is not None and not (config.keep_native or architecture.plain_rotary):
+        if scheme.turns_keys() and not (config.keep_native or facts.turns_whole_heads):
             raise UnsupportedError(
                 f"scheme {config.name!r} cannot enter {facts.architecture!r} ({facts.mode}): with these options it "
                 "turns keys otherwise than the model's own rotation does, which only models that turn every head whole "
