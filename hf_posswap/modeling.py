@@ -26,6 +26,7 @@ from hf_posswap.loading.entry import config_from_entry
 from hf_posswap.swapped.modules import SwappedBaseModel
 from hf_posswap.swapped.plan import apply_plan, core_of, plan_swap, scheme_keys
 from hf_posswap.swapped.proof import prove_loaded
+from hf_posswap.swapped.starting import start_scheme
 
 HUB_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 """What `save_pretrained(push_to_hub=True)` hands on."""
@@ -49,6 +50,11 @@ class SwappedModel:
             )
         plan = plan_swap(self, self.architecture, config_from_entry(config.pos_scheme), swapped_class)
         apply_plan(self, self.architecture, plan)
+
+    def initialize_weights(self) -> None:
+        """Start the weights that have no value yet, those of the scheme included."""
+        start_scheme(self)
+        super().initialize_weights()  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:

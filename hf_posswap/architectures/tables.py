@@ -34,11 +34,14 @@ class RetiredTable(nn.Module):
         self.stock_attributes = _plain_attributes(table)
         self.learned = table.weight.requires_grad
         """Whether the stock table learned when it was swapped out: its mean row then does, and it does once revived."""
-        rows = table.weight.detach()
-        known = rows[first_row + 1 :] if len(rows) > first_row + 1 else rows[first_row:]
-        mean = known.float().mean(0, keepdim=True).to(rows.dtype) if use_mean else torch.zeros_like(rows[:1])
-        self.weight = nn.Parameter(mean, requires_grad=use_mean and self.learned)
-        self.table = nn.Buffer(rows.clone())
+        self.table = nn.Buffer(table.weight.detach().clone())
+        self.weight = nn.Parameter(self.stand_in(use_mean), requires_grad=use_mean and self.learned)
+
+    def stand_in(self, use_mean: bool) -> Tensor:
+        """Return the row that stands in for the table, (1, D): its mean row, or zeros."""
+        rows = self.table
+        known = rows[self.first_row + 1 :] if len(rows) > self.first_row + 1 else rows[self.first_row :]
+        return known.float().mean(0, keepdim=True).to(rows.dtype) if use_mean else torch.zeros_like(rows[:1])
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return (1, 1, D), whatever the positions; (B|1, L, D) with what the scheme embeds, or in a ramp."""

@@ -21,6 +21,7 @@ from hf_posswap.swapped.angles import Turn
 from hf_posswap.swapped.config_view import own_config, real_config, show_config, show_view
 from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
 from hf_posswap.swapped.offloading import device_of, in_memory
+from hf_posswap.swapped.starting import mark_started
 from hf_posswap.swapped.written import WrittenAttention
 
 SMALL_SCHEME = 2**28
@@ -127,7 +128,10 @@ def _plan_table(
         table = table.revive()
     assert path is not None
     assert isinstance(table, nn.Embedding)
-    return path, RetiredTable(table, first_row, use_mean=not scheme.brings_whole_table())
+    retired = RetiredTable(table, first_row, use_mean=not scheme.brings_whole_table())
+    if not retired.table.is_meta:
+        mark_started(retired)
+    return path, retired
 
 
 def _check_size(base: Any, config: SchemeConfig, facts: ModelFacts) -> None:
@@ -205,6 +209,8 @@ def _match(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Give new parameters the model's dtype and device; a model on the meta device keeps them there."""
     if device.type == "meta":
         module.to_empty(device=device)
+    else:
+        mark_started(module)
     module.to(dtype=dtype, device=device)
 
 
