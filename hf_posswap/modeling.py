@@ -22,9 +22,9 @@ from hf_posswap.architectures.model_types import package_of
 from hf_posswap.errors import CheckpointError, UnsupportedError
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.loading.configuration import PREFIX, config_class_of, register_config, stock_config_class
-from hf_posswap.loading.entry import config_from_entry
+from hf_posswap.loading.entry import config_from_entry, make_entry
 from hf_posswap.swapped.modules import SwappedBaseModel
-from hf_posswap.swapped.plan import apply_plan, core_of, plan_swap, scheme_keys
+from hf_posswap.swapped.plan import apply_plan, core_of, give_own_config, plan_swap, scheme_keys
 from hf_posswap.swapped.proof import prove_loaded
 from hf_posswap.swapped.starting import start_scheme
 
@@ -40,6 +40,7 @@ class SwappedModel:
 
     stock_class: ClassVar[type[PreTrainedModel]]
     architecture: ClassVar[Architecture]
+    config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -48,7 +49,11 @@ class SwappedModel:
                 f"the config of {type(self).__name__} has no pos_scheme entry, so there is nothing to swap in. Load "
                 "the stock model and call hf_posswap.swap(model, scheme), or give the config a pos_scheme."
             )
-        plan = plan_swap(self, self.architecture, config_from_entry(config.pos_scheme), swapped_class)
+        named = config_from_entry(config.pos_scheme)
+        plan = plan_swap(self, self.architecture, named, swapped_class)
+        if plan.config != named:  # what was left open is taken from this model: it is no other model's
+            give_own_config(self)
+            self.config.pos_scheme = make_entry(plan.config, plan.scheme.facts.native, config.pos_scheme)
         apply_plan(self, self.architecture, plan)
 
     def initialize_weights(self) -> None:

@@ -105,4 +105,4 @@ def default_facts(architecture: Architecture, causal: bool) -> ModelFacts:
     config = AutoConfig.for_model(architecture.name, **changes)
     with torch.device("meta"):
         core = core_of(AutoModel.from_config(config))
-    return replace(architecture.facts(core), native_table=None)
+    return replace(architecture.facts(core), native_table=None, embedding_rms=1.0)

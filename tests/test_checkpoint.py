@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 import hf_posswap
-from hf_posswap.errors import CheckpointError
+import hf_posswap.modeling
+from hf_posswap.errors import CheckpointError, SchemeConfigError
 from hf_posswap.loading.entry import FORMAT_VERSION, config_from_entry
-from tests.matrix.cells import small_model
+from hf_posswap.swapped.config_view import own_config
+from hf_posswap.swapped.plan import core_of
+from tests.matrix.cells import Cell, default_cells, random_tokens, small_config, small_model
 
 GOOD = {"format_version": FORMAT_VERSION, "name": "t5", "options": {"num_buckets": 16}, "native": "learned"}
 
@@ -60,3 +64,40 @@ def test_no_path_of_this_computer_is_written(tmp_path: Path) -> None:
     model = hf_posswap.AutoModelForCausalLM.from_pretrained(tmp_path / "mine", pos_scheme="alibi")
     model.save_pretrained(tmp_path / "out")
     assert str(tmp_path) not in (tmp_path / "out" / "config.json").read_text()
+
+
+def by_hand(cell: Cell) -> Any:
+    """The config of a cell as a person writes it, who leaves open what can be left open."""
+    stock = small_config(cell.architecture, cell.causal)
+    kind = getattr(hf_posswap.modeling, f"PosSwap{type(stock).__name__}")
+    config = kind(**{key: value for key, value in stock.to_dict().items() if key != "model_type"})
+    config.pos_scheme = {"format_version": FORMAT_VERSION, "name": cell.config.name, "options": {}}
+    return config
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cell", default_cells(), ids=str)
+def test_a_config_that_leaves_options_open_gives_a_checkpoint_that_loads(cell: Cell, tmp_path: Path) -> None:
+    config, tokens = by_hand(cell), random_tokens(2, 12)
+    auto = hf_posswap.AutoModelForCausalLM if cell.causal else hf_posswap.AutoModelForMaskedLM
+    model = auto.from_config(config).eval()
+    assert config.pos_scheme["options"] == {}, "another model of the config takes what is open from its own weights"
+    assert config_from_entry(model.config.pos_scheme) == core_of(model).pos_scheme.config
+    assert {id(own_config(module)) for module in model.modules()} == {id(None), id(model.config)}
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["auto_map"]["AutoConfig"] == f"modeling_posswap.{type(config).__name__}"
+    assert torch.equal(auto.from_pretrained(tmp_path).eval()(tokens).logits, model(tokens).logits)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_what_is_taken_from_weights_is_not_left_open_where_there_are_none(architecture: str, tmp_path: Path) -> None:
+    hf_posswap.swap(small_model(architecture, True), "sinusoidal").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["pos_scheme"]["options"]["amplitude"] = None
+    path.write_text(json.dumps(config))
+    with pytest.raises(SchemeConfigError, match="'amplitude' is left open.*Give it: sinusoidal:amplitude=0.1"):
+        hf_posswap.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.device("meta"), pytest.raises(SchemeConfigError, match="'amplitude' is left open"):
+        hf_posswap.swap(small_model(architecture, True), "sinusoidal")

@@ -248,11 +248,14 @@ class Architecture:
 
 
 @torch.no_grad()
-def _embedding_rms(tokens: nn.Embedding) -> float:
-    """Return the root mean square of what a model's token embeddings give, a scale in the module included."""
+def _embedding_rms(tokens: nn.Embedding) -> float | None:
+    """Return the root mean square of what a model's token embeddings give, a scale in the module included.
+
+    None: the weights are not in memory.
+    """
     weight = tokens.weight
     if weight.is_meta:
-        return 1.0
+        return None
     # A norm makes no copy of what may be the largest weight of all.
     norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.promote_types(weight.dtype, torch.float32))
     scale = 1.0

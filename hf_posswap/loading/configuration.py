@@ -37,6 +37,7 @@ class SwappedConfig:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the config, and the file through which plain transformers finds hf_posswap."""
+        self.auto_map = code_map(architecture_of(self))
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         (Path(save_directory) / REMOTE_CODE_FILE).write_text(remote_code_of(architecture_of(self)), encoding="utf-8")
 

@@ -35,7 +35,8 @@ class ModelFacts:
         train_length: longest text the stock model was trained to read.
         causal: whether self-attention is causal.
         native: name of the scheme the stock model has.
-        embedding_rms: root mean square of the token embeddings of a model without a position table; with one, 1.
+        embedding_rms: root mean square of the token embeddings of a model without a position table; with one, 1; None
+            if the weights are not in memory.
         native_rope: the stock model's RoPE options, if it has RoPE (fields of `RopeConfig`); None if they are unknown.
         native_rope_unread: why they are unknown, if it has RoPE and they are.
         native_table: the stock position table (rows, D), if it has one.
@@ -52,7 +53,7 @@ class ModelFacts:
     train_length: int
     causal: bool
     native: str
-    embedding_rms: float = 1.0
+    embedding_rms: float | None = 1.0
     native_rope: dict[str, Any] | None = None
     native_rope_unread: str | None = None
     native_table: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)

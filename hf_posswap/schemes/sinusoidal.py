@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hf_posswap.errors import SchemeConfigError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, option, register_scheme
 from hf_posswap.schemes.sinusoids import sinusoids
@@ -42,10 +43,20 @@ def native_rms(facts: ModelFacts) -> float:
 
     That is its position table around the mean row (the outlier at position 0 left out, as in the mean row that stays
     behind), or its token embeddings where there is no table.
+
+    Raises:
+        SchemeConfigError: the weights are not in memory.
     """
-    if facts.native_table is None or facts.native_table.shape[0] < 3:
+    table = facts.native_table
+    if facts.embedding_rms is None or (table is not None and table.is_meta):
+        raise SchemeConfigError(
+            "sinusoidal option 'amplitude' is left open, which takes it from the model's weights, and those are not in "
+            "memory (a model on the meta device, or a checkpoint whose config was written by hand). Give it: "
+            "sinusoidal:amplitude=0.1, or amplitude among the options of pos_scheme in config.json."
+        )
+    if table is None or table.shape[0] < 3:
         return facts.embedding_rms
-    rows = facts.native_table[1:].detach().double()
+    rows = table[1:].detach().double()
     return float((rows - rows.mean(0)).square().mean().sqrt())
 
 
