@@ -6,11 +6,16 @@ folder, a Hub name, or a path to a GGUF file.
 """
 
 import importlib.util
+import pickle
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 
 from hf_posswap.errors import PosSwapError
 from hf_posswap.registry import unknown_name_message
@@ -24,6 +29,19 @@ BOOKS = {"train": "train/jos-boys.txt", "valid": "valid/chance.txt", "test": "te
 MEASURING_BOOKS = ("valid", "test")
 TRAINING_NAME, TRAINING_FOLDER = "demo:books/train", "books/train/excerpts"
 TEXT_NAMES = ("demo:books", TRAINING_NAME, *(f"demo:book/{split}" for split in BOOKS))
+
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,  # weights of other shapes, a zip file of torch's that is cut
+    EOFError,
+    StrictDataclassError,  # a field of a config that is of another type
+    SafetensorError,
+    struct.error,  # a cut GGUF file
+    pickle.UnpicklingError,
+)
+"""What transformers and the readers below it raise of files that are missing, cut short or of another kind."""
 
 
 class SourceError(PosSwapError):
@@ -62,7 +80,7 @@ class TextSource:
             SourceError: the file is missing, is no file, is not UTF-8, or is empty.
         """
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = self.path.read_text(encoding="utf-8-sig")  # without the byte order mark, if there is one
         except UnicodeDecodeError as error:
             raise SourceError(
                 f"text {str(self.path)!r} is not UTF-8 (byte {error.start}). Convert it to UTF-8."
@@ -128,7 +146,7 @@ def load_config(name: str) -> "PretrainedConfig":
         return AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs)
     except PosSwapError:
         raise
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise SourceError(
             f"cannot load model {name!r}: {error}\nGive a folder with a config.json and weights, a GGUF file, a Hub "
             f"name, or one of {', '.join(DEMO_MODELS)}."
@@ -146,7 +164,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     source = resolve_model(name)
     try:
         return AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise SourceError(f"cannot load the tokenizer of {name!r}: {error}") from error
 
 
@@ -177,8 +195,13 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
     kwargs.setdefault("dtype", "float32")
     try:
         model = auto_class.from_pretrained(source.path, config=config, **source.from_pretrained_kwargs, **kwargs)
-    except OSError as error:
-        raise SourceError(f"cannot load the weights of {name!r}: {error}") from error
+    except PosSwapError:
+        raise
+    except UNREADABLE as error:
+        raise SourceError(
+            f"cannot load the weights of {name!r}: {type(error).__name__}: {error}\nIf a file is cut short or does not "
+            "belong to the others, get the model again, or save it again."
+        ) from error
     remember_revision(model, source.path, source.from_pretrained_kwargs)
     if name.startswith(PREFIX):
         remember_name(model, name)

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import stat
 import time
 import zipfile
@@ -16,9 +17,12 @@ from typing import Any
 import pytest
 import torch
 import tqdm
-from transformers import BertModel, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
+import hf_posswap
 from hf_posswap import demo, demo_mpnet
+from hf_posswap.commands import app
 from hf_posswap.demo import ModelSource, SourceError, class_for, load_config, load_model, load_tokenizer
 
 
@@ -106,6 +110,95 @@ def test_a_model_without_weights_is_a_clear_error(tmp_path: Path) -> None:
         load_model(str(tmp_path))
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replaced(old: str, new: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.fixture(scope="session")
+def formats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, stock and swapped, in one file, in shards and pickled."""
+    root = tmp_path_factory.mktemp("formats")
+    config = GPT2Config(n_layer=1, n_embd=16, n_head=2, n_positions=16, vocab_size=64, bos_token_id=0, eos_token_id=0)
+    model = GPT2LMHeadModel(config)
+    model.save_pretrained(root / "whole")
+    model.save_pretrained(root / "shards", max_shard_size="5KB")
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(root / "pickled")
+    torch.save(model.state_dict(), root / "pickled" / "pytorch_model.bin")
+    hf_posswap.swap(model, "alibi").save_pretrained(root / "swapped")
+    return root
+
+
+BROKEN: list[tuple[str, str, Callable[[Path], object]]] = [
+    *(("whole", "model.safetensors", spoil) for spoil in (cut, empty, Path.unlink)),
+    *(("swapped", "model.safetensors", spoil) for spoil in (cut, empty, Path.unlink)),
+    *(("shards", "model-00001-of-*.safetensors", spoil) for spoil in (cut, empty, Path.unlink)),
+    *(("shards", "model.safetensors.index.json", spoil) for spoil in (cut, empty, replaced("metadata", "x"))),
+    *(("pickled", "pytorch_model.bin", spoil) for spoil in (cut, empty, lambda path: path.write_bytes(b"hello" * 9))),
+    *(("whole", "config.json", spoil) for spoil in (cut, empty, replaced('"n_embd": 16', '"n_embd": 32'))),
+    ("whole", "config.json", replaced('"n_embd": 16', '"n_embd": "16"')),
+]
+
+
+@pytest.mark.parametrize(("kind", "file", "spoil"), BROKEN)
+def test_a_model_with_a_broken_file_is_a_clear_error(
+    kind: str, file: str, spoil: Callable[[Path], object], formats: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(formats / kind, tmp_path / "model"))
+    load_model(str(folder))
+    spoil(next(folder.glob(file)))
+    with pytest.raises(SourceError, match=rf"cannot load (model|the weights of) '{folder}': \S"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("size", [0, 10, 30, 100, 1_000, 100_000, 3_000_000])
+def test_a_cut_gguf_file_is_a_clear_error(size: int, smollm2_source: ModelSource, tmp_path: Path) -> None:
+    whole = Path(smollm2_source.path, smollm2_source.from_pretrained_kwargs["gguf_file"])
+    file = tmp_path / "cut.gguf"
+    with whole.open("rb") as content:
+        file.write_bytes(content.read(size))
+    for load in (load_config, load_tokenizer, load_model):
+        with pytest.raises(SourceError, match="cannot load .*cut.gguf': "):
+            load(str(file))
+
+
+MODEL_COMMANDS = [
+    ["describe", "CUT"],
+    ["inspect", "CUT"],
+    ["swap", "CUT", "--pos-scheme", "alibi", "--output-dir", "OUT"],
+    ["calibrate", "CUT", "--pos-scheme", "t5", "--text", "demo:book/test", "--output-dir", "OUT"],
+    ["bias", "CUT", "--schemes", "alibi", "--output-dir", "OUT"],
+    ["bench", "CUT", "--schemes", "alibi", "--output-dir", "OUT"],
+    ["finetune", "--model", "CUT", "--pos-scheme", "t5", "--train-file", "demo:book/test", "--steps", "1",
+     "--output-dir", "OUT"],
+    ["evaluate", "CUT", "--text", "demo:book/test", "--lengths", "64", "--output-dir", "OUT"],
+    ["compare", "--model", "CUT", "--schemes", "t5", "--text", "demo:book/test", "--lengths", "64", "--output-dir",
+     "OUT"],
+    ["export", "CUT", "OUT"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", MODEL_COMMANDS, ids=lambda arguments: arguments[0])
+def test_no_command_ends_in_a_traceback_on_cut_weights(
+    arguments: list[str], gpt2_books_path: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(gpt2_books_path, tmp_path / "cut"))
+    cut(folder / "model.safetensors")
+    places = {"CUT": str(folder), "OUT": str(tmp_path / "out")}
+    done = CliRunner().invoke(app, [places.get(word, word) for word in arguments])
+    assert done.exit_code == 2, done.output
+    assert f"hf-posswap: error: cannot load the weights of '{folder}': " in done.stderr
+    assert "get the model again, or save it again" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("architecture", "expected"),
     [
@@ -160,6 +253,15 @@ def test_texts_that_cannot_be_measured_on(tmp_path: Path, content: bytes, messag
     file = tmp_path / "text.txt"
     file.write_bytes(content)
     with pytest.raises(SourceError, match=message):
+        demo.resolve_texts(str(file))[0].read()
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"\xef\xbb\xbfIt was a dark night.")
+    assert demo.resolve_texts(str(file))[0].read() == "It was a dark night."
+    file.write_bytes(b"\xef\xbb\xbf \n")
+    with pytest.raises(SourceError, match="is empty"):
         demo.resolve_texts(str(file))[0].read()
 
 

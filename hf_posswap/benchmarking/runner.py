@@ -22,6 +22,7 @@ from hf_posswap.benchmarking.shapes import check_model, stock_model, swapped_cop
 from hf_posswap.benchmarking.startup import import_times, load_times
 from hf_posswap.benchmarking.timing import Times, in_turn
 from hf_posswap.benchmarking.work import MakeMask, Work, attention_work, model_work
+from hf_posswap.demo import SourceError
 from hf_posswap.errors import PosSwapError
 from hf_posswap.swapped.questions import longest_position
 
@@ -146,6 +147,8 @@ def _measured(settings: Settings, cell: Cell, models: _Models) -> Row:
         if reason is not None:
             return make_row(settings, cell, note=reason)
         return _compared(settings, cell, pair)
+    except SourceError:  # no gap of this cell: the model can never be measured
+        raise
     except PosSwapError as error:
         return make_row(settings, cell, note=str(error))
 

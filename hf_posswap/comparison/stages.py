@@ -14,7 +14,7 @@ from hf_posswap.calibration import calibration_refusal
 from hf_posswap.comparison.cells import Cell, Lane, Outcome
 from hf_posswap.comparison.observer import Observer
 from hf_posswap.comparison.preparation import CALIBRATION_WORK, HEALING_WORK, Prepared
-from hf_posswap.demo import load_model
+from hf_posswap.demo import SourceError, load_model
 from hf_posswap.errors import PosSwapError, UnsupportedError
 from hf_posswap.evaluation.perplexity import PROTOCOLS, LengthRow, gap_row, perplexity_rows
 from hf_posswap.schemes import parse_scheme
@@ -60,6 +60,8 @@ def _outcome(way: "_Way", cell: Cell, measured: bool, first_start: str | None) -
         facts = way.reach(cell)
     except _AbsentError as error:
         return Outcome(cell, "absent", str(error))
+    except SourceError:  # no gap of this cell: the model can never be measured
+        raise
     except PosSwapError as error:
         return Outcome(cell, "refused", str(error), way.gaps(cell, str(error)))
     if cell.stage in ("swapped", "calibrated") and way.start == first_start:
