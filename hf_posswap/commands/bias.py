@@ -33,8 +33,12 @@ def bias(
     tokens: Annotated[int, typer.Option(help="Tokens to calibrate on.", min=2)] = 8192,
     length: Annotated[int, typer.Option(help="Tokens read at once; at most the train length.", min=2)] = 512,
     stage: Annotated[
-        str, typer.Option(help="What was done to a model that is swapped already: swapped, calibrated or healed.")
-    ] = "swapped",
+        str | None,
+        typer.Option(
+            help="What was done to a model that is swapped already: swapped, calibrated or healed. Default: what its "
+            "config and the records beside it say."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of schemes that start at random.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the biases that DIR has already.")] = False,
 ) -> None:
@@ -44,7 +48,7 @@ def bias(
     from hf_posswap.reporting.files import OutputError, prepare_folder
     from hf_posswap.reporting.result_files import STAGES, make_result, write_result
 
-    if stage not in STAGES[1:4]:
+    if stage is not None and stage not in STAGES[1:4]:
         raise EvaluationError(f"unknown --stage {stage!r}. Allowed: {', '.join(STAGES[1:4])}.")
     if (output_dir / "biases.json").exists() and not overwrite:
         raise OutputError(f"{str(output_dir)!r} has biases.json already. Give another folder, or --overwrite.")
@@ -110,7 +114,7 @@ def _read(model: str, names: list[str], tokens: int, length: int) -> "tuple[list
 
 
 def _rows(
-    model: str, scheme: str | None, stage: str, batches: "list[Tensor]", longest: int, seed: int
+    model: str, scheme: str | None, stage: str | None, batches: "list[Tensor]", longest: int, seed: int
 ) -> list[dict[str, Any]]:
     """Rows of one scheme as it is swapped in and, if there are texts and something to fit, after calibration."""
     import torch
@@ -119,6 +123,7 @@ def _rows(
     from hf_posswap.commands.counting import count_progress
     from hf_posswap.commands.models import load_swapped
     from hf_posswap.evaluation.bias_by_distance import bias_by_distance
+    from hf_posswap.reporting.records import stage_of
 
     torch.manual_seed(seed)
     loaded = load_swapped(model, scheme, "float32")
@@ -129,7 +134,7 @@ def _rows(
         shared = {"model": model, "scheme": name, "stage": done, "seed": seed}
         return (shared | row for row in bias_by_distance(loaded, longest, sample))
 
-    rows = list(labelled(stage))
+    rows = list(labelled(stage or ("swapped" if scheme else stage_of(loaded.config, model))))
     if not batches or scheme is None:
         return rows
     refusal = calibration_refusal(loaded)

@@ -44,7 +44,7 @@ def evaluate(
         typer.Option(
             metavar="STAGE",
             help="What was done to the model, for the files: stock, swapped, calibrated, healed or control. Default: "
-            "stock or swapped, as it is.",
+            "what its config and the records beside it say.",
             rich_help_panel=WHAT,
         ),
     ] = None,

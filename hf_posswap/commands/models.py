@@ -97,12 +97,15 @@ def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dic
     from hf_posswap.demo import SourceError, load_tokenizer
     from hf_posswap.evaluation.environment import collect_environment
     from hf_posswap.reporting.files import prepare_folder, write_text
+    from hf_posswap.reporting.records import remove_records
     from hf_posswap.swapped.tokenizers import fit_tokenizer
 
     prepare_folder(output_dir)
+    remove_records(output_dir)
     swapped.save_pretrained(output_dir)
+    known = {"format_version": 1, "model": source, "pos_scheme": swapped.config.pos_scheme}
     for name, record in records.items():
-        content = {"format_version": 1, "model": source} | record | {"environment": collect_environment()}
+        content = known | record | {"environment": collect_environment()}
         write_text(output_dir / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     try:
         fit_tokenizer(load_tokenizer(source), swapped).save_pretrained(output_dir)

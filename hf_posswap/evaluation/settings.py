@@ -15,6 +15,8 @@ from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.passkey_retrieval import DEPTHS, TRIALS
 from hf_posswap.evaluation.positions import BINS
 from hf_posswap.evaluation.windows import check_lengths
+from hf_posswap.loading.entry import is_healed
+from hf_posswap.reporting.records import stage_of
 from hf_posswap.reporting.result_files import STAGES
 from hf_posswap.schemes import parse_scheme, scheme_text
 from hf_posswap.swapped.plan import core_of
@@ -38,7 +40,7 @@ class EvaluationSettings:
         lengths: tokens to read at once.
         pos_scheme: a scheme to swap in first.
         measurements: some of `MEASUREMENTS`; empty: all that fit the model.
-        stage: what was done to the model, one of `STAGES`; None: "stock" or "swapped", as it is.
+        stage: what was done to the model, one of `STAGES`; None: what its config and the records beside it say.
         tokens: about how many tokens are read for each length and protocol.
         seed: of everything drawn at random.
         dtype: in which the model computes.
@@ -117,9 +119,14 @@ def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> Evalu
             f"stage {settings.stage!r} says what was done to a swapped model, and {settings.model!r} is stock. Leave "
             "it out, or give --pos-scheme."
         )
+    if is_healed(config) and settings.stage in ("swapped", "calibrated"):
+        raise EvaluationError(
+            f"stage {settings.stage!r} is not that of {settings.model!r}: its config says that it was healed. Leave "
+            "--stage out."
+        )
     found = {
         "measurements": settings.measurements or fitting,
-        "stage": settings.stage or ("swapped" if swapped else "stock"),
+        "stage": settings.stage or ("swapped" if settings.pos_scheme else stage_of(config, settings.model)),
     }
     return EvaluationSettings(**asdict(settings) | found)
 

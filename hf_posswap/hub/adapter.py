@@ -110,7 +110,7 @@ def _facts(
 ) -> CardFacts:
     entry = config["pos_scheme"]
     options = config_from_entry(entry)
-    results = read_results(contents.folder)
+    results = read_results(contents.folder, entry, adapter=True)
     name, on_hub = _base_name(config, base_model)
     return CardFacts(
         title=repo.rpartition("/")[2],

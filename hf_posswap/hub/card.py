@@ -8,11 +8,12 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hf_posswap.hub.contradictions import COMPARISON_FILE
 from hf_posswap.hub.facts import CardFacts
 from hf_posswap.hub.loading import adapter_loading, model_loading
 from hf_posswap.hub.markdown import code, one_line, plain, table
 from hf_posswap.hub.recipe import recipe
-from hf_posswap.hub.results import COMPARISON_FILE, Measurement, Row
+from hf_posswap.hub.results import Measurement, Row
 from hf_posswap.schemes import SchemeConfig, scheme_class
 from hf_posswap.version import __version__
 

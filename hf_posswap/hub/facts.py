@@ -8,12 +8,14 @@ from typing import Any
 from hf_posswap.architectures import architecture_of
 from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.checkpoint import Checkpoint
+from hf_posswap.hub.contradictions import LENGTHS_FILE
 from hf_posswap.hub.errors import HubError
-from hf_posswap.hub.results import HEALING_FILE, LENGTHS_FILE, Measurement, Results, Row, read_results
+from hf_posswap.hub.results import Measurement, Results, Row, read_results
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.loading.configuration import PREFIX
 from hf_posswap.loading.entry import config_from_entry, is_healed
 from hf_posswap.loading.origin import cached_license, is_license, is_repo_id
+from hf_posswap.reporting.records import HEALING_FILE
 from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme, scheme_class
 from hf_posswap.swapped.questions import longest_position, stock_longest_position, train_length
 
@@ -133,7 +135,7 @@ def folder_facts(
     """
     contents, config = checkpoint.contents, checkpoint.config
     name = repo or contents.folder.resolve().name
-    results = read_results(contents.folder)
+    results = read_results(contents.folder, config.pos_scheme)
     options = config_from_entry(config.pos_scheme)
     stock = type(checkpoint.model).__name__.removeprefix(PREFIX)
     return CardFacts(

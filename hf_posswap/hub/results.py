@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from hf_posswap.hub.contradictions import COMPARISON_FILE, LENGTHS_FILE, require_no_contradiction
 from hf_posswap.hub.errors import HubError
+from hf_posswap.loading.entry import HEALED_KEY
+from hf_posswap.reporting.records import CALIBRATION_FILE, HEALING_FILE, SWAP_FILE
 
-SWAP_FILE, CALIBRATION_FILE, HEALING_FILE = "swap.json", "calibration.json", "healing.json"
-COMPARISON_FILE, LENGTHS_FILE = "compare.json", "lengths.json"
 STAGES = ("stock", "swapped", "calibrated", "healed", "control")
 LARGEST_FILE = 64 * 2**20
 """Bytes of a result file."""
@@ -75,27 +76,35 @@ class Results:
         calibration: content of calibration.json, or what healing.json says of a calibration.
         healing: content of healing.json.
         measurements: what was measured by length.
+        healed: whether the weights have learned with the scheme, whatever is known of how.
     """
 
     swap: Mapping[str, Any] = field(default_factory=dict)
     calibration: Mapping[str, Any] = field(default_factory=dict)
     healing: Mapping[str, Any] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
+    healed: bool = False
 
     @property
     def stage(self) -> str:
         """How far the checkpoint has come: "swapped", "calibrated" or "healed"."""
-        return "healed" if self.healing else "calibrated" if self.calibration else "swapped"
+        return "healed" if self.healing or self.healed else "calibrated" if self.calibration else "swapped"
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, entry: Mapping[str, Any], adapter: bool = False) -> Results:
     """Read the result files of a checkpoint's folder.
 
+    Args:
+        folder: the folder.
+        entry: the `pos_scheme` entry of the checkpoint's config, against which they are held.
+        adapter: whether the folder holds an adapter.
+
     Raises:
-        HubError: one of them is no JSON object, or too large.
+        HubError: one of them is no JSON object, too large, or contradicts the config.
     """
     names = (SWAP_FILE, CALIBRATION_FILE, HEALING_FILE, COMPARISON_FILE, LENGTHS_FILE)
     contents = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
+    require_no_contradiction(folder, contents, entry, adapter)
     healing = contents.get(HEALING_FILE, {})
     calibration = contents.get(CALIBRATION_FILE) or part(healing, "calibration")
     measured = [_measurement(name, contents[name]) for name in (COMPARISON_FILE, LENGTHS_FILE) if name in contents]
@@ -106,6 +115,7 @@ def read_results(folder: Path) -> Results:
         calibration=calibration,
         healing=healing,
         measurements=tuple(measurement for measurement in measured if measurement.rows),
+        healed=bool(entry.get(HEALED_KEY)),
     )
 
 

@@ -24,6 +24,7 @@ from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.reporting.files import OutputError, write_text
+from hf_posswap.reporting.records import HEALING_FILE, remove_records
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.swapped.questions import is_swapped, plain_model, stock_longest_position, train_length
 from hf_posswap.swapped.tokenizers import special_tokens
@@ -38,7 +39,6 @@ from hf_posswap.training.teacher import require_same_shape, require_stock_inside
 from hf_posswap.training.texts import Documents
 
 FORMAT_VERSION = 1
-RESULT_FILE = "healing.json"
 CONTROL_FOLDER = "control"
 
 
@@ -140,6 +140,8 @@ class _Conductor:
         self._swap_and_measure(model)
         entry = model.config.pos_scheme
         calibration = self._calibrate(model)
+        if experiment.output_dir is not None and not experiment.resume and self.accelerator.is_main_process:
+            remove_records(experiment.output_dir)
         report, model = self._heal(model, experiment.options, experiment.output_dir, "healed")
         del model
         control = None
@@ -164,7 +166,7 @@ class _Conductor:
             "environment": collect_environment(),
         }
         if experiment.output_dir is not None and self.accelerator.is_main_process:
-            _write(experiment.output_dir / RESULT_FILE, json.dumps(result, indent=1, ensure_ascii=False))
+            _write(experiment.output_dir / HEALING_FILE, json.dumps(result, indent=1, ensure_ascii=False))
         return result
 
     def _require_room(self) -> None:

@@ -1,0 +1,51 @@
+"""Records beside a checkpoint: what was done to its weights, and what was measured of them."""
+
+import contextlib
+import json
+from pathlib import Path, PurePath
+from typing import Any
+
+from hf_posswap.loading.entry import is_healed
+
+SWAP_FILE, CALIBRATION_FILE, HEALING_FILE = "swap.json", "calibration.json", "healing.json"
+MEASUREMENTS = ("lengths", "positions", "passkey", "retrieval")
+"""Names of what `hf-posswap evaluate` writes, without their endings."""
+
+
+def remove_records(folder: Path) -> None:
+    """Remove the records of the weights that a folder holds, since others are going to be saved there.
+
+    Measurements of other models stay, and so does a comparison, which swaps models of its own.
+    """
+    for name in (SWAP_FILE, CALIBRATION_FILE, HEALING_FILE):
+        (folder / name).unlink(missing_ok=True)
+    for name in MEASUREMENTS:
+        if _is_of(folder, folder / f"{name}.json"):
+            for ending in ("json", "csv"):
+                (folder / f"{name}.{ending}").unlink(missing_ok=True)
+
+
+def measured_here(model: Any, folder: Path) -> bool:
+    """Return whether a result's model, as it was named to the command, is a folder's."""
+    return isinstance(model, str) and PurePath(model).name == folder.resolve().name
+
+
+def stage_of(config: Any, model: str) -> str:
+    """Return what was done to a model, as far as its config and the records beside it say: one of `STAGES`.
+
+    Args:
+        config: the model's config.
+        model: the model's name or folder.
+    """
+    if getattr(config, "pos_scheme", None) is None:
+        return "stock"
+    if is_healed(config):
+        return "healed"
+    return "calibrated" if (Path(model) / CALIBRATION_FILE).is_file() else "swapped"
+
+
+def _is_of(folder: Path, path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # no result file: not ours to remove
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return isinstance(content, dict) and measured_here(content.get("model"), folder)
+    return False
