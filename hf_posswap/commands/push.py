@@ -38,6 +38,9 @@ def push(
     license: LicenseOption = None,
     revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch; made if it is not there.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long a connection may stand still before it counts as broken.")
+    ] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
     """Upload a swapped model to the Hub in one commit, with a model card written from the facts.
@@ -51,7 +54,7 @@ def push(
     if not sys.stderr.isatty():
         disable_progress_bars()
     again = f"the same command again: {shlex.join(['hf-posswap', *sys.argv[1:]])}"
-    target = Target(repo, private or None, revision=revision, create_pr=create_pr, again=again)
+    target = Target(repo, private or None, revision=revision, create_pr=create_pr, again=again, timeout=timeout)
     try:
         with interruptible(lambda: f"All arrives in one commit or nothing does. To go on: {again}"):
             done = (push_adapter if adapter else push_folder)(folder, target, base_model, license)

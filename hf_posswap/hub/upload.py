@@ -3,6 +3,7 @@
 Only huggingface_hub talks to the Hub, so its settings hold: `hf auth login`, HF_TOKEN, HF_ENDPOINT, proxies, Xet.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 from hf_posswap.hub.card import MARK
 from hf_posswap.hub.errors import HubError, UploadError
 from hf_posswap.hub.folder import ADAPTER_WEIGHTS, CARD_FILE, INDEX_FILE, WEIGHTS, Contents
+from hf_posswap.hub.patience import patience
 from hf_posswap.loading.origin import is_repo_id, license_in
 
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]+")
@@ -31,6 +33,8 @@ ADVICE = {
 """What a status of the Hub's answer means for the one who pushes."""
 
 
+PATIENCE = 60.0
+"""Seconds that the Hub may take to answer, or a network to take the next bytes."""
 TEMPLATE_TITLE, TEMPLATE_GAP, MOST_GAPS_FILLED = "# Model Card for Model ID", "[More Information Needed]", 10
 """Of the template that peft and transformers save, with about 30 gaps."""
 TRAINER_MARK = "This model card has been generated automatically according to the information the Trainer had access to"
@@ -50,6 +54,7 @@ class Target:
         message: first line of the commit's message.
         description: the rest of it.
         again: what to do after an error to go on, such as a command.
+        timeout: seconds after which a connection that stands still counts as broken.
     """
 
     repo_id: str
@@ -60,6 +65,7 @@ class Target:
     message: str = "Upload a model swapped by hf_posswap"
     description: str | None = None
     again: str = "push again"
+    timeout: float = PATIENCE
 
 
 @dataclass(frozen=True)
@@ -95,9 +101,11 @@ def require_login(target: Target) -> None:
     """Refuse to start without a name and a token.
 
     Raises:
-        HubError: the name is not written as on the Hub, or nobody is logged in.
+        HubError: the name is not written as on the Hub, nobody is logged in, or the timeout is no time.
     """
     require_repo_name(target.repo_id)
+    if not 0 < target.timeout < math.inf:
+        raise HubError(f"the timeout is {target.timeout}; it must be a number of seconds above 0, such as {PATIENCE}.")
     if target.token in (None, True) and get_token() is None:
         raise HubError("you are not logged in to the Hub. Log in with `hf auth login`, or set HF_TOKEN.")
 
@@ -120,17 +128,23 @@ def upload(
     require_login(target)
     api = HfApi(token=target.token)
     state = _State(target, api)
-    with state.explained():
+    with patience(target.timeout), state.explained():
         state.repo_id = api.create_repo(target.repo_id, private=target.private, exist_ok=True).repo_id
         if target.revision is not None and not target.revision.startswith("refs/pr"):
             api.create_branch(state.repo_id, branch=target.revision, exist_ok=True)
         state.head = _head(api, state.repo_id, target.revision)
         there = set(api.list_repo_files(state.repo_id, revision=target.revision)) if state.head else set()
         card = _card(contents.folder, state, there, write_card)
+        if card is not None and card.text.startswith("---"):
+            ModelCard(card.text).validate()  # by the Hub, before anything large is sent
         texts = dict(made) | ({} if card is None else {CARD_FILE: card.text})
         files = [name for name in contents.files if name not in texts]
         uploaded = [*files, *texts]
         operations: list[Any] = [CommitOperationAdd(name, contents.folder / name) for name in files]
+        for addition in [operation for operation in operations if operation.path_in_repo.endswith(".safetensors")]:
+            # One by one, so that an error can say which have arrived; the commit does not send them again.
+            api.preupload_lfs_files(state.repo_id, [addition], revision=target.revision, create_pr=target.create_pr)
+            state.arrived.append(addition.path_in_repo)
         operations += [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
         operations += [CommitOperationDelete(name) for name in sorted(there) if _outdated(name, uploaded)]
         commit = api.create_commit(
@@ -183,6 +197,7 @@ class _State:
         self.target, self.api = target, api
         self.repo_id = ""
         self.head: str | None = None
+        self.arrived: list[str] = []
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -195,6 +210,11 @@ class _State:
             raise UploadError(f"{self._what(error)}. {self._where()} To go on: {self.target.again}") from error
 
     def _what(self, error: Exception) -> str:
+        if _stood_still(error):
+            return (
+                f"cannot upload to {self.target.repo_id!r}: the connection to the Hub stood still for "
+                f"{self.target.timeout:g} seconds"
+            )
         status = next((status for status in map(_status, _chain(error)) if status is not None), None)
         ends = (" ".join(str(end).split()).rstrip(".") for end in (error, _chain(error)[-1]))
         said = self._redacted("; ".join(dict.fromkeys(filter(None, ends))))
@@ -217,11 +237,12 @@ class _State:
         except Exception:  # the way to the Hub is broken: what is there now cannot be known
             return (
                 f"{self.repo_id} holds either what it held before or all of the upload, never a part; which, cannot be "
-                "seen from here."
+                f"seen from here. Weights that arrived: {', '.join(self.arrived) or 'none'}."
             )
         if now != self.head:
             return f"{self.repo_id} has a new commit {now}: the upload may have arrived whole and its answer been lost."
-        return f"{self.repo_id} is as it was before: nothing was committed. Files that have arrived are not sent again."
+        arrived = f"{', '.join(self.arrived)} arrived: not sent again." if self.arrived else "No weights arrived whole."
+        return f"{self.repo_id} is as it was before: nothing was committed. {arrived}"
 
 
 def _head(api: HfApi, repo_id: str, revision: str | None) -> str | None:
@@ -238,6 +259,11 @@ def _chain(error: BaseException) -> list[BaseException]:
     while (cause := errors[-1].__cause__) is not None and cause not in errors:
         errors.append(cause)
     return errors
+
+
+def _stood_still(error: BaseException | None) -> bool:
+    """Return whether an error comes from a connection that timed out, through however many libraries."""
+    return error is not None and (isinstance(error, TimeoutError) or _stood_still(error.__cause__ or error.__context__))
 
 
 def _status(error: BaseException) -> int | None:

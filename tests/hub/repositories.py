@@ -11,11 +11,12 @@ class Fault:
 
     Attributes:
         pattern: of "METHOD path".
-        status: the answer's status; None: the connection breaks.
+        status: the answer's status; None: the connection breaks, or stands still.
         times: how often; then all is well again.
         after: whether the request has its effect before the connection breaks.
         headers: of the answer.
         gone: whether every connection breaks from then on.
+        stalls: whether the connection stands still and does not break.
     """
 
     pattern: str
@@ -24,6 +25,7 @@ class Fault:
     after: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     gone: bool = False
+    stalls: bool = False
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """A small Hub on loopback: as much of its HTTP interface as huggingface_hub uses to publish and load models.
 
 It keeps whole commits in memory, knows users by their tokens, hides private repositories, validates cards, takes large
-files by LFS in one part or several, and fails on demand: with a status, or by breaking the connection.
+files by LFS in one part or several, and fails on demand: with a status, by breaking the connection, or by standing
+still.
 """
 
 import base64
@@ -39,6 +40,7 @@ class HubServer(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.lock = threading.RLock()
+        self.closing = threading.Event()
 
     def create(self, name: str, private: bool = False) -> Repository:
         first = Commit(oid_of(name), {".gitattributes": b"*.safetensors filter=lfs\n"}, frozenset(), "initial commit")
@@ -80,6 +82,7 @@ def running_hub() -> Iterator[HubServer]:
     try:
         yield server
     finally:
+        server.closing.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -114,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
         fault = self.server.fault_for(request)
         if fault is not None and fault.status is None and not fault.after:
             self.rfile.read(min(1024, int(self.headers.get("Content-Length") or 0)))
-            self.hang_up()
+            self.hang_up(fault.stalls)
             return
         body = self.body()
         if fault is not None and fault.status is not None:
@@ -130,11 +133,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send(refusal.status, refusal.body, headers)
             return
         if fault is not None:
-            self.hang_up()
+            self.hang_up(fault.stalls)
             return
         self.send(status, content, headers)
 
-    def hang_up(self) -> None:
+    def hang_up(self, stalls: bool) -> None:
+        if stalls:
+            self.server.closing.wait()
         self.close_connection = True
         self.connection.shutdown(2)
 

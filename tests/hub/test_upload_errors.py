@@ -1,13 +1,16 @@
 """When the Hub or the way to it fails: nothing half-done, the token nowhere, and a message that says how to go on."""
 
+import re
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from typer.testing import CliRunner
 
 from hf_posswap.commands import app
 from hf_posswap.hub import HubError, Target, UploadError, push_folder
+from hf_posswap.hub.patience import patience
 from tests.hub.conftest import contains
 from tests.hub.repositories import Fault
 from tests.hub.server import OWNER, READER_TOKEN, TOKEN, HubServer
@@ -54,7 +57,59 @@ def test_a_failed_upload_commits_nothing_and_the_next_one_goes_on(
     push_folder(swapped, Target(REPO))
     assert "model.safetensors" in client.files(REPO)
     if fault.pattern in (VERIFY, COMMIT):
+        assert not [request for request in client.requests if re.match(PART, request)], "sent again"
+
+
+STALLS = [Fault(pattern, None, stalls=True) for pattern in (CREATE, YAML, PREUPLOAD, BATCH, PART, VERIFY, COMMIT)]
+
+
+@pytest.mark.parametrize("fault", STALLS, ids=lambda fault: fault.pattern)
+def test_a_connection_that_stalls_is_given_up_and_the_next_push_goes_on(
+    client: HubServer, swapped: Path, fault: Fault
+) -> None:
+    client.faults.append(fault)
+    with pytest.raises(UploadError) as raised:
+        push_folder(swapped, Target(REPO, timeout=0.3, again="hf-posswap push …"))
+    text = str(raised.value)
+    assert text.startswith(f"cannot upload to '{REPO}': the connection to the Hub stood still for 0.3 seconds. ")
+    assert text.endswith("To go on: hf-posswap push …")
+    if fault.pattern == CREATE:
+        assert "Nothing was sent." in text
+    else:
+        late = fault.pattern == COMMIT
+        arrived = "model.safetensors arrived: not sent again." if late else "No weights arrived whole."
+        assert f"{REPO} is as it was before: nothing was committed. {arrived}" in text
+        assert client.files(REPO) == {}
+    client.faults.clear()
+    client.requests.clear()
+    push_folder(swapped, Target(REPO))
+    assert "model.safetensors" in client.files(REPO)
+    if fault.pattern == COMMIT:
         assert not [request for request in client.requests if request.startswith("PUT")], "sent again"
+
+
+def test_a_commit_whose_answer_stalls_is_told_from_a_failure(client: HubServer, swapped: Path) -> None:
+    client.faults.append(Fault(COMMIT, None, after=True, stalls=True))
+    with pytest.raises(UploadError, match="stood still for 0.3 seconds. .* has a new commit [0-9a-f]{40}"):
+        push_folder(swapped, Target(REPO, timeout=0.3))
+    assert "model.safetensors" in client.files(REPO)
+
+
+def test_the_limit_holds_for_connections_made_anew_and_ends_with_the_push(client: HubServer, swapped: Path) -> None:
+    """After a connection that cannot be opened, huggingface_hub makes a new client."""
+    make, limits = huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY, huggingface_hub.get_session().timeout
+    with patience(0.3):
+        huggingface_hub.close_session()
+        assert huggingface_hub.get_session().timeout.read == 0.3
+    assert huggingface_hub.get_session().timeout == limits
+    assert huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY is make
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
+def test_a_timeout_that_is_no_time_is_refused(client: HubServer, swapped: Path, timeout: float) -> None:
+    with pytest.raises(HubError, match=f"the timeout is {timeout}; it must be a number of seconds above 0"):
+        push_folder(swapped, Target(REPO, timeout=timeout))
+    assert client.requests == []
 
 
 def test_short_troubles_are_sat_out(client: HubServer, swapped: Path) -> None:
@@ -113,10 +168,13 @@ def test_the_command_says_how_to_go_on(
 ) -> None:
     arguments = ["push", str(swapped), REPO, "--private"]
     monkeypatch.setattr(sys, "argv", ["hf-posswap", *arguments])
-    client.faults.append(Fault(COMMIT, 500))
+    client.faults.append(Fault(COMMIT, None, stalls=True))
+    arguments += ["--timeout", "0.3"]
+    monkeypatch.setattr(sys, "argv", ["hf-posswap", *arguments])
     failed = CliRunner().invoke(app, arguments)
     assert failed.exit_code == 1
-    assert f"the same command again: hf-posswap push {swapped} {REPO} --private" in failed.stderr
+    assert f"the same command again: hf-posswap push {swapped} {REPO} --private --timeout 0.3" in failed.stderr
+    assert "stood still for 0.3 seconds" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert TOKEN not in failed.output
     client.faults.clear()
