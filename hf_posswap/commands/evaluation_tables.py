@@ -82,6 +82,9 @@ def _print_passkey(result: dict[str, Any]) -> None:
 
 def _print_retrieval(result: dict[str, Any]) -> None:
     rows = result["rows"]
+    if "documents" not in result:  # there was nothing to retrieve from; the notes say why
+        typer.echo(f"Retrieval was not measured: {_name(result)}")
+        return
     lengths = [str(length) for length in dict.fromkeys(row["length"] for row in rows)]
     found = {(row["metric"], str(row["length"])): row for row in rows}
     cells = [

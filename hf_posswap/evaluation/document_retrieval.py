@@ -123,15 +123,15 @@ class RetrievalTask:
         """Measure every metric at one length."""
         inner = length - len(self.first) - len(self.last)
         if inner < 1:
-            return self._gaps(length, "no room between the special tokens")
+            return gap_rows(length, "no room between the special tokens")
         try:
             reader.require_length(length)
             documents = self._embed(reader, [document[:inner] for document in self.collection.documents])
             queries = self._embed(reader, self.collection.queries)
         except PositionError as error:
-            return self._gaps(length, str(error))
+            return gap_rows(length, str(error))
         if not bool(torch.isfinite(documents).all() and torch.isfinite(queries).all()):
-            return self._gaps(length, "embeddings are not finite")
+            return gap_rows(length, "embeddings are not finite")
         return self._score(length, queries @ documents.t())
 
     def _embed(self, reader: Reader, parts: Sequence[Tensor]) -> Tensor:
@@ -175,5 +175,7 @@ class RetrievalTask:
         low, high = bounds or (None, None)
         return RetrievalRow(length, metric, math.fsum(values) / len(values), low, high, len(values))
 
-    def _gaps(self, length: int, note: str) -> list[RetrievalRow]:
-        return [RetrievalRow(length, metric, None, None, None, 0, note) for metric in METRICS]
+
+def gap_rows(length: int, note: str) -> list[RetrievalRow]:
+    """Rows of a length that was not measured, saying why."""
+    return [RetrievalRow(length, metric, None, None, None, 0, note) for metric in METRICS]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_posswap.errors import PositionError
-from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
+from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError, UnmeasurableError
 from hf_posswap.evaluation.perplexity import LengthRow, gap_row, length_row
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
@@ -100,7 +100,7 @@ def plan_masked(
         TextTooShortError: a text has fewer tokens than the longest length needs.
     """
     if tokenizer.mask_token_id is None:
-        raise EvaluationError("this tokenizer has no mask token, so there is no masked-token loss to measure.")
+        raise UnmeasurableError("this tokenizer has no mask token, so there is no masked-token loss to measure.")
     if budget < 1:
         raise EvaluationError(f"the budget is {budget} tokens. Give a number of tokens of at least 1.")
     frame = special_tokens(tokenizer)
@@ -165,7 +165,7 @@ def _choose(stretch: Tensor, never: Tensor, generator: torch.Generator) -> Tenso
     """Draw the tokens to mask, bool (n,): the same number in every stretch of a length, at least one."""
     allowed = (~torch.isin(stretch, never)).nonzero().flatten()
     if len(allowed) == 0:
-        raise EvaluationError("the text has nothing but special tokens, so nothing can be masked.")
+        raise UnmeasurableError("the text has nothing but special tokens, so nothing can be masked.")
     count = max(1, round(MASKED_SHARE * len(allowed)))
     drawn = allowed[torch.randperm(len(allowed), generator=generator)[:count]]
     return torch.zeros_like(stretch, dtype=torch.bool).index_fill(0, drawn, True)

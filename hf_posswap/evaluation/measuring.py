@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
+from hf_posswap.evaluation import document_retrieval, masked, passkey_retrieval, positions
 from hf_posswap.evaluation.collection import Collection, make_collection
 from hf_posswap.evaluation.document_retrieval import RetrievalTask
+from hf_posswap.evaluation.errors import TextTooShortError, UnmeasurableError
 from hf_posswap.evaluation.masked import measure_masked, plan_masked
 from hf_posswap.evaluation.passkey_retrieval import PasskeyTask
-from hf_posswap.evaluation.perplexity import measure_length, plan_texts
+from hf_posswap.evaluation.perplexity import PROTOCOLS, gap_row, measure_length, plan_texts
 from hf_posswap.evaluation.positions import measure_windows
 from hf_posswap.evaluation.reading import Reader
 from hf_posswap.evaluation.settings import MEASUREMENTS, EvaluationSettings
@@ -21,6 +23,9 @@ KINDS = {"loss": LOSS, "positions": POSITION, "passkey": PASSKEY, "masked": LOSS
 """Kind of result file, by measurement."""
 FILES = {LOSS: "lengths", POSITION: "positions", PASSKEY: "passkey", RETRIEVAL: "retrieval"}
 """Names of the result files, by kind."""
+
+CUT_BY_LENGTH = ("loss", "positions", "masked")
+"""Measurements for which a text must be as long as the lengths: if it is not, the lengths are a mistake."""
 
 Rows = dict[str, Sequence[Any]]
 """Rows, instances of one dataclass for each kind, by kind of result file."""
@@ -34,35 +39,47 @@ class Part:
         name: what it is kept under when it is finished.
         tokens: how many tokens it reads, for progress bars.
         measure: returns its rows.
+        gaps: returns its rows without values, given the reason; None: it was asked for by name, so what keeps it from
+            being measured is an error.
     """
 
     name: str
     tokens: int
     measure: Callable[[Reader], Rows] = field(repr=False)
+    gaps: Callable[[str], Rows] | None = field(default=None, repr=False)
 
 
 class Measurements:
-    """Makes the parts of every measurement asked for. Nothing is read by a model yet.
+    """Makes the parts of every measurement. Nothing is read by a model yet.
+
+    A measurement that nobody asked for by name and that cannot be made of this model and these texts has parts all the
+    same: their rows are gaps that say why.
 
     Args:
         settings: complete ones.
         tokenizer: the model's tokenizer.
         texts: the texts.
         ids: their token ids, int64 (n,).
+        asked: measurements that were asked for by name.
 
     Attributes:
         parts: in the order in which they are measured.
         collection: what is retrieved from, if that is measured.
 
     Raises:
-        EvaluationError: something that cannot be measured as asked.
+        EvaluationError: something that was asked for and cannot be measured, or nothing that can.
         TextTooShortError: a text with too few tokens; says how many it has and needs.
     """
 
     def __init__(
-        self, settings: EvaluationSettings, tokenizer: Any, texts: Sequence[str], ids: Sequence[Tensor]
+        self,
+        settings: EvaluationSettings,
+        tokenizer: Any,
+        texts: Sequence[str],
+        ids: Sequence[Tensor],
+        asked: Sequence[str] = (),
     ) -> None:
-        self.settings, self.tokenizer, self.texts, self.ids = settings, tokenizer, texts, ids
+        self.settings, self.tokenizer, self.texts, self.ids, self.asked = settings, tokenizer, texts, ids, asked
         self.collection: Collection | None = None
         makers: dict[str, Callable[[], list[Part]]] = {
             "loss": self._loss,
@@ -71,7 +88,43 @@ class Measurements:
             "masked": self._masked,
             "retrieval": self._retrieval,
         }
-        self.parts = [part for name in MEASUREMENTS if name in settings.measurements for part in makers[name]()]
+        self.parts: list[Part] = []
+        failed: dict[str, UnmeasurableError] = {}
+        for name in (name for name in MEASUREMENTS if name in settings.measurements):
+            try:
+                self.parts += makers[name]()
+            except UnmeasurableError as error:
+                if name in asked or (name in CUT_BY_LENGTH and isinstance(error, TextTooShortError)):
+                    raise
+                failed[name] = error
+                self.parts += [self._left_out(name, length, str(error)) for length in settings.lengths]
+        if len(failed) == len(settings.measurements):
+            raise next(iter(failed.values()))
+
+    def _left_out(self, name: str, length: int, reason: str) -> Part:
+        """Return the part of a measurement that cannot be made at any length: gaps with the reason, and no reading."""
+        return Part(f"{name}-{length}", 0, lambda _: self._gaps(name, length, reason))
+
+    def _gaps(self, name: str, length: int, reason: str) -> Rows:
+        """Return the rows of one measurement, or of one protocol of the loss, at one length, without values."""
+        if name == "loss":
+            return {LOSS: [gap_row(protocol, length, reason) for protocol in PROTOCOLS]}
+        if name == "windows" and "positions" in self.settings.measurements:
+            return {LOSS: [gap_row(name, length, reason)], POSITION: [positions.gap_row(length, reason)]}
+        if name in (*PROTOCOLS, masked.PROTOCOL):
+            return {LOSS: [gap_row(name, length, reason)]}
+        if name == "positions":
+            return {POSITION: [positions.gap_row(length, reason)]}
+        if name == "passkey":
+            return {PASSKEY: passkey_retrieval.gap_rows(self.settings.depths, length, reason)}
+        return {RETRIEVAL: document_retrieval.gap_rows(length, reason)}
+
+    def _part(self, name: str, length: int, tokens: int, measure: Callable[[Reader, int], Rows]) -> Part:
+        """Return a part; `name` is a measurement, or a protocol of the loss."""
+        measurement = {"windows": "loss", "same-targets": "loss"}.get(name, name)
+        asked = measurement in self.asked or (name == "windows" and "positions" in self.asked)
+        gaps = None if asked else (lambda reason: self._gaps(name, length, reason))
+        return Part(f"{name}-{length}", tokens, lambda reader: measure(reader, length), gaps)
 
     def _loss(self) -> list[Part]:
         by_position = "positions" in self.settings.measurements
@@ -90,7 +143,7 @@ class Measurements:
             rows: Rows = {LOSS: [row], POSITION: by_position}
             return {kind: rows[kind] for kind in kinds}
 
-        return [_part("windows", length, _tokens(length, plans[length]), measure) for length in plans]
+        return [self._part("windows", length, _tokens(length, plans[length]), measure) for length in plans]
 
     def _same_targets(self) -> list[Part]:
         protocol, settings = "same-targets", self.settings
@@ -99,7 +152,7 @@ class Measurements:
         def measure(reader: Reader, length: int) -> Rows:
             return {LOSS: [measure_length(reader, protocol, length, plans[length], settings.seed)]}
 
-        return [_part(protocol, length, _tokens(length, plans[length]), measure) for length in plans]
+        return [self._part(protocol, length, _tokens(length, plans[length]), measure) for length in plans]
 
     def _passkey(self) -> list[Part]:
         settings = self.settings
@@ -108,7 +161,7 @@ class Measurements:
         def measure(reader: Reader, length: int) -> Rows:
             return {PASSKEY: task.measure(reader, length)}
 
-        return [_part("passkey", length, task.tokens(length), measure) for length in settings.lengths]
+        return [self._part("passkey", length, task.tokens(length), measure) for length in settings.lengths]
 
     def _masked(self) -> list[Part]:
         settings = self.settings
@@ -117,7 +170,7 @@ class Measurements:
         def measure(reader: Reader, length: int) -> Rows:
             return {LOSS: [measure_masked(reader, length, plans[length], settings.seed)]}
 
-        return [_part("masked", length, length * len(plans[length]), measure) for length in plans]
+        return [self._part("masked", length, length * len(plans[length]), measure) for length in plans]
 
     def _retrieval(self) -> list[Part]:
         settings = self.settings
@@ -130,11 +183,7 @@ class Measurements:
         def measure(reader: Reader, length: int) -> Rows:
             return {RETRIEVAL: task.measure(reader, length)}
 
-        return [_part("retrieval", length, task.tokens(length), measure) for length in settings.lengths]
-
-
-def _part(name: str, length: int, tokens: int, measure: Callable[[Reader, int], Rows]) -> Part:
-    return Part(f"{name}-{length}", tokens, lambda reader: measure(reader, length))
+        return [self._part("retrieval", length, task.tokens(length), measure) for length in settings.lengths]
 
 
 def _tokens(length: int, planned: Sequence[tuple[Any, Sequence[Any]]]) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_posswap.errors import PositionError
-from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.errors import EvaluationError, UnmeasurableError
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.texts import tokenise
@@ -142,6 +142,8 @@ class PasskeyTask:
         self.begin = [*_begin_token(tokenizer), *self._ids(OPENING)]
         self.filler = [self._ids(sentence) for sentence in FILLER]
         self.question = self._ids(QUESTION)
+        for key in self.keys:
+            self._candidates(key)
 
     def tokens(self, length: int) -> int:
         """Return how many tokens are read at a length, for progress bars."""
@@ -151,7 +153,7 @@ class PasskeyTask:
         """Measure every depth at one length."""
         shortest = max(self._fixed_tokens(key) for key in self.keys)
         if length < shortest:
-            return self._gaps(length, f"a prompt needs at least {shortest} tokens")
+            return gap_rows(self.depths, length, f"a prompt needs at least {shortest} tokens")
         prompts = [self.prompt(key, depth, length) for depth in self.depths for key in self.keys]
         try:
             reader.require_length(length)
@@ -159,7 +161,7 @@ class PasskeyTask:
             found = itertools.chain(*reader.processes.share(batches, lambda batch: _answers(reader, batch)))
             answers = list(found)
         except PositionError as error:
-            return self._gaps(length, str(error))
+            return gap_rows(self.depths, length, str(error))
         trials = len(self.keys)
         rows = []
         for number, depth in enumerate(self.depths):
@@ -186,9 +188,9 @@ class PasskeyTask:
         shared = 0
         while all(len(option) > shared + 1 and option[shared] == options[0][shared] for option in options):
             shared += 1
-        tokens = [option[shared] for option in options]
-        if len(set(tokens)) < len(tokens):
-            raise EvaluationError(
+        tokens = [option[shared] for option in options if len(option) > shared]
+        if len(set(tokens)) < len(digits):
+            raise UnmeasurableError(
                 "this tokenizer does not tell the digits apart, so passkey retrieval cannot be measured with it."
             )
         return shared, tokens
@@ -210,11 +212,13 @@ class PasskeyTask:
         """Return the sentence with the key, which has the same tokens there as at the end of the prompt."""
         return [token for part in NEEDLE for token in self._ids(part.format(key=key))]
 
-    def _gaps(self, length: int, note: str) -> list[PasskeyRow]:
-        return [PasskeyRow(length, depth, None, None, 0, CHANCE, note) for depth in self.depths]
-
     def _ids(self, text: str) -> list[int]:
         return tokenise(self.tokenizer, text).tolist()
+
+
+def gap_rows(depths: Sequence[float], length: int, note: str) -> list[PasskeyRow]:
+    """Rows of a length that was not measured, saying why."""
+    return [PasskeyRow(length, depth, None, None, 0, CHANCE, note) for depth in sorted(set(depths))]
 
 
 def draw_keys(trials: int, seed: int) -> list[str]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hf_posswap.errors import PositionError
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.perplexity import LengthRow, PlannedText, gap_row, length_row, plan_texts, window_losses
+from hf_posswap.evaluation.perplexity import LengthRow, PlannedText, length_row, plan_texts, window_losses
+from hf_posswap.evaluation.perplexity import gap_row as length_gap
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.texts import TokenIds, as_texts
@@ -98,8 +99,7 @@ def measure_windows(
     try:
         losses = window_losses(reader, length, planned)
     except PositionError as error:
-        note = str(error)
-        return gap_row("windows", length, note), [PositionRow(length, 0, length, None, 0, note)]
+        return length_gap("windows", length, str(error)), [gap_row(length, str(error))]
     return length_row("windows", length, losses, seed), rows_by_position(length, losses, bins)
 
 
@@ -123,3 +123,8 @@ def rows_by_position(length: int, losses: Sequence[Tensor], bins: int = BINS) ->
         else:
             rows.append(PositionRow(length, start, stop, None, 0, f"the loss is {loss}"))
     return rows
+
+
+def gap_row(length: int, note: str) -> PositionRow:
+    """Row of a length that was not measured, saying why."""
+    return PositionRow(length, 0, length, None, 0, note)

@@ -17,7 +17,7 @@ import hf_posswap
 from hf_posswap.architectures import architecture_of
 from hf_posswap.demo import TextSource, load_config, load_model, load_tokenizer, resolve_model, resolve_texts
 from hf_posswap.evaluation.environment import collect_environment, installed_versions
-from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
+from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError, UnmeasurableError
 from hf_posswap.evaluation.measuring import FILES, KINDS, RETRIEVAL, Measurements, Part, Rows
 from hf_posswap.evaluation.parts import FOLDER, Parts
 from hf_posswap.evaluation.processes import ALONE, Processes
@@ -75,6 +75,7 @@ def prepare_evaluation(settings: EvaluationSettings) -> Prepared:
     sources = [source for name in settings.texts for source in resolve_texts(name)]
     texts = [source.read() for source in sources]
     config = load_config(settings.model)
+    asked = settings.measurements
     settings = completed(settings, config)
     if settings.pos_scheme is not None and getattr(config, "pos_scheme", None) is not None:
         raise EvaluationError(
@@ -84,7 +85,7 @@ def prepare_evaluation(settings: EvaluationSettings) -> Prepared:
     tokenizer = load_tokenizer(settings.model)
     ids = [tokenise(tokenizer, text) for text in texts]
     try:
-        measurements = Measurements(settings, tokenizer, texts, ids)
+        measurements = Measurements(settings, tokenizer, texts, ids, asked)
     except TextTooShortError as error:
         counts = ", ".join(f"{source.name} {len(of_text)}" for source, of_text in zip(sources, ids, strict=True))
         raise TextTooShortError(f"{error} Tokens of each text: {counts}.") from error
@@ -128,9 +129,19 @@ def run_evaluation(
         with Reader(_load(prepared, processes), processes=processes, progress=observer.tokens) as reader:
             for part in missing:
                 observer.part(part)
-                rows[part.name] = processes.on_main(partial(folder.keep, part, part.measure(reader)))
+                rows[part.name] = processes.on_main(partial(folder.keep, part, _measured(part, reader)))
                 observer.part_done(part)
     return processes.on_main(lambda: folder.write([rows[part.name] for part in parts]))
+
+
+def _measured(part: Part, reader: Reader) -> Rows:
+    """Return a part's rows; of one that was not asked for by name and that the model refuses, gaps with the reason."""
+    try:
+        return part.measure(reader)
+    except UnmeasurableError as error:
+        if part.gaps is None:
+            raise
+        return part.gaps(str(error))
 
 
 class _Folder:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.errors import UnmeasurableError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,11 +32,11 @@ def find_head(model: "PreTrainedModel") -> Head:
     same probe finds a model that sees the tokens it should predict.
 
     Raises:
-        EvaluationError: the model has no language-model head, is not causal, or no candidate reproduces its logits.
+        UnmeasurableError: the model has no language-model head, is not causal, or no candidate reproduces its logits.
     """
     ids, hidden = _probe(model)
     if not _is_causal(model, ids, hidden):
-        raise EvaluationError(
+        raise UnmeasurableError(
             f"{type(model).__name__} cannot be measured: it reads in both directions, so it sees the very tokens it "
             "is asked to predict. Measure a causal language model, or load this one with is_decoder=True."
         )
@@ -48,11 +48,11 @@ def find_masked_head(model: "PreTrainedModel") -> Head:
     """Return the head of a masked language model, see `find_head`.
 
     Raises:
-        EvaluationError: the model has no head, reads in one direction only, or no candidate reproduces its logits.
+        UnmeasurableError: the model has no head, reads in one direction only, or no candidate reproduces its logits.
     """
     ids, hidden = _probe(model)
     if architecture_of(model.config).is_causal(model.config):
-        raise EvaluationError(
+        raise UnmeasurableError(
             f"{type(model).__name__} has no masked-token loss: it reads from left to right and does not see what "
             "follows a masked token. Measure its loss by length instead."
         )
@@ -63,11 +63,11 @@ def base_model_of(model: "PreTrainedModel") -> "PreTrainedModel":
     """Return the model without its head.
 
     Raises:
-        EvaluationError: `model` has no head.
+        UnmeasurableError: `model` has no head.
     """
     base = getattr(model, "base_model", None)
     if not isinstance(base, nn.Module) or base is model:
-        raise EvaluationError(
+        raise UnmeasurableError(
             f"{type(model).__name__} has no language-model head, so it has no loss to measure. "
             "Load it with hf_posswap.AutoModelForCausalLM or, an encoder, with hf_posswap.AutoModelForMaskedLM."
         )
@@ -139,7 +139,7 @@ def _matching_head(model: "PreTrainedModel", ids: Tensor, hidden: Tensor) -> Hea
         ours = candidate(hidden)
         if ours.shape == logits.shape and torch.allclose(ours, logits, rtol=1e-2, atol=1e-2):
             return candidate
-    raise EvaluationError(
+    raise UnmeasurableError(
         f"{type(model).__name__} cannot be measured: its logits are not its head applied to its last hidden states. "
         "Models with a plain language-model head can, such as GPT2LMHeadModel, LlamaForCausalLM and BertForMaskedLM."
     )

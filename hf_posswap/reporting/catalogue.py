@@ -24,6 +24,14 @@ MAKERS: dict[str, tuple[Callable[[Group], list[Figure]], ...]] = {
 }
 """In the order of the page, for each family of results."""
 
+MEASURED = {
+    "lengths": "loss by length",
+    "positions": "loss by position",
+    "passkey": "passkey",
+    "retrieval": "retrieval",
+}
+"""What a family of results is the measurement of, where a measurement that failed leaves gaps."""
+
 
 def all_figures(results: Results) -> list[tuple[str, list[Figure]]]:
     """Return the figures of each model, with names that occur once."""
@@ -34,7 +42,7 @@ def all_figures(results: Results) -> list[tuple[str, list[Figure]]]:
             figure
             for family, makers in MAKERS.items()
             for group in results.groups
-            if group.family == family and group.model == model
+            if group.family == family and group.model == model and not _unmeasured(group)
             for maker in makers
             for figure in maker(group)
         ]
@@ -43,13 +51,29 @@ def all_figures(results: Results) -> list[tuple[str, list[Figure]]]:
 
 
 def undrawn(results: Results) -> list[str]:
-    """Return what there is no figure of, and why: biases of which none says anything by distance."""
-    return [
+    """Return what there is no figure of, and why: biases that say nothing by distance, measurements of gaps alone."""
+    silent = [
         f"{group.model}: {scheme}, {stage}: {reason}."
         for group in results.groups
         if group.family == "biases" and not bias_figures(group)
         for (scheme, stage), reason in silences(group).items()
     ]
+    unmeasured = [
+        f"{group.model}: {MEASURED[group.family]} was not measured: {reason}"
+        for group in results.groups
+        if _unmeasured(group)
+        for reason in dict.fromkeys(row["note"] for row in group.rows)
+    ]
+    return [*silent, *unmeasured]
+
+
+def _unmeasured(group: Group) -> bool:
+    """Return whether a measurement consists of gaps alone, each with its reason."""
+    measured = MEASURED.get(group.family)
+    if measured is None or not group.rows:
+        return False
+    values = ("loss", "correct", "value")
+    return all(row["note"] and all(row.get(value) is None for value in values) for row in group.rows)
 
 
 def _named_once(figure: Figure, taken: set[str]) -> Figure:
