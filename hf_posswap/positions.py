@@ -10,6 +10,12 @@ from torch import Tensor
 
 from hf_posswap.errors import PositionError
 
+UNKNOWN_KEYS = (
+    "position_ids do not continue the cached tokens, so the cached keys' positions are unknown. "
+    "Pass position_ids that go on where the cache ends (with the 2D attention_mask if the batch is "
+    "padded), or run without a cache."
+)
+
 
 @dataclass
 class Positions:
@@ -24,6 +30,9 @@ class Positions:
         by_index: True if for every pair that attention may see, the relative distance is the difference of the
             indices: single sequences, padded ones, and packed ones whose documents are masked from each other. False
             if positions skip, so that distances must be read from `query` and `key`. None if neither is known.
+        continues: whether the queries' positions continue the cached keys', boolean (0-dim), where that can be told
+            only when a traced graph runs. None: they do, or `by_index` is None.
+        bound: where positions skip, a number that all positions of visible tokens stay below; None: none is known.
     """
 
     query: Tensor
@@ -31,12 +40,17 @@ class Positions:
     offset: int | Tensor
     causal: bool
     by_index: bool | None = True
+    continues: Tensor | None = None
+    bound: int | None = None
     _distances: Tensor | None = field(init=False, repr=False, default=None)
 
     def to(self, device: torch.device | str | int) -> "Positions":
         """Return the same positions on a device: by this accelerate hands them on from device to device."""
         offset = self.offset.to(device) if isinstance(self.offset, Tensor) else self.offset
-        return Positions(self.query.to(device), self.key.to(device), offset, self.causal, self.by_index)
+        continues = None if self.continues is None else self.continues.to(device)
+        return Positions(
+            self.query.to(device), self.key.to(device), offset, self.causal, self.by_index, continues, self.bound
+        )
 
     def of_keys(self, first: int, length: int) -> "Positions":
         """Return the positions of a layer whose keys are the `length` keys from index `first` on.
@@ -48,7 +62,8 @@ class Positions:
         if missing > 0:
             ahead = key[:, -1:] + torch.arange(1, missing + 1, device=key.device)
             key = torch.cat([key, ahead], dim=1)
-        return Positions(self.query, key, self.offset - first, self.causal, self.by_index)
+        offset = self.offset - first
+        return Positions(self.query, key, offset, self.causal, self.by_index, self.continues, self.bound)
 
     @property
     def query_length(self) -> int:
@@ -95,15 +110,26 @@ class Positions:
             distance = self.query[:, start:stop, None] - self.key[:, None, :]
         return distance.clamp(min=0) if self.causal else distance
 
+    def bounded_distances(self) -> Tensor | None:
+        """Return every distance that positions below `bound` can have, ascending, int64, (2·bound − 1,), or None."""
+        return None if self.bound is None else torch.arange(1 - self.bound, self.bound, device=self.query.device)
+
+    def bounded_index(self, start: int, stop: int) -> Tensor:
+        """Return the place in `bounded_distances` of each of `distance_rows`; any for tokens that are hidden."""
+        assert self.bound is not None
+        return (self.distance_rows(start, stop) + self.bound - 1).clamp(0, 2 * self.bound - 2)
+
     def row_lengths(self) -> Tensor:
         """The text length that each row has reached, int64, (B, 1) or (1, 1): its last position plus one."""
         return self.query.amax(dim=1, keepdim=True) + 1
 
     def require_known(self) -> None:
-        """Refuse to go on where the cached keys' positions are unknown; raise `PositionError`."""
+        """Refuse to go on where the cached keys' positions are unknown.
+
+        Raises:
+            PositionError: they are. A traced graph raises torch's RuntimeError with the same words when it runs.
+        """
         if self.by_index is None:
-            raise PositionError(
-                "position_ids do not continue the cached tokens, so the cached keys' positions are unknown. "
-                "Pass position_ids that go on where the cache ends (with the 2D attention_mask if the batch is "
-                "padded), or run without a cache."
-            )
+            raise PositionError(UNKNOWN_KEYS)
+        if self.continues is not None:
+            torch._assert_async(self.continues, UNKNOWN_KEYS)

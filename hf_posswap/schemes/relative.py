@@ -18,4 +18,8 @@ def bias_by_distance(positions: Positions, values: Callable[[Tensor], Tensor]) -
     """
     if positions.by_index:
         return RelativeBias(values(positions.distances), positions.query_length, positions.key_length)
+    every = positions.bounded_distances()
+    if every is not None:  # looked up rather than worked out for each pair
+        vector = values(every)
+        return DenseBias(lambda start, stop: vector[:, positions.bounded_index(start, stop)].transpose(0, 1))
     return DenseBias(lambda start, stop: values(positions.distance_rows(start, stop)).transpose(0, 1))

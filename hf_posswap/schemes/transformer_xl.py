@@ -60,9 +60,12 @@ class TransformerXLLayer(SchemeLayer):
         return (vectors @ self.position_weight.float().t()).view(-1, heads, dim).transpose(0, 1)
 
     def rows_by_position(self, query: Tensor, positions: Positions, start: int, stop: int) -> Tensor:
-        """Rows (B, H, stop − start, Lk) where positions skip: every distance that occurs is projected once."""
-        distance = positions.distance_rows(start, stop)
-        occurring, index = distance.unique(return_inverse=True)
+        """Rows (B, H, stop − start, Lk) where positions skip: every distance that occurs, or may, is projected once."""
+        occurring = positions.bounded_distances()
+        if occurring is None:
+            occurring, index = positions.distance_rows(start, stop).unique(return_inverse=True)
+        else:
+            index = positions.bounded_index(start, stop)
         table = self.project(sinusoids(occurring, self.position_weight.shape[1], self.base, interleaved=False))
         products = query[:, :, start:stop] @ table.transpose(-1, -2)
         return products.gather(-1, index[:, None].expand(*products.shape[:3], -1))

@@ -4,10 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from hf_posswap.attention.visibility import ROWS_AT_A_TIME
 from hf_posswap.errors import PositionError
 from hf_posswap.positions import Positions
 from hf_posswap.swapped.cache_view import cache_among
+from hf_posswap.swapped.forward_masks import masks_among, shown_entries
 
 
 def positions_of(
@@ -20,7 +23,9 @@ def positions_of(
     """Return where the queries and keys of this forward stand.
 
     Positions come from `position_ids` if given, otherwise from a 2D `attention_mask` (so that padding on the left does
-    not shift a text), otherwise from the number of cached tokens.
+    not shift a text), otherwise from the number of cached tokens. A 4D mask says who sees whom: without `position_ids`
+    its tokens stand at their indices. With both, every distance is that of the given positions; those of cached keys
+    are their indices, or counted along what the mask shows, whichever the given positions continue.
 
     Args:
         arguments: keyword arguments of the base model's forward.
@@ -28,44 +33,146 @@ def positions_of(
         device: where the tokens are.
         causal: whether attention is causal.
         sizes: see `sizes_of_keys`; None without a cache.
+
+    Raises:
+        PositionError: the mask is for other tokens than there are.
     """
-    cache, mask = cache_among(arguments.values()), arguments.get("attention_mask")
-    if isinstance(mask, dict):
-        # In families with several kinds of layers, generation hands over a mask for each: the longest tells most.
-        tensors = [value for value in mask.values() if isinstance(value, Tensor)]
-        mask = max(tensors, key=lambda value: value.shape[-1]) if tensors else None
+    cache, masks = cache_among(arguments.values()), masks_among(arguments.get("attention_mask"))
+    mask = masks[0] if masks else None
+    for other in masks[1:]:  # for kinds of layers: the longest tells most
+        mask = other if mask is None or other.shape[-1] > mask.shape[-1] else mask
     offset: int | Tensor = 0 if cache is None else cache.get_seq_length()
     if isinstance(offset, Tensor):
         offset = offset.clone()  # a static cache counts on in place, layer by layer
     # A text has the keys that a sliding window has dropped, too.
     key_length = max([count + first for count, first in sizes.values()]) if sizes else length
-    cached = cache is not None and not (isinstance(offset, int) and offset == 0)
-    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > key_length:
-        raise PositionError(
-            f"the attention mask is for {mask.shape[1]} tokens, and there are {key_length}: {length} new ones and "
-            "those in the cache. Give a mask of as many."
-        )
-    counted = _counted_positions(mask, key_length)
-    key = torch.arange(key_length, device=device).unsqueeze(0) if counted is None else counted.to(device)
-    expected = _from_offset(key, offset, length, key_length)
-    # Where the mask hides tokens in the middle of a text, indices count them and positions do not.
-    by_index = counted is None or not _has_holes(mask)
+    _check_length(mask, offset, length, key_length)
+    index = torch.arange(key_length, device=device).unsqueeze(0)
+    by_index = Positions(_from_offset(index, offset, length, key_length), index, offset, causal)
     given = arguments.get("position_ids")
     if given is None:
-        return Positions(expected, key, offset, causal, by_index)
+        if mask is None or mask.dim() != 2 or _shows_everything(mask):
+            return by_index
+        return _counted(_shown_keys(mask, key_length, sizes).to(device), offset, length, causal)
     given = (given.unsqueeze(0) if given.dim() == 1 else given).to(device)
-    if not cached and mask is None:
-        # Where position_ids skip, a new document begins and is masked from the others (`document_mask`).
-        return Positions(given, _pad_keys(given, key_length), offset, causal)
-    if isinstance(mask, Tensor) and mask.dim() == 4:
-        seen = _seen_by_last_query(mask, key_length).to(device)
-        if _equal_where_visible(given, _from_offset(seen, offset, length, key_length), None, cached):
-            return Positions(given, seen, offset, causal)
-    if _equal_where_visible(given, expected, mask, cached):
-        return Positions(given, key, offset, causal, by_index)
-    if cached:
-        return Positions(given, key, offset, causal, by_index=None)
-    return Positions(given, _pad_keys(given, key_length), offset, causal, by_index=False)
+    if not _is_cached(offset):
+        # Without a mask, positions that skip begin a new document, masked from the others (`document_mask`).
+        steady = all(_are_steady(given, shown.to(device)) for shown in masks)
+        return Positions(given, _pad_keys(given, key_length), offset, causal, steady)
+    known = [] if mask is not None and mask.dim() == 2 else [by_index]
+    shown = torch.ones_like(index, dtype=torch.bool)
+    if mask is not None:
+        shown = _shown_keys(mask, key_length, sizes).to(device)
+        dropped = any(isinstance(first, int) and first > 0 for _, first in (sizes or {}).values())
+        known.append(_counted(shown, offset, length, causal, given if mask.dim() == 4 and dropped else None))
+    return _continuing(given, known, _from_offset(shown, offset, length, key_length).bool())
+
+
+def _check_length(mask: Tensor | None, offset: int | Tensor, length: int, key_length: int) -> None:
+    """Refuse a 2D mask that is for other tokens than there are; a static cache has free places, which it may leave out.
+
+    Raises:
+        PositionError: it is.
+    """
+    if mask is None or mask.dim() != 2:
+        return
+    least = offset + length if isinstance(offset, int) else length
+    if not least <= mask.shape[1] <= key_length:
+        raise PositionError(
+            f"the attention mask is for {mask.shape[1]} tokens, and there are {min(least, key_length)}: {length} new "
+            "ones and those in the cache. Give a mask of as many."
+        )
+
+
+def _is_cached(offset: int | Tensor) -> bool:
+    """Whether keys were cached before; while a graph is traced, a static cache may hold some."""
+    return torch.compiler.is_compiling() or bool(offset) if isinstance(offset, Tensor) else offset > 0
+
+
+def _shows_everything(mask: Tensor) -> bool:
+    """Whether a mask hides nothing; values cannot be looked at while a graph is traced."""
+    return not torch.compiler.is_compiling() and bool(mask.all())
+
+
+def _shown_keys(mask: Tensor, key_length: int, sizes: dict[int, tuple[int, int]] | None) -> Tensor:
+    """Return which keys of the text a 2D mask shows, or a 4D one to some query: boolean, (B, Lk).
+
+    Keys that a window has dropped are not shown. Free places of a static cache after the mask's end are.
+    """
+    if mask.dim() == 2:
+        return functional.pad(shown_entries(mask), (0, key_length - mask.shape[1]), value=True)
+    shown = shown_entries(mask).any(1).any(1)
+    before = [first for count, first in (sizes or {}).values() if count == mask.shape[-1]]
+    shown = functional.pad(shown, (min(before, default=0), 0))[:, :key_length]
+    return functional.pad(shown, (0, key_length - shown.shape[1]))
+
+
+def _counted(shown: Tensor, offset: int | Tensor, length: int, causal: bool, given: Tensor | None = None) -> Positions:
+    """Return positions counted along the keys that are shown, boolean (B, Lk).
+
+    Distances are those of the indices unless a token is hidden between others; while a graph is traced, one may be.
+
+    Args:
+        shown: see `_shown_keys`.
+        offset: number of cached tokens.
+        length: number of new tokens.
+        causal: whether attention is causal.
+        given: positions of the new tokens (B|1, Lq), which say how many tokens a window has dropped that padding did
+            not take; None: none were.
+    """
+    counted = shown.cumsum(-1) - 1
+    if given is not None:
+        new = _from_offset(shown, offset, length, shown.shape[1]).bool()
+        ahead = (given - _from_offset(counted, offset, length, shown.shape[1])).masked_fill(~new, 0)
+        hidden_before = (counted < 0).sum(-1, keepdim=True)
+        counted = counted + ahead.amax(-1, keepdim=True).clamp(min=0).minimum(hidden_before)
+    counted = counted.clamp(min=0)
+    follows = False
+    if not torch.compiler.is_compiling():
+        begins = torch.diff(functional.pad(shown.long(), (1, 0)), dim=1) == 1
+        follows = not bool((begins.sum(1) > 1).any())
+    query = _from_offset(counted, offset, length, shown.shape[1])
+    return Positions(query, counted, offset, causal, follows, bound=None if follows else shown.shape[1])
+
+
+def _are_steady(given: Tensor, mask: Tensor) -> bool:
+    """Whether positions (B|1, L) differ as indices do for every pair that a mask shows; no while a graph is traced."""
+    if torch.compiler.is_compiling():
+        return False
+    length = given.shape[1]
+    ahead = given - torch.arange(length, device=given.device)
+    shown = shown_entries(mask)
+    if mask.dim() == 2:
+        ahead, shown = torch.broadcast_tensors(ahead, shown[:, :length])
+        least, most = (ahead.masked_fill(~shown, fill) for fill in (torch.iinfo(torch.int64).max, -1 - length))
+        return bool((most.amax(1) <= least.amin(1)).all())
+    rows = shown[..., :length].any(1).expand(-1, length, -1).split(ROWS_AT_A_TIME, dim=1)
+    starts = range(0, length, ROWS_AT_A_TIME)
+    return all(
+        not bool((part & (ahead[:, start : start + ROWS_AT_A_TIME, None] != ahead[:, None])).any())
+        for start, part in zip(starts, rows, strict=True)
+    )
+
+
+def _continuing(given: Tensor, known: list[Positions], shown: Tensor) -> Positions:
+    """Return given positions with those of the cached keys, which are the first of the known ones that they continue.
+
+    Args:
+        given: positions of the new tokens, (B|1, Lq).
+        known: positions that the cache and the mask may mean.
+        shown: which of the new tokens a mask shows, boolean (B|1, Lq).
+    """
+    fits = [((given == each.query) | ~shown).all() for each in known]
+    if torch.compiler.is_compiling():
+        first, last = known[0], known[-1]
+        key = first.key if first is last else torch.where(fits[0], first.key, last.key)
+        same = len(known) == 1 and first.by_index
+        fit = torch.stack(fits).any()
+        return Positions(given, key, first.offset, first.causal, same, fit, None if same else key.shape[1])
+    for each, fit in zip(known, fits, strict=True):
+        if bool(fit):
+            return Positions(given, each.key, each.offset, each.causal, each.by_index, bound=each.bound)
+    return Positions(given, known[0].key, known[0].offset, known[0].causal, by_index=None)
 
 
 def check_given(arguments: dict[str, Any], batch: int, length: int) -> None:
@@ -107,40 +214,6 @@ def sizes_of_keys(arguments: dict[str, Any], length: int) -> dict[int, tuple[int
     return {layer: cache.get_mask_sizes(length, layer) for layer in layers if layer not in skipped}
 
 
-def _counted_positions(mask: Any, key_length: int) -> Tensor | None:
-    """Positions of all keys (B, Lk) counted along a 2D mask, or None if there is no padding to count around."""
-    if not isinstance(mask, Tensor) or mask.dim() != 2:
-        return None
-    if not torch.compiler.is_compiling() and bool(mask.all()):
-        return None
-    return _count(mask.long(), key_length)
-
-
-def _has_holes(mask: Any) -> bool:
-    """Whether a 2D mask hides tokens between visible ones; while a graph is traced, padding is all it may hide."""
-    if torch.compiler.is_compiling():
-        return False
-    begins = torch.diff(mask.long(), prepend=torch.zeros_like(mask[:, :1]).long(), dim=1) == 1
-    return bool((begins.sum(1) > 1).any())
-
-
-def _seen_by_last_query(mask: Tensor, key_length: int) -> Tensor:
-    """Positions of all keys (B, Lk) counted along what the last query may see in a 4D mask."""
-    last = mask[:, 0, -1]
-    visible = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min
-    return _count(visible.long(), key_length)
-
-
-def _count(visible: Tensor, key_length: int) -> Tensor:
-    counted = (visible.cumsum(-1) - 1).clamp(min=0)
-    missing = key_length - counted.shape[1]
-    if missing <= 0:
-        return counted[:, :key_length]
-    # A static cache is longer than the text so far; its free places go on counting.
-    ahead = counted[:, -1:] + torch.arange(1, missing + 1, device=visible.device)
-    return torch.cat([counted, ahead], dim=1)
-
-
 def _from_offset(key: Tensor, offset: int | Tensor, length: int, key_length: int) -> Tensor:
     """Positions of the queries: the keys' positions from the offset on."""
     if isinstance(offset, int):
@@ -154,53 +227,7 @@ def _from_offset(key: Tensor, offset: int | Tensor, length: int, key_length: int
 def _pad_keys(positions: Tensor, key_length: int) -> Tensor:
     """Positions of the keys where the queries are the first keys; a longer static cache is masked there."""
     missing = key_length - positions.shape[1]
-    return positions if missing <= 0 else torch.nn.functional.pad(positions, (0, missing))
-
-
-def _equal_where_visible(given: Tensor, expected: Tensor, mask: Any, cached: bool) -> bool:
-    """Whether given positions are the expected ones wherever a 2D mask shows them.
-
-    Values cannot be looked at while a graph is being traced. With a cache transformers' own generation is then the
-    caller, whose positions do follow the mask; without one the answer "no" is always right, only slower.
-    """
-    if torch.compiler.is_compiling():
-        return cached
-    same = given == expected
-    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= given.shape[1]:
-        same = same | ~mask[:, -given.shape[1] :].bool().to(given.device)
-    return bool(same.all())
-
-
-def document_mask(model: Any, arguments: dict[str, Any], batch: int, length: int, causal: bool) -> Any:
-    """Return the attention mask that keeps packed documents apart, in the form the model's backend takes, or None.
-
-    Documents are packed if `position_ids` restart, no mask is given and nothing is cached. transformers masks them in
-    causal models only as long as no cache is made, and never in encoders.
-    """
-    position_ids, cache = arguments.get("position_ids"), cache_among(arguments.values())
-    if position_ids is None or arguments.get("attention_mask") is not None:
-        return None
-    if cache is not None and not (isinstance(cache.get_seq_length(), int) and cache.get_seq_length() == 0):
-        return None
-    position_ids = position_ids.unsqueeze(0) if position_ids.dim() == 1 else position_ids
-    begins = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1
-    if not torch.compiler.is_compiling() and not bool(begins.any()):
-        return None
-    return _make_document_mask(model, position_ids.expand(batch, -1), begins.cumsum(-1).expand(batch, -1), causal)
-
-
-def _make_document_mask(model: Any, position_ids: Tensor, documents: Tensor, causal: bool) -> Any:
-    from transformers.masking_utils import (
-        create_bidirectional_mask,
-        create_causal_mask,
-        packed_sequence_mask_function,
-    )
-
-    embeds = torch.empty((*position_ids.shape, 0), dtype=model.dtype, device=position_ids.device)
-    if causal:  # the fourth argument is the cache, whose name differs by release
-        return create_causal_mask(model.config, embeds, None, None, position_ids=position_ids)
-    together = packed_sequence_mask_function(documents)
-    return create_bidirectional_mask(model.config, embeds, None, and_mask_function=together)
+    return positions if missing <= 0 else functional.pad(positions, (0, missing))
 
 
 def check_positions(positions: Positions, limit: int | None, scheme: str, ramped: bool = False) -> None:

@@ -19,13 +19,8 @@ from hf_posswap.errors import UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
 from hf_posswap.swapped.angles import Turn
-from hf_posswap.swapped.forward_positions import (
-    check_given,
-    check_positions,
-    document_mask,
-    positions_of,
-    sizes_of_keys,
-)
+from hf_posswap.swapped.forward_masks import document_mask, readable_mask
+from hf_posswap.swapped.forward_positions import check_given, check_positions, positions_of, sizes_of_keys
 from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
 
@@ -223,7 +218,8 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     """Add positions, the forward context and the embedded scheme to the arguments of the stock base model's forward.
 
     Raises:
-        PositionError: positions of another kind or shape than the tokens', or one past the scheme's longest.
+        PositionError: positions of another kind or shape than the tokens', one past the scheme's longest, or a mask
+            that does not fit.
         UnsupportedError: the config has been changed between causal and bidirectional attention since the swap.
     """
     scheme: Scheme = model.pos_scheme
@@ -241,6 +237,10 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
         )
     batch, length = given.shape[:2]
     check_given(arguments, batch, length)
+    if arguments.get("attention_mask") is not None:
+        dtype = embeds.dtype if embeds is not None else model.get_input_embeddings().weight.dtype
+        backend = str(model.config._attn_implementation)
+        arguments["attention_mask"] = readable_mask(arguments["attention_mask"], backend, dtype)
     sizes = sizes_of_keys(arguments, length)
     positions = positions_of(arguments, length, given.device, causal, sizes)
     if model.pos_mode is None:

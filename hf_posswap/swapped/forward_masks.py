@@ -1,0 +1,91 @@
+"""The attention mask of a forward: checked, in the form that the backend takes, or made for packed documents."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_posswap.errors import BackendError, PositionError
+from hf_posswap.swapped.cache_view import cache_among
+
+
+def masks_among(mask: Any) -> list[Tensor]:
+    """Return the tensors of an `attention_mask`: itself, or those for kinds of layers; FlexAttention's are none."""
+    return [value for value in (mask.values() if isinstance(mask, dict) else (mask,)) if isinstance(value, Tensor)]
+
+
+def readable_mask(mask: Any, backend: str, dtype: torch.dtype) -> Any:
+    """Return an `attention_mask` as a backend reads it; transformers hands on 4D masks as they are given.
+
+    Eager attention and FlexAttention add a 4D mask to the scores, where a boolean one would hide nothing.
+
+    Args:
+        mask: as it was given: 2D, 4D, a dictionary of masks for kinds of layers, FlexAttention's, or None.
+        backend: the model's attention backend.
+        dtype: of the hidden states.
+
+    Raises:
+        PositionError: a mask of other dimensions, or a 4D mask of integers, which may be meant either way.
+        BackendError: a 4D mask for flash attention, which reads none.
+    """
+    if isinstance(mask, dict):
+        return {kind: readable_mask(value, backend, dtype) for kind, value in mask.items()}
+    if not isinstance(mask, Tensor) or mask.dim() == 2:
+        return mask
+    if mask.dim() != 4:
+        raise PositionError(
+            f"the attention mask has {mask.dim()} dimensions, shape {tuple(mask.shape)}. It must be (batch, keys), "
+            "true where there is a token, or (batch, 1 or heads, queries, keys)."
+        )
+    if backend.startswith("flash_attention"):
+        raise BackendError(
+            f"backend {backend!r} reads no 4D attention mask. Backends that work: eager, sdpa, flex_attention. Choose "
+            'one with model.set_attn_implementation("sdpa"), or give a 2D mask.'
+        )
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise PositionError(
+            f"a 4D attention mask of {mask.dtype} may mean what is seen, or what is added to the scores. Pass it as "
+            "mask.bool() (true: seen) or as floating point (added)."
+        )
+    if mask.dtype == torch.bool and backend != "sdpa":
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    return mask
+
+
+def shown_entries(mask: Tensor) -> Tensor:
+    """Return which entries of a mask are shown, boolean: of an additive 4D mask those that are more than the least."""
+    if mask.dtype == torch.bool or mask.dim() == 2:
+        return mask.bool()
+    return mask > torch.finfo(mask.dtype).min
+
+
+def document_mask(model: Any, arguments: dict[str, Any], batch: int, length: int, causal: bool) -> Any:
+    """Return the attention mask that keeps packed documents apart, in the form the model's backend takes, or None.
+
+    Documents are packed if `position_ids` restart, no mask is given and nothing is cached. transformers masks them in
+    causal models only as long as no cache is made, and never in encoders.
+    """
+    position_ids, cache = arguments.get("position_ids"), cache_among(arguments.values())
+    if position_ids is None or arguments.get("attention_mask") is not None:
+        return None
+    if cache is not None and not (isinstance(cache.get_seq_length(), int) and cache.get_seq_length() == 0):
+        return None
+    position_ids = position_ids.unsqueeze(0) if position_ids.dim() == 1 else position_ids
+    begins = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1
+    if not torch.compiler.is_compiling() and not bool(begins.any()):
+        return None
+    return _make_document_mask(model, position_ids.expand(batch, -1), begins.cumsum(-1).expand(batch, -1), causal)
+
+
+def _make_document_mask(model: Any, position_ids: Tensor, documents: Tensor, causal: bool) -> Any:
+    from transformers.masking_utils import (
+        create_bidirectional_mask,
+        create_causal_mask,
+        packed_sequence_mask_function,
+    )
+
+    embeds = torch.empty((*position_ids.shape, 0), dtype=model.dtype, device=position_ids.device)
+    if causal:  # the fourth argument is the cache, whose name differs by release
+        return create_causal_mask(model.config, embeds, None, None, position_ids=position_ids)
+    together = packed_sequence_mask_function(documents)
+    return create_bidirectional_mask(model.config, embeds, None, and_mask_function=together)
