@@ -27,6 +27,7 @@ from hf_posswap.swapped.modules import SwappedBaseModel
 from hf_posswap.swapped.plan import apply_plan, core_of, give_own_config, plan_swap, scheme_keys
 from hf_posswap.swapped.proof import prove_loaded
 from hf_posswap.swapped.starting import start_scheme
+from hf_posswap.swapped.stated_length import state_own_length, stating_stock_length
 
 HUB_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 """What `save_pretrained(push_to_hub=True)` hands on."""
@@ -43,7 +44,8 @@ class SwappedModel:
     config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        with stating_stock_length(config):
+            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         if config.pos_scheme is None:
             raise CheckpointError(
                 f"the config of {type(self).__name__} has no pos_scheme entry, so there is nothing to swap in. Load "
@@ -55,6 +57,7 @@ class SwappedModel:
             give_own_config(self)
             self.config.pos_scheme = make_entry(plan.config, plan.scheme.facts.native, config.pos_scheme)
         apply_plan(self, self.architecture, plan)
+        state_own_length(self)
 
     def initialize_weights(self) -> None:
         """Start the weights that have no value yet, those of the scheme included."""
@@ -95,6 +98,11 @@ class SwappedModel:
             repo_id = hub.pop("repo_id", None) or Path(save_directory).resolve().name
             known = {name: kwargs[name] for name in ("max_shard_size", "token") if name in kwargs}
             self.push_to_hub(repo_id, **hub, **known)
+
+    def initialize_weights(self, *args: Any, **kwargs: Any) -> Any:
+        """Initialise weights as transformers does: buffers of some families are as long as the config's positions."""
+        with stating_stock_length(self.config):  # type: ignore[attr-defined]
+            return super().initialize_weights(*args, **kwargs)  # type: ignore[misc]
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the model to the Hub as transformers does, with a model card that says what was swapped.

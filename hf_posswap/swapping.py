@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_posswap.architectures import Architecture, architecture_of
-from hf_posswap.architectures.discovery import stock_class_of
+from hf_posswap.architectures.discovery import STOCK_LENGTH, state_length, stock_class_of
 from hf_posswap.errors import AlreadySwappedError, NotSwappedError, UnsupportedError
 from hf_posswap.loading.configuration import code_map, config_class_of, stock_config_class
 from hf_posswap.loading.entry import healed_before, is_healed, make_entry
@@ -25,6 +25,7 @@ from hf_posswap.swapped.plan import (
 )
 from hf_posswap.swapped.proof import can_run, prove, stock_outputs
 from hf_posswap.swapped.questions import config_of, is_swapped, plain_model, planned_path
+from hf_posswap.swapped.stated_length import state_own_length
 
 
 def swap(
@@ -144,6 +145,7 @@ def restore(model: Any) -> Any:
         model.__class__ = type(model).stock_class
     config = model.config
     config.__class__ = stock_config_class(architecture)
+    state_length(config, config.pos_scheme[STOCK_LENGTH])
     for name in ("pos_scheme", "auto_map"):
         vars(config).pop(name, None)
     return model
@@ -156,6 +158,7 @@ def _mark(model: Any, architecture: Architecture, plan: Plan) -> None:
     origin = origin_of(model).to_entry() if previous is None else previous
     config.__class__ = config_class_of(architecture)
     config.pos_scheme = make_entry(plan.config, plan.scheme.facts.native, origin)
+    state_own_length(model)
     config.auto_map = code_map(architecture)
     register_models(architecture)
     _forget_gguf(model)

@@ -136,7 +136,7 @@ class Architecture:
             return table.first_row
         if not isinstance(table, nn.Embedding):
             return 0
-        return discovery.first_row(table, base.config.max_position_embeddings)
+        return discovery.first_row(table, discovery.stock_config(base.config).max_position_embeddings)
 
     def rotary(self, base: Any) -> RotarySeam | None:
         """Return the base model's rotary angles, or None if it has none."""
@@ -163,7 +163,9 @@ class Architecture:
     def train_length(self, base: Any) -> int:
         """Return the longest text that the stock model was trained to read."""
         rows = table_rows(self.position_table(base), self.first_row(base))
-        return discovery.number_of(base.config, "max_position_embeddings") if rows is None else rows.shape[0]
+        if rows is not None:
+            return rows.shape[0]
+        return discovery.number_of(discovery.stock_config(base.config), discovery.LENGTH_FIELD)
 
     def facts(self, base: Any) -> ModelFacts:
         """Return what a scheme may know about a base model, stock or swapped; what it says is about the stock one.
@@ -241,7 +243,7 @@ class Architecture:
             UnsupportedError: the form, as its fields have it, or the length cannot be said.
         """
         if isinstance(form, RotaryAngles):
-            return angles_as_stock(form, base.config.max_position_embeddings, max_length)
+            return angles_as_stock(form, self.train_length(base), max_length)
         path = self.table_path(base)
         assert path is not None
         return table_as_stock(base, path, limit, max_length)

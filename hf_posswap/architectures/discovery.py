@@ -5,6 +5,7 @@ forward reads an `AttentionInterface`; a position table is an embedding of as ma
 What is found here is proved by running, see `hf_posswap.swapped.proof`: a mechanism that was missed is a refusal.
 """
 
+import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,12 @@ from hf_posswap.errors import UnsupportedError
 
 MOST_UNUSABLE_ROWS = 4
 """Rows that a position table may have beyond the config's number of positions; OPT and BART have 2."""
+
+
+LENGTH_FIELD = "max_position_embeddings"
+"""transformers' name, in a config, of the number of positions; configs of some families call it otherwise inside."""
+STOCK_LENGTH = "stock_max_position_embeddings"
+"""Where a swapped model's `pos_scheme` entry keeps the stock model's number: its config states the model's own."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,29 @@ def stock_config_type(config: Any) -> type:
     return vars(type(config)).get("stock_class", type(config))
 
 
+def stock_config(config: Any) -> Any:
+    """Return a config in which the number of positions is the stock model's, from which its modules are made."""
+    entry = getattr(config, "pos_scheme", None) or {}
+    if STOCK_LENGTH not in entry:
+        return config
+    config = copy.copy(config)
+    state_length(config, entry[STOCK_LENGTH])
+    return config
+
+
+def state_length(config: Any, length: int | None) -> None:
+    """Write a number of positions into a config; None: it has no such field."""
+    if length is not None:
+        setattr(config, LENGTH_FIELD, length)
+    else:
+        vars(config).pop(length_field(config), None)
+
+
+def length_field(config: Any) -> str:
+    """Return the name under which a config keeps its number of positions, also in its file."""
+    return str(type(config).attribute_map.get(LENGTH_FIELD, LENGTH_FIELD))
+
+
 def block_of(path: str) -> str:
     """Return the name of the transformer block that a module stands in: its path up to the last number."""
     parts = path.split(".")
@@ -110,7 +140,7 @@ def position_table(base: Any) -> tuple[str, nn.Embedding] | None:
     It is an embedding as wide as the tokens' or the model, with a row for each of the config's positions and at most a
     few more.
     """
-    longest = getattr(base.config, "max_position_embeddings", None)
+    longest = getattr(stock_config(base.config), LENGTH_FIELD, None)
     tokens, width = base.get_input_embeddings(), getattr(base.config, "hidden_size", None)
     if not isinstance(longest, int) or not isinstance(tokens, nn.Embedding):
         return None

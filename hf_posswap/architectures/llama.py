@@ -22,7 +22,7 @@ class Llama(Architecture):
         """See `Architecture.write_stock`: other `rope_parameters`, or a SmolLM3 for layers without RoPE."""
         if not isinstance(form, NoMechanism):
             return super().write_stock(base, form, limit, max_length)
-        longest = max_length or base.config.max_position_embeddings
+        longest = max_length or self.train_length(base)
         layers = range(base.config.num_hidden_layers)
         without = layers if form.layers is None else form.layers
         return StockModel(

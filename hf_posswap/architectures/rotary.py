@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_posswap.architectures.discovery import head_dim_of, number_of, rotary_modules, stock_class_of
+from hf_posswap.architectures.discovery import head_dim_of, number_of, rotary_modules, stock_class_of, stock_config
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts
 from hf_posswap.schemes.rope import OPTIONS_OF_SCALING, Rope, RopeConfig, Rotation
@@ -66,7 +66,7 @@ def find_rotary(base: Any) -> RotarySeam | None:
     modules = rotary_modules(base)
     if not modules:
         return None
-    kind, config = stock_class_of(modules[0][1]), base.config
+    kind, config = stock_class_of(modules[0][1]), stock_config(base.config)
     key = (kind, json.dumps(config.to_dict(), sort_keys=True, default=str))
     if key not in _KNOWN:
         with torch.no_grad(), torch.device("cpu"):  # a model may be under construction without weights

@@ -51,7 +51,7 @@ def table_as_stock(base: Any, table_path: str, limit: int | None, max_length: in
             f"a table of {max_length} rows cannot be made: scheme {base.pos_scheme.name!r} has positions for {limit} "
             f"tokens only. Take max_length <= {limit}, or leave it out."
         )
-    rows = max_length or limit or DEFAULT_STRETCH * base.config.max_position_embeddings
+    rows = max_length or limit or DEFAULT_STRETCH * base.pos_scheme.facts.train_length
     table = base.get_submodule(table_path)
     weight = table.weight
     steps = torch.arange(rows, device=weight.device).unsqueeze(0)

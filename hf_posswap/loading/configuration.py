@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from transformers.configuration_utils import PreTrainedConfig
 
 from hf_posswap.architectures import Architecture, architecture_of
+from hf_posswap.architectures.discovery import STOCK_LENGTH, length_field
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.loading.entry import REMOTE_CODE_FILE, remote_code, validate_entry
 from hf_posswap.loading.limits import check_dtype, check_fields, check_sizes
@@ -19,6 +20,9 @@ HOME = "hf_posswap.modeling"
 
 class SwappedConfig:
     """Mixin for the config of a swapped model: validates `pos_scheme` and writes the remote-code file beside it.
+
+    The config of a model states how many positions the model can represent, which is what transformers and others read
+    there; its file states the stock model's number, by which its tables are made.
 
     mypy does not see the stock class that stands after a mixin; that is what the ignored errors here are about.
     """
@@ -34,6 +38,15 @@ class SwappedConfig:
         super().__post_init__(**kwargs)  # type: ignore[misc]
         if self.pos_scheme is not None:
             check_sizes(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a file of the config holds."""
+        values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        entry = self.pos_scheme or {}
+        if STOCK_LENGTH in entry:
+            values.pop(length_field(self), None)
+            values |= {} if entry[STOCK_LENGTH] is None else {length_field(self): entry[STOCK_LENGTH]}
+        return values
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save the config, and the file through which plain transformers finds hf_posswap."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hf_posswap.architectures.discovery import STOCK_LENGTH
 from hf_posswap.errors import CheckpointError, PosSwapError
 from hf_posswap.schemes import SchemeConfig, as_config, list_schemes
 from hf_posswap.version import __version__
@@ -12,7 +13,10 @@ REMOTE_CODE_FILE = "modeling_posswap.py"
 ORIGIN_KEYS = ("base_model", "base_source", "base_revision", "base_license")
 HEALED_KEY = "healed"
 """Its value is true once the weights have learned with the scheme; else the key may be absent."""
-ENTRY_KEYS = ("format_version", "name", "options", "native", "hf_posswap_version", *ORIGIN_KEYS, HEALED_KEY)
+MADE_KEYS = ("format_version", "name", "options", "native", "hf_posswap_version")
+ENTRY_KEYS = (*MADE_KEYS, STOCK_LENGTH, *ORIGIN_KEYS, HEALED_KEY)
+LONGEST_LENGTH = 1_000_000_000
+"""Far beyond any model's number of positions."""
 LONGEST_TEXT = 256
 """Characters of a text in an entry: names on the Hub have at most 96, folders 255."""
 SHOWN = 200
@@ -30,7 +34,8 @@ def make_entry(config: SchemeConfig, native: str, origin: Mapping[str, Any]) -> 
     """
     options = config.to_dict()
     name = options.pop("name")
-    healed = {HEALED_KEY: True} if origin.get(HEALED_KEY) else {}
+    kept = {HEALED_KEY: True} if origin.get(HEALED_KEY) else {}
+    kept |= {STOCK_LENGTH: origin[STOCK_LENGTH]} if STOCK_LENGTH in origin else {}
     return (
         {
             "format_version": FORMAT_VERSION,
@@ -40,7 +45,7 @@ def make_entry(config: SchemeConfig, native: str, origin: Mapping[str, Any]) -> 
             "hf_posswap_version": __version__,
         }
         | {key: origin.get(key) for key in ORIGIN_KEYS}
-        | healed
+        | kept
     )
 
 
@@ -95,6 +100,7 @@ def config_from_entry(entry: Any) -> SchemeConfig:
     if unknown:
         raise CheckpointError(f"pos_scheme has unknown keys {shown(unknown)}. Allowed: {_KEYS}.")
     _check_texts(entry)
+    _check_stock_length(entry.get(STOCK_LENGTH))
     if not isinstance(entry.get(HEALED_KEY, False), bool):
         raise CheckpointError(f"pos_scheme.{HEALED_KEY} is {shown(entry[HEALED_KEY])}; it must be true or false.")
     options = entry.get("options", {})
@@ -106,6 +112,15 @@ def config_from_entry(entry: Any) -> SchemeConfig:
         return as_config({"name": entry.get("name")} | options)
     except PosSwapError as error:
         raise CheckpointError(f"pos_scheme in the config is malformed: {_shortened(str(error), 4 * SHOWN)}") from error
+
+
+def _check_stock_length(length: Any) -> None:
+    """Refuse a number of positions that no model has: a table is made by it."""
+    if length is None or (type(length) is int and 0 < length <= LONGEST_LENGTH):
+        return
+    raise CheckpointError(
+        f"pos_scheme.{STOCK_LENGTH} is {shown(length)}; it must be null or a whole number from 1 to {LONGEST_LENGTH:,}."
+    )
 
 
 def _check_texts(entry: Mapping[str, Any]) -> None:

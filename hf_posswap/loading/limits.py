@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_posswap.errors import CheckpointError
-from hf_posswap.loading.entry import shown
+from hf_posswap.loading.entry import LONGEST_LENGTH, shown
 
 LARGEST_SIZES = {
     "num_hidden_layers": 10_000,
@@ -17,7 +17,7 @@ LARGEST_SIZES = {
     "hidden_size": 1_000_000,
     "intermediate_size": 10_000_000,
     "vocab_size": 100_000_000,
-    "max_position_embeddings": 1_000_000_000,
+    "max_position_embeddings": LONGEST_LENGTH,
     "type_vocab_size": 100_000_000,
 }
 """Far beyond any model; past them transformers would make modules or lists until the memory ends."""

@@ -13,7 +13,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hf_posswap.architectures.discovery import AttentionSeam, reads_interface, self_attention, stock_class_of
+from hf_posswap.architectures.discovery import (
+    AttentionSeam,
+    reads_interface,
+    self_attention,
+    stock_class_of,
+    stock_config,
+)
 from hf_posswap.architectures.rotary import find_rotary
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.attention.interface import CONTEXT
@@ -188,7 +194,7 @@ def inspect(model: Any) -> Inspection:
         stretch=stretch,
         order=order,
         layers=layers,
-        claims=_claims(core.config),
+        claims=_claims(stock_config(core.config)),
         notes=experiment.notes,
     )
     found.disagreements.extend(_disagreements(found, core))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hf_posswap.architectures.base import Architecture
-from hf_posswap.architectures.discovery import core_path, stock_class_of
+from hf_posswap.architectures.discovery import core_path, rotary_modules, stock_class_of
 from hf_posswap.architectures.rotary import WIDE_LAYERS
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
@@ -247,6 +247,8 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
         if entry.views:
             show_view(module)
         _retype(module, entry.new_class)
+    for _, rotary in rotary_modules(core):
+        show_view(rotary, None)
     if plan.retired is not None:
         core.set_submodule(*plan.retired)
     core.pos_scheme = plan.scheme
@@ -294,6 +296,8 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
             for name in ("pos_scheme", "pos_turn", "pos_family"):
                 if name in module._modules or name in vars(module):
                     delattr(module, name)
+    for _, rotary in rotary_modules(core):
+        show_config(rotary)
     path = architecture.table_path(core)
     table = None if path is None else core.get_submodule(path)
     if isinstance(table, RetiredTable) and path is not None:

@@ -1,5 +1,6 @@
 """What is checked of every family: the scheme's bias is exact, a cache changes nothing, checkpoints, and restoring."""
 
+import copy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from transformers.cache_utils import Cache
 
 import hf_posswap
 from hf_posswap.architectures import architecture_of
+from hf_posswap.architectures.discovery import LENGTH_FIELD, length_field
 from hf_posswap.biases import Bias
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes import SchemeLayer
 from hf_posswap.swapped.modules import SwappedAttention
 from hf_posswap.swapped.plan import core_of
+from hf_posswap.swapped.stated_length import NO_LIMIT
 from hf_posswap.swapped.written import named
 from tests.families.configs import tiny_model
 
@@ -141,6 +144,18 @@ def check_cached(model: Any, chunks: tuple[int, ...] = (18, 1, 1, 1, 1, 1, 1)) -
     assert_close(torch.cat(parts, dim=1), expected)
 
 
+def check_stated(model: Any, stock: Any) -> None:
+    """The config states how many positions the model represents, and its file what the stock model's stated."""
+    longest = hf_posswap.longest_position(model)
+    stated = getattr(model.config, LENGTH_FIELD, NO_LIMIT)
+    assert stated == (NO_LIMIT if longest is None else longest)
+    name = length_field(model.config)
+    assert model.config.to_dict().get(name) == stock.to_dict().get(name)
+    if core_of(model).pos_scheme.facts.causal:
+        made = model.generate(tokens(20), do_sample=False, eos_token_id=None, disable_compile=True)
+        assert made.shape[1] == (40 if longest is None else min(40, longest))
+
+
 def check_saved(model: Any, folder: Path) -> None:
     """A checkpoint loads through the Auto class: the same weights bit for bit, and the same logits to rounding.
 
@@ -157,9 +172,10 @@ def check_saved(model: Any, folder: Path) -> None:
     assert_close(logits(loaded, tokens()), logits(model, tokens()))
 
 
-def check_restored(model: Any, stock: Tensor, **arguments: Any) -> None:
-    """The stock model comes back bit for bit."""
+def check_restored(model: Any, stock: Tensor, config: Any, **arguments: Any) -> None:
+    """The stock model comes back bit for bit, and its config states what it stated."""
     hf_posswap.restore(model)
+    assert getattr(model.config, LENGTH_FIELD, None) == getattr(config, LENGTH_FIELD, None)
     with torch.no_grad():
         assert torch.equal(model(tokens(), **arguments).logits, stock)
 
@@ -181,6 +197,7 @@ def outcome(model_type: str, causal: bool, scheme: str, folder: Path) -> Outcome
     """Swap a scheme into a small model of a family and run every check on it."""
     arguments = {"use_cache": False} if causal else {}
     model = tiny_model(model_type, causal)
+    config = copy.deepcopy(model.config)
     with torch.no_grad():
         stock = model(tokens(), **arguments).logits
     try:
@@ -194,10 +211,12 @@ def outcome(model_type: str, causal: bool, scheme: str, folder: Path) -> Outcome
         if causal:
             check = "cached"
             check_cached(model)
+        check = "stated"
+        check_stated(model, config)
         check = "saved"
         check_saved(model, folder)
         check = "restored"
-        check_restored(model, stock, **arguments)
+        check_restored(model, stock, config, **arguments)
     except UnsupportedError as error:  # a checkpoint is proved when it is loaded
         return Outcome("refused", str(error))
     except AssertionError:
@@ -211,6 +230,7 @@ def outcome(model_type: str, causal: bool, scheme: str, folder: Path) -> Outcome
 FAILURES = {
     "bias": "outputs differ from its own attention given the same bias in its mask",
     "cached": "a text read in parts, through a cache, differs from the same read at once",
+    "stated": "its config, or generate without lengths, stops elsewhere than the model",
     "saved": "a saved checkpoint gives other outputs when it is loaded",
     "restored": "the restored model differs from the stock model",
 }

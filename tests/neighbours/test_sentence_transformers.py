@@ -18,7 +18,7 @@ def encoder(bert_folder: str) -> Any:
     """The swapped encoder with mean pooling; a folder without modules.json gets that."""
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(bert_folder, device="cpu", processor_kwargs={"model_max_length": 4096})
+    return SentenceTransformer(bert_folder, device="cpu")
 
 
 def mean_pooled(folder: str, text: str) -> torch.Tensor:
@@ -42,17 +42,35 @@ def test_long_texts_are_read_to_their_end(encoder: Any, bert_folder: str, tmp_pa
 
 
 def test_saved_and_loaded(encoder: Any, tmp_path: Path) -> None:
-    """sentence-transformers cuts texts at the stock config's limit, unless it is told otherwise."""
+    """sentence-transformers cuts texts at the tokenizer's limit or the one that the model's config states."""
     from sentence_transformers import SentenceTransformer
 
     encoder.save(str(tmp_path / "saved"))
     loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
-    assert loaded.max_seq_length == 512
-    loaded.max_seq_length = 4096
+    assert loaded.max_seq_length == 4096
     assert hf_posswap.is_swapped(loaded[0].auto_model)
     texts = [TEXT, " ".join([TEXT] * 40)]
     expected = encoder.encode(texts, convert_to_tensor=True)
     torch.testing.assert_close(loaded.encode(texts, convert_to_tensor=True), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "limit"), [("alibi", int(1e30)), ("learned:last-row:length=1024", 1024), ("learned", 512)]
+)
+def test_texts_are_cut_where_the_scheme_ends(minilm_path: Path, scheme: str, limit: int, tmp_path: Path) -> None:
+    """With the tokenizer that the commands save beside a model."""
+    from sentence_transformers import SentenceTransformer
+
+    model = hf_posswap.AutoModel.from_pretrained(minilm_path, pos_scheme=scheme)
+    model.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm_path)
+    hf_posswap.fit_tokenizer(tokenizer, model).save_pretrained(tmp_path)
+    encoder = SentenceTransformer(str(tmp_path), device="cpu")
+    assert encoder.max_seq_length == limit
+    tokens = len(tokenizer(" ".join([TEXT] * 60), truncation=False).input_ids)
+    assert tokens > 1024
+    read = encoder.tokenize([" ".join([TEXT] * 60)])["input_ids"].shape[1]
+    assert read == min(limit, tokens)
 
 
 def test_a_loaded_model_is_swapped_where_it_is(minilm_path: Path) -> None:
