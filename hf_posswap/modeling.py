@@ -25,6 +25,8 @@ from hf_posswap.loading.configuration import PREFIX, config_class_of, register_c
 from hf_posswap.loading.entry import config_from_entry, make_entry
 from hf_posswap.swapped.modules import SwappedBaseModel
 from hf_posswap.swapped.plan import apply_plan, core_of, give_own_config, plan_swap, scheme_keys
+from hf_posswap.swapped.paged import check_continuous_batching
+from hf_posswap.swapped.plan import apply_plan, core_of, plan_swap, scheme_keys
 from hf_posswap.swapped.proof import prove_loaded
 from hf_posswap.swapped.starting import start_scheme
 from hf_posswap.swapped.stated_length import state_own_length, stating_stock_length
@@ -103,6 +105,15 @@ class SwappedModel:
         """Initialise weights as transformers does: buffers of some families are as long as the config's positions."""
         with stating_stock_length(self.config):  # type: ignore[attr-defined]
             return super().initialize_weights(*args, **kwargs)  # type: ignore[misc]
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin continuous batching as transformers does; `generate_batch` and a paged cache in `generate` come here.
+
+        Raises:
+            UnsupportedError: the scheme takes part in attention, see `hf_posswap.swapped.paged`.
+        """
+        check_continuous_batching(core_of(self))
+        return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
         """Upload the model to the Hub as transformers does, with a model card that says what was swapped.

@@ -23,6 +23,7 @@ from hf_posswap.swapped.forward_masks import document_mask, readable_mask
 from hf_posswap.swapped.forward_positions import check_given, check_positions, positions_of, sizes_of_keys
 from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
+from hf_posswap.swapped.paged import check_paged_function
 
 
 class Ramp(NamedTuple):
@@ -221,6 +222,7 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
         PositionError: positions of another kind or shape than the tokens', one past the scheme's longest, or a mask
             that does not fit.
         UnsupportedError: the config has been changed between causal and bidirectional attention since the swap.
+        BackendError: an attention function for a paged cache, and there is none.
     """
     scheme: Scheme = model.pos_scheme
     architecture: Architecture = model.architecture
@@ -235,6 +237,7 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
             "config says otherwise now (is_causal, is_decoder). Set the config first, then swap; "
             "swap(model, scheme, replace=True) does it again."
         )
+    check_paged_function(str(model.config._attn_implementation), arguments)
     batch, length = given.shape[:2]
     check_given(arguments, batch, length)
     if arguments.get("attention_mask") is not None:

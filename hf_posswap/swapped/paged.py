@@ -1,0 +1,57 @@
+"""Continuous batching: which swapped models it may run, and where its attention functions belong.
+
+transformers keeps the keys of all texts in one paged cache and packs new tokens of several texts into a row. What a
+scheme does before attention (vectors at the embeddings, the model's own kind of angles) is right there. What takes part
+in attention would need the position of every cached key, which this cache does not tell.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hf_posswap.errors import BackendError, UnsupportedError
+from hf_posswap.schemes.base import SchemeLayer
+
+PAGED = "paged|"
+"""How names of transformers' attention functions for a paged cache begin."""
+
+
+def check_continuous_batching(core: Any) -> None:
+    """Refuse continuous batching where a scheme takes part in attention.
+
+    Args:
+        core: the module that reads the tokens of a swapped model.
+
+    Raises:
+        UnsupportedError: it does. An error in a forward would be lost in the thread that batches.
+    """
+    attends = any(module.enters_attention for module in core.modules() if isinstance(module, SchemeLayer))
+    ramped = core.pos_ramp is not None and core.pos_ramp.layer is not None
+    if attends or ramped or core.architecture.writes_attention:
+        raise UnsupportedError(
+            f"continuous batching (generate_batch, cache_implementation='paged') cannot run scheme "
+            f"{core.pos_scheme.name!r} in {core.architecture.name!r}: the scheme takes part in attention, and a paged "
+            "cache does not tell which positions its keys have. Use model.generate with a dynamic or static cache and "
+            "prompts padded on the left."
+        )
+
+
+def check_paged_function(backend: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse an attention function for a paged cache in a forward without one: it leaves out the causal mask.
+
+    Args:
+        backend: the attention backend that the user chose.
+        arguments: keyword arguments of the base model's forward.
+
+    Raises:
+        BackendError: there is no paged cache among the arguments.
+    """
+    if not backend.startswith(PAGED):
+        return
+    from transformers.generation.continuous_batching import PagedAttentionCache
+
+    if not any(isinstance(value, PagedAttentionCache) for value in arguments.values()):
+        raise BackendError(
+            f"backend {backend!r} is for continuous batching (model.generate_batch), which sets it by itself; without "
+            "its paged cache, attention would not be causal. Choose another: "
+            'model.set_attn_implementation("eager") or "sdpa".'
+        )
