@@ -71,12 +71,14 @@ class SwappedModel:
         """Load a swapped checkpoint as transformers does, from safetensors only.
 
         Raises:
-            CheckpointError: the checkpoint lacks weights of the scheme, which would be left as they happen to be.
+            CheckpointError: the checkpoint lacks weights of the scheme, or has its base model under another name than
+                this class: transformers would start them anew.
             OSError: it has no safetensors; swapped models were never saved as anything else.
         """
         kwargs["use_safetensors"] = True
         load = super().from_pretrained  # type: ignore[misc]
         model, report = load(*args, output_loading_info=True, **kwargs)
+        _check_prefix(model, report)
         lacking = sorted(scheme_keys(model).keys() & set(report["missing_keys"]))
         if lacking:
             raise CheckpointError(
@@ -133,6 +135,26 @@ class SwappedModel:
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
         """Do nothing: the remote-code file is written by the config and must not be replaced by a copy of this one."""
+
+
+def _check_prefix(model: Any, report: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose base model has another name than in the class that loaded it; raise `CheckpointError`.
+
+    Heads of one family differ in it: transformers starts all weights of a `LlamaForQuestionAnswering` at random if they
+    were saved from a `LlamaForCausalLM`.
+    """
+    own = "" if model.base_model is model else f"{model.base_model_prefix}."
+    missing = {key.removeprefix(own) for key in report["missing_keys"] if key.startswith(own)}
+    for key in report["unexpected_keys"]:
+        name, _, rest = key.partition(".")
+        if rest in missing:
+            kind, place = type(model).__name__, f"under {own[:-1]!r}" if own else "without a name before them"
+            saved = ", ".join(model.config.architectures or []) or "the class it was saved from"
+            raise CheckpointError(
+                f"the checkpoint has the weights of its base model under {name!r}, and {kind} looks for them {place}: "
+                f"none would be loaded. Load the checkpoint as {saved}, save its base model by "
+                f"model.base_model.save_pretrained(folder), and load {kind} from there."
+            )
 
 
 def _require_own_scheme(model: Any) -> None:
