@@ -24,9 +24,8 @@ from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.loading.configuration import PREFIX, config_class_of, register_config, stock_config_class
 from hf_posswap.loading.entry import config_from_entry, make_entry
 from hf_posswap.swapped.modules import SwappedBaseModel
-from hf_posswap.swapped.plan import apply_plan, core_of, give_own_config, plan_swap, scheme_keys
 from hf_posswap.swapped.paged import check_continuous_batching
-from hf_posswap.swapped.plan import apply_plan, core_of, plan_swap, scheme_keys
+from hf_posswap.swapped.plan import apply_plan, core_of, give_own_config, plan_swap, scheme_keys
 from hf_posswap.swapped.proof import prove_loaded
 from hf_posswap.swapped.starting import start_scheme
 from hf_posswap.swapped.stated_length import state_own_length, stating_stock_length
@@ -60,11 +59,6 @@ class SwappedModel:
             self.config.pos_scheme = make_entry(plan.config, plan.scheme.facts.native, config.pos_scheme)
         apply_plan(self, self.architecture, plan)
         state_own_length(self)
-
-    def initialize_weights(self) -> None:
-        """Start the weights that have no value yet, those of the scheme included."""
-        start_scheme(self)
-        super().initialize_weights()  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -104,8 +98,9 @@ class SwappedModel:
             self.push_to_hub(repo_id, **hub, **known)
 
     def initialize_weights(self, *args: Any, **kwargs: Any) -> Any:
-        """Initialise weights as transformers does: buffers of some families are as long as the config's positions."""
-        with stating_stock_length(self.config):  # type: ignore[attr-defined]
+        """Start the weights that have no value yet, those of the scheme included, as transformers does."""
+        start_scheme(self)
+        with stating_stock_length(self.config):  # buffers of some families are as long as the config's positions
             return super().initialize_weights(*args, **kwargs)  # type: ignore[misc]
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:

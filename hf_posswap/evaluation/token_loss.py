@@ -4,6 +4,7 @@ The base model reads the whole window; its head then turns a few positions at a 
 a vocabulary of 50,000, all logits at once would be 3.3 GB in float32.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.evaluation.errors import UnmeasurableError
+from hf_posswap.swapped.plan import core_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,14 +27,13 @@ Head = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def find_head(model: "PreTrainedModel") -> Head:
-    """Return the module that turns the base model's last hidden states (…, D) into logits (…, vocabulary).
+    """Return what turns the base model's last hidden states (n, D) into logits (n, vocabulary).
 
-    It is the output embedding in most models and a small network in others (BERT). A candidate is accepted only if it
-    gives the model's own logits on a short probe, so a model that scales or caps its logits cannot be misread. The
-    same probe finds a model that sees the tokens it should predict.
+    It is accepted only if it gives the model's own logits on a short probe. The same probe finds a model that sees the
+    tokens it should predict.
 
     Raises:
-        UnmeasurableError: the model has no language-model head, is not causal, or no candidate reproduces its logits.
+        UnmeasurableError: the model has no language-model head, is not causal, or its head reads more than those.
     """
     ids, hidden = _probe(model)
     if not _is_causal(model, ids, hidden):
@@ -48,7 +49,7 @@ def find_masked_head(model: "PreTrainedModel") -> Head:
     """Return the head of a masked language model, see `find_head`.
 
     Raises:
-        UnmeasurableError: the model has no head, reads in one direction only, or no candidate reproduces its logits.
+        UnmeasurableError: the model has no head, reads in one direction only, or its head reads more.
     """
     ids, hidden = _probe(model)
     if architecture_of(model.config).is_causal(model.config):
@@ -133,13 +134,47 @@ def _is_causal(model: "PreTrainedModel", ids: Tensor, hidden: Tensor) -> bool:
 
 def _matching_head(model: "PreTrainedModel", ids: Tensor, hidden: Tensor) -> Head:
     logits = getattr(model(input_ids=ids, use_cache=False), "logits", None)
-    for candidate in (model.get_output_embeddings(), getattr(model, "cls", None)):
-        if logits is None or not isinstance(candidate, nn.Module):
-            continue
-        ours = candidate(hidden)
-        if ours.shape == logits.shape and torch.allclose(ours, logits, rtol=1e-2, atol=1e-2):
-            return candidate
+    head = _OwnHead(model, ids.flip(1))  # other ids than the model's: what reads them is found out
+    with contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError):  # a head that wants more than those
+        ours = head(hidden[0])
+        if (
+            logits is not None
+            and ours.shape == logits[0].shape
+            and torch.allclose(ours, logits[0], rtol=1e-2, atol=1e-2)
+        ):
+            return head
     raise UnmeasurableError(
-        f"{type(model).__name__} cannot be measured: its logits are not its head applied to its last hidden states. "
-        "Models with a plain language-model head can, such as GPT2LMHeadModel, LlamaForCausalLM and BertForMaskedLM."
+        f"{type(model).__name__} cannot be measured: its logits are not made from its last hidden states alone. "
+        "Models with a language-model head can, such as GPT2LMHeadModel, LlamaForCausalLM and RobertaForMaskedLM."
     )
+
+
+class _OwnHead:
+    """What a model makes of its base model's last hidden states: its own forward, with others in their place.
+
+    So every head counts as it is: one matrix or a small network, with scaled or capped logits.
+
+    Args:
+        model: a model with a head.
+        ids: a few token ids (1, L).
+    """
+
+    def __init__(self, model: "PreTrainedModel", ids: Tensor) -> None:
+        self.model = model
+        self.ids = ids
+        self.core = core_of(model)  # some models with a head call this part of their base model
+        self.outputs = self.core(input_ids=ids, use_cache=False)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Return the logits (n, vocabulary) of hidden states (n, D)."""
+        outputs = type(self.outputs)(last_hidden_state=hidden.unsqueeze(0))
+        core = self.core
+        before = vars(core).get("forward")
+        core.forward = lambda *args, **kwargs: outputs  # for this one call
+        try:
+            return self.model(input_ids=self.ids, use_cache=False).logits[0]
+        finally:
+            if before is None:
+                del core.forward
+            else:
+                core.forward = before

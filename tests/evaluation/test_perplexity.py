@@ -16,6 +16,7 @@ from hf_posswap.demo import ModelSource, load_model, load_tokenizer, resolve_tex
 from hf_posswap.evaluation import EvaluationError, TextTooShortError, perplexity_by_length
 from hf_posswap.evaluation.frames import to_frame
 from hf_posswap.evaluation.perplexity import LengthRow, perplexity_rows, planned_tokens
+from hf_posswap.evaluation.token_loss import find_head, token_losses
 from hf_posswap.evaluation.windows import PROTOCOLS, plan
 
 
@@ -206,18 +207,33 @@ def test_an_encoder_is_refused(minilm_path: Path, book: Tensor) -> None:
         perplexity_rows(model, book, [64])
 
 
-def test_a_head_that_does_more_than_project_is_refused(book: Tensor) -> None:
-    """A model that scales its logits after its head must not be measured without the scaling."""
+def changing(change: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """The small GPT-2, whose logits are changed after its head."""
     model = load_model("demo:gpt2")
-    forward: Callable[..., object] = model.forward
+    forward: Callable[..., Any] = model.forward
 
-    def scaled(*args: object, **kwargs: object) -> object:
-        output = forward(*args, **kwargs)
-        output.logits = output.logits * 0.5
+    def changed(input_ids: Tensor, **kwargs: Any) -> Any:
+        output = forward(input_ids, **kwargs)
+        output.logits = change(output.logits, input_ids)
         return output
 
-    model.forward = scaled
-    with pytest.raises(EvaluationError, match="its logits are not its head applied to its last hidden states"):
+    model.forward = changed
+    return model
+
+
+def test_a_head_that_does_more_than_project_counts_as_it_is(book: Tensor) -> None:
+    """A model that scales its logits after its head must not be measured without the scaling."""
+    model = changing(lambda logits, ids: logits * 0.5)
+    with torch.no_grad():
+        logits = model(book[:64][None]).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits[:-1], book[1:64], reduction="none")
+    actual = token_losses(model, find_head(model), book[:64][None], 1, positions_per_chunk=10)[0]
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_reads_more_than_the_last_hidden_states_is_refused(book: Tensor) -> None:
+    model = changing(lambda logits, ids: logits * (1 + ids[:, :1, None] % 5))
+    with pytest.raises(EvaluationError, match="its logits are not made from its last hidden states alone"):
         perplexity_rows(model, book, [64])
 
 
