@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from hf_posswap.attention.inputs import AttentionInputs, additive_mask, repeat_heads
-from hf_posswap.attention.visibility import interval_bounds
+from hf_posswap.attention.visibility import interval_bounds, learns
 from hf_posswap.biases import Bias, ClippedContentBias, DenseBias, LinearBias, RelativeBias, SeparableBias
 from hf_posswap.errors import BackendError
 
@@ -92,7 +92,7 @@ def flex_bias_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
 
 def _learns(inputs: AttentionInputs, bias: Bias) -> bool:
     """Whether anything that enters attention, the bias's own tensors included, needs a gradient."""
-    tensors = (inputs.q, inputs.k, inputs.v, *vars(bias).values())
+    tensors = (inputs.q, inputs.k, inputs.v, inputs.mask, *vars(bias).values())
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
 
 
@@ -115,7 +115,7 @@ def _with_mask(modify: ScoreMod, mask: Tensor) -> ScoreMod:
 
 def _interval_block_mask(inputs: AttentionInputs) -> BlockMask | None:
     """Return the block mask of padding, packing and windows, made once per forward; None for any other mask."""
-    if torch.compiler.is_compiling() or inputs.mask.shape[1] != 1:
+    if torch.compiler.is_compiling() or inputs.mask.shape[1] != 1 or learns(inputs.mask):
         return None
     block_mask: BlockMask | None = inputs.once("block mask", (inputs.mask,), lambda: _make_block_mask(inputs))
     return block_mask

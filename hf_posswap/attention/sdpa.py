@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hf_posswap.attention.eager import eager_block
 from hf_posswap.attention.inputs import AttentionInputs, Mix, bias_dtype, masked_rows, repeat_heads
+from hf_posswap.attention.visibility import learns
 from hf_posswap.biases import Bias, RelativeBias
 
 QUERY_BLOCK = 256
@@ -107,7 +108,7 @@ def single_query_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     """
     batch, heads, _, dim = inputs.q.shape
     key_heads = inputs.k.shape[1]
-    if _kept(bias):
+    if _kept(bias) and not (isinstance(inputs.mask, Tensor) and learns(inputs.mask)):
         rows = inputs.once("row", (bias, inputs.mask, inputs.q.dtype), lambda: _single_row(inputs, bias))
     else:
         rows = _single_row(inputs, bias)

@@ -5,7 +5,7 @@ this form, and so are their combinations. A segment needs no mask: keys outside 
 distances outside of its range are −inf in the vector of a `RelativeBias`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -50,10 +50,15 @@ def visible_segments(inputs: AttentionInputs) -> list[Segment] | None:
         return [Segment(everyone, 0, queries, 0, min(queries, keys), 0, None)]
     if inputs.mask is None:
         return [Segment(everyone, 0, queries, 0, keys, None, None)]
-    if not isinstance(inputs.mask, Tensor) or inputs.mask.shape[1] != 1:
+    if not isinstance(inputs.mask, Tensor) or inputs.mask.shape[1] != 1 or learns(inputs.mask):
         return None
     segments: list[Segment] | None = inputs.once("segments", (inputs.mask,), lambda: mask_segments(inputs.mask, inputs))
     return segments
+
+
+def learns(mask: Tensor) -> bool:
+    """Whether a mask gets a gradient, so that it is more than what it shows."""
+    return torch.is_grad_enabled() and mask.requires_grad
 
 
 def mask_segments(mask: Tensor, inputs: AttentionInputs) -> list[Segment] | None:
@@ -71,6 +76,20 @@ def mask_segments(mask: Tensor, inputs: AttentionInputs) -> list[Segment] | None
     if len(segments) * SHORTEST_MEAN > max(SHORTEST_MEAN, inputs.query_length) * mask.shape[0] + 4 * SHORTEST_MEAN:
         return None
     return _merged(segments)
+
+
+def shown_by(segments: Sequence[Segment], batch: int, queries: int, keys: int) -> Tensor:
+    """Return the boolean mask (B, Lq, Lk) that segments mean."""
+    mask = torch.zeros(batch, queries, keys, dtype=torch.bool)
+    place, key = torch.arange(queries)[:, None], torch.arange(keys)
+    for segment in segments:
+        shown = (place >= segment.start) & (place < segment.stop) & (key >= segment.first) & (key < segment.last)
+        if segment.least is not None:
+            shown = shown & (place - key >= segment.least)
+        if segment.most is not None:
+            shown = shown & (place - key <= segment.most)
+        mask[segment.batch] |= shown
+    return mask
 
 
 def interval_bounds(mask: Tensor) -> tuple[Tensor, Tensor] | None:

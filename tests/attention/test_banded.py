@@ -6,6 +6,7 @@ import torch
 from hf_posswap.attention import attend, paths
 from hf_posswap.attention.cpu import banded
 from hf_posswap.attention.cpu.banded import CausalAttention
+from hf_posswap.attention.cpu.differentiable import run
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.shaw import ShawConfig
@@ -92,7 +93,7 @@ def test_gradients_flow_through_the_sums_of_scores():
     hidden = torch.ones(17, 17, dtype=torch.bool).triu(1)
     scores = (q @ k.repeat_interleave(2, 1).mT * 0.3).masked_fill(hidden, float("-inf"))
     expected = (scores.softmax(-1) @ v.repeat_interleave(2, 1), scores.logsumexp(-1))
-    actual = CausalAttention.apply(q, k, v, 0.3)
+    actual = run(CausalAttention(0.3), q, k, v)
     weights = [torch.randn_like(x) for x in expected]
     for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)

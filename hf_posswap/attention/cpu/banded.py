@@ -7,16 +7,16 @@ FlashAttention are (Dao et al. 2022, section 3.1). Memory is O(length · K), and
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from hf_posswap.attention.cpu.differentiable import FusedCall, run
 from hf_posswap.attention.cpu.strided import fused
-from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
+from hf_posswap.attention.inputs import AttentionInputs, bias_dtype, repeat_heads
 from hf_posswap.attention.visibility import Segment
 from hf_posswap.biases import ClippedContentBias
 
@@ -60,7 +60,7 @@ def _text(q: Tensor, k: Tensor, v: Tensor, bias: ClippedContentBias, scaling: fl
     reach, length = bias.reach, q.shape[2]
     far = None
     if length > reach:
-        far = CausalAttention.apply(q[:, :, reach:], k[:, :, :-reach], v[:, :, :-reach], scaling)
+        far = run(CausalAttention(scaling), q[:, :, reach:], k[:, :, :-reach], v[:, :, :-reach])
     parts = []
     for start in range(0, length, NEAR_QUERIES):
         stop = min(start + NEAR_QUERIES, length)
@@ -79,7 +79,7 @@ class Part(NamedTuple):
     scaling: float
 
 
-def _joined(part: Part, bias: ClippedContentBias, far: tuple[Tensor, Tensor] | None) -> Tensor:
+def _joined(part: Part, bias: ClippedContentBias, far: tuple[Tensor, ...] | None) -> Tensor:
     """Return the context of a part: its band, and what all queries from `reach` on have of the keys before theirs.
 
     Args:
@@ -171,26 +171,31 @@ class Band:
         return padded.unfold(2, self.width, BAND_BLOCK)
 
 
-class CausalAttention(torch.autograd.Function):
-    """Fused causal attention on CPU that returns the log-sum-exp of the scores too, with gradients through both."""
+@dataclass(frozen=True)
+class CausalAttention(FusedCall):
+    """Fused causal attention of q, k and v on CPU: the context and the log-sum-exps of the scores (B, H, L).
 
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        """Return the context (B, H, L, d) and the log-sum-exps (B, H, L), float32 or better."""
-        context, sums = fused(q, k, v, None, scaling)
-        ctx.save_for_backward(q, k, v, context, sums)
-        ctx.scaling = scaling
-        return context, sums
+    Attributes:
+        scaling: factor on q·k.
+    """
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_sums: Tensor) -> tuple[Tensor | None, ...]:
-        """See `forward`.
+    scaling: float
+    results: ClassVar[int] = 2
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See `FusedCall.forward`."""
+        q, k, v = tensors
+        return fused(q, k, v, None, self.scaling)
+
+    def backward(
+        self, grads: Sequence[Tensor], tensors: Sequence[Tensor], kept: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        """See `FusedCall.backward`.
 
         The gradient of a score is P·(dO·v − dO·O + dsum). The kernel computes P·(dO·v − dO·O), so dsum comes in as
         channels of dO whose values are 1 and whose outputs are said to be 0; in two parts, as half precision asks.
         """
-        q, k, v, context, sums = ctx.saved_tensors
+        (grad, grad_sums), (q, k, v), (context, sums) = grads, tensors, kept
         high = grad_sums.to(q.dtype)
         low = (grad_sums - high).to(q.dtype)
         wide_grad = F.pad(grad, (0, SUM_CHANNELS))
@@ -199,6 +204,16 @@ class CausalAttention(torch.autograd.Function):
         wide_v[..., -2:] = 1
         wide_q, wide_k, wide_context = (F.pad(x, (0, SUM_CHANNELS)) for x in (q, k, context))
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            wide_grad, wide_q, wide_k, wide_v, wide_context, sums, 0.0, True, scale=ctx.scaling
+            wide_grad, wide_q, wide_k, wide_v, wide_context, sums, 0.0, True, scale=self.scaling
         )
-        return (*(x[..., : q.shape[-1]] for x in gradients), None)
+        return [x[..., : q.shape[-1]] for x in gradients]
+
+    def written_out(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """See `FusedCall.written_out`."""
+        q, k, v = tensors
+        exact, heads = bias_dtype(q), q.shape[1]
+        scores = q.to(exact) @ repeat_heads(k, heads).to(exact).mT * self.scaling
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+        context = torch.softmax(scores, dim=-1) @ repeat_heads(v, heads).to(exact)
+        return context.to(q.dtype), scores.logsumexp(-1)

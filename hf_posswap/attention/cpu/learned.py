@@ -9,14 +9,15 @@ over the diagonal of that distance.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hf_posswap.attention.cpu.differentiable import FusedCall, relative_written_out, run
 from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
 from hf_posswap.attention.sdpa import blockwise_attention, relative_attention, reversed_values
+from hf_posswap.attention.visibility import visible_segments
 from hf_posswap.biases import RelativeBias
 
 BLOCK_ROWS = 128
@@ -31,32 +32,41 @@ def learned_relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> T
 
     Gradients reach q, k, v and the bias's values, which are also all that is kept for the backward pass. The gradient
     of the values is summed in float32 (float64 for float64 queries) from gradients of scores that were never rounded to
-    half precision. Differentiating twice raises torch's RuntimeError for once-differentiable functions.
+    half precision. Whoever differentiates twice holds all scores, see `differentiable`.
     """
     tensors = (inputs.q, inputs.k, inputs.v, bias.values)
-    context: Tensor = _LearnedRelativeAttention.apply(*tensors, inputs.causal, inputs.scaling)
-    return context
+    return run(_LearnedCall(inputs.causal, inputs.scaling), *tensors)[0]
 
 
-class _LearnedRelativeAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, values: Tensor, causal: bool, scaling: float) -> Tensor:
-        ctx.save_for_backward(q, k, v, values)
-        ctx.causal, ctx.scaling = causal, scaling
-        inputs = AttentionInputs(q, k, v, None, causal, scaling)
-        bias = RelativeBias(values, inputs.query_length, inputs.key_length)
+@dataclass(frozen=True)
+class _LearnedCall(FusedCall):
+    """Attention of q, k, v and the bias's values."""
+
+    causal: bool
+    scaling: float
+    reads_results: ClassVar[bool] = False
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs, bias = self._call(tensors)
         # Only the CPU's fused kernel takes a mask whose rows overlap in memory.
-        return relative_attention(inputs, bias) if q.device.type == "cpu" else blockwise_attention(inputs, bias)
+        attend = relative_attention if inputs.q.device.type == "cpu" else blockwise_attention
+        return (attend(inputs, bias),)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, values = ctx.saved_tensors
-        inputs = AttentionInputs(q, k, v, None, ctx.causal, ctx.scaling)
-        bias = RelativeBias(values, inputs.query_length, inputs.key_length)
-        with torch.autocast(q.device.type, enabled=False):  # it would round the scores
-            gradients = relative_gradients(inputs, bias, grad, ctx.needs_input_grad[:4])
-        return (*gradients, None, None)
+    def backward(
+        self, grads: Sequence[Tensor], tensors: Sequence[Tensor], kept: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        return relative_gradients(*self._call(tensors), grads[0], wanted)
+
+    def written_out(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        segments = visible_segments(self._call(tensors)[0])
+        assert segments is not None, "there is no mask"
+        q, k, v, values = tensors
+        return (relative_written_out(q, k, v, values, segments, self.scaling),)
+
+    def _call(self, tensors: Sequence[Tensor]) -> tuple[AttentionInputs, RelativeBias]:
+        q, k, v, values = tensors
+        inputs = AttentionInputs(q, k, v, None, self.causal, self.scaling)
+        return inputs, RelativeBias(values, inputs.query_length, inputs.key_length)
 
 
 def relative_gradients(

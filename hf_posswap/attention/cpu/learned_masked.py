@@ -6,13 +6,13 @@ all of it in one pass, which costs less.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hf_posswap.attention.cpu import strided
+from hf_posswap.attention.cpu.differentiable import FusedCall, relative_written_out, run
 from hf_posswap.attention.cpu.learned import diagonal_sums
 from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
 from hf_posswap.attention.visibility import Segment
@@ -24,43 +24,36 @@ BLOCK = 64
 
 def learned_attention_in_segments(inputs: AttentionInputs, bias: RelativeBias, segments: Sequence[Segment]) -> Tensor:
     """Return the context (B, H, Lq, d) with a `RelativeBias` whose values learn; zeros where a query sees nothing."""
-    context: Tensor = _LearnedInSegments.apply(
-        inputs.q, inputs.k, inputs.v, bias.values, bias.query_length, segments, inputs.scaling
-    )
-    return context
+    return run(_LearnedInSegments(segments, inputs.scaling), inputs.q, inputs.k, inputs.v, bias.values)[0]
 
 
-class _LearnedInSegments(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        values: Tensor,
-        query_length: int,
-        segments: Sequence[Segment],
-        scaling: float,
-    ) -> Tensor:
-        bias = RelativeBias(values, query_length, k.shape[2])
-        context, sums = strided.forward(q, k, v, bias, segments, scaling)
-        ctx.save_for_backward(q, k, v, values, context, sums)
-        ctx.segments, ctx.scaling = segments, scaling
-        return context
+@dataclass(frozen=True)
+class _LearnedInSegments(FusedCall):
+    """Attention of q, k, v and the bias's values."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, values, context, sums = ctx.saved_tensors
+    segments: Sequence[Segment]
+    scaling: float
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, values = tensors
+        return strided.forward(q, k, v, RelativeBias(values, q.shape[2], k.shape[2]), self.segments, self.scaling)
+
+    def backward(
+        self, grads: Sequence[Tensor], tensors: Sequence[Tensor], kept: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        (grad,), (q, k, v, values), (context, sums) = grads, tensors, kept
         bias = RelativeBias(values, q.shape[2], k.shape[2])
         gradients: tuple[Tensor | None, ...] = (None, None, None)
-        with torch.autocast(q.device.type, enabled=False):  # it would round the scores
-            if any(ctx.needs_input_grad[:3]):
-                gradients = strided.backward(grad, q, k, v, context, sums, bias, ctx.segments, ctx.scaling)
-            of_values = None
-            if ctx.needs_input_grad[3]:
-                of_values = values_gradient(grad, q, k, v, sums, bias, ctx.segments, ctx.scaling).to(values)
-        return (*gradients, of_values, None, None, None)
+        if any(wanted[:3]):
+            gradients = strided.backward(grad, q, k, v, context, sums, bias, self.segments, self.scaling)
+        of_values = None
+        if wanted[3]:
+            of_values = values_gradient(grad, q, k, v, sums, bias, self.segments, self.scaling).to(values)
+        return (*gradients, of_values)
+
+    def written_out(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, values = tensors
+        return (relative_written_out(q, k, v, values, self.segments, self.scaling),)
 
 
 def values_gradient(

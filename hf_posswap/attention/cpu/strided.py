@@ -10,12 +10,13 @@ scores comes with it. They take grouped heads as they are.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from hf_posswap.attention.cpu.differentiable import FusedCall, relative_written_out, run
 from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
 from hf_posswap.attention.visibility import Segment
 from hf_posswap.biases import RelativeBias, RelativeContentBias
@@ -49,25 +50,31 @@ def relative_attention(inputs: AttentionInputs, bias: RelativeBias, segments: Se
     """Return the context (B, H, Lq, d) with a `RelativeBias` without gradient; zeros where a query sees nothing."""
     tensors = (inputs.q, inputs.k, inputs.v)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
-        context: Tensor = _RelativeAttention.apply(*tensors, bias, segments, inputs.scaling)
-        return context
+        return run(_StridedCall(bias, segments, inputs.scaling), *tensors)[0]
     return forward(*tensors, bias, segments, inputs.scaling)[0]
 
 
-class _RelativeAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: RelativeBias, segments: Sequence[Segment], scaling: float
-    ) -> Tensor:
-        context, sums = forward(q, k, v, bias, segments, scaling)
-        ctx.save_for_backward(q, k, v, context, sums)
-        ctx.call = (bias, segments, scaling)
-        return context
+@dataclass(frozen=True)
+class _StridedCall(FusedCall):
+    """Attention of q, k and v; the bias stands still."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*backward(grad, *ctx.saved_tensors, *ctx.call), None, None, None)
+    bias: RelativeBias
+    segments: Sequence[Segment]
+    scaling: float
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = tensors
+        return forward(q, k, v, self.bias, self.segments, self.scaling)
+
+    def backward(
+        self, grads: Sequence[Tensor], tensors: Sequence[Tensor], kept: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> Sequence[Tensor | None]:
+        (grad,), (q, k, v), (context, sums) = grads, tensors, kept
+        return backward(grad, q, k, v, context, sums, self.bias, self.segments, self.scaling)
+
+    def written_out(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = tensors
+        return (relative_written_out(q, k, v, self.bias.values, self.segments, self.scaling),)
 
 
 def forward(
