@@ -345,3 +345,22 @@ def test_what_is_no_model_is_refused_with_how_to_load_one(ask: Any, thing: Any) 
         ask(thing)
     with pytest.raises(UnsupportedError, match="is no transformers model. Load one first"):
         hf_posswap.swap(thing, "alibi")
+
+
+@pytest.mark.parametrize("scheme", ["alibi", "none", "t5", "sinusoidal", "learned"])
+def test_a_table_that_was_frozen_stays_frozen(scheme: str) -> None:
+    model = small_model("gpt2", True)
+    model.requires_grad_(False)
+    hf_posswap.swap(model, scheme)
+    assert not model.transformer.wpe.weight.requires_grad
+    assert not hf_posswap.restore(model).transformer.wpe.weight.requires_grad
+
+
+@pytest.mark.parametrize("scheme", ["alibi", "none", "t5"])
+def test_a_table_comes_back_as_frozen_as_its_mean_row_is(scheme: str) -> None:
+    for learns in (False, True):
+        model = hf_posswap.swap(small_model("gpt2", True).requires_grad_(not learns), scheme)
+        model.requires_grad_(learns)
+        hf_posswap.swap(model, "kerple", replace=True)
+        assert model.transformer.wpe.weight.requires_grad is learns
+        assert hf_posswap.restore(model).transformer.wpe.weight.requires_grad is learns

@@ -33,15 +33,16 @@ class RetiredTable(nn.Module):
         self.stock_table_class = type(table)
         self.stock_attributes = _plain_attributes(table)
         self.learned = table.weight.requires_grad
-        """Whether the stock table learned when it was swapped out: its mean row then does, and it does once revived."""
+        """Whether the stock table learned when it was swapped out: its mean row then does."""
+        self.use_mean = use_mean
         self.table = nn.Buffer(table.weight.detach().clone())
-        self.weight = nn.Parameter(self.stand_in(use_mean), requires_grad=use_mean and self.learned)
+        self.weight = nn.Parameter(self.stand_in(), requires_grad=use_mean and self.learned)
 
-    def stand_in(self, use_mean: bool) -> Tensor:
+    def stand_in(self) -> Tensor:
         """Return the row that stands in for the table, (1, D): its mean row, or zeros."""
         rows = self.table
         known = rows[self.first_row + 1 :] if len(rows) > self.first_row + 1 else rows[self.first_row :]
-        return known.float().mean(0, keepdim=True).to(rows.dtype) if use_mean else torch.zeros_like(rows[:1])
+        return known.float().mean(0, keepdim=True).to(rows.dtype) if self.use_mean else torch.zeros_like(rows[:1])
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return (1, 1, D), whatever the positions; (B|1, L, D) with what the scheme embeds, or in a ramp."""
@@ -62,11 +63,12 @@ class RetiredTable(nn.Module):
         return self.table[self.first_row :]
 
     def revive(self) -> nn.Embedding:
-        """Return the stock table as the module it was."""
+        """Return the stock table as the module it was; it learns if its mean row, where there is one, does by now."""
         table = self.stock_table_class.__new__(self.stock_table_class)
         nn.Module.__init__(table)
         vars(table).update(self.stock_attributes)
-        table.weight = nn.Parameter(self.table.clone(), requires_grad=self.learned)
+        learns = self.weight.requires_grad if self.use_mean else self.learned
+        table.weight = nn.Parameter(self.table.clone(), requires_grad=learns)
         return table.train(self.training)
 
 

@@ -36,8 +36,8 @@ class LayerCall:
 
     def __init__(self, module: Any, context: Any) -> None:
         self.module = module
-        self.context = context
-        self.stages: list[tuple[Any, Any]] = context.stages(module.pos_scheme)
+        self.context = _own_context(module, context)
+        self.stages: list[tuple[Any, Any]] = self.context.stages(module.pos_scheme)
         """What acts in the layer, each with what was prepared for it."""
         self.cached_length: int | None = None
         """How many keys the cache will return; None: the keys did not go through one."""
@@ -158,11 +158,27 @@ class LayerCall:
         positions: Positions = context.positions.of_keys(self.first, key_length)
         if context.mode is not None:
             return context._replace(positions=positions)
-        if context.ramp is None:
-            return context._replace(positions=positions, prepared=context.scheme.prepare(positions))
-        if context.ramp.layer is not None:
+        if context.ramp is not None and context.ramp.layer is not None:
             raise PositionError("a ramp from a mechanism that looks at the text's length does not run under a window.")
-        return context._replace(positions=positions, prepared=context.scheme.prepare_at(positions, context.ramp.share))
+        return context._replace(positions=positions, prepared=context.prepared_for(positions))
+
+
+def _own_context(module: Any, context: Any) -> Any:
+    """Return the forward's context for a layer: with what all share, or made anew where it is computed twice.
+
+    A reentrant checkpoint runs a layer without gradients first, and in the backward pass again, with a backward pass of
+    its own, which would go through what layers share once for each of them.
+    """
+    if not context.learns or context.mode is not None or context.shared is None or torch.compiler.is_compiling():
+        return context
+    key = ("computed again", id(module))
+    if not torch.is_grad_enabled():
+        context.shared[key] = True
+        return context
+    if key not in context.shared:
+        return context
+    with full_precision(context.positions.query):
+        return context._replace(prepared=context.prepared_for(context.positions))
 
 
 def _mixed(layer: Any, positions: Positions, prepared: Any, weights: Tensor, start: int) -> Tensor:

@@ -68,6 +68,7 @@ class ForwardContext(NamedTuple):
         record: takes the call, q and k of each layer, the scaling, and q and k before the scheme; None: nothing does.
         sizes: for each layer of the cache, how many keys it will return and the index in the text of the first.
         backend: the attention backend that the config names.
+        learns: whether `prepared` has a gradient, which goes through what all layers share.
     """
 
     positions: Positions
@@ -79,6 +80,14 @@ class ForwardContext(NamedTuple):
     record: Any = None
     sizes: dict[int, tuple[int, int]] | None = None
     backend: str = "sdpa"
+    learns: bool = False
+
+    def prepared_for(self, positions: Positions) -> Any:
+        """Return what the scheme makes of positions; in a ramp, at its share."""
+        assert self.scheme is not None
+        return (
+            self.scheme.prepare(positions) if self.ramp is None else self.scheme.prepare_at(positions, self.ramp.share)
+        )
 
     @property
     def acts_everywhere(self) -> bool:
@@ -258,7 +267,8 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     _complete_token_types(model, arguments, batch, length, given.device)
     with full_precision(given):
         added, context = _prepared(model, positions)
-    context = context._replace(sizes=sizes, backend=str(model.config._attn_implementation))
+    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in scheme.parameters())
+    context = context._replace(sizes=sizes, backend=str(model.config._attn_implementation), learns=learns)
     table = architecture.position_table(model)
     if isinstance(table, RetiredTable):
         table.add(added)

@@ -53,7 +53,7 @@ def _start_table(retired: RetiredTable, core: Any) -> None:
     stock = retired.revive()
     core._init_weights(stock)
     _give(retired.table, stock.weight)
-    _give(retired.weight, retired.stand_in(use_mean=not core.pos_scheme.brings_whole_table()))
+    _give(retired.weight, retired.stand_in())
     mark_started(retired)
 
 
