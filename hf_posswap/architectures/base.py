@@ -4,6 +4,7 @@
 description needs more than discovery has a file here with a subclass.
 """
 
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, ClassVar, NamedTuple
@@ -106,6 +107,10 @@ class Architecture:
     def is_attention(self, module_class: Any) -> bool:
         """Return whether a stock class is one of attention modules that a scheme can enter."""
         return discovery.reads_interface(module_class)
+
+    def eager_function(self, module: Any) -> Any:
+        """Return the function that a stock attention module runs under eager attention; None if it is not known."""
+        return vars(sys.modules[discovery.stock_class_of(module).__module__]).get("eager_attention_forward")
 
     def blocks(self, base: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
         """Return (transformer block, its self-attention module) in the order of the layers."""

@@ -1,5 +1,7 @@
 """Attention written out: scores, bias, mask, softmax, values. The only backend that returns the weights."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,5 +42,10 @@ def eager_block(
 
 
 def eager_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> tuple[Tensor, Tensor]:
-    """Return context (B, H, Lq, d) and weights (B, H, Lq, Lk), both in the values' dtype."""
+    """Return context (B, H, Lq, d) and weights (B, H, Lq, Lk), both in the values' dtype.
+
+    Scores of half precision are made in float32, as GPT-2's `reorder_and_upcast_attn` and GPT-J ask of eager attention.
+    """
+    exact = torch.promote_types(inputs.q.dtype, torch.float32)
+    inputs = replace(inputs, q=inputs.q.to(exact), k=inputs.k.to(exact))
     return eager_block(inputs, bias, mix, 0, inputs.query_length)

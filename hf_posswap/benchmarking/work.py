@@ -155,7 +155,7 @@ def attention_work(mode: str, model: Any, length: int, settings: Settings, mask:
 
 def _stock_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: MakeMask | None) -> Tensor:
     ready = None if mask is None else mask(qkv[0].shape[2], qkv[1].shape[2])
-    function = stock_function(module, model.config._attn_implementation)
+    function = stock_function(module, model.config._attn_implementation, architecture_of(model.config))
     output: Tensor = function(module, *qkv, ready, scaling=module.scaling, dropout=0.0)[0]
     return output
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from hf_posswap.architectures.base import Architecture
 from hf_posswap.architectures.discovery import stock_class_of
 from hf_posswap.attention import attend
 from hf_posswap.attention.inputs import AttentionInputs, Mix
@@ -191,7 +192,7 @@ def _attend_natively(
     module: Any, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: AttentionInputs
 ) -> tuple[Tensor, Tensor | None]:
     """Run the stock attention function: context (B, L, H, d), and the weights where the backend has them."""
-    stock = stock_function(module, backend)
+    stock = stock_function(module, backend, module.pos_family)
     if stock is None:
         context, weights = attend(inputs, None, None, backend)
         return context.transpose(1, 2).contiguous(), weights
@@ -217,14 +218,13 @@ def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tens
     return q.to(dtype), k.to(dtype), v.to(dtype)
 
 
-def stock_function(module: Any, backend: str) -> Any:
+def stock_function(module: Any, backend: str, family: Architecture) -> Any:
     """Return the attention function that the stock module would run under a backend; None if it is not known.
 
-    A family may register functions of its own with an `AttentionInterface` in its file, and has its eager one there.
+    A family may register functions of its own with an `AttentionInterface` in its file.
     """
-    names = vars(sys.modules[stock_class_of(module).__module__])
     if backend == "eager":
-        return names.get("eager_attention_forward")
+        return family.eager_function(module)
     interface = _interface_in(stock_class_of(module).__module__)
     return None if interface is None else interface.get_interface(backend, None)
 
