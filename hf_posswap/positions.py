@@ -13,7 +13,8 @@ from hf_posswap.errors import PositionError
 UNKNOWN_KEYS = (
     "position_ids do not continue the cached tokens, so the cached keys' positions are unknown. "
     "Pass position_ids that go on where the cache ends (with the 2D attention_mask if the batch is "
-    "padded), or run without a cache."
+    "padded), or run without a cache. If generate was given prompts padded on the right, pad them on the "
+    "left: tokenizer.padding_side = 'left'."
 )
 
 

@@ -7,6 +7,10 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import hf_posswap
+from hf_posswap.errors import PositionError
+from hf_posswap.schemes import SchemeLayer
+from hf_posswap.swapped.plan import core_of
+from hf_posswap.swapped.questions import path_of
 from tests.matrix.cells import TRAIN_LENGTH, Cell, default_cells, given, random_tokens, small_model, supported_cells
 
 CAUSAL = [cell for cell in supported_cells() if cell.causal]
@@ -87,6 +91,51 @@ def test_generate_continues_a_left_padded_batch_as_recomputation_does(cell: Cell
         disable_compile=True,
     )  # fmt: skip
     assert torch.equal(generated, greedy(model, tokens, mask, 8))
+
+
+SETTINGS: dict[str, Any] = {"do_sample": False, "pad_token_id": 0, "disable_compile": True}
+
+
+@pytest.mark.parametrize("cell", CAUSAL, ids=str)
+def test_padding_within_a_conversation_is_left_out_whatever_the_cache(cell: Cell) -> None:
+    """Turns of a batch of conversations are padded to one length: the first text has a hole, the second has none."""
+    model = cell.swapped()
+    model.generation_config.eos_token_id = None
+    tokens = random_tokens(2, 12)
+    mask = torch.ones_like(tokens)
+    mask[0, 4:7] = 0
+    alone = [tokens[:1, mask[0].bool()], tokens[1:]]
+    expected = [greedy(model, text, torch.ones_like(text), 6)[0, -6:] for text in alone]
+    for cache in ("dynamic", "static"):
+        generated = model.generate(
+            tokens * mask, attention_mask=mask, max_new_tokens=6, cache_implementation=cache, **SETTINGS
+        )
+        assert torch.equal(generated[:, -6:], torch.stack(expected)), cache
+
+
+def reads_distances(cell: Cell, model: Any) -> bool:
+    """Whether the scheme needs to know where cached keys stand: for a bias, or to turn them anew."""
+    layer = next((module for module in model.modules() if isinstance(module, SchemeLayer)), SchemeLayer())
+    stays = path_of(core_of(model).pos_scheme, layer, model).endswith("exactly as in the stock model")
+    return not stays or "dynamic" in cell.label or "longrope" in cell.label
+
+
+@pytest.mark.parametrize("cell", CAUSAL, ids=str)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_prompts_padded_on_the_right_are_counted_as_in_stock_or_refused(cell: Cell, cache: str) -> None:
+    """transformers counts new tokens on from the padding, so that distances to cached keys are unknown."""
+    model = cell.swapped()
+    model.generation_config.eos_token_id = None
+    tokens = random_tokens(2, 12)
+    mask = torch.ones_like(tokens)
+    mask[0, 8:] = 0
+    arguments = {"attention_mask": mask, "max_new_tokens": 6} | SETTINGS
+    if reads_distances(cell, model):
+        with pytest.raises(PositionError, match=r"pad them on the left: tokenizer.padding_side = 'left'"):
+            model.generate(tokens * mask, cache_implementation=cache, **arguments)
+    else:
+        generated = model.generate(tokens * mask, cache_implementation=cache, **arguments)
+        assert torch.equal(generated, model.generate(tokens * mask, use_cache=False, **arguments))
 
 
 @pytest.mark.parametrize("cell", DEFAULT_CAUSAL, ids=str)
