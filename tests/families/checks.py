@@ -1,7 +1,6 @@
 """What is checked of every family: the scheme's bias is exact, a cache changes nothing, checkpoints, and restoring."""
 
 import copy
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,19 +81,19 @@ def check_bias(model: Any) -> None:
 def added_to_masks(model: Any, rows: Tensor) -> Iterator[None]:
     """Let a family's own eager attention find a bias in the mask it is given."""
     module = next(module for module in model.modules() if isinstance(module, SwappedAttention))
-    home = sys.modules[module.stock_class.__module__]
-    stock = home.eager_attention_forward
+    family = module.pos_family
+    stock = family.eager_function(module)
 
     def with_bias(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
         if mask is None:
             mask = torch.zeros(1, 1, LENGTH, LENGTH)
         return stock(module, q, k, v, mask + rows, *args, **kwargs)
 
-    home.eager_attention_forward = with_bias
+    family.eager_function = lambda module: with_bias  # type: ignore[method-assign]
     try:
         yield
     finally:
-        home.eager_attention_forward = stock
+        del family.eager_function
 
 
 NATIVE_SCORES = {"bloom": "alibi", "mpnet": "position_bias"}
