@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
+from torch._dynamo import OptimizedModule
 from transformers import PreTrainedModel
 
 from hf_posswap.architectures import Architecture, architecture_of
@@ -52,11 +53,13 @@ def swap(
         SchemeConfigError: a bad option.
         UnsupportedError: the architecture is not supported, or cannot take the scheme; the reason is given.
         AlreadySwappedError: the model is swapped and `replace` is not set.
+        UnsupportedError: a part of a swapped model, or a model around a swapped part, is to be swapped anew.
         BackendError: the model's attention backend cannot carry the scheme. Nothing has changed after any of these.
     """
     config = as_config(pos_scheme)
     architecture = architecture_of(config_of(model))
     _check_plain(model, architecture)
+    _check_whole(model)
     if is_swapped(model) and not replace:
         entry = model.config.pos_scheme
         raise AlreadySwappedError(
@@ -112,18 +115,36 @@ def _check_plain(model: Any, architecture: Architecture) -> None:
         )
 
 
+def _check_whole(model: Any) -> None:
+    """Refuse a part of a swapped model, or a model around a swapped part: classes and config of the rest would stay."""
+    whole = vars(core_of(model)).get("pos_whole")
+    if whole not in (None, stock_class_of(model)):
+        raise UnsupportedError(
+            f"the scheme was swapped into a {whole.__name__}, and this is a {stock_class_of(model).__name__}, which "
+            f"shares modules with it: the classes and the config of the rest would not follow. Hand over the "
+            f"{whole.__name__} itself, and take parts of it afterwards."
+        )
+
+
 def restore(model: Any) -> Any:
     """Give a swapped model its stock mechanism, modules and classes back, in place.
 
     It is the stock model bit for bit, unless its weights were trained otherwise than by hf_posswap, which would know.
+
+    Args:
+        model: the model that was swapped, or what `torch.compile` made of it.
 
     Returns:
         The same model.
 
     Raises:
         NotSwappedError: the model is not swapped.
-        UnsupportedError: peft's adapters are around the model, or it was healed: its weights belong to its scheme now.
+        UnsupportedError: it is a part of the model that was swapped, or something else around it, such as peft's
+            adapters; or it was healed: its weights belong to its scheme now.
     """
+    if isinstance(model, OptimizedModule):
+        restore(model._orig_mod)
+        return model
     architecture = architecture_of(config_of(model))
     if not is_swapped(model):
         raise NotSwappedError(
@@ -135,6 +156,12 @@ def restore(model: Any) -> Any:
             f"the model is in a {type(model).__name__} with adapters {list(model.peft_config)}, made for the scheme it "
             "has now. peft's unload() or merge_and_unload() gives the model itself; restore that."
         )
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedError(
+            f"{type(model).__module__}.{type(model).__name__} is no transformers model but wraps one. Restore the "
+            "transformers model inside it."
+        )
+    _check_whole(model)
     if is_healed(model.config):
         raise UnsupportedError(
             f"{healed_before(model.config)} Load that one anew; swap(model, scheme, replace=True) gives this one "

@@ -237,6 +237,7 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
     core = plan.core
     if hasattr(core, "pos_scheme"):
         remove_scheme(core, architecture)
+    core.pos_whole = stock_class_of(model)
     core.pos_place = architecture.place(core)
     for entry in plan.layers:
         module: Any = entry.module
@@ -303,7 +304,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
     if isinstance(table, RetiredTable) and path is not None:
         core.set_submodule(path, table.revive())
     del core.pos_scheme
-    for name in ("pos_ramp", "pos_place", "pos_proof"):
+    for name in ("pos_ramp", "pos_place", "pos_proof", "pos_whole"):
         vars(core).pop(name, None)
     _retype(core, type(core).stock_class)
 
