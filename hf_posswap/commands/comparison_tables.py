@@ -12,6 +12,8 @@ from hf_posswap.reporting.comparison_curves import Curve, curves_of
 PROTOCOL_TITLES = {
     "windows": "Perplexity, non-overlapping windows",
     "same-targets": "Perplexity, same target tokens with ever longer context",
+    "masked": "Masked-token perplexity, same masked tokens at every length",
+    "agreement": "Mean cosine of text embeddings to the stock model's",
 }
 
 
@@ -21,8 +23,11 @@ def print_result(result: Mapping[str, Any]) -> None:
     spread = f", mean of {seeds} seeds ± half their range" if seeds > 1 else ""
     for protocol, title in PROTOCOL_TITLES.items():
         curves = curves_of(result["rows"], protocol)
+        if not curves:
+            continue
+        digits = 4 if protocol == "agreement" else 2
         lengths = [str(length) for length in sorted({point.length for curve in curves for point in curve.points})]
-        body = [(curve.scheme, curve.stage, *_cells(curve)) for curve in curves]
+        body = [(curve.scheme, curve.stage, *_cells(curve, digits)) for curve in curves]
         heading = f"{title} ({result['model']}, train length {result['train_length']}{spread})"
         print_table(heading, ("scheme", "stage", *lengths), body, lengths)
     gaps = {f"{Cell(row['scheme'], row['stage'], row['seed'])}: {row['note']}" for row in result["rows"] if row["note"]}
@@ -35,12 +40,12 @@ def print_result(result: Mapping[str, Any]) -> None:
         typer.echo(f"— {message}")
 
 
-def _cells(curve: Curve) -> list[str]:
-    return [_format(point.perplexity, point.spread) for point in curve.points]
+def _cells(curve: Curve, digits: int) -> list[str]:
+    return [_format(point.value, point.spread, digits) for point in curve.points]
 
 
-def _format(perplexity: float | None, spread: float | None) -> str:
-    if perplexity is None:
+def _format(value: float | None, spread: float | None, digits: int) -> str:
+    if value is None:
         return "—"
-    number = f"{perplexity:.2f}" if perplexity < 1000 else f"{perplexity:.4g}"
+    number = f"{value:.{digits}f}" if value < 1000 else f"{value:.4g}"
     return number if spread is None else f"{number} ±{spread:.2g}"

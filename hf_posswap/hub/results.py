@@ -88,7 +88,9 @@ class Results:
     @property
     def stage(self) -> str:
         """How far the checkpoint has come: "swapped", "calibrated" or "healed"."""
-        return "healed" if self.healing or self.healed else "calibrated" if self.calibration else "swapped"
+        report = part(self.calibration, "report") or self.calibration
+        kept = report.get("kept_start") is True and not part(self.calibration, "refinement")
+        return "healed" if self.healing or self.healed else "calibrated" if self.calibration and not kept else "swapped"
 
 
 def read_results(folder: Path, entry: Mapping[str, Any], adapter: bool = False) -> Results:
@@ -177,9 +179,11 @@ def without_folders(word: str) -> str:
 
 
 def _measurement(name: str, content: Mapping[str, Any]) -> Measurement:
-    rows = [row for entry in _entries(content.get("rows")) for row in _row(entry, None, "perplexity")]
+    entries = _entries(content.get("rows"))
+    quantity = "cosine" if any(entry.get("protocol") == "agreement" for entry in entries) else "perplexity"
+    rows = [row for entry in entries for row in _row(entry, None, quantity)]
     return Measurement(
-        name, "perplexity", _text(content.get("model")), _texts(content.get("texts")), tuple(rows), command_of(content)
+        name, quantity, _text(content.get("model")), _texts(content.get("texts")), tuple(rows), command_of(content)
     )
 
 
@@ -204,6 +208,8 @@ def _row(entry: Mapping[str, Any], stage: str | None, quantity: str) -> Iterator
     loss = number(entry.get("loss"))
     if value is None and quantity == "perplexity" and loss is not None and loss < 700:
         value = math.exp(loss)
+    if value is None and quantity == "cosine" and loss is not None:
+        value = 1 - loss  # as comparisons write it
     protocol = _text(entry.get("protocol")) or ("same-targets" if quantity == "perplexity" else "")
     yield Row(stage, scheme, protocol, length, value, count(entry.get("seed")), _text(entry.get("note")))
 

@@ -16,6 +16,7 @@ from hf_posswap.reporting.stage_figure import stage_figures
 
 MAKERS: dict[str, tuple[Callable[[Group], list[Figure]], ...]] = {
     "lengths": (stage_figures, length_figures),
+    "agreement": (stage_figures, length_figures),
     "positions": (position_figures,),
     "passkey": (passkey_figures,),
     "retrieval": (retrieval_figures,),

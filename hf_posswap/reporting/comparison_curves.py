@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_posswap.reporting.colours import STOCK
+from hf_posswap.reporting.quantities import AGREEMENT
 
 STAGE_ORDER = (STOCK, "control", "swapped", "calibrated", "healed")
 
@@ -16,13 +17,14 @@ class Point:
 
     Attributes:
         length: tokens read at once.
-        perplexity: exp of the mean loss over seeds; None where nothing could be measured, see `note`.
-        spread: half the range of the perplexities over seeds; None with one seed.
-        note: why there is no perplexity.
+        value: the mean over seeds: perplexity, exp of the mean loss, or of agreement the cosine. None where nothing
+            could be measured, see `note`.
+        spread: half the range of the values over seeds; None with one seed.
+        note: why there is no value.
     """
 
     length: int
-    perplexity: float | None
+    value: float | None
     spread: float | None
     note: str
 
@@ -37,8 +39,8 @@ class Curve:
 
     @property
     def measured(self) -> list[Point]:
-        """The points with a perplexity."""
-        return [point for point in self.points if point.perplexity is not None]
+        """The points with a value."""
+        return [point for point in self.points if point.value is not None]
 
 
 def curves_of(rows: Sequence[Mapping[str, Any]], protocol: str) -> list[Curve]:
@@ -73,10 +75,15 @@ def _point(rows: Sequence[Mapping[str, Any]]) -> Point:
     length = rows[0]["length"]
     if not losses:
         return Point(length, None, None, rows[0]["note"])
-    mean = _exponential(math.fsum(losses) / len(losses))
-    spread = (_exponential(max(losses)) - _exponential(min(losses))) / 2 if len(losses) > 1 else None
+    shown = _cosine if rows[0]["protocol"] == AGREEMENT else _exponential
+    mean = shown(math.fsum(losses) / len(losses))
+    spread = abs(shown(max(losses)) - shown(min(losses))) / 2 if len(losses) > 1 else None
     return Point(length, mean, spread, "")
 
 
 def _exponential(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
+
+
+def _cosine(loss: float) -> float:
+    return 1.0 - loss

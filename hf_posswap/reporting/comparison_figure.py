@@ -16,6 +16,7 @@ from hf_posswap.reporting.figures import (
 from hf_posswap.reporting.images import draw
 from hf_posswap.reporting.length_figure import figure_of_rows
 from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name
+from hf_posswap.reporting.quantities import quantity_of
 from hf_posswap.reporting.results import Group, as_group, result_file
 from hf_posswap.reporting.stage_figure import shown_lengths, stage_panel
 
@@ -33,7 +34,9 @@ def comparison_figure(group: Group) -> Figure:
     """Return the whole comparison in one figure; `hf-posswap report` has one for each stage instead."""
     last = _last_stages(group)
     rows = [row for row in group.rows if row["stage"] in (STOCK, CONTROL, last.get(row["scheme"]))]
-    figure = figure_of_rows(group, rows, f"Perplexity of {model_name(group)} against length, by positional scheme")
+    quantity = quantity_of(group.rows)
+    title = f"{quantity.subject} of {model_name(group)} against length, by positional scheme"
+    figure = figure_of_rows(group, rows, title)
     panels = [_named(panel, last) for panel in figure.panels if isinstance(panel, LinePanel)]
     if len(group.stages()) > 1:
         protocol = rows[-1]["protocol"]
@@ -41,7 +44,7 @@ def comparison_figure(group: Group) -> Figure:
         if lengths:
             panel = stage_panel(group, protocol, lengths[0])
             panels.append(replace(_named(panel, last), title=f"Stage by stage, {panel.title.rpartition(', ')[2]}"))
-    return replace(figure, panels=common_axis(panels))
+    return replace(figure, panels=common_axis(panels) if quantity.scale == "log" else tuple(panels))
 
 
 def _last_stages(group: Group) -> dict[str, str]:

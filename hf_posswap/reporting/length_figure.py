@@ -1,18 +1,16 @@
-"""Perplexity against length: a panel for each protocol, a line for each scheme, a figure for each stage."""
+"""What a model is measured by against length: a panel a protocol, a line a scheme, a figure for each stage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from hf_posswap.reporting.colours import CONTROL
 from hf_posswap.reporting.figures import (
-    Axis,
     Figure,
     Guide,
     LinePanel,
     Table,
     common_axis,
     drawable,
-    number,
     numbered_axis,
     plain,
 )
@@ -22,14 +20,13 @@ from hf_posswap.reporting.points import (
     Point,
     any_several_seeds,
     by_key,
-    exponential,
     gap_sentences,
-    interval,
     labelled_if_equal,
     line_series,
     points,
 )
 from hf_posswap.reporting.provenance import provenance_of
+from hf_posswap.reporting.quantities import Quantity, quantity_of
 from hf_posswap.reporting.results import Group, Row
 
 Lines = dict[str, list[Point]]
@@ -47,13 +44,14 @@ def length_figure(group: Group, stage: str) -> Figure:
     return replace(
         figure,
         name=slug("length", model_name(group), stage),
-        title=staged(f"{_subject(rows)} of {model_name(group)} against length", stage),
+        title=staged(f"{quantity_of(rows).subject} of {model_name(group)} against length", stage),
         variant=variant(group, stage),
     )
 
 
 def figure_of_rows(group: Group, rows: Sequence[Row], title: str) -> Figure:
     """Return the figure of some of a group's rows, which hold at most one stage of each scheme."""
+    quantity = quantity_of(rows)
     protocols = [name for name in PROTOCOL_TITLES if any(row["protocol"] == name for row in rows)]
     protocols += sorted({row["protocol"] for row in rows} - set(protocols))
     lines = {
@@ -61,8 +59,9 @@ def figure_of_rows(group: Group, rows: Sequence[Row], title: str) -> Figure:
         for protocol in protocols
     }
     caption = (
-        f"{_subject(rows)} on a logarithmic axis against the number of tokens read at once. Bands are the intervals of "
-        "the result file (95% bootstrap over windows); × marks where a line ends because its scheme goes no further."
+        f"{quantity.subject} {'on a logarithmic axis ' if quantity.scale == 'log' else ''}against the number of tokens "
+        "read at once. Bands are the intervals of the result file (95% bootstrap over windows); × marks where a line "
+        "ends because its scheme goes no further."
     )
     if any(CONTROL in own for own in lines.values()):
         caption += " The control is the stock model, trained on the tokens that healed the others."
@@ -71,18 +70,21 @@ def figure_of_rows(group: Group, rows: Sequence[Row], title: str) -> Figure:
     return Figure(
         name=slug("length", model_name(group)),
         title=title,
-        heading=f"{_subject(rows)} against length",
+        heading=f"{quantity.subject} against length",
         variant="",
-        panels=common_axis(drawable([_panel(protocol, own, group.train_length) for protocol, own in lines.items()])),
+        panels=_common(
+            [_panel(protocol, own, group.train_length, quantity) for protocol, own in lines.items()], quantity
+        ),
         caption=caption,
-        table=_table(lines),
+        table=_table(lines, quantity),
         provenance=provenance_of(group),
         gaps=tuple(dict.fromkeys(gap_sentences((k, p) for own in lines.values() for k, p in own.items()))),
     )
 
 
-def _subject(rows: Sequence[Row]) -> str:
-    return "Masked-token perplexity" if {row["protocol"] for row in rows} == {"masked"} else "Perplexity"
+def _common(panels: Sequence[LinePanel], quantity: Quantity) -> tuple[LinePanel, ...]:
+    shown = drawable(panels)
+    return common_axis(shown) if quantity.scale == "log" else shown
 
 
 def lines_of(rows: Sequence[Row], value: str, low: str = "", high: str = "", x: str = "length") -> Lines:
@@ -95,24 +97,24 @@ def train_length_guide(train_length: int | None) -> tuple[Guide, ...]:
     return () if train_length is None else (Guide("x", train_length, f"train length {train_length}"),)
 
 
-def _panel(protocol: str, lines: Mapping[str, Sequence[Point]], train_length: int | None) -> LinePanel:
-    series = labelled_if_equal([line_series(key, line, _hover, exponential) for key, line in lines.items()])
+def _panel(
+    protocol: str, lines: Mapping[str, Sequence[Point]], train_length: int | None, quantity: Quantity
+) -> LinePanel:
+    def hover(point: Point) -> str:
+        return quantity.hover(point) + (f", {point.seeds} seeds" if point.seeds > 1 else "")
+
+    series = labelled_if_equal([line_series(key, line, hover, quantity.shown) for key, line in lines.items()])
     lengths = numbered_axis("tokens read at once", (point.x for line in lines.values() for point in line))
-    y = Axis("perplexity", "log")
-    return LinePanel(PROTOCOL_TITLES.get(protocol, protocol), lengths, y, series, train_length_guide(train_length))
+    title = PROTOCOL_TITLES.get(protocol, protocol)
+    return LinePanel(title, lengths, quantity.axis, series, train_length_guide(train_length))
 
 
-def _hover(point: Point) -> str:
-    text = f"perplexity {interval(*map(exponential, (point.y, point.low, point.high)))}, loss {number(point.y)} nats"
-    return text + (f", {point.seeds} seeds" if point.seeds > 1 else "")
-
-
-def _table(lines: Mapping[str, Lines]) -> Table:
-    """Perplexity by protocol, scheme and length."""
+def _table(lines: Mapping[str, Lines], quantity: Quantity) -> Table:
+    """What is shown by protocol, scheme and length."""
     lengths = sorted({point.x for own in lines.values() for line in own.values() for point in line})
     rows = []
     for protocol, own in lines.items():
         for key, line in own.items():
-            cells = {point.x: interval(*map(exponential, (point.y, point.low, point.high))) for point in line}
+            cells = {point.x: quantity.interval(point) for point in line}
             rows.append((protocol, key, *(cells.get(length, "") for length in lengths)))
     return Table(("protocol", "scheme", *(plain(length) for length in lengths)), tuple(rows))

@@ -11,6 +11,7 @@ PROTOCOL_TITLES = {
     "windows": "Non-overlapping windows",
     "same-targets": "Same target tokens, ever longer context",
     "masked": "Same masked tokens at every length",
+    "agreement": "Mean cosine of text embeddings",
 }
 
 

@@ -88,7 +88,12 @@ def interval(value: Value, low: Value, high: Value) -> str:
     """Return a value with its interval, as text."""
     if value is None or low is None or high is None:
         return number(value)
-    return f"{number(value)} ({number(low)}–{number(high)})"
+    return f"{number(value)} ({number(min(low, high))}–{number(max(low, high))})"
+
+
+def in_order(low: Value, high: Value) -> tuple[Value, Value]:
+    """Return the ends of an interval, the lower one first: where less loss is more, they change places."""
+    return (high, low) if low is not None and high is not None and low > high else (low, high)
 
 
 def ending(line: Sequence[Point]) -> str:
@@ -140,13 +145,14 @@ def line_series(
         hover: says a point in words.
         shown: turns what was measured into what is drawn, such as a loss into a perplexity.
     """
+    ends = [in_order(shown(point.low), shown(point.high)) for point in line]
     return Series(
         key=key,
         label=key,
         x=tuple(point.x for point in line),
         y=tuple(shown(point.y) for point in line),
-        low=tuple(shown(point.low) for point in line),
-        high=tuple(shown(point.high) for point in line),
+        low=tuple(low for low, _ in ends),
+        high=tuple(high for _, high in ends),
         hover=tuple(map(hover, line)),
         end=ending(line),
         background=key == STOCK,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from hf_posswap.errors import PosSwapError
 from hf_posswap.reporting.colours import CONTROL, STOCK
+from hf_posswap.reporting.healing_files import healing_result, is_healing
 
 FORMAT_VERSION = 1
 STAGES = ("swapped", "calibrated", "healed")
@@ -16,6 +17,7 @@ STAGES = ("swapped", "calibrated", "healed")
 
 _NUMBERS: dict[str, tuple[str, ...]] = {
     "lengths": ("length", "loss"),
+    "agreement": ("length", "loss"),
     "positions": ("length", "position_from", "position_to", "loss"),
     "passkey": ("length", "depth", "correct"),
     "retrieval": ("length", "value"),
@@ -24,6 +26,7 @@ _NUMBERS: dict[str, tuple[str, ...]] = {
 }
 _TEXTS: dict[str, tuple[str, ...]] = {
     "lengths": ("protocol",),
+    "agreement": ("protocol",),
     "retrieval": ("metric",),
     "bench": ("mode",),
 }
@@ -37,6 +40,8 @@ _FAMILIES = {
     "biases": "biases",
 }
 KINDS = tuple(_FAMILIES)
+AGREEMENT = "agreement"
+"""A protocol of losses by length, and the family of results by it."""
 _VALUES = ("loss", "correct", "value", "time_ratio", "distance")
 """Numbers that a gap leaves out."""
 _IDENTITY = (
@@ -58,7 +63,7 @@ class ResultFile:
 
     Attributes:
         path: where it was read from, relative to the folder.
-        family: what its rows measure: "lengths", "positions", "passkey", "retrieval", "bench" or "biases".
+        family: what its rows measure: "lengths", "agreement", "positions", "passkey", "retrieval", "bench" or "biases".
         rows: its rows, each with model, scheme, stage and seed.
         texts: name, tokens and sha256 of each text.
         train_length: longest text the stock model was trained on, if the file says.
@@ -161,6 +166,11 @@ def read_results(folder: Path) -> Results:
         if any(part.startswith(".") for part in path.relative_to(folder).parts):
             continue
         content = _content(path)
+        if is_healing(content):
+            content = healing_result(content)
+            if not content["rows"]:
+                notes.append(f"{str(path)!r} has no stage that was measured: finetune measures on --eval-file.")
+                continue
         if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
             others += 1
             continue
@@ -230,7 +240,7 @@ def _result_file(path: Path, name: str, kind: str, content: Mapping[str, Any]) -
     version = content.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
         raise wrong(f"its format version is {version!r}, and this version of hf_posswap reads {FORMAT_VERSION}")
-    family = _FAMILIES[kind]
+    family = _family(kind, content["rows"])
     defaults = {"model": str(content.get("model", "")), "seed": content.get("seed")}
     base_model = _mapping(content.get("pos_scheme")).get("base_model")
     rows = []
@@ -251,6 +261,12 @@ def _result_file(path: Path, name: str, kind: str, content: Mapping[str, Any]) -
         settings=_mapping(content.get("settings")),
         environment=_mapping(content.get("environment")),
     )
+
+
+def _family(kind: str, rows: Sequence[Any]) -> str:
+    """Return what rows measure; agreement stands apart from losses, with which it shares its columns."""
+    protocols = {row.get("protocol") for row in rows if isinstance(row, dict)}
+    return AGREEMENT if _FAMILIES[kind] == "lengths" and protocols == {AGREEMENT} else _FAMILIES[kind]
 
 
 def _row(row: Any, family: str, defaults: Mapping[str, Any]) -> Row:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.figures import (
-    Axis,
     Figure,
     Guide,
     LinePanel,
@@ -16,8 +15,9 @@ from hf_posswap.reporting.figures import (
     plain,
 )
 from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, told_apart
-from hf_posswap.reporting.points import Point, by_key, exponential, interval, labelled_if_equal, points
+from hf_posswap.reporting.points import Point, by_key, in_order, labelled_if_equal, points
 from hf_posswap.reporting.provenance import provenance_of
+from hf_posswap.reporting.quantities import Quantity, quantity_of
 from hf_posswap.reporting.results import Group, Row
 
 
@@ -25,6 +25,7 @@ def stage_figures(group: Group) -> list[Figure]:
     """Return the figure, or none if fewer than two stages were measured."""
     if len(group.stages()) < 2:
         return []
+    quantity = quantity_of(group.rows)
     protocols = dict.fromkeys(row["protocol"] for row in group.rows)
     shown = [(protocol, length) for protocol in protocols for length in shown_lengths(group, protocol)]
     return [
@@ -33,14 +34,19 @@ def stage_figures(group: Group) -> list[Figure]:
             title=f"What calibration and healing give back to {model_name(group)}",
             heading="What calibration and healing give back",
             variant=told_apart(group),
-            panels=common_axis([stage_panel(group, protocol, length) for protocol, length in shown]),
-            caption="Perplexity of each scheme as it was swapped in, after calibration, and after healing, at the "
-            "train length and at the longest length measured. The wide pale line is the stock model; the dashed one "
-            "its control, trained again on the same tokens.",
+            panels=_panels(group, shown),
+            caption=f"{quantity.subject} of each scheme as it was swapped in, after calibration, and after healing, "
+            "at the train length and at the longest length measured. The wide pale line is the stock model; the dashed "
+            "one its control, trained again on the same tokens.",
             table=_table(group, shown),
             provenance=provenance_of(group),
         )
     ]
+
+
+def _panels(group: Group, shown: Sequence[tuple[str, float]]) -> tuple[LinePanel, ...]:
+    panels = [stage_panel(group, protocol, length) for protocol, length in shown]
+    return common_axis(panels) if quantity_of(group.rows).scale == "log" else tuple(panels)
 
 
 def shown_lengths(group: Group, protocol: str) -> list[float]:
@@ -69,44 +75,48 @@ def _point(rows: Sequence[Row]) -> Point | None:
 
 def stage_panel(group: Group, protocol: str, length: float) -> LinePanel:
     """Return the panel of one protocol and length: the stages from left to right, a line for each scheme."""
-    stages = group.stages()
+    stages, quantity = group.stages(), quantity_of(group.rows)
     rows = [row for row in _rows(group, protocol) if row["length"] == length]
     places = tuple(float(index) for index in range(len(stages)))
     series = []
     for key, own in by_key(rows).items():
         unswapped = key in (STOCK, CONTROL)
         found = [_point([row for row in own if unswapped or row["stage"] == stage]) for stage in stages]
-        series.append(_series(key, places, found))
+        series.append(_series(key, places, found, quantity))
     title = f"{PROTOCOL_TITLES.get(protocol, protocol)}, {plain(length)} tokens"
-    x, y = category_axis("", stages), Axis("perplexity", "log")
-    return LinePanel(title, x, y, labelled_if_equal(series), _stock_guide(group, protocol, length))
+    x = category_axis("", stages)
+    return LinePanel(title, x, quantity.axis, labelled_if_equal(series), _stock_guide(group, protocol, length))
 
 
-def _series(key: str, places: tuple[float, ...], found: Sequence[Point | None]) -> Series:
-    y = tuple(exponential(point.y) if point else None for point in found)
+def _series(key: str, places: tuple[float, ...], found: Sequence[Point | None], quantity: Quantity) -> Series:
+    y = tuple(quantity.shown(point.y) if point else None for point in found)
+    ends = [
+        in_order(quantity.shown(point.low), quantity.shown(point.high)) if point else (None, None) for point in found
+    ]
     return Series(
         key=key,
         label=key,
         x=places,
         y=y,
-        low=tuple(exponential(point.low) if point else None for point in found),
-        high=tuple(exponential(point.high) if point else None for point in found),
-        hover=tuple(f"perplexity {number(value)}" for value in y),
+        low=tuple(low for low, _ in ends),
+        high=tuple(high for _, high in ends),
+        hover=tuple(f"{quantity.unit} {number(value)}" for value in y),
         background=key == STOCK,
     )
 
 
 def _stock_guide(group: Group, protocol: str, length: float) -> tuple[Guide, ...]:
-    """Where the stock model does not reach this length, its perplexity at the longest one it does."""
+    """Where the stock model does not reach this length, what it is measured at on the longest one it does."""
     longest = _longest_stock(group, protocol)
     if longest is None or longest >= length:
         return ()
     rows = [row for row in _rows(group, protocol) if row["stage"] == STOCK and row["length"] == longest]
-    value = exponential(points(rows, "loss")[0].y)
+    value = quantity_of(group.rows).shown(points(rows, "loss")[0].y)
     return () if value is None else (Guide("y", value, f"stock at {plain(longest)}"),)
 
 
 def _table(group: Group, shown: Sequence[tuple[str, float]]) -> Table:
+    quantity = quantity_of(group.rows)
     body = []
     for protocol, length in shown:
         rows = [row for row in _rows(group, protocol) if row["length"] == length]
@@ -114,6 +124,7 @@ def _table(group: Group, shown: Sequence[tuple[str, float]]) -> Table:
             for stage in dict.fromkeys(row["stage"] for row in own):
                 point = _point([row for row in own if row["stage"] == stage])
                 assert point is not None
-                text = interval(*map(exponential, (point.y, point.low, point.high)))
-                body.append((protocol, plain(length), key, stage, text, number(point.y)))
-    return Table(("protocol", "length", "scheme", "stage", "perplexity", "loss, nats"), tuple(body))
+                loss = [number(point.y)] if quantity.loss_unit else []
+                body.append((protocol, plain(length), key, stage, quantity.interval(point), *loss))
+    loss_column = [f"loss, {quantity.loss_unit}"] if quantity.loss_unit else []
+    return Table(("protocol", "length", "scheme", "stage", quantity.unit, *loss_column), tuple(body))

@@ -26,16 +26,16 @@ def row(scheme: str, stage: str, length: int, loss: float | None, seed: int = 0,
 def test_one_seed_has_no_spread() -> None:
     (curve,) = curves_of([row("t5", "swapped", 64, 3.0), row("t5", "swapped", 128, None)], "windows")
     read, gap = curve.points
-    assert read.perplexity == pytest.approx(math.exp(3.0))
+    assert read.value == pytest.approx(math.exp(3.0))
     assert read.spread is None
-    assert (gap.perplexity, gap.note) == (None, "longest position 64")
+    assert (gap.value, gap.note) == (None, "longest position 64")
     assert curve.measured == [read]
 
 
 def test_several_seeds_give_the_mean_loss_and_half_their_range() -> None:
     (curve,) = curves_of([row("t5", "healed", 64, loss, seed) for seed, loss in enumerate((3.0, 3.2, 3.7))], "windows")
     (point,) = curve.points
-    assert point.perplexity == pytest.approx(math.exp(3.3))
+    assert point.value == pytest.approx(math.exp(3.3))
     assert point.spread == pytest.approx((math.exp(3.7) - math.exp(3.0)) / 2)
 
 
@@ -64,4 +64,4 @@ def test_curves_come_scheme_by_scheme_and_stage_by_stage() -> None:
 
 def test_a_loss_beyond_a_float_is_infinite_perplexity() -> None:
     (curve,) = curves_of([row("t5", "swapped", 64, 800.0)], "windows")
-    assert curve.points[0].perplexity == math.inf
+    assert curve.points[0].value == math.inf
