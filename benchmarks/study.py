@@ -202,7 +202,7 @@ def bert_steps() -> list[Step]:
         "--length 256 --batch-size 4 --learning-rate 5e-4 --train-file demo:books/train --eval-file demo:books "
         "--eval-lengths 32,64,128,256 --resume"
     )
-    retrieval = "--text demo:books --measure retrieval --lengths 128,256,512,1024,4096 --documents 40"
+    retrieval = "--text demo:books --measure retrieval --lengths 128,256,512,1024,4096 --most-documents 40"
     # ALiBi needs more tokens than RoPE to agree with the stock model as well.
     schemes = {"rope": ("rope", 2_000_000), "alibi": (BOTH_WAYS, 5_500_000)}
     return [

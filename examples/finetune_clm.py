@@ -74,7 +74,7 @@ def main() -> None:
 
     if calibration_refusal(model) is None:  # none, a fixed alibi and others have nothing that could be fitted
         readable = min(length, train_length(model))  # it compares with stock attention
-        calibrate(model, Windows(documents, tokenizer, readable, packing=False).spread(32))
+        calibrate(model, Windows(documents, tokenizer, readable, packing=False).spread(36))
         show("calibrated", model)
 
     report = heal(model, documents, tokenizer, options, output_dir=arguments.output_dir, accelerator=accelerator)

@@ -83,7 +83,7 @@ def main() -> None:
     show("swapped", model)
 
     if calibration_refusal(model) is None:  # a fixed alibi and others have nothing that could be fitted
-        calibrate(model, Windows(documents, tokenizer, arguments.length, packing=False).spread(32))
+        calibrate(model, Windows(documents, tokenizer, arguments.length, packing=False).spread(36))
         show("calibrated", model)
 
     report = heal(model, documents, tokenizer, options, output_dir=arguments.output_dir, accelerator=accelerator)

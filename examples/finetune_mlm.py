@@ -93,7 +93,7 @@ def main() -> None:
     show("swapped", model)
 
     if calibration_refusal(model) is None:  # a fixed alibi and others have nothing that could be fitted
-        calibrate(model, Windows(documents, tokenizer, arguments.length, packing=False).spread(32))
+        calibrate(model, Windows(documents, tokenizer, arguments.length, packing=False).spread(36), tokenizer=tokenizer)
         show("calibrated", model)
 
     healed("healed", model, options, arguments.output_dir)

@@ -1,6 +1,6 @@
 """Drop-in Auto classes that take `pos_scheme=`, and `install()`, which teaches it to transformers' own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, wraps
 from types import TracebackType
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from hf_posswap.calibration import CalibrationError, calibrate, text_windows
+from hf_posswap.calibration import CalibrationError, calibrate, document_windows
 from hf_posswap.errors import SchemeConfigError, UnknownNameError
 from hf_posswap.loading.auto_classes import auto_model_classes
 from hf_posswap.loading.origin import remember_revision
@@ -32,8 +32,9 @@ def load_and_swap(
             quantisation, gguf_file, revision and the rest work as ever.
         args: positional arguments for `load`.
         pos_scheme: see `hf_posswap.swap`; checked before anything is loaded.
-        calibration: texts to calibrate the scheme on (see `hf_posswap.calibrate`): a list of strings, read with the
-            tokenizer of the same name, or batches of token ids (B, L), such as a DataLoader's. None: do not calibrate.
+        calibration: texts to calibrate the scheme on (see `hf_posswap.calibrate`): a list of strings, each a document
+            of its own however short, read with the tokenizer of the same name, or batches of token ids (B, L), such as
+            a DataLoader's. None: do not calibrate.
         kwargs: keyword arguments for `load`.
 
     Returns:
@@ -50,26 +51,38 @@ def load_and_swap(
         remember_revision(stock, args[0], kwargs)
     model = swap(stock, config)
     if calibration is not None:
-        calibrate(model, _batches(calibration, model, args, kwargs))
+        items = _items(calibration)
+        texts = any(isinstance(item, str) for item in items)
+        tokenizer = _tokenizer(args, kwargs) if texts else None
+        calibrate(model, _batches(items, model, tokenizer), tokenizer=tokenizer)
     return loaded
 
 
-def _batches(calibration: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """Yield token ids from strings, tensors, or dictionaries with "input_ids"."""
-    length = min(CALIBRATION_LENGTH, train_length(model))
-    tokenizer = None
+def _items(calibration: Any) -> list[Any]:
+    """Return the texts or batches that are given.
+
+    Raises:
+        CalibrationError: neither is.
+    """
     if not hasattr(calibration, "__iter__") and not hasattr(calibration, "__getitem__"):
         raise CalibrationError(
             f"calibration is a {type(calibration).__name__}. Give a text, several, or batches of token ids (B, L)."
         )
-    for item in [calibration] if isinstance(calibration, str) else calibration:
-        if isinstance(item, str):
-            if tokenizer is None:
-                known = {key: kwargs[key] for key in ("gguf_file", "revision", "subfolder", "token") if key in kwargs}
-                tokenizer = AutoTokenizer.from_pretrained(*args[:1], **known)
-            yield from text_windows(tokenizer, item, length)
-        else:
-            yield item if isinstance(item, Tensor) else _without_padding(item)
+    return [calibration] if isinstance(calibration, str) else list(calibration)
+
+
+def _tokenizer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    known = {key: kwargs[key] for key in ("gguf_file", "revision", "subfolder", "token") if key in kwargs}
+    return AutoTokenizer.from_pretrained(*args[:1], **known)
+
+
+def _batches(items: list[Any], model: Any, tokenizer: Any) -> list[Tensor]:
+    """Return token ids from strings, each a document of its own, from tensors, or dictionaries with "input_ids"."""
+    texts = [item for item in items if isinstance(item, str)]
+    length = min(CALIBRATION_LENGTH, train_length(model))
+    windows = document_windows(tokenizer, texts, length) if texts else []
+    others = (item for item in items if not isinstance(item, str))
+    return [*windows, *(item if isinstance(item, Tensor) else _without_padding(item) for item in others)]
 
 
 def _without_padding(batch: Any) -> Tensor:

@@ -10,7 +10,9 @@ from typer.testing import CliRunner, Result
 import hf_posswap
 from hf_posswap.commands import app
 from hf_posswap.commands.calibrate import read_batches
+from hf_posswap.demo import load_tokenizer
 from hf_posswap.hub import card_of
+from hf_posswap.text_files import read_files
 
 
 def run(*arguments: str) -> Result:
@@ -23,7 +25,10 @@ def test_calibrated_checkpoint(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     report, _ = json.JSONDecoder().raw_decode(result.stdout)
     assert report["tokens"] == 1024
-    assert all(line.startswith("calibrating: layer") for line in result.stderr.splitlines()), result.stderr
+    first, *lines = result.stderr.splitlines()
+    assert first == "Calibrating on 5 documents of 256 to 256 tokens (half of them 256 or fewer)."
+    assert all(line.startswith("calibrating: layer") for line in lines), result.stderr
+    assert (report["held_back"], report["kept_start"]) == (256, False)
     assert report["loss_stock"] < report["loss_after"] < report["loss_before"]
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert hf_posswap.is_swapped(loaded)
@@ -68,6 +73,6 @@ def test_bad_input(
     ],
 )
 def test_no_more_is_read_than_was_asked_for(texts: list[str], tokens: int, shapes: list[tuple[int, int]]) -> None:
-    batches = read_batches("demo:gpt2", texts, tokens, 256)
+    batches = read_batches(load_tokenizer("demo:gpt2"), read_files(texts), tokens, 256)
     assert [tuple(batch.shape) for batch in batches] == shapes
     assert len({tuple(batch[0].tolist()) for batch in batches}) == len(shapes)

@@ -41,7 +41,7 @@ def test_it_prints_every_table_and_names_its_files(tmp_path: Path) -> None:
 
 
 def test_as_json_prints_the_files_and_nothing_else(tmp_path: Path) -> None:
-    quick = ["--measure", "retrieval", "--lengths", "64,600", "--document-tokens", "128", "--documents", "12"]
+    quick = ["--measure", "retrieval", "--lengths", "64,600", "--document-tokens", "128", "--most-documents", "12"]
     bert = ["evaluate", "demo:bert", "--text", "book.txt", *quick, "--output-dir"]
     result = invoke(*bert, str(tmp_path / "json"), "--json")
     printed = json.loads(result.stdout)
@@ -65,7 +65,7 @@ def test_as_json_prints_the_files_and_nothing_else(tmp_path: Path) -> None:
         (["--lengths", "70", "--stage", "healed"], "is stock. Leave it out, or give --pos-scheme"),
         (["--lengths", "70", "--seed", "99999999999999999999999"], "Give one from 0 to 2147483647"),
         (["--lengths", "70", "--seed", "-1"], "the seed is -1"),
-        (["--lengths", "70", "--documents", "0"], "number of documents is 0"),
+        (["--lengths", "70", "--most-documents", "0"], "number of documents is 0"),
         (["--lengths", "70", "--text", "short.txt"], "the text has 5 tokens, and length 70 needs at least 70"),
         (["--lengths", "70", "--pos-scheme", "t6"], "unknown positional scheme 't6'"),
         (["--lengths", "70", "--measure", "positions", "--bins", "0"], "number of bins is 0"),

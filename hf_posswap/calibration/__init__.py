@@ -8,16 +8,16 @@ fits the differences query by query instead. Deterministic, without labels.
 """
 
 from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, sum_by_query
+from hf_posswap.calibration.measuring import Yardstick, mean_loss
 from hf_posswap.calibration.run import (
     CalibrationReport,
     CalibrationWarning,
     calibrate,
     calibration_refusal,
-    mean_loss,
     rewrites_weights,
-    text_windows,
 )
 from hf_posswap.calibration.streams import QUERY_STEP, Projections, compared_queries
+from hf_posswap.calibration.texts import document_windows, text_windows, tokens_to_read
 
 __all__ = [
     "QUERY_STEP",
@@ -26,12 +26,15 @@ __all__ = [
     "CalibrationWarning",
     "FitSettings",
     "Projections",
+    "Yardstick",
     "calibrate",
     "calibration_refusal",
     "compared_queries",
+    "document_windows",
     "fit_curve",
     "mean_loss",
     "rewrites_weights",
     "sum_by_query",
     "text_windows",
+    "tokens_to_read",
 ]

@@ -1,4 +1,4 @@
-"""Calibrate a swapped model: layer after layer, with the losses before and after."""
+"""Calibrate a swapped model: layer after layer, measured before and after, and taken back if it was better before."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.calibration.alignment import Coordinates
 from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, mismatch, sum_by_query
 from hf_posswap.calibration.key_shift import key_shift
+from hf_posswap.calibration.measuring import Yardstick
 from hf_posswap.calibration.streams import Projections, Stream, enter, projected, projections, turned_units
+from hf_posswap.calibration.texts import hold_back, together
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.loading.entry import healed_before, is_healed
 from hf_posswap.schemes.curves import Curve
@@ -23,13 +24,11 @@ from hf_posswap.swapped.questions import (
     longest_position,
     plain_model,
     stock_longest_position,
-    without_scheme,
 )
-from hf_posswap.swapped.tokenizers import special_tokens
 
 
 class CalibrationWarning(UserWarning):
-    """Calibration has made the model worse on the very texts it read."""
+    """Calibration would have made the model worse, and was taken back."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +36,28 @@ class CalibrationReport:
     """What calibration did.
 
     Attributes:
-        tokens: number of tokens read.
-        loss_stock: mean −ln p of the stock model on them, in nats; None for a model without a language modelling loss,
-            or if losses were not measured.
-        loss_before: the same of the swapped model before calibration.
-        loss_after: the same after it.
+        tokens: number of tokens the scheme was fitted to.
+        quantity: what the losses are, by what the model is for: "loss" of the next token or "masked loss", mean −ln p
+            in nats; "agreement", 1 − the mean cosine of the model's text embeddings to the stock model's. None: they
+            were not measured.
+        held_back: number of tokens they were measured on, none of which the scheme was fitted to; 0: there were too few
+            texts, and they were measured on those it was fitted to.
+        loss_stock: loss of the stock model.
+        loss_before: of the swapped model before calibration.
+        loss_after: of the swapped model after it, whether that was kept or not.
+        kept_start: whether the model was better before, so that it has been left as it was.
         explained: for each layer and head, the share of the weighted variance of score differences that the curve
             explains: 1 is all, 0 none. Heads near 0 or below attend by what a bias of the distance cannot say.
     """
 
     tokens: int
+    quantity: str | None
+    held_back: int
     loss_stock: float | None
     loss_before: float | None
     loss_after: float | None
+    kept_start: bool
     explained: list[list[float]]
-
-    @property
-    def worse(self) -> bool:
-        """Whether the loss is known to have risen."""
-        return self.loss_before is not None and self.loss_after is not None and self.loss_after > self.loss_before
 
     def worst_heads(self, count: int = 10) -> list[tuple[int, int, float]]:
         """Return (layer, head, explained) of the heads that fit worst."""
@@ -70,6 +72,7 @@ def calibrate(
     progress: Callable[[int, int], None] | None = None,
     settings: FitSettings | None = None,
     measure: bool = True,
+    tokenizer: Any = None,
 ) -> CalibrationReport:
     """Fit the parameters of a swapped model's scheme to the stock model's attention, layer after layer.
 
@@ -78,18 +81,23 @@ def calibrate(
     turns say what the old mechanism said of distances, see `hf_posswap.calibration.key_shift`. That changes the weights
     of queries and keys, and nothing that the stock model computes, to rounding.
 
+    The model is then measured by what it is for, on texts that were held back, and left as it was if it was better so.
+
     Args:
         model: a swapped model whose scheme has something that calibration can fit; changed in place.
-        batches: token ids, int64, (B, L), all of one length and without padding. A few thousand tokens are enough.
+        batches: token ids, int64, (B, L), each batch of one length and without padding. A row is a text of its own, of
+            2 tokens or more. A few thousand tokens are enough. Of 5 texts or more, one in nine is held back.
         progress: called with (layers done, layers).
         settings: how to weigh and iterate. None: the defaults, which measured best.
-        measure: compute the losses, too, which takes about as long as the fit.
+        measure: hold texts back and measure the model on them. False: fit to all texts, and keep the fit.
+        tokenizer: the model's tokenizer: a masked language model is measured by masked tokens if it is given, else by
+            how far its embeddings agree with the stock model's.
 
     Returns:
-        Losses before and after, and how well each head was fitted.
+        What was measured, and how well each head was fitted.
 
     Warns:
-        CalibrationWarning: the loss on these texts is higher than before.
+        CalibrationWarning: the model was better before, and has been left so.
 
     Raises:
         NotSwappedError: the model is not swapped.
@@ -109,27 +117,82 @@ def calibrate(
     if not texts:
         raise CalibrationError("calibration needs at least one batch of texts of 2 tokens or more; there is none.")
     _require_positions(model, max(text.shape[1] for text in texts))
+    fitted, held = hold_back(texts) if measure else (texts, [])
+    fitted = together(fitted)
     training = model.training
     model.eval()
+    before = after = None
+    kept_start = False
     try:
-        before = mean_loss(model, texts) if measure else None
-        explained = _fit_layers(model, texts, progress, settings or FitSettings())
-        after = mean_loss(model, texts) if measure else None
-        with without_scheme(model):
-            stock = mean_loss(model, texts) if measure else None
+        yardstick = Yardstick(model, together(held or fitted), tokenizer) if measure else None
+        if yardstick is not None:
+            before = yardstick.measure(model)
+        start = _Start(model)
+        try:
+            explained = _fit_layers(model, fitted, progress, settings or FitSettings())
+            if yardstick is not None and before is not None:
+                after = yardstick.measure(model)
+                kept_start = not after <= before
+        except BaseException:
+            start.put_back()
+            raise
+        if kept_start:
+            start.put_back()
     finally:
         model.train(training)
-    report = CalibrationReport(sum(text.numel() for text in texts), stock, before, after, explained)
-    if report.worse:
-        warnings.warn(
-            f"calibration raised the loss on the texts it read from {before:.3f} to {after:.3f} nats a token. Scheme "
-            f"{core_of(model).pos_scheme.name!r} now matches the stock model's attention as well as it can, but its "
-            "start was better. Swap again to undo it, give each layer parameters of its own (per_layer=true) if the "
-            "scheme has that option, or choose another scheme.",
-            CalibrationWarning,
-            stacklevel=3,  # the decorator is a frame of its own
-        )
+    report = CalibrationReport(
+        tokens=sum(text.numel() for text in fitted),
+        quantity=None if yardstick is None else yardstick.quantity,
+        held_back=sum(text.numel() for text in held),
+        loss_stock=None if yardstick is None else yardstick.stock,
+        loss_before=before,
+        loss_after=after,
+        kept_start=kept_start,
+        explained=explained,
+    )
+    if kept_start:
+        # The decorator is a frame of its own.
+        warnings.warn(_says_kept(report, core_of(model).pos_scheme.name), CalibrationWarning, stacklevel=3)
     return report
+
+
+def _says_kept(report: CalibrationReport, scheme: str) -> str:
+    what = {
+        "loss": "its loss rises from {:.3f} to {:.3f} nats a token",
+        "masked loss": "its loss rises from {:.3f} to {:.3f} nats a masked token",
+        "agreement": "the cosine of its embeddings to the stock model's falls from {:.3f} to {:.3f}",
+    }[str(report.quantity)]
+    values = [report.loss_before or 0.0, report.loss_after or 0.0]
+    if report.quantity == "agreement":
+        values = [1 - value for value in values]
+    where = f"on {report.held_back} tokens held back" if report.held_back else "on the texts it was fitted to"
+    return (
+        f"calibration would have made the model worse: {where}, {what.format(*values)}. The start is kept, and the "
+        f"model is as it was swapped. Scheme {scheme!r} cannot say what the old mechanism said: give each layer "
+        "parameters of its own (per_layer=true) if the scheme has that option, choose another scheme, or heal from the "
+        "start."
+    )
+
+
+class _Start:
+    """What calibration may change in a model, as it is before."""
+
+    def __init__(self, model: Any) -> None:
+        self.base = core_of(model)
+        self.rewritten = self.base.pos_rewritten
+        swapped = [m for _, m in architecture_of(model.config).blocks(self.base) if _is_swapped(m)]
+        schemes = (self.base.pos_scheme, *(module.pos_scheme for module in swapped))
+        tensors = [tensor for scheme in schemes for tensor in scheme.parameters()]
+        if rewrites_weights(model):
+            parts = (architecture_of(model.config).query_and_key(module) for module in swapped)
+            tensors += [tensor for pair in parts if pair is not None for part in pair for tensor in part]
+        self.tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def put_back(self) -> None:
+        """Give the model what it had, bit for bit."""
+        for tensor, before in self.tensors:
+            tensor.copy_(before)
+        self.base.pos_rewritten = self.rewritten
 
 
 def _checked(batch: Any) -> Tensor:
@@ -202,44 +265,6 @@ def _nothing_to_fit(name: str) -> str:
 
 def _is_swapped(attention: Any) -> bool:
     return "stock_class" in vars(type(attention))
-
-
-def text_windows(tokenizer: Any, text: str, length: int, name: str = "the text") -> list[Tensor]:
-    """Return a text's tokens as batches of one window each, int64, (1, length), without overlap.
-
-    A window of a BERT-like tokenizer stands between its special tokens, as texts do that its models are used to.
-
-    Raises:
-        CalibrationError: the text is shorter than one window, or a window has no room for any of it.
-    """
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
-    first, last = (torch.tensor(tokens, dtype=ids.dtype) for tokens in special_tokens(tokenizer))
-    inner = length - len(first) - len(last)
-    if inner < 1:
-        raise CalibrationError(
-            f"{length} tokens at once leave no room between the tokenizer's special tokens; read at least "
-            f"{len(first) + len(last) + 1}."
-        )
-    if len(ids) < inner:
-        raise CalibrationError(
-            f"{name} has {len(ids)} tokens; calibration reads {inner} at once. Give a longer text"
-            + (f", or read at most {len(ids)} tokens at once." if len(ids) > 1 else ".")
-        )
-    return [torch.cat([first, part, last])[None] for part in ids.split(inner) if len(part) == inner]
-
-
-def mean_loss(model: Any, texts: list[Tensor]) -> float | None:
-    """Return the mean −ln p over the texts' tokens, or None if the model has no language modelling loss."""
-    if not architecture_of(model.config).is_causal(model.config) or model.get_output_embeddings() is None:
-        return None
-    losses = [_total_loss(model(text, use_cache=False).logits, text) for text in texts]
-    return sum(losses) / sum(text[:, 1:].numel() for text in texts)
-
-
-def _total_loss(logits: Tensor, text: Tensor) -> float:
-    """Return the sum of −ln p over a batch; transformers' own loss of labels warns of GPT-2's config."""
-    targets = text[:, 1:].flatten().to(logits.device)
-    return float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"))
 
 
 def _fit_layers(
@@ -343,10 +368,10 @@ class _Layer:
                 "coordinates cannot be chosen by the weights. Heal this scheme without calibration."
             )
 
-    def _turned_units(self, head_dim: int) -> dict[int, Tensor]:
+    def _turned_units(self, head_dim: int) -> "_TurnedUnits":
         """Return `turned_units` by length of text: texts of one length have the same positions."""
         by_length = {student.hidden.shape[1]: student for _, student in self.pairs}
-        return {length: turned_units(self.attention, student, head_dim) for length, student in by_length.items()}
+        return _TurnedUnits(lambda length: turned_units(self.attention, by_length[length], head_dim))
 
     @property
     def _causal(self) -> bool:
@@ -356,6 +381,19 @@ class _Layer:
         """Return how far the scores are from the stock ones, for each group of heads that share keys, (Hkv,)."""
         heads = samples[0].stock_key.shape[1]
         return mismatch(samples, self._causal, settings).view(heads, -1).sum(1)
+
+
+class _TurnedUnits(dict[int, Tensor]):
+    """Makes what is asked for, and holds one length at a time: texts may be of hundreds of lengths."""
+
+    def __init__(self, make: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, length: int) -> Tensor:
+        self.clear()
+        self[length] = self.make(length)
+        return self[length]
 
 
 def _measure(attention: Any, samples: list[Projections], causal: bool, settings: FitSettings) -> tuple[Curve, Tensor]:

@@ -1,6 +1,9 @@
 """The commands of `hf-posswap`. Each imports what is slow to import only when it runs, so that help comes at once."""
 
-from typing import Annotated, Any
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -23,13 +26,36 @@ from hf_posswap.errors import PosSwapError
 from hf_posswap.version import __version__
 
 
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Show hf_posswap's warnings without the place in the code, which is of use from Python only."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category.__module__.startswith("hf_posswap."):
+            typer.echo(f"hf-posswap: warning: {message}", err=True)
+        else:
+            elsewhere(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        elsewhere = warnings.showwarning
+        warnings.showwarning = show
+        yield
+
+
 class _Group(TyperGroup):
     """Turns errors of hf_posswap into one message and exit code 2, and Ctrl-C into 130; other exceptions stay."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             # Commands that can go on where they stopped have said how before it comes to this.
-            with interruptible(lambda: ""):
+            with interruptible(lambda: ""), _warnings_in_a_line():
                 return super().invoke(ctx)
         except PosSwapError as error:
             typer.echo(f"hf-posswap: error: {error}", err=True)

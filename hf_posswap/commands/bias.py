@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_posswap.commands.console import SCHEME_HELP, ModelArgument, note, print_table, split_list
+from hf_posswap.commands.console import (
+    SCHEME_HELP,
+    DocumentsOption,
+    ModelArgument,
+    note,
+    note_documents,
+    print_table,
+    split_list,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +34,7 @@ def bias(
         list[str] | None,
         typer.Option("--text", metavar="FILE", help="Text to calibrate on, for a second picture; repeatable."),
     ] = None,
+    documents: DocumentsOption = None,
     output_dir: Annotated[
         Path, typer.Option("--output-dir", metavar="DIR", help="Where biases.csv and biases.json are written.")
     ] = Path("outputs/bias"),
@@ -54,7 +63,7 @@ def bias(
         raise OutputError(f"{str(output_dir)!r} has biases.json already. Give another folder, or --overwrite.")
     prepare_folder(output_dir)
     specifications = _checked_schemes(model, split_list(schemes))
-    batches, texts = _read(model, text or [], tokens, length)
+    batches, texts = _read(model, text or [], documents, tokens, length)
     rows: list[dict[str, Any]] = []
     for specification in specifications:
         rows += _rows(model, specification, stage, batches, longest, seed)
@@ -94,23 +103,22 @@ def _checked_schemes(model: str, schemes: list[str]) -> list[str | None]:
     return [None] if swapped else list(schemes)
 
 
-def _read(model: str, names: list[str], tokens: int, length: int) -> "tuple[list[Tensor], list[dict[str, Any]]]":
+def _read(
+    model: str, names: list[str], documents: str | None, tokens: int, length: int
+) -> "tuple[list[Tensor], list[dict[str, Any]]]":
     """Return calibration batches, and the texts they are from as a result file says them."""
     if not names:
         return [], []
-    import hashlib
-
     from hf_posswap.commands.calibrate import read_batches
-    from hf_posswap.demo import load_config, resolve_texts
+    from hf_posswap.demo import load_config, load_tokenizer
+    from hf_posswap.text_files import read_files
 
+    files = read_files(names, documents)
     limit = getattr(load_config(model), "max_position_embeddings", length)
-    batches = read_batches(model, names, tokens, min(length, limit))
-    sources = [source for name in names for source in resolve_texts(name)]
-    each = sum(batch.numel() for batch in batches) // len(sources)
-    return batches, [
-        {"name": source.name, "tokens": each, "sha256": hashlib.sha256(source.path.read_bytes()).hexdigest()}
-        for source in sources
-    ]
+    batches = read_batches(load_tokenizer(model), files, tokens, min(length, limit))
+    note_documents("Calibrating on", [batch.shape[1] for batch in batches])
+    each = sum(batch.numel() for batch in batches) // len(files)
+    return batches, [file.to_dict() | {"tokens": each} for file in files]
 
 
 def _rows(
@@ -128,7 +136,7 @@ def _rows(
     torch.manual_seed(seed)
     loaded = load_swapped(model, scheme, "float32")
     name = scheme or loaded.config.pos_scheme["name"]
-    sample = batches[0] if batches else None
+    sample = max(batches, key=lambda batch: batch.shape[1]) if batches else None
 
     def labelled(done: str) -> Iterable[dict[str, Any]]:
         shared = {"model": model, "scheme": name, "stage": done, "seed": seed}

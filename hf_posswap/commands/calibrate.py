@@ -6,14 +6,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_posswap.commands.console import SCHEME_HELP, JsonOption, ModelArgument, print_json, print_table
+from hf_posswap.commands.console import (
+    SCHEME_HELP,
+    DocumentsOption,
+    JsonOption,
+    ModelArgument,
+    note_documents,
+    print_json,
+    print_table,
+)
 from hf_posswap.commands.models import DtypeOption, check_output, load_swapped, save
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from hf_posswap.calibration import CalibrationReport
+    from hf_posswap.text_files import TextFile
     from hf_posswap.training import HealingReport
     from hf_posswap.training.options import Precision
 
@@ -23,7 +34,8 @@ def calibrate(
     pos_scheme: Annotated[str, typer.Option("--pos-scheme", metavar="SCHEME", help=SCHEME_HELP)],
     text: Annotated[list[str], typer.Option("--text", metavar="FILE", help="Text to calibrate on; repeatable.")],
     output_dir: Annotated[Path, typer.Option("--output-dir", metavar="DIR", help="Where to save the model.")],
-    tokens: Annotated[int, typer.Option(help="Tokens to read.", min=2)] = 8192,
+    documents: DocumentsOption = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to fit to; an eighth more is read to measure on.", min=2)] = 8192,
     length: Annotated[int, typer.Option(help="Tokens read at once; at most the train length.", min=2)] = 512,
     refine_tokens: Annotated[
         int,
@@ -44,20 +56,26 @@ def calibrate(
     computing = _precision(precision, refine_tokens)
     swapped = load_swapped(model, pos_scheme, dtype)
     from hf_posswap.calibration import calibrate as fit
+    from hf_posswap.calibration import tokens_to_read
     from hf_posswap.commands.counting import count_progress
+    from hf_posswap.demo import load_tokenizer
     from hf_posswap.swapped.questions import train_length
+    from hf_posswap.text_files import read_files
 
-    batches = read_batches(model, text, tokens, min(length, train_length(swapped)))
+    files, tokenizer = read_files(text, documents), load_tokenizer(model)
+    length = min(length, train_length(swapped), tokens)
+    batches = read_batches(tokenizer, files, tokens_to_read(tokens, length), length)
+    note_documents("Calibrating on", [batch.shape[1] for batch in batches])
     with count_progress("calibrating", "layer") as progress:
-        report = fit(swapped, batches, progress)
-    refined = _refine(swapped, model, text, refine_tokens, computing) if refine_tokens else None
+        report = fit(swapped, batches, progress, tokenizer=tokenizer)
+    refined = _refine(swapped, tokenizer, files, refine_tokens, computing) if refine_tokens else None
     if as_json:
         print_json(asdict(report) | {"refinement": None if refined is None else refined.to_dict()})
     else:
         _print_report(report)
         if refined is not None:
             _print_refinement(refined)
-    save(swapped, model, output_dir, {"calibration.json": _record(report, refined, text)})
+    save(swapped, model, output_dir, {"calibration.json": _record(report, refined, files)})
 
 
 def _precision(given: str | None, refine_tokens: int) -> "Precision":
@@ -71,56 +89,53 @@ def _precision(given: str | None, refine_tokens: int) -> "Precision":
     return precision
 
 
-def _record(report: "CalibrationReport", refined: "HealingReport | None", texts: list[str]) -> dict[str, Any]:
-    from hf_posswap.training import from_files
-
+def _record(report: "CalibrationReport", refined: "HealingReport | None", files: "list[TextFile]") -> dict[str, Any]:
     return {
         "kind": "calibration",
-        "texts": from_files(texts)[1],
+        "texts": [file.to_dict() for file in files],
         "report": asdict(report),
         "refinement": None if refined is None else refined.to_dict(),
     }
 
 
 def _refine(
-    swapped: "PreTrainedModel", model: str, texts: list[str], tokens: int, precision: "Precision"
+    swapped: "PreTrainedModel", tokenizer: Any, files: "list[TextFile]", tokens: int, precision: "Precision"
 ) -> "HealingReport":
     from hf_posswap.commands.counting import count_progress
-    from hf_posswap.demo import load_tokenizer
-    from hf_posswap.training import from_files, refine
+    from hf_posswap.training import refine
 
-    documents, _ = from_files(texts)
+    documents = [document for file in files for document in file.documents]
     with count_progress("refining", "step") as progress:
-        return refine(
-            swapped,
-            documents,
-            load_tokenizer(model),
-            tokens,
-            precision=precision,
-            progress=progress,
-        )
+        return refine(swapped, documents, tokenizer, tokens, precision=precision, progress=progress)
 
 
-def read_batches(model: str, texts: list[str], tokens: int, length: int) -> "list[Tensor]":
-    """Return about `tokens` tokens of the texts, shared among them, as batches (1, length); fewer at once if need be.
+def read_batches(tokenizer: Any, files: "Sequence[TextFile]", tokens: int, length: int) -> "list[Tensor]":
+    """Return about `tokens` tokens of the files, shared among them, as batches of one window of a document, (1, L).
+
+    Of a file that is one document the first windows are read, of one with many documents some that are evenly spread.
 
     Raises:
-        CalibrationError: a text that is read is shorter than one window; says how many tokens it has.
+        CalibrationError: a file that is read has fewer tokens than one window; says how many.
     """
-    from hf_posswap.calibration import text_windows
-    from hf_posswap.demo import load_tokenizer, resolve_texts
+    from hf_posswap.calibration import document_windows
 
-    tokenizer = load_tokenizer(model)
-    sources = [source for name in texts for source in resolve_texts(name)]
     length = min(length, tokens)
-    windows, of = tokens // length, len(sources)
+    windows, of = tokens // length, len(files)
     shares = [windows * (place + 1) // of - windows * place // of for place in range(of)]
     return [
         window
-        for source, share in zip(sources, shares, strict=True)
+        for file, share in zip(files, shares, strict=True)
         if share
-        for window in text_windows(tokenizer, source.read(), length, source.name)[:share]
+        for window in _some(document_windows(tokenizer, file.documents, length, file.name), share, length, file)
     ]
+
+
+def _some(windows: "list[Tensor]", share: int, length: int, file: "TextFile") -> "list[Tensor]":
+    """Return windows with about as many tokens as `share` full ones."""
+    if len(file.documents) == 1:
+        return windows[:share]
+    count = min(len(windows), max(1, round(share * length * len(windows) / sum(w.shape[1] for w in windows))))
+    return [windows[place * len(windows) // count] for place in range(count)]
 
 
 def _print_refinement(report: "HealingReport") -> None:
@@ -134,10 +149,23 @@ def _print_refinement(report: "HealingReport") -> None:
 
 
 def _print_report(report: "CalibrationReport") -> None:
-    if report.loss_stock is not None and report.loss_before is not None and report.loss_after is not None:
-        rows = [("stock", report.loss_stock), ("swapped", report.loss_before), ("calibrated", report.loss_after)]
+    assert report.loss_stock is not None
+    assert report.loss_before is not None
+    assert report.loss_after is not None
+    after = "calibrated (not kept)" if report.kept_start else "calibrated"
+    rows = [("stock", report.loss_stock), ("swapped", report.loss_before), (after, report.loss_after)]
+    where = f"{report.held_back} tokens held back" if report.held_back else f"the {report.tokens} tokens of calibration"
+    if report.quantity == "agreement":
         print_table(
-            f"Loss on the {report.tokens} tokens of calibration, in nats a token",
+            f"Cosine of text embeddings to the stock model's, on {where}",
+            ["model", "cosine"],
+            [(name, f"{1 - loss:.3f}") for name, loss in rows],
+            right=["cosine"],
+        )
+    else:
+        each = "a masked token" if report.quantity == "masked loss" else "a token"
+        print_table(
+            f"Loss on {where}, in nats {each}",
             ["model", "loss", "above stock"],
             [(name, f"{loss:.3f}", f"{loss - report.loss_stock:+.3f}") for name, loss in rows],
             right=["loss", "above stock"],

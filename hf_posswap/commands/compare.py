@@ -1,4 +1,4 @@
-"""`hf-posswap compare`: perplexity against length for several schemes on one model: swapped, calibrated and healed."""
+"""`hf-posswap compare`: how several schemes on one model read, by length: swapped, calibrated and healed."""
 
 import contextlib
 import sys
@@ -10,8 +10,10 @@ import typer
 
 from hf_posswap.commands.console import (
     SCHEME_HELP,
+    DocumentsOption,
     JsonOption,
     interruptible,
+    note_documents,
     parse_numbers,
     quiet_libraries,
     split_list,
@@ -36,13 +38,14 @@ OPTIONS = {
 def compare(
     model: Annotated[
         str,
-        typer.Option(metavar="MODEL", help="A folder, a Hub name, a GGUF file, or demo:gpt2, demo:llama."),
+        typer.Option(metavar="MODEL", help="A folder, a Hub name, a GGUF file, or demo:gpt2, demo:bert, demo:llama."),
     ],
     schemes: Annotated[str, typer.Option(metavar="S,S,…", help=f"Schemes, separated by commas. {SCHEME_HELP}")],
     text: Annotated[
         list[str], typer.Option(metavar="FILE", help="A UTF-8 text, or demo:books. May be given several times.")
     ],
     lengths: Annotated[str, typer.Option(metavar="N,N,…", help="Numbers of tokens to read at once.")],
+    documents: DocumentsOption = None,
     output_dir: Annotated[
         Path,
         typer.Option(
@@ -144,6 +147,7 @@ def compare(
         schemes=tuple(split_list(schemes)),
         texts=tuple(text),
         lengths=tuple(parse_numbers(lengths, "--lengths")),
+        documents=documents,
         tokens=tokens,
         seed=seed,
         seeds=seeds,
@@ -156,6 +160,9 @@ def compare(
         control=control,
     )
     prepared = comparison.prepare(settings)
+    note_documents("Measuring on", [len(ids) for text in prepared.texts for ids in text.ids])
+    if prepared.documents:
+        note_documents("Learning from", *prepared.learning_lengths())
     prepare_folder(output_dir)
     if overwrite:
         remove_comparison(output_dir)

@@ -14,6 +14,14 @@ ModelArgument = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="A folder, a Hub name, a GGUF file, or demo:gpt2, demo:bert, demo:llama."),
 ]
+DocumentsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--documents",
+        metavar="file|lines|blank-lines",
+        help="What is a text of its own: a file, a line, or what stands between blank lines. Default: a file.",
+    ),
+]
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 # Not rope:yarn:factor=4: rich writes :yarn: as a picture.
@@ -46,6 +54,20 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 def note(message: str) -> None:
     """Print a line on stderr, where it does not mix with results."""
     typer.echo(message, err=True)
+
+
+def note_documents(what: str, tokens: Sequence[int], documents: int | None = None) -> None:
+    """Print how many documents of which length are read.
+
+    Args:
+        what: is done with them, such as "Measuring on".
+        tokens: of each document, or of a sample of them.
+        documents: how many there are, if `tokens` are those of a sample.
+    """
+    from hf_posswap.text_files import DocumentLengths
+
+    if tokens:
+        note(f"{what} {DocumentLengths.of(tokens, documents)}.")
 
 
 @contextlib.contextmanager

@@ -7,9 +7,11 @@ import typer
 
 from hf_posswap.commands.console import (
     SCHEME_HELP,
+    DocumentsOption,
     JsonOption,
     ModelArgument,
     interruptible,
+    note_documents,
     parse_numbers,
     quiet_libraries,
     split_list,
@@ -27,6 +29,7 @@ def evaluate(
     lengths: Annotated[
         str, typer.Option(metavar="N,N,…", help="Numbers of tokens to read at once.", rich_help_panel=WHAT)
     ],
+    documents: DocumentsOption = None,
     pos_scheme: Annotated[
         str | None,
         typer.Option("--pos-scheme", metavar="SCHEME", help=f"Swap first. {SCHEME_HELP}", rich_help_panel=WHAT),
@@ -66,7 +69,9 @@ def evaluate(
     trials: Annotated[
         int, typer.Option(help="passkey: keys for each depth and length; best a multiple of 10.", rich_help_panel=HOW)
     ] = 10,
-    documents: Annotated[int, typer.Option(help="retrieval: at most so many.", rich_help_panel=HOW)] = 100,
+    most_documents: Annotated[
+        int, typer.Option(help="retrieval: at most so many documents.", rich_help_panel=HOW)
+    ] = 100,
     document_tokens: Annotated[
         int | None,
         typer.Option(help="retrieval: tokens of a document. Default: the longest length.", rich_help_panel=HOW),
@@ -112,11 +117,14 @@ def evaluate(
         depths=_parse_shares(depths, "--depths"),
         trials=trials,
         documents=documents,
+        most_documents=most_documents,
         document_tokens=document_tokens,
         pooling=pooling,
     )
     processes = join_processes()
     prepared = prepare_evaluation(settings)
+    if processes.is_main:
+        note_documents("Measuring on", [len(ids) for text in prepared.texts for ids in text.ids])
     way_on = "The same command goes on where it stopped."
     with interruptible(lambda: way_on), evaluation_progress(processes.is_main) as observer:
         results = run_evaluation(prepared, output_dir, processes=processes, observer=observer, overwrite=overwrite)

@@ -7,6 +7,7 @@ import typer
 
 from hf_posswap.commands.console import (
     SCHEME_HELP,
+    DocumentsOption,
     JsonOption,
     interruptible,
     note,
@@ -40,6 +41,7 @@ def finetune(
         list[str] | None,
         typer.Option("--train-file", metavar="FILE", help="A UTF-8 text; repeatable.", rich_help_panel=TEXTS),
     ] = None,
+    documents: DocumentsOption = None,
     dataset: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="A datasets dataset or folder, streamed.", rich_help_panel=TEXTS),
@@ -208,17 +210,18 @@ def finetune(
     if resume and not checkpoints:
         note(f"There is no checkpoint in {output_dir} to go on from: healing begins at the start.")
     column = text_column or "text"
-    documents, facts = (
-        from_files(train_file) if train_file else from_dataset(str(dataset), dataset_split or "train", column)
-    )
-    measured = from_files(eval_file or [])
-    if train_file:
-        require_apart(measured, (list(map(str, documents)), facts))
+    measured = from_files(eval_file or [], documents)
+    if dataset is not None:
+        texts, facts = from_dataset(dataset, dataset_split or "train", column)
+    else:
+        learned = from_files(train_file or [], documents)
+        require_apart(measured, learned)
+        texts, facts = learned
     experiment = Experiment(
         model=model,
         pos_scheme=pos_scheme,
         stock=stock,
-        documents=documents,
+        documents=texts,
         texts=facts,
         options=options,
         output_dir=output_dir,

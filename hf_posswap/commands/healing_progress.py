@@ -3,10 +3,10 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hf_posswap.commands.console import note
+from hf_posswap.commands.console import note, note_documents
 from hf_posswap.training.experiment import ExperimentObserver
 
 LINES = 20
@@ -22,6 +22,9 @@ class LineObserver(ExperimentObserver):
 
     def stage(self, name: str) -> None:
         note(f"{name} …")
+
+    def documents(self, what: str, tokens: Sequence[int], number: int | None) -> None:
+        note_documents(what, tokens, number)
 
     def started(self, steps: int, done: int) -> None:
         self.steps = steps

@@ -7,45 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.comparison.cells import Cell
+from hf_posswap.comparison.measuring import CellMeasure, objective_of
 from hf_posswap.comparison.settings import Settings, normalised
 from hf_posswap.demo import load_config, load_tokenizer
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.perplexity import PROTOCOLS, planned_tokens
 from hf_posswap.evaluation.settings import chosen_device
-from hf_posswap.evaluation.texts import tokenise
+from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
 from hf_posswap.schemes import parse_scheme, schemes
 from hf_posswap.support import cell
+from hf_posswap.text_files import read_files
 from hf_posswap.training.documents import from_files, require_apart
 from hf_posswap.training.loop import healing_length
 from hf_posswap.training.stages import calibration_length
 from hf_posswap.training.texts import Windows
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 CALIBRATION_WORK, HEALING_WORK = 5.0, 2.0
 """Time for a token of calibration, and of healing, as a multiple of that for measuring one; roughly, for progress."""
-
-
-@dataclass(frozen=True)
-class MeasuredText:
-    """A text to measure on.
-
-    Attributes:
-        name: what results call it.
-        sha256: of its content.
-        ids: its tokens, int64 (n,).
-    """
-
-    name: str
-    sha256: str
-    ids: "Tensor" = field(repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what identifies the text, JSON-ready."""
-        return {"name": self.name, "tokens": len(self.ids), "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
@@ -68,7 +49,7 @@ class Prepared:
         documents: what is calibrated and healed on.
         training_facts: what identifies each of these texts.
         refusals: schemes that become rows without a loss.
-        measuring_tokens: how many tokens are read to measure one cell.
+        measure: measures a cell.
     """
 
     settings: Settings
@@ -78,7 +59,7 @@ class Prepared:
     documents: list[str]
     training_facts: list[dict[str, Any]]
     refusals: tuple[Refusal, ...]
-    measuring_tokens: int
+    measure: CellMeasure = field(repr=False)
 
     @property
     def train_length(self) -> int:
@@ -91,24 +72,28 @@ class Prepared:
         healing = self.settings.healing
         return healing_length(None if healing is None else healing.length, self.train_length)
 
+    def learning_lengths(self) -> tuple[list[int], int | None]:
+        """Return the tokens of some of the documents to learn from, and how many there are."""
+        return Windows(self.documents, self.tokenizer, 1, packing=False).document_lengths()
+
     def work(self, cell: Cell) -> float:
         """Return about how much there is to do for a cell, in tokens measured."""
         settings = self.settings
         if cell.scheme in {refusal.scheme for refusal in self.refusals}:
             return 0.0
         if cell.stage == "calibrated":
-            return self.measuring_tokens + CALIBRATION_WORK * settings.calibration_tokens
+            return self.measure.tokens + CALIBRATION_WORK * settings.calibration_tokens
         if cell.stage in ("healed", "control") and settings.healing is not None:
             step = self.healing_length * settings.healing.batch_size * settings.healing.accumulation
-            return self.measuring_tokens + HEALING_WORK * step * settings.healing.steps_for(self.healing_length, 1)
-        return self.measuring_tokens
+            return self.measure.tokens + HEALING_WORK * step * settings.healing.steps_for(self.healing_length, 1)
+        return self.measure.tokens
 
 
 def prepare(settings: Settings) -> Prepared:
     """Check the settings against the model and the texts, and tokenise the texts.
 
     Raises:
-        PosSwapError: an unknown scheme or model, a model that is swapped, is an encoder or is not supported, a text
+        PosSwapError: an unknown scheme or model, a model that is swapped or is not supported, a text
             that is missing, too short, or measured on as well as learned from, settings that do not go together, or
             schemes of which this model can take none.
     """
@@ -117,23 +102,28 @@ def prepare(settings: Settings) -> Prepared:
     device = chosen_device(settings.device)
     settings = dataclasses.replace(settings, device=settings.device or device.type)
     names = {scheme: parse_scheme(scheme).name for scheme in settings.schemes}
-    measured, training = from_files(settings.texts), from_files(settings.train_texts)
-    require_apart(measured, training)
+    files, training = (
+        read_files(settings.texts, settings.documents),
+        from_files(settings.train_texts, settings.documents),
+    )
+    require_apart(([text for file in files for text in file.documents], [file.to_dict() for file in files]), training)
     config = load_config(settings.model)
     if getattr(config, "pos_scheme", None) is not None:
         raise EvaluationError(
             f"model {settings.model!r} is swapped already ({config.pos_scheme['name']!r}), so there is no stock model "
             "to compare with. Give the model it was made from."
         )
+    objective = objective_of(config)
+    if settings.control and objective == "embedding":
+        raise EvaluationError(
+            f"a control says nothing for {settings.model!r}, which embeds texts: the stock model is its own teacher, "
+            "and its cosine to itself is 1. Leave out --control."
+        )
     refusals = _refusals(settings, config, names)
     tokenizer = load_tokenizer(settings.model)
-    texts = tuple(
-        MeasuredText(fact["name"], fact["sha256"], tokenise(tokenizer, text))
-        for text, fact in zip(*measured, strict=True)
-    )
-    counts = [len(text.ids) for text in texts]
-    tokens = sum(planned_tokens(counts, settings.lengths, protocol, settings.tokens) for protocol in PROTOCOLS)
-    prepared = Prepared(settings, config, tokenizer, texts, *training, refusals, tokens)
+    texts = tokenise_files(tokenizer, files)
+    measure = CellMeasure(settings, objective, tokenizer, [ids for text in texts for ids in text.ids])
+    prepared = Prepared(settings, config, tokenizer, texts, *training, refusals, measure)
     _check_training_texts(prepared)
     return prepared
 
@@ -158,19 +148,14 @@ def _check_training_texts(prepared: Prepared) -> None:
         length = calibration_length(prepared.train_length)
         Windows(prepared.documents, prepared.tokenizer, length, packing=False).spread(1)
     if settings.healing is not None:
-        packing = settings.healing.packing is not False
+        packing = settings.healing.packing is not False and prepared.measure.objective == "lm"
         Windows(prepared.documents, prepared.tokenizer, prepared.healing_length, packing).require_one()
 
 
 def _refusals(settings: Settings, config: "PretrainedConfig", names: dict[str, str]) -> tuple[Refusal, ...]:
     """Look up each scheme's cell of the capability table."""
     architecture = architecture_of(config)
-    if not architecture.is_causal(config):
-        raise EvaluationError(
-            f"model {settings.model!r} is an encoder ({architecture.name}): it sees the tokens it would be asked to "
-            "predict. Compare measures causal language models, such as demo:gpt2 or demo:llama."
-        )
-    cells = [cell(architecture, True, scheme) for scheme in schemes]
+    cells = [cell(architecture, architecture.is_causal(config), scheme) for scheme in schemes]
     reasons: dict[str, Any] = {found.scheme: found.reason or "" for found in cells if not found.supported}
     refusals = tuple(Refusal(spec, reasons[name]) for spec, name in names.items() if name in reasons)
     if names and len(refusals) == len(names):

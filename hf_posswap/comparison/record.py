@@ -135,7 +135,7 @@ def _identity(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what decides the numbers."""
     versions = result["environment"]["versions"]
     return {
-        "settings": {name: value for name, value in result["settings"].items() if name not in GROWING},
+        "settings": {"documents": None} | {n: value for n, value in result["settings"].items() if n not in GROWING},
         "texts": result["texts"],
         "training_texts": result["training_texts"],
         "versions": {name: versions.get(name) for name in DECIDING_PACKAGES},

@@ -25,6 +25,8 @@ class Settings:
         schemes: scheme specifications such as "alibi" or "rope:yarn:factor=4".
         texts: files or `demo:` names to measure on.
         lengths: tokens to read at once.
+        documents: what is a document of the texts, of those that are measured on and of those that are learned from;
+            see `hf_posswap.text_files.read_files`.
         tokens: about how many tokens are read for each length, protocol and measured point.
         seed: of the bootstrap, and the first of the seeds of what schemes and healing draw at random.
         seeds: how many seeds, counted up from `seed`.
@@ -41,6 +43,7 @@ class Settings:
     schemes: tuple[str, ...]
     texts: tuple[str, ...]
     lengths: tuple[int, ...]
+    documents: str | None = None
     tokens: int = 8192
     seed: int = 0
     seeds: int = 1

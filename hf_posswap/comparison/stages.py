@@ -12,11 +12,12 @@ import torch
 from hf_posswap.auto import auto_class
 from hf_posswap.calibration import calibration_refusal
 from hf_posswap.comparison.cells import Cell, Lane, Outcome
+from hf_posswap.comparison.measuring import AUTO_CLASSES
 from hf_posswap.comparison.observer import Observer
 from hf_posswap.comparison.preparation import CALIBRATION_WORK, HEALING_WORK, Prepared
 from hf_posswap.demo import SourceError, load_model
 from hf_posswap.errors import PosSwapError, UnsupportedError
-from hf_posswap.evaluation.perplexity import PROTOCOLS, LengthRow, gap_row, perplexity_rows
+from hf_posswap.evaluation.perplexity import LengthRow
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.swapping import swap
 from hf_posswap.training.distribution import make_accelerator
@@ -99,21 +100,11 @@ class _Way:
     def measure(self, cell: Cell) -> list[dict[str, Any]]:
         """Return the rows of the model as it is now."""
         self.observer.activity(cell, "measuring")
-        rows = perplexity_rows(
-            self.model,
-            [text.ids for text in self.prepared.texts],
-            self.settings.lengths,
-            PROTOCOLS,
-            budget=self.settings.tokens,
-            seed=self.settings.seed,
-            progress=self.observer.worked,
-        )
-        return self._labelled(cell, rows)
+        return self._labelled(cell, self.prepared.measure.rows(self.model, self.observer.worked))
 
     def gaps(self, cell: Cell, reason: str) -> list[dict[str, Any]]:
         """Return rows without a loss, which say why."""
-        rows = [gap_row(protocol, length, reason) for protocol in PROTOCOLS for length in self.settings.lengths]
-        return self._labelled(cell, rows)
+        return self._labelled(cell, self.prepared.measure.gaps(reason))
 
     def _labelled(self, cell: Cell, rows: list[LengthRow]) -> list[dict[str, Any]]:
         label = {"model": self.settings.model, "scheme": cell.scheme, "stage": cell.stage, "seed": cell.seed}
@@ -123,10 +114,10 @@ class _Way:
         self.observer.activity(cell, "loading")
         # A copy, for a swap changes the configuration of its model.
         config = copy.deepcopy(self.prepared.config)
-        loaded = load_model(
-            self.settings.model, auto_class("AutoModelForCausalLM"), config=config, dtype=self.settings.dtype
-        )
+        head = auto_class(AUTO_CLASSES[self.prepared.measure.objective])
+        loaded = load_model(self.settings.model, head, config=config, dtype=self.settings.dtype)
         self.model = loaded.to(self.settings.device)
+        self.prepared.measure.remember(self.model)
         return {}
 
     def _swap(self, cell: Cell) -> dict[str, Any]:
@@ -155,9 +146,8 @@ class _Way:
             self.prepared.tokenizer,
             tokens=tokens,
             progress=layer_done,
-            measure=False,  # what calibration gives is measured on other texts right after it
         )
-        return {"calibration": {"tokens": report.tokens, "explained": report.explained}}
+        return {"calibration": dataclasses.asdict(report)}
 
     def _heal(self, cell: Cell) -> dict[str, Any]:
         assert self.settings.healing is not None

@@ -1,7 +1,8 @@
 """How far a model's text embeddings still agree with the stock model's."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_posswap.errors import PositionError
+from hf_posswap.evaluation.perplexity import LengthRow, gap_row, length_row
 from hf_posswap.swapped.questions import longest_position
 
+PROTOCOL = "agreement"
 TOKENS_AT_ONCE = 4096
 """How many tokens are read at once, in texts of one length: short ones alone would leave any device idle."""
 
@@ -38,7 +41,6 @@ class AgreementRow:
         return asdict(self)
 
 
-@torch.no_grad()
 def embedding_agreement(
     model: Any, stock: Any, texts: Sequence[Tensor], lengths: Sequence[int], first: Sequence[int], last: Sequence[int]
 ) -> list[AgreementRow]:
@@ -47,29 +49,20 @@ def embedding_agreement(
     Args:
         model: an encoder without a head.
         stock: the stock model to agree with.
-        texts: token ids, int64 (n,), without special tokens.
-        lengths: tokens read at once, special tokens included; windows do not overlap.
+        texts: token ids, int64 (n,), without special tokens; each is a document.
+        lengths: tokens read at once, special tokens included; windows do not overlap, and a text that is shorter than
+            a length is read whole.
         first: special tokens before each window.
         last: special tokens after it.
     """
-    rows, limit = [], longest_position(stock)
+    rows = []
     for length in sorted(lengths):
-        if limit is not None and length > limit:
-            note = f"the stock model reads {limit} tokens: there is no embedding to agree with"
+        windows, note = windows_of(stock, texts, length, first, last)
+        if note:
             rows.append(AgreementRow(length, None, None, 0, note))
             continue
-        inner = length - len(first) - len(last)
-        if inner < 1:
-            note = "no room between the special tokens"
-            rows.append(AgreementRow(length, None, None, 0, note))
-            continue
-        windows = [part for text in texts for part in text.split(inner) if len(part) == inner]
-        if not windows:
-            rows.append(AgreementRow(length, None, None, 0, "the texts are shorter than this"))
-            continue
-        framed = torch.tensor([[*first, *window.tolist(), *last] for window in windows], device=model.device)
         try:
-            cosines = _cosines(model, stock, framed)
+            cosines = cosines_of(embeddings(model, windows), embeddings(stock, windows))
         except PositionError as error:
             rows.append(AgreementRow(length, None, None, 0, str(error)))
             continue
@@ -77,11 +70,68 @@ def embedding_agreement(
     return rows
 
 
-def _cosines(model: Any, stock: Any, framed: Tensor) -> Tensor:
-    """Return the cosine of each text, float64 (n,)."""
-    batches = framed.split(max(1, TOKENS_AT_ONCE // framed.shape[1]))
-    return torch.cat([F.cosine_similarity(_embedding(model, ids), _embedding(stock, ids)) for ids in batches]).double()
+def agreement_row(model: Any, stock: Tensor, length: int, windows: Sequence[Tensor], seed: int) -> LengthRow:
+    """Return how far a model's embeddings agree with the stock model's at one length, with protocol "agreement".
+
+    Its loss is 1 − the mean cosine, its windows are the texts; it has no perplexity.
+
+    Args:
+        model: an encoder without a head.
+        stock: embeddings that the stock model has of the windows, float32 (n, D).
+        length: tokens read at once.
+        windows: what is read, int64 (n,) each, special tokens included.
+        seed: of the bootstrap.
+    """
+    started = time.perf_counter()
+    try:
+        distances = 1 - cosines_of(embeddings(model, windows), stock)
+    except PositionError as error:
+        return gap_row(PROTOCOL, length, str(error))
+    row = length_row(PROTOCOL, length, list(distances.split(1)), seed, time.perf_counter() - started)
+    return replace(row, perplexity=None, tokens=sum(map(len, windows)) if row.loss is not None else 0)
 
 
-def _embedding(model: Any, ids: Tensor) -> Tensor:
-    return model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.float().mean(1)
+def windows_of(
+    stock: Any, texts: Sequence[Tensor], length: int, first: Sequence[int], last: Sequence[int]
+) -> tuple[list[Tensor], str]:
+    """Return what is read at a length, int64 (n,) with the special tokens, or none and the reason why not.
+
+    A text is cut into windows of this length; one that is shorter is a window.
+    """
+    limit, inner = longest_position(stock), length - len(first) - len(last)
+    longest = max(map(len, texts))
+    if limit is not None and length > limit:
+        return [], f"the stock model reads {limit} tokens: there is no embedding to agree with"
+    if inner < 1:
+        return [], "no room between the special tokens"
+    if longest < inner:
+        return [], f"the longest text has {longest} tokens, without special tokens"
+    parts = (part for text in texts for part in text.split(inner) if len(part) == min(inner, len(text)))
+    frame = (torch.tensor(ids, dtype=torch.int64) for ids in (first, last))
+    before, after = frame
+    return [torch.cat([before, part.cpu(), after]) for part in parts if len(part)], ""
+
+
+@torch.no_grad()
+def embeddings(model: Any, windows: Sequence[Tensor]) -> Tensor:
+    """Return the mean-pooled last hidden state of each window, float32 (n, D) on the CPU.
+
+    Raises:
+        PositionError: the model has no positions for them.
+    """
+    found: list[Tensor] = [torch.empty(0)] * len(windows)
+    by_size: dict[int, list[int]] = {}
+    for place, window in enumerate(windows):
+        by_size.setdefault(len(window), []).append(place)
+    for size, places in by_size.items():
+        for batch in torch.tensor(places).split(max(1, TOKENS_AT_ONCE // size)):
+            ids = torch.stack([windows[place] for place in batch.tolist()]).to(model.device)
+            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+            for place, embedding in zip(batch.tolist(), hidden.float().mean(1).cpu(), strict=True):
+                found[place] = embedding
+    return torch.stack(found)
+
+
+def cosines_of(one: Tensor, other: Tensor) -> Tensor:
+    """Return the cosine of each pair of embeddings (n, D), float64 (n,)."""
+    return F.cosine_similarity(one, other).double()

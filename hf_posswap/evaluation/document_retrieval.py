@@ -4,7 +4,6 @@ The model reads only the first tokens of each document. It embeds documents and 
 states; documents are ordered by their cosine to the query, and the one it comes from is the one right answer.
 """
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +56,7 @@ def retrieval_rows(
     lengths: Sequence[int],
     *,
     document_tokens: int | None = None,
-    documents: int = MOST_DOCUMENTS,
+    most_documents: int = MOST_DOCUMENTS,
     pooling: str = "mean",
     seed: int = 0,
     batch_tokens: int = 4096,
@@ -72,7 +71,7 @@ def retrieval_rows(
         texts: long texts, such as books.
         lengths: tokens to read of each document, special tokens included; add 512 to see the usual truncation.
         document_tokens: tokens of a document; None: the longest length.
-        documents: how many documents at most.
+        most_documents: how many documents at most.
         pooling: "mean" of the last hidden states, or the "first" token's, as the model was trained.
         seed: of the queries and of the bootstrap.
         batch_tokens: how many tokens may be read in one forward pass; a longer document is read alone.
@@ -88,7 +87,7 @@ def retrieval_rows(
         TextTooShortError: the texts make too few documents.
     """
     ordered = check_lengths(lengths)
-    collection = make_collection(tokenizer, texts, document_tokens or ordered[-1], documents, seed)
+    collection = make_collection(tokenizer, texts, document_tokens or ordered[-1], most_documents, seed)
     task = RetrievalTask(tokenizer, collection, pooling, seed)
     with Reader(model, batch_tokens=batch_tokens, processes=processes, progress=progress) as reader:
         return [row for length in ordered for row in task.measure(reader, length)]
@@ -138,19 +137,16 @@ class RetrievalTask:
         """Return normalised embeddings, float32 (n, D) on the CPU; only what is equally long is read together."""
         base = getattr(reader.model, "base_model", reader.model)
 
-        def embed(batch: list[int]) -> Tensor:
-            ids = torch.stack([torch.cat([self.first, parts[number], self.last]) for number in batch]).to(reader.device)
+        around = len(self.first) + len(self.last)
+
+        def embed(batch: list[Tensor]) -> list[Tensor]:
+            ids = torch.stack([torch.cat([self.first, part, self.last]) for part in batch]).to(reader.device)
             hidden = last_hidden(base, ids)
             reader.was_read(ids)
             pooled = hidden.float().mean(1) if self.pooling == "mean" else hidden[:, 0].float()
-            return functional.normalize(pooled, dim=-1).cpu()
+            return list(functional.normalize(pooled, dim=-1).cpu())
 
-        order = sorted(range(len(parts)), key=lambda number: len(parts[number]))
-        alike = [list(numbers) for _, numbers in itertools.groupby(order, key=lambda number: len(parts[number]))]
-        around = len(self.first) + len(self.last)
-        batches = [batch for numbers in alike for batch in reader.batches(numbers, len(parts[numbers[0]]) + around)]
-        embedded = torch.cat(reader.processes.share(batches, embed))
-        return torch.empty_like(embedded).index_copy(0, torch.tensor(order), embedded)
+        return torch.stack(reader.read_alike(parts, lambda part: (len(part) + around,), embed))
 
     def _score(self, length: int, scores: Tensor) -> list[RetrievalRow]:
         """Return the rows for scores (queries, documents)."""

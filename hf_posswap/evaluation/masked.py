@@ -7,7 +7,7 @@ become the mask token: BERT's 10% random and 10% unchanged ones are noise for tr
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from hf_posswap.errors import PositionError
-from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError, UnmeasurableError
+from hf_posswap.evaluation.errors import EvaluationError, UnmeasurableError
 from hf_posswap.evaluation.perplexity import LengthRow, gap_row, length_row
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.texts import TokenIds, as_texts
 from hf_posswap.evaluation.token_loss import base_model_of, last_hidden, losses_of_hidden
-from hf_posswap.evaluation.windows import check_lengths, spread
+from hf_posswap.evaluation.windows import check_lengths, share_out, spread
+from hf_posswap.masking import choose_masked
 from hf_posswap.swapped.tokenizers import special_tokens
 
-MASKED_SHARE = 0.15
 PROTOCOL = "masked"
 
 
@@ -62,7 +62,7 @@ def masked_loss_rows(
         model: a masked language model, swapped or stock. It is measured in evaluation mode and left as it was.
         tokenizer: its tokenizer, for the mask token and the special tokens around a text.
         token_ids: one text as integers of shape (n,), without special tokens, or several as a sequence of such.
-        lengths: tokens to read at once, special tokens included.
+        lengths: tokens to read at once, special tokens included; a text that is shorter is read whole.
         budget: about how many tokens the model may read for each length, all texts together.
         seed: of the masked tokens and of the bootstrap.
         batch_tokens: how many tokens may be read in one forward pass; a longer window is read alone.
@@ -76,7 +76,7 @@ def masked_loss_rows(
 
     Raises:
         EvaluationError: a model, a tokenizer, a length or a budget that cannot be measured.
-        TextTooShortError: a text has fewer tokens than the longest length needs.
+        TextTooShortError: no text has as many tokens as the longest length needs.
     """
     plans = plan_masked(tokenizer, as_texts(token_ids), lengths, budget, seed)
     with Reader(
@@ -97,12 +97,10 @@ def plan_masked(
 
     Raises:
         EvaluationError: a tokenizer without a mask token, or a length or a budget that cannot be measured.
-        TextTooShortError: a text has fewer tokens than the longest length needs.
+        TextTooShortError: no text has as many tokens as the longest length needs.
     """
     if tokenizer.mask_token_id is None:
         raise UnmeasurableError("this tokenizer has no mask token, so there is no masked-token loss to measure.")
-    if budget < 1:
-        raise EvaluationError(f"the budget is {budget} tokens. Give a number of tokens of at least 1.")
     frame = special_tokens(tokenizer)
     around = len(frame[0]) + len(frame[1])
     ordered = check_lengths(lengths)
@@ -115,21 +113,25 @@ def plan_masked(
     never = torch.tensor(tokenizer.all_special_ids)
     plans: dict[int, list[MaskedWindow]] = {length: [] for length in ordered}
     longest = ordered[-1]
-    for text in texts:
-        inner = longest - around
-        if len(text) < inner:
-            raise TextTooShortError(
-                f"the text has {len(text)} tokens, and length {longest} needs at least {inner} besides the {around} "
-                f"special tokens. Give a longer text or lengths up to {len(text) + around}."
-            )
-        count = max(1, budget // len(texts) // longest)
-        for start in spread(len(text) - inner, count, apart=inner):
-            stretch = text[start : start + inner]
-            chosen = _choose(stretch, never, generator)
-            hidden = stretch.masked_fill(chosen, tokenizer.mask_token_id)
-            for length in ordered:
-                plans[length] += _windows(stretch, hidden, chosen, length - around, frame)
+    places, share = share_out([len(text) for text in texts], longest, budget, around)
+    count = max(1, share // longest)
+    for stretch in (stretch for place in places for stretch in _stretches(texts[place], longest - around, count)):
+        chosen = choose_masked(stretch, never, generator)
+        hidden = stretch.masked_fill(chosen, tokenizer.mask_token_id)
+        for length in ordered:
+            plans[length] += _windows(stretch, hidden, chosen, min(length - around, len(stretch)), frame)
+    if not any(plans.values()):
+        raise UnmeasurableError("the text has nothing but special tokens, so nothing can be masked.")
     return plans
+
+
+def _stretches(text: Tensor, inner: int, count: int) -> Iterator[Tensor]:
+    """Yield up to `count` stretches of `inner` tokens, evenly spread over a text; a shorter text whole."""
+    if len(text) <= inner:
+        yield text
+        return
+    for start in spread(len(text) - inner, count, apart=inner):
+        yield text[start : start + inner]
 
 
 def measure_masked(reader: Reader, length: int, windows: Sequence[MaskedWindow], seed: int) -> LengthRow:
@@ -157,18 +159,7 @@ def _masked_losses(reader: Reader, length: int, windows: Sequence[MaskedWindow])
         reader.was_read(ids)
         return list(losses.split(counts))
 
-    batches = reader.batches(windows, length)
-    return [losses for batch in reader.processes.share(batches, read) for losses in batch]
-
-
-def _choose(stretch: Tensor, never: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw the tokens to mask, bool (n,): the same number in every stretch of a length, at least one."""
-    allowed = (~torch.isin(stretch, never)).nonzero().flatten()
-    if len(allowed) == 0:
-        raise UnmeasurableError("the text has nothing but special tokens, so nothing can be masked.")
-    count = max(1, round(MASKED_SHARE * len(allowed)))
-    drawn = allowed[torch.randperm(len(allowed), generator=generator)[:count]]
-    return torch.zeros_like(stretch, dtype=torch.bool).index_fill(0, drawn, True)
+    return reader.read_alike(windows, lambda window: (len(window.ids),), read)
 
 
 def _windows(

@@ -12,7 +12,7 @@ from hf_posswap.evaluation.document_retrieval import RetrievalTask
 from hf_posswap.evaluation.errors import TextTooShortError, UnmeasurableError
 from hf_posswap.evaluation.masked import measure_masked, plan_masked
 from hf_posswap.evaluation.passkey_retrieval import PasskeyTask
-from hf_posswap.evaluation.perplexity import PROTOCOLS, gap_row, measure_length, plan_texts
+from hf_posswap.evaluation.perplexity import PROTOCOLS, PlannedText, gap_row, measure_length, plan_texts
 from hf_posswap.evaluation.positions import measure_windows
 from hf_posswap.evaluation.reading import Reader
 from hf_posswap.evaluation.settings import MEASUREMENTS, EvaluationSettings
@@ -58,7 +58,7 @@ class Measurements:
     Args:
         settings: complete ones.
         tokenizer: the model's tokenizer.
-        texts: the texts.
+        texts: the documents of the texts.
         ids: their token ids, int64 (n,).
         asked: measurements that were asked for by name.
 
@@ -143,7 +143,7 @@ class Measurements:
             rows: Rows = {LOSS: [row], POSITION: by_position}
             return {kind: rows[kind] for kind in kinds}
 
-        return [self._part("windows", length, _tokens(length, plans[length]), measure) for length in plans]
+        return [self._part("windows", length, _tokens(plans[length]), measure) for length in plans]
 
     def _same_targets(self) -> list[Part]:
         protocol, settings = "same-targets", self.settings
@@ -152,7 +152,7 @@ class Measurements:
         def measure(reader: Reader, length: int) -> Rows:
             return {LOSS: [measure_length(reader, protocol, length, plans[length], settings.seed)]}
 
-        return [self._part(protocol, length, _tokens(length, plans[length]), measure) for length in plans]
+        return [self._part(protocol, length, _tokens(plans[length]), measure) for length in plans]
 
     def _passkey(self) -> list[Part]:
         settings = self.settings
@@ -170,13 +170,14 @@ class Measurements:
         def measure(reader: Reader, length: int) -> Rows:
             return {LOSS: [measure_masked(reader, length, plans[length], settings.seed)]}
 
-        return [self._part("masked", length, length * len(plans[length]), measure) for length in plans]
+        tokens = {length: sum(len(window.ids) for window in windows) for length, windows in plans.items()}
+        return [self._part("masked", length, tokens[length], measure) for length in plans]
 
     def _retrieval(self) -> list[Part]:
         settings = self.settings
         document_tokens = settings.document_tokens or settings.lengths[-1]
         self.collection = make_collection(
-            self.tokenizer, self.texts, document_tokens, settings.documents, settings.seed
+            self.tokenizer, self.texts, document_tokens, settings.most_documents, settings.seed
         )
         task = RetrievalTask(self.tokenizer, self.collection, settings.pooling, settings.seed)
 
@@ -186,5 +187,5 @@ class Measurements:
         return [self._part("retrieval", length, task.tokens(length), measure) for length in settings.lengths]
 
 
-def _tokens(length: int, planned: Sequence[tuple[Any, Sequence[Any]]]) -> int:
-    return length * sum(len(windows) for _, windows in planned)
+def _tokens(planned: Sequence[PlannedText]) -> int:
+    return sum(window.size for _, windows in planned for window in windows)

@@ -1,9 +1,8 @@
 """Loss and perplexity of a causal language model against the length of what it reads."""
 
-import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.texts import TokenIds, as_texts
 from hf_posswap.evaluation.token_loss import token_losses
-from hf_posswap.evaluation.windows import PROTOCOLS, Protocol, Window, plan
+from hf_posswap.evaluation.windows import PROTOCOLS, Protocol, Window, plan_documents
 
 __all__ = [
     "PROTOCOLS",
@@ -37,9 +36,10 @@ class LengthRow:
     """One measurement: one protocol at one length.
 
     Attributes:
-        protocol: "windows", "same-targets", or "masked" for masked tokens.
+        protocol: "windows", "same-targets", "masked" for masked tokens, or "agreement" of embeddings.
         length: tokens the model reads at once.
-        loss: mean −ln p over all scored tokens, in nats; None where nothing could be measured, see `note`.
+        loss: mean −ln p over all scored tokens, in nats; of agreement 1 − the mean cosine to the stock model's
+            embeddings. None where nothing could be measured, see `note`.
         perplexity: exp(loss).
         loss_low: lower end of the 95% bootstrap interval over windows; None with a single window.
         loss_high: upper end of it.
@@ -86,7 +86,7 @@ def perplexity_rows(
     Args:
         model: a causal language model, swapped or stock. It is measured in evaluation mode and left as it was.
         token_ids: one text as integers of shape (n,), or several as a sequence of such; windows never cross texts.
-        lengths: tokens to read at once.
+        lengths: tokens to read at once; a text that is shorter is read whole.
         protocols: "windows" (non-overlapping windows), "same-targets" (the same tokens, ever longer context), or both.
         budget: about how many tokens the model may read for each length and protocol, all texts together.
         seed: of the bootstrap; windows are chosen without chance.
@@ -100,7 +100,7 @@ def perplexity_rows(
 
     Raises:
         EvaluationError: a model, a length, a budget or a protocol that cannot be measured.
-        TextTooShortError: a text has fewer tokens than the longest length.
+        TextTooShortError: no text has as many tokens as the longest length.
     """
     texts = as_texts(token_ids)
     plans = {protocol: plan_texts(protocol, texts, lengths, budget) for protocol in protocols}
@@ -122,16 +122,13 @@ def perplexity_rows(
 def plan_texts(
     protocol: Protocol, texts: Sequence[Tensor], lengths: Sequence[int], budget: int
 ) -> dict[int, list[PlannedText]]:
-    """Choose the windows of every length in every text; the texts share the budget.
+    """Choose the windows of every length in the texts; see `hf_posswap.evaluation.windows.plan_documents`.
 
     Raises:
-        EvaluationError, TextTooShortError: see `hf_posswap.evaluation.windows.plan`.
+        EvaluationError, TextTooShortError: see there.
     """
-    share = max(1, budget // len(texts)) if budget > 0 else budget
-    plans = [plan(protocol, len(text), lengths, share) for text in texts]
-    return {
-        length: [(text, of_text[length]) for text, of_text in zip(texts, plans, strict=True)] for length in plans[0]
-    }
+    plans = plan_documents(protocol, [len(text) for text in texts], lengths, budget)
+    return {length: [(texts[place], windows) for place, windows in found] for length, found in plans.items()}
 
 
 def planned_tokens(text_tokens: Sequence[int], lengths: Sequence[int], protocol: Protocol, budget: int) -> int:
@@ -140,12 +137,8 @@ def planned_tokens(text_tokens: Sequence[int], lengths: Sequence[int], protocol:
     Raises:
         EvaluationError: see `perplexity_rows`; asking early finds a text that is too short before a model loads.
     """
-    share = max(1, budget // len(text_tokens))
-    return sum(
-        length * len(windows)
-        for tokens in text_tokens
-        for length, windows in plan(protocol, tokens, lengths, share).items()
-    )
+    plans = plan_documents(protocol, text_tokens, lengths, budget)
+    return sum(window.size for found in plans.values() for _, windows in found for window in windows)
 
 
 def measure_length(reader: Reader, protocol: str, length: int, planned: Sequence[PlannedText], seed: int) -> LengthRow:
@@ -165,22 +158,19 @@ def window_losses(reader: Reader, length: int, planned: Sequence[PlannedText]) -
         PositionError: the model has no positions for this length.
     """
     reader.require_length(length)
-    batches = [
-        (text, batch)
+    pieces = [
+        (text[window.start : window.stop], window.first_target - window.start)
         for text, windows in planned
-        for alike in _alike(windows)
-        for batch in reader.batches(alike, length)
+        for window in windows
     ]
 
-    def read(work: PlannedText) -> list[Tensor]:
-        text, batch = work
-        ids = torch.stack([text[window.start : window.stop] for window in batch]).to(reader.device)
-        first_target = batch[0].first_target - batch[0].start
-        losses = token_losses(reader.model, reader.head, ids, first_target, reader.positions_per_chunk)
+    def read(batch: list[tuple[Tensor, int]]) -> list[Tensor]:
+        ids = torch.stack([piece for piece, _ in batch]).to(reader.device)
+        losses = token_losses(reader.model, reader.head, ids, batch[0][1], reader.positions_per_chunk)
         reader.was_read(ids)
         return list(losses)
 
-    return [losses for batch in reader.processes.share(batches, read) for losses in batch]
+    return reader.read_alike(pieces, lambda piece: (len(piece[0]), piece[1]), read)
 
 
 def length_row(protocol: str, length: int, losses: Sequence[Tensor], seed: int, seconds: float = 0.0) -> LengthRow:
@@ -206,9 +196,3 @@ def length_row(protocol: str, length: int, losses: Sequence[Tensor], seed: int, 
 def gap_row(protocol: str, length: int, note: str) -> LengthRow:
     """Row of a length that was not measured, saying why."""
     return LengthRow(protocol, length, None, None, None, None, tokens=0, windows=0, note=note)
-
-
-def _alike(windows: Sequence[Window]) -> Iterator[list[Window]]:
-    """Cut the windows, in their order, into runs that score the same number of tokens."""
-    for _, run in itertools.groupby(windows, key=lambda window: window.targets):
-        yield list(run)

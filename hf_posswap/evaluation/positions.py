@@ -72,7 +72,7 @@ def position_rows(
 
     Raises:
         EvaluationError: a model, a length, a budget or a number of bins that cannot be measured.
-        TextTooShortError: a text has fewer tokens than the longest length.
+        TextTooShortError: no text has as many tokens as the longest length.
     """
     plans = plan_texts("windows", as_texts(token_ids), lengths, budget)
     rows: list[PositionRow] = []
@@ -104,7 +104,7 @@ def measure_windows(
 
 
 def rows_by_position(length: int, losses: Sequence[Tensor], bins: int = BINS) -> list[PositionRow]:
-    """Return the rows of one length from the losses of whole windows, float32 (length − 1,) each.
+    """Return the rows of one length from the losses of whole windows of up to `length` tokens, float32 (tokens − 1,).
 
     Raises:
         EvaluationError: fewer than one bin.
@@ -113,15 +113,17 @@ def rows_by_position(length: int, losses: Sequence[Tensor], bins: int = BINS) ->
         raise EvaluationError(f"the number of bins is {bins}. Give at least 1.")
     bins = min(bins, length // 2)  # position 0 is not scored: no bin is to be empty
     edges = [number * length // bins for number in range(bins + 1)]
-    by_position = torch.stack(list(losses)).double()  # (windows, length − 1), from position 1 on
+    positions = torch.cat([torch.arange(1, len(of_window) + 1) for of_window in losses])
+    values = torch.cat(list(losses)).double()
     rows = []
     for start, stop in itertools.pairwise(edges):
-        part = by_position[:, max(start - 1, 0) : stop - 1]
+        part = values[(positions >= start) & (positions < stop)]
         loss = float(part.mean())
         if math.isfinite(loss):
             rows.append(PositionRow(length, start, stop, loss, part.numel()))
         else:
-            rows.append(PositionRow(length, start, stop, None, 0, f"the loss is {loss}"))
+            note = f"the loss is {loss}" if part.numel() else "no text is so long"
+            rows.append(PositionRow(length, start, stop, None, 0, note))
     return rows
 
 

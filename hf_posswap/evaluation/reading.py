@@ -1,6 +1,7 @@
 """Reading windows with a model: how much of them at once, in which process, and who is told."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int], None]
 """Called with the number of tokens just read."""
 Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 LOGITS_AT_ONCE = 2**24
 """Logits made at a time by default: 64 MiB in float32."""
@@ -78,6 +80,33 @@ class Reader:
         """Cut pieces of `length` tokens each into batches; the cut does not depend on the number of processes."""
         size = max(1, self.batch_tokens // length)
         return [list(pieces[start : start + size]) for start in range(0, len(pieces), size)]
+
+    def read_alike(
+        self,
+        pieces: Sequence[Piece],
+        kind: Callable[[Piece], tuple[int, ...]],
+        read: Callable[[list[Piece]], list[Result]],
+    ) -> list[Result]:
+        """Read pieces of many lengths, those of one kind together, shared among the processes.
+
+        Args:
+            pieces: what to read.
+            kind: of a piece; its first number says how many tokens it has.
+            read: returns a result for each of the pieces it is given, all of one kind.
+
+        Returns:
+            A result for each piece, in their order.
+        """
+        order = sorted(range(len(pieces)), key=lambda place: kind(pieces[place]))
+        batches = [
+            batch
+            for found, places in itertools.groupby(order, key=lambda place: kind(pieces[place]))
+            for batch in self.batches(list(places), found[0])
+        ]
+        shared = self.processes.share(batches, lambda batch: read([pieces[place] for place in batch]))
+        results = itertools.chain.from_iterable(shared)
+        in_order = sorted(zip(order, results, strict=True), key=lambda found: found[0])
+        return [result for _, result in in_order]
 
     def was_read(self, ids: Tensor) -> None:
         """Tell of ids (B, L) that were read, on behalf of all processes."""

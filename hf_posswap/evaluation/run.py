@@ -3,7 +3,6 @@
 Under `accelerate launch` every process holds the model and measures its share of each part; the main one writes.
 """
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ import torch
 
 import hf_posswap
 from hf_posswap.architectures import architecture_of
-from hf_posswap.demo import TextSource, load_config, load_model, load_tokenizer, resolve_model, resolve_texts
+from hf_posswap.demo import load_config, load_model, load_tokenizer, resolve_model
 from hf_posswap.evaluation.environment import collect_environment, installed_versions
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError, UnmeasurableError
 from hf_posswap.evaluation.measuring import FILES, KINDS, RETRIEVAL, Measurements, Part, Rows
@@ -23,9 +22,10 @@ from hf_posswap.evaluation.parts import FOLDER, Parts
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Reader
 from hf_posswap.evaluation.settings import EvaluationSettings, chosen_device, completed, has_masked_head, scheme_label
-from hf_posswap.evaluation.texts import tokenise
+from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
 from hf_posswap.reporting.files import OutputError
 from hf_posswap.reporting.result_files import make_result, write_result
+from hf_posswap.text_files import read_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -55,14 +55,14 @@ class Prepared:
         settings: as given, with what was left open filled in.
         config: the model's configuration.
         scheme: the scheme it has when it is measured, "stock" for a stock model.
-        texts: the texts, and how many tokens each has.
+        texts: the texts.
         measurements: what will be measured.
     """
 
     settings: EvaluationSettings
     config: "PretrainedConfig"
     scheme: str
-    texts: tuple[tuple[TextSource, int], ...]
+    texts: tuple[MeasuredText, ...]
     measurements: Measurements
 
 
@@ -72,8 +72,7 @@ def prepare_evaluation(settings: EvaluationSettings) -> Prepared:
     Raises:
         PosSwapError: an unknown model, a measurement that does not fit it, or a text that is missing or too short.
     """
-    sources = [source for name in settings.texts for source in resolve_texts(name)]
-    texts = [source.read() for source in sources]
+    files = read_files(settings.texts, settings.documents)
     config = load_config(settings.model)
     asked = settings.measurements
     settings = completed(settings, config)
@@ -83,14 +82,14 @@ def prepare_evaluation(settings: EvaluationSettings) -> Prepared:
             "give the model it was made from."
         )
     tokenizer = load_tokenizer(settings.model)
-    ids = [tokenise(tokenizer, text) for text in texts]
+    texts = tokenise_files(tokenizer, files)
+    documents = [document for file in files for document in file.documents]
     try:
-        measurements = Measurements(settings, tokenizer, texts, ids, asked)
+        measurements = Measurements(settings, tokenizer, documents, [ids for text in texts for ids in text.ids], asked)
     except TextTooShortError as error:
-        counts = ", ".join(f"{source.name} {len(of_text)}" for source, of_text in zip(sources, ids, strict=True))
+        counts = ", ".join(f"{text.file.name} {text.tokens}" for text in texts)
         raise TextTooShortError(f"{error} Tokens of each text: {counts}.") from error
-    counted = tuple((source, len(of_text)) for source, of_text in zip(sources, ids, strict=True))
-    return Prepared(settings, config, scheme_label(settings, config), counted, measurements)
+    return Prepared(settings, config, scheme_label(settings, config), texts, measurements)
 
 
 def run_evaluation(
@@ -188,10 +187,7 @@ class _Folder:
     def _results(self, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         prepared, settings = self.prepared, self.prepared.settings
         label = {"model": settings.model, "scheme": prepared.scheme, "stage": settings.stage, "seed": settings.seed}
-        texts = [
-            {"name": source.name, "tokens": tokens, "sha256": hashlib.sha256(source.path.read_bytes()).hexdigest()}
-            for source, tokens in prepared.texts
-        ]
+        texts = [text.to_dict() for text in prepared.texts]
         environment = collect_environment()
         return {
             name: make_result(
@@ -266,7 +262,7 @@ def _identity(prepared: Prepared) -> dict[str, Any]:
     versions = installed_versions()
     settings = {name: value for name, value in asdict(prepared.settings).items() if name != "device"}
     return settings | {
-        "texts": [hashlib.sha256(source.path.read_bytes()).hexdigest() for source, _ in prepared.texts],
+        "texts": [text.file.sha256 for text in prepared.texts],
         "model revision": getattr(prepared.config, "_commit_hash", None),
         "model files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
         "versions": {name: versions[name] for name in ("hf_posswap", "transformers", "torch", "tokenizers")},

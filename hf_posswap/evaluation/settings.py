@@ -20,6 +20,7 @@ from hf_posswap.reporting.records import stage_of
 from hf_posswap.reporting.result_files import STAGES
 from hf_posswap.schemes import parse_scheme, scheme_text
 from hf_posswap.swapped.plan import core_of
+from hf_posswap.text_files import checked_split
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -48,7 +49,8 @@ class EvaluationSettings:
         bins: stretches of positions in loss by position.
         depths: of pass keys, from 0 to 1.
         trials: pass keys for each depth and length.
-        documents: how many documents at most to retrieve from.
+        documents: what is a document of the texts, see `hf_posswap.text_files.read_files`.
+        most_documents: how many documents at most to retrieve from.
         document_tokens: tokens of a document; None: the longest length.
         pooling: "mean" or "first": what embeds a text.
 
@@ -70,7 +72,8 @@ class EvaluationSettings:
     bins: int = BINS
     depths: tuple[float, ...] = DEPTHS
     trials: int = TRIALS
-    documents: int = MOST_DOCUMENTS
+    documents: str | None = None
+    most_documents: int = MOST_DOCUMENTS
     document_tokens: int | None = None
     pooling: str = "mean"
 
@@ -88,8 +91,9 @@ class EvaluationSettings:
             raise EvaluationError(f"the budget is {self.tokens} tokens. Give at least 1.")
         if not 0 <= self.seed <= LARGEST_SEED:
             raise EvaluationError(f"the seed is {self.seed}. Give one from 0 to {LARGEST_SEED}.")
-        if self.documents < 1:
-            raise EvaluationError(f"the number of documents is {self.documents}. Give at least 1.")
+        checked_split(self.documents)
+        if self.most_documents < 1:
+            raise EvaluationError(f"the number of documents is {self.most_documents}. Give at least 1.")
         if self.bins < 1:
             raise EvaluationError(f"the number of bins is {self.bins}. Give at least 1.")
         if self.pos_scheme is not None:

@@ -1,16 +1,48 @@
 """Texts as token ids."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.text_files import DocumentLengths, TextFile
 
 TokenIds = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]]
 """One text as integers of shape (n,), or several as a sequence of such."""
 WAY_OUT = "Give token ids, integers in one dimension, such as tokenizer(text).input_ids, or a list of such."
+
+
+@dataclass(frozen=True)
+class MeasuredText:
+    """A text to measure on.
+
+    Attributes:
+        file: its name and documents.
+        ids: the tokens of each document, int64 (n,).
+    """
+
+    file: TextFile
+    ids: tuple[Tensor, ...] = field(repr=False)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all documents."""
+        return sum(map(len, self.ids))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what identifies the text and how it is read, JSON-ready."""
+        facts = {"name": self.file.name, "tokens": self.tokens, "sha256": self.file.sha256}
+        if self.file.split == "file":
+            return facts
+        return facts | {"split": self.file.split} | DocumentLengths.of(list(map(len, self.ids))).to_dict()
+
+
+def tokenise_files(tokenizer: Any, files: Sequence[TextFile]) -> tuple[MeasuredText, ...]:
+    """Return files with the tokens of their documents."""
+    return tuple(MeasuredText(file, tuple(tokenise(tokenizer, text) for text in file.documents)) for file in files)
 
 
 def tokenise(tokenizer: Any, text: str) -> Tensor:

@@ -5,16 +5,22 @@ way, 2108.12409 §3) scores every token but gives each less context the shorter 
 even if nothing beyond the train length is used. Scoring **the same target tokens** with ever longer context before
 them isolates what the context is worth: at length L a target sees between L/2 and L − 1 tokens. In both, every length
 sees the same part of the text.
+
+A document shorter than a length is read whole at that length: windows never cross documents, and the tokens scored stay
+the same.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal, get_args
 
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
 
 Protocol = Literal["windows", "same-targets"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+LEAST_DOCUMENTS = 8
+"""So many documents are read whatever the budget: a mean over fewer says little of the others."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,86 @@ class Window:
     first_target: int
 
     @property
+    def size(self) -> int:
+        """Number of tokens read."""
+        return self.stop - self.start
+
+    @property
     def targets(self) -> int:
         """Number of tokens scored."""
         return self.stop - self.first_target
+
+
+def plan_documents(
+    protocol: Protocol, document_tokens: Sequence[int], lengths: Sequence[int], budget: int
+) -> dict[int, list[tuple[int, list[Window]]]]:
+    """Choose the documents to read, and in each the windows of every length.
+
+    Args:
+        protocol: "windows" or "same-targets".
+        document_tokens: number of tokens of each document.
+        lengths: window lengths, in tokens; a document shorter than one is read whole there.
+        budget: about how many tokens the model may read for each length, all documents together. Where they have more,
+            some are read, evenly spread over all of them.
+
+    Returns:
+        For each length the places of the documents that are read, each with its windows.
+
+    Raises:
+        EvaluationError: see `plan`.
+        TextTooShortError: no document has as many tokens as the longest length.
+    """
+    ordered = check_lengths(lengths)
+    places, share = share_out(document_tokens, ordered[-1], budget)
+    plans = [(place, _plan_document(protocol, document_tokens[place], ordered, share)) for place in places]
+    return {length: [(place, windows[length]) for place, windows in plans] for length in ordered}
+
+
+def share_out(document_tokens: Sequence[int], longest: int, budget: int, around: int = 0) -> tuple[list[int], int]:
+    """Return the places of the documents to read, and the budget of each.
+
+    Args:
+        document_tokens: number of tokens of each document, without special tokens.
+        longest: the longest length.
+        budget: tokens to read, all documents together.
+        around: special tokens around each window. Documents with fewer than two tokens besides are left out.
+
+    Raises:
+        EvaluationError: a budget below 1.
+        TextTooShortError: no document has as many tokens as the longest length needs.
+    """
+    if budget < 1:
+        raise EvaluationError(f"the budget is {budget} tokens. Give a number of tokens of at least 1.")
+    most = max(document_tokens)
+    if most + around < longest:
+        what = "the text has" if len(document_tokens) == 1 else f"the longest of {len(document_tokens)} documents has"
+        besides = f" besides the {around} special tokens" if around else ""
+        raise TextTooShortError(
+            f"{what} {most} tokens, and length {longest} needs at least {longest - around}{besides}. "
+            f"Give a longer text or lengths up to {most + around}."
+        )
+    readable = [place for place, tokens in enumerate(document_tokens) if tokens >= 2]
+    each = fmean(min(document_tokens[place] + around, longest) for place in readable)
+    count = min(len(readable), max(LEAST_DOCUMENTS, int(budget / each)))
+    places = [readable[number * len(readable) // count] for number in range(count)]
+    return places, max(1, budget // count)
+
+
+def _plan_document(protocol: Protocol, tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
+    """Choose the windows of one document; one that is shorter than the longest length is read from end to end."""
+    if tokens >= lengths[-1]:
+        return plan(protocol, tokens, lengths, budget)
+    found = {length: min(length, tokens) for length in lengths}
+    if protocol == "same-targets":
+        plans = plan(protocol, tokens, sorted(set(found.values())), tokens)
+        return {length: plans[size] for length, size in found.items()}
+    return {length: _cut_whole(tokens, size) for length, size in found.items()}
+
+
+def _cut_whole(tokens: int, size: int) -> list[Window]:
+    """Cut a document into windows of `size`, the last of which may be shorter, but has something to predict."""
+    starts = range(0, tokens - 1, size)
+    return [Window(start, min(start + size, tokens), start + 1) for start in starts]
 
 
 def plan(protocol: Protocol, text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:

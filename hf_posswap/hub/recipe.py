@@ -49,9 +49,23 @@ def _calibration(content: Mapping[str, Any]) -> Iterator[str]:
         return
     names = [("the base model", "loss_stock"), ("swapped", "loss_before"), ("calibrated", "loss_after")]
     known = [(name, number(report.get(key))) for name, key in names]
-    told = ", ".join(f"{name} {loss:.3f}" for name, loss in known if loss is not None)
-    losses = f" Loss on them, in nats a token: {told}." if told else ""
-    yield f"Calibrated: the scheme's parameters were fitted to the base model's attention on {tokens:,} tokens.{losses}"
+    quantity, held = report.get("quantity"), count(report.get("held_back"))
+    cosines = quantity == "agreement"
+    values = ", ".join(f"{name} {1 - loss if cosines else loss:.3f}" for name, loss in known if loss is not None)
+    what = "Cosine of its text embeddings to the base model's" if cosines else "Loss"
+    unit = "" if cosines else ", in nats a masked token" if quantity == "masked loss" else ", in nats a token"
+    where = f"on {held:,} tokens held back" if held else "on them"
+    measured = f" {what} {where}{unit}: {values}." if values else ""
+    if report.get("kept_start") is True:
+        yield (
+            f"The scheme's parameters were fitted to the base model's attention on {tokens:,} tokens, which made the "
+            f"model worse, so its start was kept.{measured}"
+        )
+    else:
+        yield (
+            "Calibrated: the scheme's parameters were fitted to the base model's attention on "
+            f"{tokens:,} tokens.{measured}"
+        )
     refined = count(part(content, "refinement").get("tokens"))
     if refined:
         yield f"Then the scheme's parameters were trained alone on {refined:,} tokens, on the base model's outputs."

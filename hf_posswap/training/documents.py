@@ -1,31 +1,34 @@
 """Where documents come from: text files, or a `datasets` dataset, streamed."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_posswap.demo import resolve_texts
+from hf_posswap.text_files import read_files
 from hf_posswap.training.options import HealingError
 from hf_posswap.training.texts import Documents
 
 Texts = tuple[list[str], list[dict[str, Any]]]
-"""Texts, and what identifies each of them: name, length and SHA-256."""
+"""Documents, and what identifies each of their files; a file has as many of them as its "documents" says, else one."""
+MAY_RECUR = 0.01
+"""Share of the documents measured on that may be learned from: short ones, such as "Yes.", recur by chance."""
 
 
-def from_files(names: Sequence[str]) -> Texts:
-    """Return the texts of files or `demo:` names, and what identifies them: name, length and SHA-256.
+def from_files(names: Sequence[str], documents: str | None = None) -> Texts:
+    """Return the documents of files or `demo:` names, and what identifies the files: name, length and SHA-256.
+
+    Args:
+        names: of UTF-8 text files, or `demo:` names.
+        documents: what is a document: a whole "file", each of its "lines", or what stands between "blank-lines". None:
+            a file, with a warning if it looks otherwise.
 
     Raises:
-        SourceError: a file that is missing, empty or not UTF-8.
+        SourceError: a file that is missing, empty or not UTF-8, or an unknown way to split.
+
+    Warns:
+        DocumentsWarning: nobody said what a document is, and a file looks as if each line were one.
     """
-    texts: list[str] = []
-    facts: list[dict[str, Any]] = []
-    for source in (source for name in names for source in resolve_texts(name)):
-        text = source.read()
-        texts.append(text)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        facts.append({"name": source.name, "characters": len(text), "sha256": digest})
-    return texts, facts
+    files = read_files(names, documents)
+    return [text for file in files for text in file.documents], [file.to_dict() for file in files]
 
 
 def require_apart(measured: Texts, learned: Texts) -> None:
@@ -33,23 +36,36 @@ def require_apart(measured: Texts, learned: Texts) -> None:
 
     Raises:
         HealingError: a text that is measured on is learned from, or holds one that is, or is held by one, whatever the
-            line breaks.
+            line breaks; or documents of it are, one by one.
     """
-    others = [(fact["name"], _words(text)) for text, fact in zip(*learned, strict=True)]
-    for text, fact in zip(*measured, strict=True):
-        words = _words(text)
-        for name, other in others:
+    others = list(_by_file(learned))
+    known = {document for _, documents in others for document in documents}
+    for name, documents in _by_file(measured):
+        words = " ".join(documents)
+        for other_name, other_documents in others:
+            other = " ".join(other_documents)
             if words in other or other in words:
                 raise HealingError(
-                    f"text {fact['name']!r} is measured on, and {name!r}, which is learned from, has the same "
+                    f"text {name!r} is measured on, and {other_name!r}, which is learned from, has the same "
                     "content. A model that has read a text before says nothing about others: measure on another text, "
                     "or learn from another (--train-file)."
                 )
+        same = sum(document in known for document in documents)
+        if same > MAY_RECUR * len(documents):
+            raise HealingError(
+                f"{same:,} of the {len(documents):,} documents of {name!r}, which are measured on, are learned from "
+                "too. A model that has read a text before says nothing about others: take them out of one of the files."
+            )
 
 
-def _words(text: str) -> str:
-    """Return a text with its line breaks and spaces evened out, so that a copy set anew is recognised."""
-    return " ".join(text.split())
+def _by_file(texts: Texts) -> Iterator[tuple[str, list[str]]]:
+    """Yield each file's name and documents, with line breaks and spaces evened out: a copy set anew is recognised."""
+    documents, facts = texts
+    start = 0
+    for fact in facts:
+        stop = start + fact.get("documents", 1)
+        yield fact["name"], [" ".join(document.split()) for document in documents[start:stop]]
+        start = stop
 
 
 class _Stream:

@@ -5,6 +5,7 @@ What is measured is measured on texts that nothing learnt from.
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,23 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.auto import auto_class
 from hf_posswap.calibration import CalibrationReport, calibration_refusal, rewrites_weights
 from hf_posswap.demo import load_config, load_model, load_tokenizer
-from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.environment import collect_environment
-from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.masked import masked_loss_rows
-from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.reporting.files import OutputError, write_text
 from hf_posswap.reporting.records import HEALING_FILE, remove_records
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.swapped.questions import is_swapped, plain_model, stock_longest_position, train_length
-from hf_posswap.swapped.tokenizers import special_tokens
 from hf_posswap.swapping import restore, swap
 from hf_posswap.training.distribution import SHARDED, make_accelerator
 from hf_posswap.training.folders import require_room
 from hf_posswap.training.loop import HealingObserver, heal, healing_length
+from hf_posswap.training.measuring import StageMeasure
 from hf_posswap.training.objectives import objective_for, objectives
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.stages import CALIBRATION_TOKENS, calibrate_on, control_options
 from hf_posswap.training.teacher import require_same_shape, require_stock_inside
-from hf_posswap.training.texts import Documents
+from hf_posswap.training.texts import Documents, Windows
 
 FORMAT_VERSION = 1
 CONTROL_FOLDER = "control"
@@ -62,7 +59,8 @@ class Experiment:
             loss: a model that is its own teacher learns nothing.
         evaluation: texts to measure on, none of them among the documents.
         evaluation_texts: what identifies them, for the result; JSON-ready.
-        lengths: tokens to read at once when measuring; empty: the healing length.
+        lengths: tokens to read at once when measuring; empty: the healing length, or that of the longest text if it is
+            shorter.
         evaluation_tokens: about how many tokens to read at each length.
         resume: go on where an interrupted run stopped.
         column: column of the documents with the texts, if they are mappings.
@@ -94,6 +92,15 @@ class ExperimentObserver(HealingObserver):
 
     def stage(self, name: str) -> None:
         """Called when a stage begins."""
+
+    def documents(self, what: str, tokens: Sequence[int], number: int | None) -> None:
+        """Called when documents were read, before anything long begins.
+
+        Args:
+            what: is done with them, "Healing on" or "Measuring on".
+            tokens: of each document, or of a sample of them.
+            number: how many there are; None: it is not known.
+        """
 
 
 def run_experiment(experiment: Experiment, observer: ExperimentObserver | None = None) -> dict[str, Any]:
@@ -135,10 +142,11 @@ class _Conductor:
     def run(self) -> dict[str, Any]:
         experiment = self.experiment
         self._require_room()
+        self._tell_documents()
         model = self._load(experiment.model)
         self._check(model)
         self._swap_and_measure(model)
-        entry = model.config.pos_scheme
+        entry, length = model.config.pos_scheme, train_length(model)
         calibration = self._calibrate(model)
         if experiment.output_dir is not None and not experiment.resume and self.accelerator.is_main_process:
             remove_records(experiment.output_dir)
@@ -153,7 +161,9 @@ class _Conductor:
             "format_version": FORMAT_VERSION,
             "model": experiment.model,
             "stock": experiment.stock,
+            "scheme": experiment.pos_scheme,
             "pos_scheme": entry,
+            "train_length": length,
             "texts": experiment.texts,
             "options": experiment.options.to_dict(),
             "lora_rank": experiment.lora_rank,
@@ -168,6 +178,16 @@ class _Conductor:
         if experiment.output_dir is not None and self.accelerator.is_main_process:
             _write(experiment.output_dir / HEALING_FILE, json.dumps(result, indent=1, ensure_ascii=False))
         return result
+
+    def _tell_documents(self) -> None:
+        """Say how many documents of which length there are."""
+        if not self.accelerator.is_main_process:
+            return
+        tokens, number = Windows(
+            self.experiment.documents, self.tokenizer, 1, packing=False, column=self.experiment.column
+        ).document_lengths()
+        self.observer.documents("Healing on", tokens, number)
+        self.observer.documents("Measuring on", [len(ids) for ids in self.evaluation_ids], len(self.evaluation_ids))
 
     def _require_room(self) -> None:
         """Refuse folders that hold something else, before anything long begins."""
@@ -349,32 +369,20 @@ class _Conductor:
         if not self.evaluation_ids or not self.accelerator.is_main_process:
             return
         self._stage(f"measuring the {name} model")
-        experiment = self.experiment
-        lengths = experiment.lengths or (healing_length(experiment.options.length, train_length(self.stock)),)
         model = plain_model(model).to(self.accelerator.device)
-        objective = objective_for(self.stock, experiment.options.objective).name
-        if objective == "lm":
-            rows = perplexity_rows(
-                model, self.evaluation_ids, lengths, ("same-targets",), budget=experiment.evaluation_tokens
-            )
-            self.evaluations[name] = [asdict(row) for row in rows]
-        elif objective == "mlm":
-            masked = masked_loss_rows(
-                model,
-                self.tokenizer,
-                self.evaluation_ids,
-                lengths,
-                budget=experiment.evaluation_tokens,
-                seed=experiment.options.seed,
-            )
-            self.evaluations[name] = [asdict(row) for row in masked]
-        elif objective == "embedding":
-            each = max(1, experiment.evaluation_tokens // len(self.evaluation_ids))
-            texts = [ids[: max(each, *lengths)] for ids in self.evaluation_ids]
-            agreement = embedding_agreement(model.eval(), self.stock, texts, lengths, *special_tokens(self.tokenizer))
-            self.evaluations[name] = [row.to_dict() for row in agreement]
-        else:
-            raise EvaluationError(f"objective {objective!r} is not measured by length; leave out --eval-file.")
+        self.evaluations[name] = self._yardstick().rows(model, self.stock)
+
+    def _yardstick(self) -> StageMeasure:
+        experiment = self.experiment
+        return StageMeasure(
+            objective_for(self.stock, experiment.options.objective).name,
+            self.tokenizer,
+            self.evaluation_ids,
+            experiment.lengths,
+            healing_length(experiment.options.length, train_length(self.stock)),
+            experiment.evaluation_tokens,
+            experiment.options.seed,
+        )
 
     def _stage(self, name: str) -> None:
         if self.accelerator.is_main_process:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -21,11 +20,11 @@ from hf_posswap.training.checkpoints import (
 )
 from hf_posswap.training.distribution import make_accelerator, settle
 from hf_posswap.training.folders import require_room
-from hf_posswap.training.objectives import LanguageModelling, Objective, objective_for
+from hf_posswap.training.objectives import IGNORED, LanguageModelling, Objective, objective_for
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.precision import warn_if_slow
 from hf_posswap.training.teacher import readable_length
-from hf_posswap.training.texts import Documents, Window, Windows, batches, check_padding, check_vocabulary
+from hf_posswap.training.texts import Documents, Window, Windows, batches, check_padding, check_vocabulary, collate
 from hf_posswap.training.trainer import Trainer
 
 LONGEST_BY_DEFAULT = 512
@@ -189,7 +188,7 @@ def _check_language(model: Any, windows: list[Window]) -> None:
     try:
         stock_inside = is_swapped(model) and not is_healed(model.config)
         with without_scheme(model) if stock_inside else contextlib.nullcontext():
-            loss = fmean(_loss(model, window.ids[: readable_length(model)]) for window in windows)
+            loss = _mean_loss(model, windows, readable_length(model))
     finally:
         model.train(training)
     guess = math.log(model.get_input_embeddings().num_embeddings)
@@ -202,10 +201,17 @@ def _check_language(model: Any, windows: list[Window]) -> None:
         )
 
 
-def _loss(model: Any, ids: list[int]) -> float:
-    tokens = torch.tensor([ids], device=model.device)
-    logits = model(tokens, use_cache=False).logits.float()
-    return float(F.cross_entropy(logits[0, :-1], tokens[0, 1:]))
+def _mean_loss(model: Any, windows: list[Window], readable: int) -> float:
+    """Return the mean loss of the beginnings of windows, each document read alone."""
+    losses, scored = 0.0, 0
+    for window in windows:
+        cut = Window(window.ids[:readable], window.positions[:readable])
+        batch = LanguageModelling.labelled(collate([cut], 0))
+        labels = batch.pop("labels").to(model.device)
+        logits = model(**{name: value.to(model.device) for name, value in batch.items()}, use_cache=False).logits
+        losses += float(F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum"))
+        scored += int((labels != IGNORED).sum())
+    return losses / max(1, scored)
 
 
 def _run(

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_posswap.architectures import architecture_of
+from hf_posswap.masking import MASKED_SHARE
 from hf_posswap.registry import Registry
 from hf_posswap.training.options import HealingError
 from hf_posswap.training.texts import Window, collate
 
 IGNORED = -100
 """Label of a token that is not scored, as in transformers."""
-MASKED_SHARE = 0.15
 TEMPERATURE = 0.05
 
 Inputs = dict[str, Tensor]
@@ -124,8 +124,11 @@ class LanguageModelling(Objective):
         return _has_token_head(model) and architecture_of(model.config).is_causal(model.config)
 
     def batch(self, windows: list[Window], generator: torch.Generator) -> Inputs:
-        """`labels` are shifted: at each token the next one, unless that begins another document."""
-        inputs = super().batch(windows, generator)
+        return self.labelled(super().batch(windows, generator))
+
+    @staticmethod
+    def labelled(inputs: Inputs) -> Inputs:
+        """Return inputs with `labels`: at each token the next one, unless that begins another document."""
         ids = inputs["input_ids"]
         labels = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
         if "attention_mask" in inputs:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_posswap.auto import CALIBRATION_LENGTH
-from hf_posswap.calibration import CalibrationReport, calibrate
+from hf_posswap.calibration import CalibrationReport, calibrate, tokens_to_read
 from hf_posswap.swapped.questions import train_length
 from hf_posswap.training.options import HealingOptions
 from hf_posswap.training.texts import Documents, Windows
@@ -21,7 +21,6 @@ def calibrate_on(
     tokens: int = CALIBRATION_TOKENS,
     column: str = "text",
     progress: Callable[[int, int], None] | None = None,
-    measure: bool = True,
 ) -> CalibrationReport:
     """Calibrate a swapped model, in place, on windows of as many of the documents as `tokens` allow.
 
@@ -29,18 +28,18 @@ def calibrate_on(
         model: a swapped model whose scheme calibration can fit.
         documents: texts; see `Windows`.
         tokenizer: the model's tokenizer.
-        tokens: how many to read.
+        tokens: how many to fit to; an eighth more is read to measure on.
         column: column of the documents with the texts, if they are mappings.
         progress: see `hf_posswap.calibrate`.
-        measure: see `hf_posswap.calibrate`.
 
     Raises:
-        HealingError: no document has as many tokens as one window.
+        HealingError: the documents together have fewer tokens than one window.
         UnsupportedError: the scheme has nothing to fit.
     """
     length = calibration_length(train_length(model))
-    windows = Windows(documents, tokenizer, length, packing=False, column=column).spread(max(1, tokens // length))
-    return calibrate(model, windows, progress, measure=measure)
+    count = tokens_to_read(max(tokens, length), length) // length
+    windows = Windows(documents, tokenizer, length, packing=False, column=column).spread(count)
+    return calibrate(model, windows, progress, tokenizer=tokenizer)
 
 
 def calibration_length(train_length: int) -> int:

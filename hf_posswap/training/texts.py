@@ -3,7 +3,7 @@
 import itertools
 import random
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ SHUFFLED_TOKENS = 2**22
 """Tokens of the windows that wait to be drawn at random: a larger text is shuffled locally, never held whole."""
 SAMPLED_WINDOWS = 512
 """How many windows say how long they are on average."""
+SAMPLED_DOCUMENTS = 512
+"""How many documents say how long they all are."""
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,27 @@ class Windows:
             raise self._too_short()
         return windows
 
+    def document_lengths(self) -> tuple[list[int], int | None]:
+        """Return the tokens of some documents, of all if they are few, and how many there are, if that is known."""
+        number = len(self.documents) if isinstance(self.documents, Sized) else None
+        return [len(ids) for ids in itertools.islice(self._sample()._tokens(), SAMPLED_DOCUMENTS)], number
+
     def typical_length(self) -> float:
-        """Return the mean number of tokens of the first windows: fewer than `length` where documents are short."""
+        """Return the mean number of tokens of some windows: fewer than `length` where documents are short."""
         if self.packing:
             return self.length
-        lengths = [len(window.ids) for window in self.first(SAMPLED_WINDOWS)]
+        lengths = [len(window.ids) for window in self._sample().first(SAMPLED_WINDOWS)]
         return sum(lengths) / len(lengths)
+
+    def _sample(self) -> "Windows":
+        """Return windows of some documents, evenly spread over all of them if their number is known."""
+        documents: Any = self.documents
+        indexed = isinstance(documents, Sized) and hasattr(documents, "__getitem__")
+        if not indexed or len(documents) <= SAMPLED_DOCUMENTS:
+            return self
+        places = range(0, len(documents), -(-len(documents) // SAMPLED_DOCUMENTS))
+        some = [documents[place] for place in places]
+        return Windows(some, self.tokenizer, self.length, self.packing, self.seed, self.column)
 
     def _pass(self) -> Iterator[Window]:
         return self._packed() if self.packing else self._cut()
@@ -122,23 +139,37 @@ class Windows:
             raise self._too_short()
 
     def spread(self, count: int) -> list[Tensor]:
-        """Return up to `count` full windows of one document each, int64 (1, length), of as many documents as there are.
+        """Return windows of one document each, int64 (1, L), with about as many tokens as `count` full ones.
 
-        The first window of each document comes first, then the second ones, and so on. Reading stops as soon as
-        `count` documents have given one.
+        They are of as many documents as there are. The first window of each document comes first, then the second
+        ones, and so on; reading stops as soon as the first ones are enough. A document shorter than a window is one as
+        a whole; what is left at the end of a longer one is not read.
+
+        Raises:
+            HealingError: the documents together have fewer tokens than one window.
         """
         by_document: list[list[Tensor]] = []
+        first, last = special_tokens(self.tokenizer)
+        wanted, found, least = count * self.length, 0, len(first) + len(last) + 1
         for document in self._tokens():
-            cut = (torch.tensor([ids]) for ids in self._cut_document(document) if len(ids) == self.length)
-            windows = list(itertools.islice(cut, count))
-            if windows:
-                by_document.append(windows)
-            if len(by_document) == count:
+            cut = list(itertools.islice(self._cut_document(document), count + 1))
+            windows = [torch.tensor([ids]) for ids in cut if len(ids) == self.length] or [torch.tensor([cut[0]])]
+            if windows[0].shape[1] <= least and self.length > least:
+                continue
+            by_document.append(windows)
+            found += windows[0].numel()
+            if found >= wanted:
                 break
-        if not by_document:
-            raise self._too_short()
         in_turn = (window for rank in itertools.zip_longest(*by_document) for window in rank if window is not None)
-        return list(itertools.islice(in_turn, count))
+        windows, read = [], 0
+        for window in in_turn:
+            if read >= wanted:
+                break
+            windows.append(window)
+            read += window.numel()
+        if read < self.length:
+            raise self._too_short()
+        return windows
 
     def require_one(self) -> None:
         """Raise a `HealingError` if there is less text than one window."""
@@ -212,8 +243,7 @@ class Windows:
             )
         return HealingError(
             f"the longest of the {len(lengths)} documents has {longest} tokens, less than one window of {self.length}. "
-            "Calibration reads windows of one document each: give longer documents, for example several rows joined, "
-            "or leave calibration out (--no-calibrate)."
+            "Give longer documents, or a shorter length (--length)."
         )
 
 

@@ -32,7 +32,7 @@ def test_work_counts_measuring_calibrating_and_healing(healed: Make) -> None:
     prepared = prepare(healed(healing=recipe(40_000, batch_size=4)))
     assert prepared.healing_length == prepared.train_length == 256
     measured = prepared.work(Cell("t5", "swapped", 0))
-    assert measured == prepared.work(Cell("stock", "stock", 0)) == prepared.measuring_tokens > 0
+    assert measured == prepared.work(Cell("stock", "stock", 0)) == prepared.measure.tokens > 0
     assert prepared.work(Cell("t5", "calibrated", 0)) - measured == preparation.CALIBRATION_WORK * 512
     assert prepared.work(Cell("t5", "healed", 0)) - measured == preparation.HEALING_WORK * 256 * 4 * 39
 
@@ -50,7 +50,6 @@ def test_work_counts_measuring_calibrating_and_healing(healed: Make) -> None:
         ({"lengths": (1,)}, "length 1 is too short"),
         ({"lengths": (64, 10_000_000)}, "the text has \\d+ tokens, and length 10000000 needs"),
         ({"tokens": 0}, "the budget is 0 tokens"),
-        ({"model": "demo:bert"}, "is an encoder"),
         ({"model": "demo:mamba"}, "unknown demo model 'demo:mamba'"),
         ({"seeds": 0}, "0 seeds measure nothing"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),

@@ -60,7 +60,7 @@ def test_every_stage_is_measured_beside_stock_and_its_control(healed: Make) -> N
     assert result["training_texts"][0]["name"] == "train.txt"
     # All the work that was foreseen, but for texts past stock's longest position.
     measured = [cell for cell in recorder.cells if statuses(result)[cell.scheme, cell.stage, cell.seed] == "measured"]
-    unread = 2 * prepared.measuring_tokens
+    unread = 2 * prepared.measure.tokens
     assert sum(map(prepared.work, measured)) - unread <= recorder.work <= sum(map(prepared.work, measured))
 
 

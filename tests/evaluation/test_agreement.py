@@ -42,4 +42,4 @@ def test_the_mean_and_the_lowest_cosine_are_of_all_texts(at_once: int, monkeypat
 def test_a_text_shorter_than_the_length_is_a_gap() -> None:
     stock = small_model("bert", False).base_model
     (row,) = embedding_agreement(stock, stock, [random_tokens(1, 4)[0]], [8], *FRAME)
-    assert (row.cosine, row.texts, row.note) == (None, 0, "the texts are shorter than this")
+    assert (row.cosine, row.texts, row.note) == (None, 0, "the longest text has 4 tokens, without special tokens")

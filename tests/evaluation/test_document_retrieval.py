@@ -108,7 +108,7 @@ def test_what_cannot_be_measured_is_refused(bert: nn.Module, tokenizer: Any, boo
     with pytest.raises(TextTooShortError, match=r"the texts have \d+ tokens, and make 2 documents of 512 tokens"):
         retrieval_rows(bert, tokenizer, [book[:6000]], [512])
     with pytest.raises(EvaluationError, match="retrieval among 10 documents says nothing"):
-        retrieval_rows(bert, tokenizer, [book], [256], documents=10)
+        retrieval_rows(bert, tokenizer, [book], [256], most_documents=10)
     with pytest.raises(EvaluationError, match=r"unknown pooling 'max'. Allowed: mean, first"):
         retrieval_rows(bert, tokenizer, [book], [256], pooling="max")
     with pytest.raises(EvaluationError, match="documents of 3 tokens are too short"):

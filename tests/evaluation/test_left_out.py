@@ -64,7 +64,7 @@ def test_so_is_what_leaves_nothing_to_measure(tmp_path: Path) -> None:
 def test_settings_that_make_no_sense_are_errors_whoever_asked(tmp_path: Path) -> None:
     proteins.write(tmp_path)
     with pytest.raises(EvaluationError, match="retrieval among 3 documents says nothing"):
-        prepare_evaluation(settings(tmp_path, documents=3))
+        prepare_evaluation(settings(tmp_path, most_documents=3))
 
 
 def test_a_model_whose_loss_cannot_be_read_off_its_head_is_still_measured_by_the_rest(

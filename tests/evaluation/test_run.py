@@ -188,7 +188,7 @@ def test_a_swapped_checkpoint_is_measured_under_its_scheme(tmp_path: Path, schem
 
 
 def test_an_encoder_is_measured_by_retrieval(tmp_path: Path) -> None:
-    encoder = settings(model="demo:bert", lengths=(64, 600), document_tokens=128, documents=12)
+    encoder = settings(model="demo:bert", lengths=(64, 600), document_tokens=128, most_documents=12)
     result = run_evaluation(prepare_evaluation(encoder), tmp_path)["retrieval"]
     assert [row["value"] is None for row in result["rows"]] == [False] * 3 + [True] * 3
     assert (result["documents"], result["queries_deeper_than"]) == (12, 63)
@@ -200,7 +200,7 @@ def test_a_masked_language_model_is_measured_by_masked_tokens_too(tmp_path: Path
 
     BertForMaskedLM.from_pretrained(hf_posswap.demo.resolve_model("demo:bert").path).save_pretrained(tmp_path)
     hf_posswap.demo.load_tokenizer("demo:bert").save_pretrained(tmp_path)
-    given = settings(model=str(tmp_path), lengths=(64,), documents=12)
+    given = settings(model=str(tmp_path), lengths=(64,), most_documents=12)
     assert prepare_evaluation(given).settings.measurements == ("masked", "retrieval")
     masked = settings(model=str(tmp_path), lengths=(64, 600), tokens=600, measurements=("masked",))
     rows = run_evaluation(prepare_evaluation(masked), tmp_path / "out")["lengths"]["rows"]

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from hf_posswap.commands import app
 from hf_posswap.hub import HubError, Target, card_of, push_folder
 from hf_posswap.hub.markdown import code, code_block, one_line, plain, table
-from hf_posswap.hub.results import command_of
+from hf_posswap.hub.results import command_of, read_results
 from tests.hub.cards import card_errors
 from tests.hub.server import OWNER, HubServer
 from tests.hub.test_folder import PNG, change_config
@@ -158,6 +158,28 @@ def test_calibration_as_the_command_saves_it(swapped: Path) -> None:
         "on 8,192 tokens. Loss on them, in nats a token: the base model 4.000, swapped 7.000, calibrated 5.000." in text
     )
     assert "trained alone on 4,096 tokens" in text
+
+
+@pytest.mark.parametrize(
+    ("quantity", "told"),
+    [
+        ("masked loss", "Loss on 1,024 tokens held back, in nats a masked token: the base model 0.200, swapped 0.300,"),
+        (
+            "agreement",
+            "Cosine of its text embeddings to the base model's on 1,024 tokens held back: the base model 0.800",
+        ),
+    ],
+)
+def test_a_calibration_that_was_taken_back_is_no_calibration(swapped: Path, quantity: str, told: str) -> None:
+    losses = {"loss_stock": 0.2, "loss_before": 0.3, "loss_after": 0.5}
+    report = {"tokens": 8192, "quantity": quantity, "held_back": 1024, "kept_start": True} | losses
+    write(swapped, "calibration.json", {"report": report})
+    text = str(card_of(swapped, REPO))
+    assert "which made the model worse, so its start was kept." in text
+    assert told in text
+    assert read_results(swapped).stage == "swapped"
+    write(swapped, "calibration.json", {"report": report | {"kept_start": False}})
+    assert read_results(swapped).stage == "calibrated"
 
 
 def test_what_the_user_knows_goes_first(swapped: Path) -> None:

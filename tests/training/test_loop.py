@@ -6,10 +6,12 @@ import torch
 
 import hf_posswap
 from hf_posswap.errors import UnsupportedError
+from hf_posswap.training import loop
 from hf_posswap.training.checkpoints import checkpoints_in
 from hf_posswap.training.loop import HealingObserver, heal
 from hf_posswap.training.optimization import parameter_groups, rate_factor, scheme_parameters
 from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.texts import Windows
 from tests.training.helpers import WORDS, WordTokenizer, bert, gpt2, llama, text
 
 TEXTS = [text(1500), text(700, 1)]
@@ -357,3 +359,21 @@ def test_float16_weights_are_refused_before_anything_changes():
     with pytest.raises(HealingError, match=r'to train are float16, such as .* dtype="float32"'):
         run(model)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_whether_a_model_knows_the_language_is_asked_of_each_document_alone() -> None:
+    """Short documents that are read as one text have a loss that says nothing of the model."""
+    model, tokenizer = gpt2(), WordTokenizer()
+    windows = Windows([text(5, seed) for seed in range(9)], tokenizer, 18, packing=True).first(2)
+    losses = []
+    for window in windows:
+        begins = [place for place, position in enumerate(window.positions) if position == 0]
+        for start, stop in zip(begins, [*begins[1:], len(window.ids)], strict=True):
+            ids = torch.tensor([window.ids[start:stop]])
+            with torch.no_grad():
+                logits = model(ids).logits[0, :-1]
+            losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
+    assert len(losses) > 4
+    with torch.no_grad():
+        found = loop._mean_loss(model, windows, 18)
+    assert found == pytest.approx(float(torch.cat(losses).mean()), abs=1e-5)

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hf_posswap
 from hf_posswap.training.options import HealingError
 from hf_posswap.training.texts import Window, Windows, batches, check_vocabulary, collate
-from tests.training.helpers import SPECIAL, WORDS, WordTokenizer, gpt2, text
+from tests.training.helpers import SPECIAL, WORDS, WordTokenizer, bert, gpt2, llama, text
 
 
 def one_pass(windows: Windows, count: int) -> list[Window]:
@@ -125,11 +126,26 @@ def test_spread_windows_are_of_as_many_documents_as_there_are():
         for number, document in enumerate(documents)
     }
     assert [len(found) for found in cut.values()] == [2, 0, 2, 5]
-    in_turn = [cut[0][0], cut[2][0], cut[3][0], cut[0][1], cut[2][1], cut[3][1], cut[3][2], cut[3][3], cut[3][4]]
-    for count in (1, 2, 4, 9):
-        assert [ids[0].tolist() for ids in windows.spread(count)] == in_turn[:count]
-    assert len(windows.spread(100)) == 9
+    short = WordTokenizer()(documents[1])["input_ids"]
+    rest = [cut[2][1], cut[3][1], cut[3][2], cut[3][3], cut[3][4]]
+    in_turn = [cut[0][0], short, cut[2][0], cut[3][0], cut[0][1], *rest]
+    for count, tokens in ((1, [8]), (2, [8, 5, 8]), (4, [8, 5, 8, 8, 8]), (9, [8, 5, *[8] * 8])):
+        found = [ids[0].tolist() for ids in windows.spread(count)]
+        assert list(map(len, found)) == tokens
+        assert found == in_turn[: len(found)]
+    assert len(windows.spread(100)) == 10
     assert windows.spread(1)[0].dtype == torch.int64
+
+
+def test_a_document_shorter_than_a_window_is_one_as_a_whole():
+    documents = [text(5, seed) for seed in range(40)]
+    for framed, around in ((False, 0), (True, 2)):
+        tokenizer = WordTokenizer(bert=framed)
+        found = Windows(documents, tokenizer, 16, packing=False).spread(3)
+        assert {tuple(ids.shape) for ids in found} == {(1, 5 + around)}
+        inner = [ids[0, around // 2 : 5 + around // 2].tolist() for ids in found]
+        assert inner == [tokenizer(document)["input_ids"] for document in documents[: len(found)]]
+        assert 48 <= sum(ids.numel() for ids in found) < 48 + 5 + around
 
 
 def test_spread_windows_of_an_encoder_have_its_special_tokens():
@@ -185,7 +201,53 @@ def test_short_documents_make_the_typical_window_shorter():
     assert Windows(documents, WordTokenizer(), 16, packing=True).typical_length() == 16
 
 
-def test_calibration_says_that_every_document_is_too_short():
-    windows = Windows([text(6), text(14, 1)], WordTokenizer(), 16, packing=False)
-    with pytest.raises(HealingError, match="longest of the 2 documents has 14 tokens.*--no-calibrate"):
+def test_documents_that_together_are_less_than_a_window_are_refused():
+    windows = Windows([text(6), text(4, 1)], WordTokenizer(), 16, packing=False)
+    with pytest.raises(HealingError, match="the text has 10 tokens, less than one window of 16"):
         windows.spread(1)
+    with pytest.raises(HealingError, match="longest of the 2 documents has 14 tokens"):
+        list(Windows([text(6), text(14, 1)], WordTokenizer(), 16, packing=False).whole())
+
+
+def test_how_long_documents_are_is_read_off_all_of_them_evenly(monkeypatch):
+    monkeypatch.setattr("hf_posswap.training.texts.SAMPLED_DOCUMENTS", 10)
+    documents = [text(1 + number // 10, number) for number in range(100)]  # sorted by length, as files often are
+    windows = Windows(documents, WordTokenizer(), 16, packing=False)
+    assert windows.document_lengths() == (list(range(1, 11)), 100)
+    assert windows.typical_length() == pytest.approx(6, abs=0.5)
+    rows = datasets.Dataset.from_dict({"text": documents}).to_iterable_dataset()
+    assert Windows(rows, WordTokenizer(), 16, packing=False).document_lengths() == ([1] * 10, None)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("scheme", [None, "alibi", "t5:per_layer=true", "rope", "sinusoidal", "shaw", "none"])
+def test_a_short_document_among_others_has_the_loss_it_has_alone(family, scheme):
+    """Causal models read packed windows, encoders padded ones; stock and swapped alike."""
+    if (family, scheme) == ("bert", "none"):
+        pytest.skip("an encoder without positions is refused: it would read a bag of words")
+    causal = family != "bert"
+    model = {"gpt2": gpt2, "llama": llama, "bert": lambda: bert(head=True)}[family]()
+    if scheme is not None:
+        model = hf_posswap.swap(model, scheme)
+    tokenizer = WordTokenizer(bert=not causal)
+    documents = [text(size, seed) for seed, size in enumerate((7, 3, 9, 5, 8))]
+    windows = list(Windows(documents, tokenizer, 36 if causal else 16, packing=causal)._pass())
+    batch = collate(windows, 0)
+    with torch.no_grad():
+        together = model(**batch, **({"use_cache": False} if causal else {})).logits
+    place = [0, 0]  # row and column where the next document begins
+    for number, document in enumerate(documents):
+        ids = tokenizer(document)["input_ids"]
+        ids = [*ids, tokenizer.eos_token_id] if causal else [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
+        row, start = (0, place[1]) if causal else (number, 0)
+        if start + len(ids) > batch["input_ids"].shape[1]:
+            break
+        assert batch["input_ids"][row, start : start + len(ids)].tolist() == ids
+        with torch.no_grad():
+            alone = model(input_ids=torch.tensor([ids])).logits[0]
+        targets = torch.tensor(ids[1:])
+        found = together[row, start : start + len(ids)]
+        own, other = (torch.nn.functional.cross_entropy(logits[:-1], targets) for logits in (found, alone))
+        assert float(own) == pytest.approx(float(other), abs=2e-5)
+        place[1] += len(ids)
+    assert number == len(documents) - 1, "every document was looked at"

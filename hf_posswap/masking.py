@@ -1,0 +1,21 @@
+"""Which tokens of a text are hidden from a masked language model."""
+
+import torch
+from torch import Tensor
+
+MASKED_SHARE = 0.15
+"""Share of the tokens that are hidden, as in BERT."""
+
+
+def choose_masked(text: Tensor, never: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw the tokens to mask, bool (n,): the same number in every text of a length, at least one if one may be.
+
+    Args:
+        text: token ids, int64 (n,).
+        never: tokens that are not masked, the tokenizer's special ones.
+        generator: what draws.
+    """
+    allowed = (~torch.isin(text, never)).nonzero().flatten()
+    count = min(len(allowed), max(1, round(MASKED_SHARE * len(allowed))))
+    drawn = allowed[torch.randperm(len(allowed), generator=generator)[:count]]
+    return torch.zeros_like(text, dtype=torch.bool).index_fill(0, drawn, True)
