@@ -206,7 +206,9 @@ def _removed(native: str, table: Any, layers: list[SchemeLayer], base: Any) -> s
     if base.pos_scheme.is_native():
         return "nothing: the scheme is the model's own"
     if isinstance(table, RetiredTable):
-        mean = "its mean row stays" if bool(table.weight.detach().any()) else "nothing stays in its place"
+        row = table.weight.detach()
+        nothing = base.pos_scheme.brings_whole_table() or not (row.is_meta or bool(row.any()))
+        mean = "nothing stays in its place" if nothing else "its mean row stays"
         return f"{native} position table of {table.table.shape[0]} rows ({mean})"
     return f"{native} in {len(layers)} of {base.config.num_hidden_layers} layers"
 
@@ -216,7 +218,8 @@ def _added(base: Any, layers: list[SchemeLayer]) -> str:
     count = sum(p.numel() for p in shared.parameters())
     inside = sum(p.numel() for layer in layers for p in layer.parameters())
     modules = (shared, *layers)
-    silent = count + inside > 0 and not any(bool(p.detach().any()) for m in modules for p in m.parameters())
+    weights = [weight.detach() for module in modules for weight in module.parameters()]
+    silent = bool(weights) and not any(weight.is_meta or bool(weight.any()) for weight in weights)
     note = ", all zero: no position until trained or calibrated" if silent else ""
     if not base.pos_scheme.acts_in_layers:
         return f"at the embeddings, {count:,} parameters{note}"

@@ -24,7 +24,9 @@ NOTHING = nullcontext()
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Leave autocast for a while: it would round float32 angles and biases to half precision before they are used."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else NOTHING
+    if x.is_meta or not torch.is_autocast_enabled(kind):  # torch has no autocast on the meta device
+        return NOTHING
+    return torch.autocast(kind, enabled=False)
 
 
 class LayerCall:

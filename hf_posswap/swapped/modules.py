@@ -254,12 +254,15 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
         backend = str(model.config._attn_implementation)
         arguments["attention_mask"] = readable_mask(arguments["attention_mask"], backend, dtype)
     sizes = sizes_of_keys(arguments, length)
-    positions = positions_of(arguments, length, given.device, causal, sizes)
-    if model.pos_mode is None:
+    known = arguments
+    if given.is_meta:  # neither has values there: only shapes count, and a plain text has the same ones
+        known = {name: value for name, value in arguments.items() if name not in ("attention_mask", "position_ids")}
+    positions = positions_of(known, length, given.device, causal, sizes)
+    if model.pos_mode is None and not given.is_meta:
         limit = longest_position_of(model)
         ramped = limit != scheme.longest_position() and _reads_retired(model)
         check_positions(positions, limit, scheme.name, ramped=ramped)
-    mask = document_mask(model, arguments, batch, length, causal)
+    mask = document_mask(model, known, batch, length, causal)
     if mask is not None:
         arguments["attention_mask"] = mask
     if _takes_positions(model) and "position_ids" in model.stock_arguments:
