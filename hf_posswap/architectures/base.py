@@ -97,6 +97,13 @@ class Architecture:
             return "it is an encoder–decoder: its decoder attends to an encoder, which has positions of its own."
         if config.get_text_config() is not config:
             return "it is composed of several models: its text model is one of several parts."
+        kind = getattr(config, "position_embedding_type", None)
+        if isinstance(kind, str) and kind.startswith("relative_key"):
+            return (
+                f"its config says position_embedding_type {kind!r}. transformers 5 reads such a checkpoint as one with "
+                "absolute positions, which it was not trained with, and leaves out its relative tables, so there is no "
+                "model to start from. transformers 4 reads it; hf_posswap.inspect(model) shows what is read here."
+            )
         return None
 
     def attention_modules(self, base: nn.Module) -> Iterator[tuple[int, nn.Module]]:
