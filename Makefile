@@ -7,9 +7,7 @@ PIP_FLAGS ?=
 PYTEST_FLAGS ?= -n 2
 OLDEST_TRANSFORMERS ?= 5.17.*
 DEMO_DIR ?= outputs/demo
-# ALiBi and T5 in the forms that calibration can fit: slopes that learn, and parameters for each layer.
-DEMO_SCHEMES ?= alibi:trainable=true:per_layer=true,t5:per_layer=true,rope,sinusoidal
-DEMO_HEAL_TOKENS ?= 57344
+DEMO_FLAGS ?=
 STUDY_DIR ?= outputs/study
 STUDY_SMALL_DIR ?= outputs/study-small
 STUDY_FLAGS ?=
@@ -122,12 +120,7 @@ docs: $(VENV)/stamp ## build the documentation site into site/
 	@echo "The site is in site/index.html"
 
 demo: $(VENV)/stamp ## the whole story on a small GPT-2 in some minutes: swapped, calibrated, healed, and its report
-	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap compare --model demo:gpt2 --schemes $(DEMO_SCHEMES) --text demo:books \
-		--lengths 128,256,512,1024,2048 --tokens 4096 --calibrate --heal-tokens $(DEMO_HEAL_TOKENS) --batch-size 8 \
-		--control --train-file demo:books/train --output-dir $(DEMO_DIR)
-	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap bias demo:gpt2 --schemes $(DEMO_SCHEMES) --text demo:book/train \
-		--output-dir $(DEMO_DIR) --overwrite
-	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap report $(DEMO_DIR)
+	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap demo --output-dir $(DEMO_DIR) $(DEMO_FLAGS)
 
 demo-swapped: $(VENV)/stamp ## untrained swaps on the small GPT-2 and on SmolLM2: the first numbers of the README
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap compare --model demo:gpt2 --text demo:books \

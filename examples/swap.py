@@ -11,7 +11,7 @@ import transformers
 
 import hf_posswap
 
-MODEL = Path(__file__).parent / "assets" / "gpt2-books"
+MODEL = Path(hf_posswap.__file__).parent / "assets" / "gpt2-books"
 
 
 def main() -> None:

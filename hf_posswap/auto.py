@@ -12,7 +12,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from hf_posswap.calibration import CalibrationError, calibrate, document_windows
 from hf_posswap.errors import SchemeConfigError, UnknownNameError
 from hf_posswap.loading.auto_classes import auto_model_classes
-from hf_posswap.loading.origin import remember_revision
+from hf_posswap.loading.origin import remember_source
 from hf_posswap.registry import unknown_name_message
 from hf_posswap.schemes import as_config
 from hf_posswap.swapped.questions import train_length
@@ -48,7 +48,7 @@ def load_and_swap(
     loaded = load(*args, **kwargs)
     stock = loaded[0] if isinstance(loaded, tuple) else loaded
     if args:
-        remember_revision(stock, args[0], kwargs)
+        remember_source(stock, args[0], kwargs)
     model = swap(stock, config)
     if calibration is not None:
         items = _items(calibration)

@@ -1,8 +1,9 @@
 """Loading models, tokenizers and texts by name, with `demo:` names for real ones that need no download.
 
-`demo:gpt2` is a small GPT-2 kept beside the source code; `demo:bert` and `demo:llama` come as ordinary Python
-packages, and `demo:mpnet` as five that hold one model in parts. Every other name goes to transformers as it is: a
-folder, a Hub name, or a path to a GGUF file.
+`demo:gpt2` is a small GPT-2 that comes with hf_posswap, as do a book to measure on and an excerpt to heal on; more
+books are in a clone of its repository. `demo:bert` and `demo:llama` come as ordinary Python packages, and `demo:mpnet`
+as five that hold one model in parts. Every other name goes to transformers as it is: a folder, a Hub name, or a path to
+a GGUF file.
 """
 
 import importlib.util
@@ -14,21 +15,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
 from hf_posswap.errors import PosSwapError
+from hf_posswap.loading.origin import is_repo_id, remember_name, remember_source
 from hf_posswap.registry import unknown_name_message
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PREFIX = "demo:"
-ASSETS = Path(__file__).resolve().parent.parent / "examples" / "assets"
+PACKAGED = Path(__file__).resolve().parent / "assets"
+"""What every installation has."""
+CLONED = PACKAGED.parents[1] / "examples" / "assets"
+"""What a clone of the repository has beside it."""
 BOOKS = {"train": "train/jos-boys.txt", "valid": "valid/chance.txt", "test": "test/frankenstein.txt"}
 MEASURING_BOOKS = ("valid", "test")
-TRAINING_NAME, TRAINING_FOLDER = "demo:books/train", "books/train/excerpts"
-TEXT_NAMES = ("demo:books", TRAINING_NAME, *(f"demo:book/{split}" for split in BOOKS))
+EXCERPTS, EXCERPT = "books/train/excerpts", "books/train/excerpts/jane-eyre.txt"
+TRAINING_NAME, EXCERPT_NAME, MEASURING_NAME = "demo:books/train", "demo:excerpt", "demo:book/test"
+TOKENIZER = "tokenizer_config.json"
+TEXT_NAMES = ("demo:books", TRAINING_NAME, EXCERPT_NAME, *(f"demo:book/{split}" for split in BOOKS))
 
 UNREADABLE = (
     OSError,
@@ -114,7 +122,9 @@ def resolve_model(name: str) -> ModelSource:
 
 
 def resolve_texts(name: str) -> list[TextSource]:
-    """Return the texts a name means: `demo:books`, `demo:books/train`, `demo:book/valid` (or train, test), or a file.
+    """Return the texts a name means: a `demo:` name of `TEXT_NAMES`, or a file.
+
+    `demo:book/test` and `demo:excerpt` come with hf_posswap, the others with a clone of its repository.
 
     Raises:
         SourceError: an unknown `demo:` name, or the books are not there.
@@ -124,19 +134,57 @@ def resolve_texts(name: str) -> list[TextSource]:
     if name == "demo:books":
         return [_book(split) for split in MEASURING_BOOKS]
     if name == TRAINING_NAME:
-        return [TextSource(path.name, path) for path in sorted(_asset(TRAINING_FOLDER, name).glob("*.txt"))]
+        _require_clone(name)
+        found = [path for root in (PACKAGED, CLONED) for path in (root / EXCERPTS).glob("*.txt")]
+        return [TextSource(path.name, path) for path in sorted(found, key=lambda path: path.name)]
+    if name == EXCERPT_NAME:
+        return [TextSource(Path(EXCERPT).name, PACKAGED / EXCERPT)]
     split = name.removeprefix("demo:book/")
     if split not in BOOKS:
         raise SourceError(unknown_name_message("demo text", name, TEXT_NAMES))
     return [_book(split)]
 
 
+def is_adapter(name: str) -> bool:
+    """Return whether a name means an adapter, in a folder or on the Hub, and no whole model."""
+    if name.startswith(PREFIX):
+        return False
+    if Path(name).exists():
+        return (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file()
+    return is_repo_id(name) and not _on_hub(name, "config.json") and _on_hub(name, "adapter_config.json")
+
+
+def sources_of(name: str) -> list[ModelSource]:
+    """Return where a model is loaded from: one place, and for an adapter those of its base too.
+
+    Raises:
+        SourceError, AdapterError: see `load_config`.
+    """
+    if not is_adapter(name):
+        return [resolve_model(name)]
+    from hf_posswap.training.adapters import adapter_base  # it imports this module
+
+    return [resolve_model(name), *sources_of(adapter_base(name))]
+
+
+def _on_hub(name: str, file: str) -> bool:
+    try:
+        return bool(hf_hub_download(name, file))
+    except (OSError, ValueError, HfHubHTTPError):  # no such file or repository, or no way to it
+        return False
+
+
 def load_config(name: str) -> "PretrainedConfig":
-    """Load the configuration of the model called `name`.
+    """Load the configuration of the model called `name`; of an adapter, that of the model with the adapter in it.
 
     Raises:
         SourceError: there is no such model, or transformers does not know its kind.
+        AdapterError: an adapter that is broken, or whose base cannot be found.
     """
+    if is_adapter(name):
+        from hf_posswap.training.adapters import adapted_config  # it imports this module
+
+        return adapted_config(name)
     from transformers import AutoConfig
 
     import hf_posswap  # noqa: F401  transformers learns to read swapped checkpoints
@@ -154,13 +202,17 @@ def load_config(name: str) -> "PretrainedConfig":
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of the model called `name`.
+    """Load the tokenizer of the model called `name`; an adapter without one has its base's.
 
     Raises:
         SourceError: there is none.
     """
     from transformers import AutoTokenizer
 
+    if is_adapter(name) and not ((Path(name) / TOKENIZER).is_file() or _on_hub(name, TOKENIZER)):
+        from hf_posswap.training.adapters import adapter_base  # it imports this module
+
+        return load_tokenizer(adapter_base(name))
     source = resolve_model(name)
     try:
         return AutoTokenizer.from_pretrained(source.path, **source.from_pretrained_kwargs)
@@ -169,7 +221,9 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
 
 
 def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True, **kwargs: Any) -> "PreTrainedModel":
-    """Load the model called `name`, unswapped, in float32 unless `dtype` says otherwise, in evaluation mode.
+    """Load the model called `name`, as it is, in float32 unless `dtype` says otherwise, in evaluation mode.
+
+    An adapter is loaded with the model under it and merged into it.
 
     Args:
         name: see `resolve_model`.
@@ -180,9 +234,15 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
     Raises:
         SourceError: there is no such model.
         UnsupportedError: its architecture is not supported.
+        AdapterError: an adapter that is broken, does not fit its base, or whose base cannot be found.
     """
     from hf_posswap.architectures import architecture_of
-    from hf_posswap.loading.origin import remember_name, remember_revision
+
+    if is_adapter(name):
+        from hf_posswap.training.adapters import adapted_model  # it imports this module
+
+        kwargs.pop("config", None)  # that of the adapted model, not of the one under it
+        return adapted_model(name, auto_class, supported_only=supported_only, **kwargs)
 
     source = resolve_model(name)
     config = kwargs.pop("config", None)
@@ -202,9 +262,9 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
             f"cannot load the weights of {name!r}: {type(error).__name__}: {error}\nIf a file is cut short or does not "
             "belong to the others, get the model again, or save it again."
         ) from error
-    remember_revision(model, source.path, source.from_pretrained_kwargs)
+    remember_source(model, source.path, source.from_pretrained_kwargs | kwargs)
     if name.startswith(PREFIX):
-        remember_name(model, name)
+        remember_name(model, name, source.path)
     return model.eval()
 
 
@@ -238,7 +298,7 @@ def class_for(config: "PretrainedConfig") -> Any:
 
 
 def _gpt2() -> ModelSource:
-    return ModelSource(str(_asset("gpt2-books", "demo:gpt2")))
+    return ModelSource(str(PACKAGED / "gpt2-books"))
 
 
 def _bert() -> ModelSource:
@@ -269,15 +329,17 @@ DEMO_MODELS: dict[str, Callable[[], ModelSource]] = {
 }
 
 
-def _asset(relative: str, name: str) -> Path:
-    """Return a file or folder of examples/assets, which a clone has and an installed wheel has not."""
-    path = ASSETS / relative
-    if not path.exists():
+def has_clone() -> bool:
+    """Return whether the books of the repository are there, which a clone has and an installed wheel has not."""
+    return (CLONED / "books").is_dir()
+
+
+def _require_clone(name: str) -> None:
+    if not has_clone():
         raise SourceError(
-            f"{name} is not installed: it is in the folder examples/assets of hf_posswap's repository, which a wheel "
-            'does not contain. Clone the repository and install it with pip install -e ".[demo]".'
+            f"{name} is not installed: a wheel of hf_posswap has {MEASURING_NAME} to measure on and {EXCERPT_NAME} to "
+            'heal on. The other books are in a clone of its repository, installed with pip install -e ".[demo]".'
         )
-    return path
 
 
 def _package_folder(package: str, name: str) -> Path:
@@ -289,5 +351,10 @@ def _package_folder(package: str, name: str) -> Path:
 
 
 def _book(split: str) -> TextSource:
-    path = _asset(f"books/{BOOKS[split]}", f"demo:book/{split}")
+    name = f"demo:book/{split}"
+    if name == MEASURING_NAME:
+        path = PACKAGED / "books" / BOOKS[split]
+    else:
+        _require_clone(name)
+        path = CLONED / "books" / BOOKS[split]
     return TextSource(path.name, path)

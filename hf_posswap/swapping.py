@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.architectures.discovery import STOCK_LENGTH, state_length, stock_class_of
 from hf_posswap.errors import AlreadySwappedError, NotSwappedError, UnsupportedError
-from hf_posswap.loading.configuration import code_map, config_class_of, stock_config_class
+from hf_posswap.loading.configuration import config_class_of, mark_swapped, stock_config_class
 from hf_posswap.loading.entry import healed_before, is_healed, make_entry
 from hf_posswap.loading.origin import origin_of
 from hf_posswap.modeling import register_models, swapped_class
@@ -183,10 +183,8 @@ def _mark(model: Any, architecture: Architecture, plan: Plan) -> None:
     config = model.config
     previous = getattr(config, "pos_scheme", None)
     origin = origin_of(model).to_entry() if previous is None else previous
-    config.__class__ = config_class_of(architecture)
-    config.pos_scheme = make_entry(plan.config, plan.scheme.facts.native, origin)
+    mark_swapped(config, architecture, make_entry(plan.config, plan.scheme.facts.native, origin))
     state_own_length(model)
-    config.auto_map = code_map(architecture)
     register_models(architecture)
     _forget_gguf(model)
 

@@ -84,12 +84,16 @@ def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(name: str, mo
         demo.resolve_model(name)
 
 
-def test_a_wheel_without_the_assets_says_how_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "ASSETS", tmp_path)
-    with pytest.raises(SourceError, match=r"demo:gpt2 is not installed: .*Clone the repository"):
-        demo.resolve_model("demo:gpt2")
-    with pytest.raises(SourceError, match=r"demo:book/valid is not installed: .*Clone the repository"):
-        demo.resolve_texts("demo:books")
+def test_a_wheel_says_which_texts_it_has_and_where_the_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "CLONED", tmp_path)
+    load_config("demo:gpt2")
+    assert [text.name for text in demo.resolve_texts("demo:book/test")] == ["frankenstein.txt"]
+    assert [text.name for text in demo.resolve_texts("demo:excerpt")] == ["jane-eyre.txt"]
+    for name in ("demo:books", "demo:books/train", "demo:book/train", "demo:book/valid"):
+        with pytest.raises(SourceError, match=r"is not installed: .* demo:book/test .* demo:excerpt .* in a clone"):
+            demo.resolve_texts(name)
 
 
 @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder"])
@@ -222,20 +226,20 @@ def test_demo_books_are_the_two_to_measure_on() -> None:
 
 
 def test_the_books_are_those_of_their_manifest() -> None:
-    folder = demo.ASSETS / "books"
-    entries = json.loads((folder / "MANIFEST.json").read_text(encoding="utf-8"))
+    entries = json.loads((demo.CLONED / "books" / "MANIFEST.json").read_text(encoding="utf-8"))
     excerpts = {f"train/excerpts/{text.name}" for text in demo.resolve_texts("demo:books/train")}
     assert len(excerpts) == 50
     assert {entry["file"] for entry in entries} == set(demo.BOOKS.values()) | excerpts
     for entry in entries:
-        content = (folder / entry["file"]).read_bytes()
+        [path] = filter(Path.exists, (root / "books" / entry["file"] for root in (demo.PACKAGED, demo.CLONED)))
+        content = path.read_bytes()
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
         assert len(content) == entry["bytes"] < 1_000_000
         assert {"title", "author", "split", "licence"} <= set(entry)
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("demo:book/tran", "demo:book/train"), ("demo:bokks", "demo:books"), ("demo:xyz", None)]
+    ("name", "near"), [("demo:book/tran", "demo:book/train"), ("demo:bokks", "demo:books"), ("demo:qqq", None)]
 )
 def test_unknown_demo_text_suggests_the_nearest_and_lists_the_known_ones(name: str, near: str | None) -> None:
     suggestion = f"Did you mean '{near}'[?] " if near else ""

@@ -14,6 +14,7 @@ from hf_posswap.commands import (
     calibrate,
     catalogue,
     compare,
+    demo,
     evaluate,
     export,
     finetune,
@@ -86,6 +87,7 @@ def _app(
     """Swap the positional mechanism of a pretrained Hugging Face model, and measure how far it then reads."""
 
 
+app.command("demo")(demo.demo)
 app.command("schemes")(catalogue.schemes)
 app.command("matrix")(catalogue.matrix)
 app.command("inspect")(models.inspect)

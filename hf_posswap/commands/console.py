@@ -12,7 +12,10 @@ import typer
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 ModelArgument = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A folder, a Hub name, a GGUF file, or demo:gpt2, demo:bert, demo:llama."),
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder or Hub name, of an adapter too, a GGUF file, or demo:gpt2, demo:bert, demo:llama.",
+    ),
 ]
 DocumentsOption = Annotated[
     str | None,

@@ -18,7 +18,7 @@ UPLOAD_FAILED = 1
 FolderArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder that `hf-posswap swap`, `calibrate` or `finetune` wrote.")
 ]
-AdapterOption = Annotated[bool, typer.Option("--adapter", help="DIR holds an adapter, not a whole model.")]
+AdapterOption = Annotated[bool, typer.Option("--adapter", help="Refuse DIR if it holds a whole model, no adapter.")]
 BaseModelOption = Annotated[
     str | None,
     typer.Option("--base-model", metavar="NAME", help="The base model's name on the Hub, if DIR does not know it."),
@@ -49,6 +49,7 @@ def push(
     """
     from huggingface_hub.utils import disable_progress_bars
 
+    from hf_posswap.demo import is_adapter
     from hf_posswap.hub import Target, UploadError, push_adapter, push_folder
 
     if not sys.stderr.isatty():
@@ -57,7 +58,8 @@ def push(
     target = Target(repo, private or None, revision=revision, create_pr=create_pr, again=again, timeout=timeout)
     try:
         with interruptible(lambda: f"All arrives in one commit or nothing does. To go on: {again}"):
-            done = (push_adapter if adapter else push_folder)(folder, target, base_model, license)
+            publish = push_adapter if adapter or is_adapter(str(folder)) else push_folder
+            done = publish(folder, target, base_model, license)
     except UploadError as error:
         typer.echo(f"hf-posswap: error: {error}", err=True)
         raise typer.Exit(UPLOAD_FAILED) from error
@@ -75,9 +77,11 @@ def card(
     write: Annotated[bool, typer.Option("--write", help="Write it to DIR/README.md instead of printing it.")] = False,
 ) -> None:
     """Print the model card that `push` would upload, or write it; asks the Hub nothing."""
+    from hf_posswap.demo import is_adapter
     from hf_posswap.hub import adapter_card_of, card_of
 
-    made = str((adapter_card_of if adapter else card_of)(folder, repo, base_model, license))
+    write_card = adapter_card_of if adapter or is_adapter(str(folder)) else card_of
+    made = str(write_card(folder, repo, base_model, license))
     if not write:
         typer.echo(made, nl=False)
         return

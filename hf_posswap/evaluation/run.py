@@ -14,7 +14,7 @@ import torch
 
 import hf_posswap
 from hf_posswap.architectures import architecture_of
-from hf_posswap.demo import load_config, load_model, load_tokenizer, resolve_model
+from hf_posswap.demo import load_config, load_model, load_tokenizer, sources_of
 from hf_posswap.evaluation.environment import collect_environment, installed_versions
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError, UnmeasurableError
 from hf_posswap.evaluation.measuring import FILES, KINDS, RETRIEVAL, Measurements, Part, Rows
@@ -257,8 +257,8 @@ def _device(settings: EvaluationSettings, processes: Processes) -> torch.device:
 
 def _identity(prepared: Prepared) -> dict[str, Any]:
     """Return what finished parts depend on: with another of these, they may not be used."""
-    path = Path(resolve_model(prepared.settings.model).path)
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else []
+    paths = [Path(source.path) for source in sources_of(prepared.settings.model)]
+    files = [file for path in paths if path.is_dir() for file in sorted(path.iterdir()) if file.is_file()]
     versions = installed_versions()
     settings = {name: value for name, value in asdict(prepared.settings).items() if name != "device"}
     return settings | {

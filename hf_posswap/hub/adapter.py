@@ -1,6 +1,7 @@
 """Publishing an adapter that was trained on a swapped model: its weights, its config with the scheme, and a card."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,13 @@ def _facts(
     options = config_from_entry(entry)
     results = read_results(contents.folder, entry, adapter=True)
     name, on_hub = _base_name(config, base_model)
+    base = base_of(entry, name if on_hub else None, license, find_license)
+    if not base.on_hub and name is not None:
+        base = replace(base, name=Path(name).name)  # what the adapter's config says when it is published
     return CardFacts(
         title=repo.rpartition("/")[2],
         repo=repo,
-        base=base_of(entry, name if on_hub else None, license, find_license),
+        base=base,
         scheme=scheme_class(options.name),
         options=options,
         native=entry.get("native", "learned"),

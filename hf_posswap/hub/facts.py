@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from hf_posswap.architectures import architecture_of
+from hf_posswap.demo import PREFIX as DEMO
 from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.checkpoint import Checkpoint
 from hf_posswap.hub.contradictions import LENGTHS_FILE
@@ -49,6 +50,11 @@ class Base:
     on_hub: bool
     revision: str | None
     license: str | None
+
+    @property
+    def has_name(self) -> bool:
+        """Whether hf_posswap finds it by its name anywhere."""
+        return self.on_hub or (self.name or "").startswith(DEMO)
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,7 @@ def model_contents(folder: Path) -> Contents:
         HubError: the folder holds no checkpoint, pickled weights, links that lead out of it, or a secret.
     """
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG_FILE).is_file():
-        raise HubError(
-            f"{str(folder)!r} holds an adapter, not a whole model. Say so with --adapter; in Python, take push_adapter "
-            "and adapter_card_of."
-        )
+        raise HubError(f"{str(folder)!r} holds an adapter, not a whole model. Take push_adapter and adapter_card_of.")
     _require_folder(folder, CONFIG_FILE, "a checkpoint of a swapped model, as `hf-posswap swap` or save_pretrained")
     weights = sorted(path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name))
     _refuse_pickles(folder)

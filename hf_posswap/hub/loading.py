@@ -35,10 +35,10 @@ def model_loading(facts: CardFacts) -> str:
 
 def adapter_loading(facts: CardFacts) -> str:
     """Return the section on loading an adapter."""
-    arguments = _literal(facts.repo) if facts.base.on_hub else f"{_literal(facts.repo)}, base=model"
+    arguments = _literal(facts.repo) if facts.base.has_name else f"{_literal(facts.repo)}, base=model"
     lines = ["from hf_posswap.training.adapters import load_adapter", "", f"model = load_adapter({arguments})"]
     parts = ["## Load it", code_block("pip install hf_posswap"), code_block("\n".join(lines), "python")]
-    if not facts.base.on_hub:
+    if not facts.base.has_name:
         parts.append("`model` is the base model, loaded by transformers; it is not on the Hub by the name above.")
     return "\n\n".join([
         *parts,

@@ -96,6 +96,13 @@ def remote_code_of(architecture: Architecture) -> str:
     return remote_code(architecture.name, [config, *sorted(classes - {config})])
 
 
+def mark_swapped(config: Any, architecture: Architecture, entry: dict[str, Any]) -> None:
+    """Let a model's config, in place, say that a scheme was swapped in; one that is swapped takes the new entry."""
+    config.__class__ = config_class_of(architecture)
+    config.pos_scheme = entry
+    config.auto_map = code_map(architecture)
+
+
 @cache
 def register_config(architecture: Architecture) -> None:
     """Register an architecture's swapped config class with `AutoConfig`."""

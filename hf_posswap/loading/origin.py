@@ -20,8 +20,8 @@ LARGEST_CARD = 2**20
 
 _REVISION = "_posswap_base_revision"
 """Where a model that was loaded here keeps the commit it came from, since transformers does not."""
-_NAME = "_posswap_base_name"
-"""Where a model keeps the name it was loaded by, if that says more than the name of its folder."""
+_PLACE = "_posswap_base_place"
+"""Where a model that goes by a name of ours keeps the folder or file it was loaded from."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Origin:
         }
 
 
-def remember_revision(model: Any, name: Any, loading: Mapping[str, Any]) -> None:
-    """Note at a model which commit of the Hub it was just loaded from, if it came from there.
+def remember_source(model: Any, name: Any, loading: Mapping[str, Any]) -> None:
+    """Note at a model which commit of the Hub, or which GGUF file, it was just loaded from, if it came from there.
 
     Args:
         model: the model.
@@ -61,11 +61,23 @@ def remember_revision(model: Any, name: Any, loading: Mapping[str, Any]) -> None
     revision = cached_revision(str(name), loading)
     if revision is not None:
         setattr(model, _REVISION, revision)
+    file = Path(str(name), str(loading.get("gguf_file")))
+    if loading.get("gguf_file") and file.is_file():
+        remember_name(model, str(file), file.parent)
 
 
-def remember_name(model: Any, name: str) -> None:
-    """Note at a model the name it was loaded by, where its folder's name would lead nobody back to it."""
-    setattr(model, _NAME, name)
+def remember_name(model: Any, name: str, place: str | Path) -> None:
+    """Let a model go by a name that leads back to it, such as demo:gpt2, where the folder it is in does not.
+
+    peft writes the name into adapters that are trained on the model.
+
+    Args:
+        model: the model.
+        name: what `hf_posswap.demo.load_model` finds it by.
+        place: the folder it was loaded from.
+    """
+    model.name_or_path = model.config.name_or_path = name
+    setattr(model, _PLACE, str(place))
 
 
 def cached_revision(name: str, loading: Mapping[str, Any]) -> str | None:
@@ -87,12 +99,12 @@ def origin_of(model: Any) -> Origin:
     name = getattr(model.config, "_name_or_path", "") or ""
     if not name:
         return Origin()
-    path = Path(name)
+    path = Path(vars(model).get(_PLACE) or name)
     if path.exists():
         # Paths of this computer are nobody else's business: a folder's name only.
         folder = path if path.is_dir() else path.parent
-        known_as = vars(model).get(_NAME) or path.resolve().name or None
-        return Origin(known_as, "folder", license=license_in(folder / CARD_FILE))
+        known_as = (name if _PLACE in vars(model) else str(path.resolve())).rpartition("/")[2]
+        return Origin(known_as or None, "folder", license=license_in(folder / CARD_FILE))
     revision = vars(model).get(_REVISION) or getattr(model.config, "_commit_hash", None)
     if revision is None and cached_revision(name, {}) is None:
         return Origin(name if is_repo_id(name) else None)

@@ -9,6 +9,7 @@
 What the adapter carries, and what it refuses, is in `hf_posswap.training.adapter_schemes`.
 """
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,20 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.architectures.discovery import stock_class_of
+from hf_posswap.demo import UNREADABLE, SourceError, class_for, load_config, load_model
+from hf_posswap.errors import PosSwapError
 from hf_posswap.loading.auto_classes import AUTO_CLASS_OF_TASK, auto_classes
-from hf_posswap.loading.configuration import PREFIX
-from hf_posswap.modeling import swapped_class
+from hf_posswap.loading.configuration import PREFIX, mark_swapped
+from hf_posswap.loading.entry import mark_healed
+from hf_posswap.loading.origin import remember_name
+from hf_posswap.modeling import register_models, swapped_class
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.questions import is_swapped
 from hf_posswap.swapping import swap
 from hf_posswap.training.adapter_schemes import SCHEME, AdapterError
+
+FOR_CONFIG = ("revision", "subfolder", "cache_dir", "token", "gguf_file")
+"""Arguments of `from_pretrained` that say where a config is."""
 
 
 def add_lora(
@@ -114,10 +122,11 @@ def load_adapter(folder: str | Path, base: Any = None, *, is_trainable: bool = F
         peft's model around the base.
 
     Raises:
-        AdapterError: the adapter names no base or none that can be found here, or the base is swapped otherwise.
+        AdapterError: the adapter names no base or none that can be found here, is broken, or the base is swapped
+            otherwise.
         CheckpointError: the adapter's `pos_scheme` entry is malformed, or of a newer format.
     """
-    config: Any = _config_in(folder)
+    config = _config_in(folder)
     if isinstance(base, nn.Module):
         if kwargs:
             raise AdapterError(f"{sorted(kwargs)} are for loading a base model, but base is a model: leave them out.")
@@ -127,40 +136,126 @@ def load_adapter(folder: str | Path, base: Any = None, *, is_trainable: bool = F
     entry = getattr(config, SCHEME, None)
     if entry is not None and not is_swapped(model):
         swap(model, {"name": entry["name"]} | entry["options"])
-    return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return peft.PeftModel.from_pretrained(model, str(folder), is_trainable=is_trainable)
+    except PosSwapError:
+        raise
+    except (*UNREADABLE, UserWarning) as error:
+        raise AdapterError(
+            f"adapter {str(folder)!r} cannot be put on {type(model).__name__}: {type(error).__name__}: {error}\nIf a "
+            "file is cut short, get the adapter again; else give the base it was trained on."
+        ) from error
+
+
+def adapted_config(name: str) -> Any:
+    """Return the config of the model that `adapted_model` returns; no weights are loaded.
+
+    Raises:
+        AdapterError, CheckpointError: see `load_adapter`.
+    """
+    adapter = _config_in(name)
+    config = _base_config(name, _base_name(name, adapter), {})
+    architecture = architecture_of(config)
+    known = auto_classes(architecture).get(AUTO_CLASS_OF_TASK.get(str(adapter.task_type), ""))
+    config.architectures = [known or _trained_on(adapter)]
+    entry = getattr(adapter, SCHEME, None)
+    if entry is not None:
+        mark_swapped(config, architecture, entry)
+        register_models(architecture)
+        mark_healed(config)
+    return config
+
+
+def adapted_model(name: str, auto_class: Any = None, *, supported_only: bool = True, **kwargs: Any) -> Any:
+    """Load an adapter with the model under it, and merge it into that: a model like any other, and healed.
+
+    Args:
+        name: the adapter's folder, or its name on the Hub.
+        auto_class: the class that is wanted; None: the one that the adapter was trained on. Its base is AutoModel.
+        supported_only: refuse a base that no scheme can enter.
+        kwargs: for the `from_pretrained` of the base model (dtype, …).
+
+    Raises:
+        AdapterError: see `load_adapter`; or it cannot be merged, or was trained on another head than is wanted.
+        CheckpointError: see `load_adapter`.
+    """
+    adapter = _config_in(name)
+    if adapter.is_prompt_learning:
+        raise AdapterError(
+            f"adapter {name!r} is of type {adapter.peft_type}, which cannot be merged into a model. In Python, "
+            "load_adapter(folder) puts it on its base."
+        )
+    own = class_for(adapted_config(name))
+    wanted = own.__name__ if auto_class is None else auto_class.__name__
+    if wanted not in (own.__name__, "AutoModel"):
+        raise AdapterError(f"adapter {name!r} was trained on an {own.__name__}, and an {wanted} is asked for.")
+    base = load_model(_base_name(name, adapter), own, supported_only=supported_only, **kwargs)
+    model: Any = load_adapter(name, base=base).merge_and_unload().requires_grad_(True)  # peft froze the base
+    remember_name(model, name, name)
+    return (model if wanted == own.__name__ else model.base_model).eval()
+
+
+def adapter_base(name: str) -> str:
+    """Return the name of the model under an adapter.
+
+    Raises:
+        AdapterError: there is no adapter of that name, or it names no base.
+    """
+    return _base_name(name, _config_in(name))
 
 
 def _config_in(folder: str | Path) -> Any:
     try:
         return peft.PeftConfig.from_pretrained(str(folder))
-    except ValueError as error:  # what peft says of a folder without an adapter
+    except PosSwapError:
+        raise
+    except (*UNREADABLE, TypeError) as error:  # what peft says of a folder without an adapter, or with a broken one
         raise AdapterError(
             f"{str(folder)!r} holds no adapter: {error}. Give the folder or the Hub name of a saved adapter."
         ) from error
 
 
-def _load_base(folder: str | Path, config: Any, base: str | Path | None, kwargs: dict[str, Any]) -> Any:
-    name = str(base or config.base_model_name_or_path or "")
-    if not name:
+def _base_name(folder: str | Path, config: Any) -> str:
+    if not config.base_model_name_or_path:
         raise AdapterError(
             f"adapter {str(folder)!r} does not name the model under it, since that was made from a config. Give it: "
             "load_adapter(folder, base=model)."
         )
+    return str(config.base_model_name_or_path)
+
+
+def _load_base(folder: str | Path, config: Any, base: str | Path | None, kwargs: dict[str, Any]) -> Any:
+    name = _base_name(folder, config) if base is None else str(base)
     if base is None and config.revision is not None:
         kwargs = {"revision": config.revision} | kwargs
-    return _class_of(folder, config, name, kwargs).from_pretrained(name, **kwargs)
+    base_config = _base_config(folder, name, kwargs)
+    auto_class = _class_of(folder, config, base_config)
+    return load_model(name, auto_class, supported_only=False, config=base_config, **{"dtype": "auto"} | kwargs)
 
 
-def _class_of(folder: str | Path, config: Any, name: str, kwargs: dict[str, Any]) -> Any:
+def _base_config(folder: str | Path, name: str, kwargs: dict[str, Any]) -> Any:
+    known = {key: kwargs[key] for key in FOR_CONFIG if key in kwargs}
+    try:
+        return transformers.AutoConfig.from_pretrained(name, **known) if known else load_config(name)
+    except (SourceError, OSError) as error:
+        raise AdapterError(
+            f"the model under adapter {str(folder)!r} is {name!r}, and cannot be loaded from here: {error}\nIn Python "
+            "give it: load_adapter(folder, base=…). On the command line, write where it is now into "
+            "base_model_name_or_path of adapter_config.json."
+        ) from error
+
+
+def _class_of(folder: str | Path, config: Any, base_config: Any) -> Any:
     """Return the class that loads the base: by the adapter's task, or the one that the adapter was trained on.
 
     The latter's module comes from a file: it is looked up among supported architectures, never imported by its name.
     """
     if config.task_type in AUTO_CLASS_OF_TASK:
         return getattr(transformers, AUTO_CLASS_OF_TASK[config.task_type])
-    class_name = (config.auto_mapping or {}).get("base_model_class", "")
-    base_config = transformers.AutoConfig.from_pretrained(name, **_for_config(kwargs))
-    stock = architecture_of(base_config).model_class(class_name.removeprefix(PREFIX))
+    class_name = _trained_on(config)
+    stock = architecture_of(base_config).model_class(class_name)
     if not (isinstance(stock, type) and issubclass(stock, PreTrainedModel)):
         raise AdapterError(
             f"adapter {str(folder)!r} was trained on a {class_name or 'model of unknown class'}, which "
@@ -170,5 +265,6 @@ def _class_of(folder: str | Path, config: Any, name: str, kwargs: dict[str, Any]
     return swapped_class(stock) if getattr(base_config, SCHEME, None) else stock
 
 
-def _for_config(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: kwargs[key] for key in ("revision", "subfolder", "cache_dir", "token") if key in kwargs}
+def _trained_on(config: Any) -> str:
+    """Return the name of the stock class that an adapter without a task was trained on; "" if it does not say."""
+    return str((config.auto_mapping or {}).get("base_model_class", "")).removeprefix(PREFIX)

@@ -49,8 +49,7 @@ def make_accelerator(options: HealingOptions, **arguments: Any) -> Accelerator:
         raise HealingError(
             f"accelerate launch was asked for {asked} processes and started one: with --cpu it does so whatever "
             f"--num_processes says. In its place write ACCELERATE_USE_CPU=true accelerate launch --multi_gpu "
-            f"--num_processes {asked}, or give --config_file examples/accelerate/cpu_two_processes.yaml: it says the "
-            "same. For one process, leave --num_processes out."
+            f"--num_processes {asked}. For one process, leave --num_processes out."
         )
     if accelerator.distributed_type == DistributedType.FSDP:
         accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False

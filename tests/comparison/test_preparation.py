@@ -72,7 +72,7 @@ def test_an_unsupported_architecture_says_where_the_supported_ones_are(changed: 
     from transformers import T5Config
 
     T5Config().save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedError, match=r"'t5' is not supported: .*`hf-posswap matrix` lists what is"):
+    with pytest.raises(UnsupportedError, match=r"'t5' is not supported: .*`hf-posswap matrix --families` lists"):
         prepare(changed(model=str(tmp_path)))
 
 

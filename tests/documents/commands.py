@@ -11,7 +11,7 @@ from tests.documents.blocks import ROOT
 
 QUICK = ("schemes", "matrix", "describe", "swap", "card")
 """Commands of hf-posswap that take seconds: they are run, all others parsed."""
-PLACEHOLDERS = {"MODEL": "demo:gpt2", "BOOK": "examples/assets/books/test/frankenstein.txt"}
+PLACEHOLDERS = {"MODEL": "demo:gpt2", "BOOK": "hf_posswap/assets/books/test/frankenstein.txt"}
 """Words in capitals stand for what a reader has."""
 
 

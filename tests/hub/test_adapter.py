@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import hf_posswap
 from hf_posswap.commands import app
 from hf_posswap.demo import load_model
-from hf_posswap.hub import HubError, Target, adapter_card_of, push_adapter
+from hf_posswap.hub import HubError, Target, adapter_card_of, card_of, push_adapter
 from hf_posswap.training.adapters import add_lora, load_adapter
 from tests.hub.cards import card_errors
 from tests.hub.conftest import Run
@@ -80,10 +80,15 @@ def test_pushed_and_loaded_from_the_hub(client: HubServer, run: Run, adapter: Pa
 def test_a_base_from_a_folder_is_called_by_its_name_only(client: HubServer, adapter: Path) -> None:
     push_adapter(adapter, Target(REPO))
     config = json.loads(client.files(REPO)["adapter_config.json"])
-    assert config["base_model_name_or_path"] == "gpt2-books"
+    assert config["base_model_name_or_path"] == "demo:gpt2"
     card = client.files(REPO)["README.md"].decode()
     assert "base_model" not in ModelCard(card).data.to_dict()
-    assert f'load_adapter("{REPO}", base=model)' in card
+    assert f'load_adapter("{REPO}")' in card
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": "/home/me/my-gpt2"}))
+    push_adapter(adapter, Target(REPO))
+    assert json.loads(client.files(REPO)["adapter_config.json"])["base_model_name_or_path"] == "my-gpt2"
+    assert f'load_adapter("{REPO}", base=model)' in client.files(REPO)["README.md"].decode()
 
 
 def change(**changes: Any) -> Callable[[Path], object]:
@@ -115,11 +120,21 @@ def test_what_is_not_published(adapter: Path, spoil: Callable[[Path], object], m
 
 
 def test_models_and_adapters_are_not_mixed_up(swapped: Path, adapter: Path) -> None:
-    for arguments, message in (
-        (["card", str(adapter)], "holds an adapter, not a whole model. Say so with --adapter"),
-        (["card", str(swapped), "--adapter"], "holds a whole model, not an adapter. Leave --adapter out"),
-    ):
-        refused = CliRunner().invoke(app, arguments)
-        assert refused.exit_code == 2
-        assert message in " ".join(refused.stderr.split())
-    assert CliRunner().invoke(app, ["card", str(adapter), "--adapter"]).exit_code == 0
+    refused = CliRunner().invoke(app, ["card", str(swapped), "--adapter"])
+    assert refused.exit_code == 2
+    assert "holds a whole model, not an adapter. Leave --adapter out" in " ".join(refused.stderr.split())
+    with pytest.raises(HubError, match="holds an adapter, not a whole model. Take push_adapter and adapter_card_of"):
+        card_of(adapter)
+    asked, found = (CliRunner().invoke(app, ["card", str(adapter), *flag]) for flag in (["--adapter"], []))
+    assert asked.exit_code == found.exit_code == 0
+    assert asked.stdout == found.stdout
+
+
+@pytest.mark.slow
+def test_an_adapter_is_pushed_as_one_and_described_from_the_hub(client: HubServer, run: Run, adapter: Path) -> None:
+    done = CliRunner().invoke(app, ["push", str(adapter), REPO])
+    assert done.exit_code == 0, done.output
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} == set(client.files(REPO))
+    described = run("hf-posswap", "describe", REPO)
+    assert described.returncode == 0, described.stderr
+    assert "healed: they have learned with the scheme" in described.stdout

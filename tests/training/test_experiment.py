@@ -262,7 +262,7 @@ def test_refinement_brings_the_scheme_closer_to_the_stock_model(tmp_path: Path) 
     report, _ = json.JSONDecoder().raw_decode(result.stdout)
     history = report["refinement"]["history"]
     assert sum(row["loss"] for row in history[-4:]) < 0.9 * sum(row["loss"] for row in history[:4])
-    stock = transformers.AutoModelForCausalLM.from_pretrained("examples/assets/gpt2-books", dtype=torch.float32)
+    stock = transformers.AutoModelForCausalLM.from_pretrained("hf_posswap/assets/gpt2-books", dtype=torch.float32)
     refined = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(stock.transformer.wte.weight, refined.transformer.wte.weight)
     assert torch.equal(stock.transformer.h[3].mlp.c_fc.weight, refined.transformer.h[3].mlp.c_fc.weight)
