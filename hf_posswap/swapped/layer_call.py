@@ -75,8 +75,16 @@ class LayerCall:
             mask: as transformers made it for the backend.
             args: further arguments of the attention function.
             kwargs: its keywords.
+
+        Raises:
+            PositionError: the mask or the keys are of another number than is known.
         """
         context = self._context_of_keys(k.shape[2])
+        if isinstance(mask, Tensor) and mask.shape[-1] > k.shape[2]:
+            raise PositionError(
+                f"a layer attends to {k.shape[2]} keys, and its attention mask is for {mask.shape[-1]}. Layers with a "
+                "sliding window need a mask of their own: give a 2D mask, or a dictionary with a mask for each kind."
+            )
         if not context.idle and kwargs.get("position_bias") is not None:
             raise _other_bias(self.module)
         scaling = kwargs.get("scaling")

@@ -61,7 +61,8 @@ def test_a_4d_mask_and_positions_counted_along_it(cell: Cell, backend: str) -> N
 @pytest.mark.parametrize("cell", CAUSAL, ids=str)
 def test_a_4d_mask_and_positions_counted_along_it_through_a_cache(cell: Cell, kind: str) -> None:
     model, tokens, shown = cell.swapped(), random_tokens(2, LENGTH), shown_tokens()
-    keys = LENGTH if kind == "dynamic" else LENGTH + 4
+    windowed = getattr(model.config, "sliding_window", None) is not None  # whose layers need a mask each beyond it
+    keys = LENGTH if kind == "dynamic" or windowed else LENGTH + 4
     cache = DynamicCache() if kind == "dynamic" else StaticCache(config=model.config, max_cache_len=keys)
     mask, positions, cached = whole_mask(shown, True, "additive", keys), counted(shown), given(model, cache)
     parts = []
@@ -213,3 +214,12 @@ def test_a_compiled_model_refuses_positions_that_do_not_continue_the_cache(schem
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert outcome(model, compiled, [9]) == "refused"
+
+
+@pytest.mark.parametrize("scheme", ["alibi", "shaw", "t5"])
+def test_a_mask_for_more_keys_than_a_window_has_is_refused(scheme: str) -> None:
+    model = hf_posswap.swap(small_model("gemma3_text", True), scheme)
+    cache = given(model, StaticCache(config=model.config, max_cache_len=LENGTH + 4))
+    mask = whole_mask(shown_tokens(), True, keys=LENGTH + 4)
+    with pytest.raises(PositionError, match="a layer attends to 16 keys, and its attention mask is for 20"):
+        model(random_tokens(1, LENGTH), attention_mask=mask, use_cache=True, **cache)
