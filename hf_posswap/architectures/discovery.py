@@ -50,10 +50,13 @@ def _names_in(code: CodeType) -> Iterator[str]:
             yield from _names_in(constant)
 
 
-@cache
 def reads_interface(module_class: Any) -> bool:
     """Return whether a module's forward chooses its attention function from an `AttentionInterface`."""
-    function = inspect.unwrap(module_class.forward)
+    return _reads_interface(inspect.unwrap(module_class.forward))  # a tool may have replaced it meanwhile
+
+
+@cache
+def _reads_interface(function: Any) -> bool:
     code, scope = getattr(function, "__code__", None), getattr(function, "__globals__", {})
     if code is None:
         return False

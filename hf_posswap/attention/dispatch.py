@@ -8,6 +8,8 @@ from hf_posswap.biases import Bias, LinearBias
 from hf_posswap.errors import BackendError
 
 BACKENDS = tuple(PATHS)
+FLASH = "flash_attention"
+"""How transformers' names of flash kernels begin; kernels from the Hub have other names."""
 
 
 def attend(
@@ -54,7 +56,7 @@ def path_of_call(call: Call, backend: str) -> Path:
     Raises:
         BackendError: there is none; leaving the bias out without a word is the one thing that must not happen.
     """
-    name = "flash_attention_2" if backend.startswith("flash_attention") else backend
+    name = "flash_attention_2" if backend.startswith(FLASH) else backend
     path = first_path(PATHS.get(name, ()), call)
     if path is None:
         works = ", ".join(name for name, paths in PATHS.items() if first_path(paths, call) is not None)

@@ -49,12 +49,12 @@ def attention_of_call(
     call = kwargs.pop(CONTEXT, None)
     if call is None:
         call = vars(module).get(CALL)
-    if call is None:
+    if not hasattr(call, "attend"):  # nothing, or the forward's context, which the scheme's own forward did not take
         from hf_posswap.errors import UnsupportedError
 
         raise UnsupportedError(
-            f"{type(module).__name__} does not hand the keyword {CONTEXT!r} to its attention function, so its "
-            "positional scheme cannot act there."
+            f"{type(module).__name__} does not hand the keyword {CONTEXT!r} to its attention function, or another tool "
+            "replaced its forward after the swap, so its positional scheme cannot act there."
         )
     return call.attend(query, key, value, attention_mask, args, kwargs)
 

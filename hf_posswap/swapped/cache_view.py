@@ -7,8 +7,11 @@ it `past_key_values`, `cache` or `layer_past`. All but `update` is the cache's o
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, EncoderDecoderCache
+
+from hf_posswap.errors import PositionError
 
 OnUpdate = Callable[[Any, Tensor, Any], Tensor]
 """Takes the cache, the new keys (B, Hkv, L, d) and the layer's index in the cache; returns the keys to store."""
@@ -74,6 +77,32 @@ def view_of(cache: Any, on_update: OnUpdate) -> Any:
 def cache_among(values: Any) -> Any:
     """Return the cache among the arguments of a forward, by its type, or None."""
     return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def check_whole(cache: Any, sizes: Mapping[int, tuple[int, int]] | None, length: int) -> None:
+    """Refuse a cache from which something else has taken keys of some layers: where the rest stand is unknown.
+
+    Args:
+        cache: the cache, or None.
+        sizes: for each layer, how many keys it will return and the index in the text of the first; None: no cache.
+        length: number of new tokens.
+
+    Raises:
+        PositionError: its layers have seen texts of different lengths, or announce fewer keys than they have seen.
+    """
+    if not sizes or torch.compiler.is_compiling():  # a graph that is traced cannot look
+        return
+    cache = getattr(cache, "self_attention_cache", cache)  # of a decoder with cross-attention
+    seen = {layer: cache.get_seq_length(layer) for layer in sizes}
+    known = {layer: count for layer, count in seen.items() if isinstance(count, int) and count > 0}
+    missing = [layer for layer, count in known.items() if sum(sizes[layer]) < count + length]
+    if missing or len(set(known.values())) > 1:
+        raise PositionError(
+            f"the layers of the cache hold {sorted(set(known.values()))} tokens"
+            + (f", of which layers {missing} will not return all" if missing else "")
+            + ": keys were evicted by something else, so the positions of the others are unknown. Run without a cache, "
+            "or with one of transformers' own."
+        )
 
 
 def cache_keyword(outputs: Mapping[str, Any]) -> str | None:

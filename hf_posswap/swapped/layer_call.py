@@ -1,5 +1,6 @@
 """One call of one swapped layer: from the arguments of its attention module to what the attention function returns."""
 
+import inspect
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
@@ -12,9 +13,10 @@ from transformers import AttentionInterface
 from hf_posswap.architectures.base import Architecture
 from hf_posswap.architectures.discovery import stock_class_of
 from hf_posswap.attention import attend
+from hf_posswap.attention.dispatch import BACKENDS
 from hf_posswap.attention.inputs import AttentionInputs, Mix
 from hf_posswap.biases import Bias
-from hf_posswap.errors import PositionError, UnsupportedError
+from hf_posswap.errors import BackendError, PositionError, UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.swapped.cache_view import view_of
 
@@ -48,6 +50,8 @@ class LayerCall:
         """Index in the text of the first of these keys; above 0 where a window has dropped those before."""
         self.has_cache = False
         """Whether the layer was given a cache; one that shares another layer's keys stores none of its own."""
+        self.attended = False
+        """Whether the layer came to its attention function."""
 
     def cache_for(self, cache: Any) -> Any:
         """Note that the layer was given a cache; return it, or a view that changes new keys on their way in."""
@@ -79,6 +83,7 @@ class LayerCall:
         Raises:
             PositionError: the mask or the keys are of another number than is known.
         """
+        self.attended = True
         context = self._context_of_keys(k.shape[2])
         if isinstance(mask, Tensor) and mask.shape[-1] > k.shape[2]:
             raise PositionError(
@@ -103,9 +108,22 @@ class LayerCall:
         natively = partial(_attend_natively, self.module, backend, args, kwargs)
         if bias is None and mix is None:
             return natively(inputs)
+        self._check_function(backend)
         with precision:
             output, weights = attend(inputs, bias, mix, backend, natively)
         return output.transpose(1, 2).contiguous(), weights  # as stock functions return it
+
+    def _check_function(self, backend: str) -> None:
+        """Refuse a bias where the backend's function is not transformers' own; asked once for all layers of a forward.
+
+        Raises:
+            BackendError: see `check_own_function`.
+        """
+        key, shared = ("own function", type(self.module)), self.context.shared
+        if shared is None or key not in shared:
+            check_own_function(self.module, backend)
+            if shared is not None:
+                shared[key] = True
 
     def _positioned(
         self, q: Tensor, k: Tensor, context: Any, scaling: float
@@ -237,6 +255,28 @@ def stock_function(module: Any, backend: str, family: Architecture) -> Any:
         return family.eager_function(module)
     interface = _interface_in(stock_class_of(module).__module__)
     return None if interface is None else interface.get_interface(backend, None)
+
+
+def check_own_function(module: Any, backend: str) -> None:
+    """Refuse a bias where the function of a backend is not transformers' own: we would compute something else.
+
+    Args:
+        module: an attention module.
+        backend: the attention backend that the user chose.
+
+    Raises:
+        BackendError: somebody registered, or put in, another function under the backend's name.
+    """
+    if torch.compiler.is_compiling() or backend not in BACKENDS:
+        return
+    function = stock_function(module, backend, module.pos_family)
+    home = getattr(inspect.unwrap(function), "__module__", None) if callable(function) else None
+    if function is not None and (home or "").partition(".")[0] != "transformers":
+        raise BackendError(
+            f"attention function {backend!r} was replaced by {getattr(function, '__qualname__', function)!r} of "
+            f"{home}, which hf_posswap cannot give a bias. Register it under a name of its own, and choose eager or "
+            'sdpa for this model: model.set_attn_implementation("sdpa").'
+        )
 
 
 @cache

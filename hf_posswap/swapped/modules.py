@@ -19,6 +19,7 @@ from hf_posswap.errors import UnsupportedError
 from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
 from hf_posswap.swapped.angles import Turn
+from hf_posswap.swapped.cache_view import cache_among, check_whole
 from hf_posswap.swapped.forward_masks import document_mask, readable_mask
 from hf_posswap.swapped.forward_positions import check_given, check_positions, positions_of, sizes_of_keys
 from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision
@@ -69,6 +70,7 @@ class ForwardContext(NamedTuple):
         sizes: for each layer of the cache, how many keys it will return and the index in the text of the first.
         backend: the attention backend that the config names.
         learns: whether `prepared` has a gradient, which goes through what all layers share.
+        entered: takes the attention modules that were entered; None: nobody asks.
     """
 
     positions: Positions
@@ -81,6 +83,7 @@ class ForwardContext(NamedTuple):
     sizes: dict[int, tuple[int, int]] | None = None
     backend: str = "sdpa"
     learns: bool = False
+    entered: set[Any] | None = None
 
     def prepared_for(self, positions: Positions) -> Any:
         """Return what the scheme makes of positions; in a ramp, at its share."""
@@ -151,6 +154,8 @@ class SwappedAttention(nn.Module):
                 f"{type(self).__name__} was called without {CONTEXT!r}: call the whole model, or its base model. "
                 "If you did, this release of transformers calls its attention in a way that hf_posswap does not know."
             )
+        if context.entered is not None:
+            context.entered.add(self)
         scheme = self.pos_scheme
         call = LayerCall(self, context) if scheme.enters_attention or context.acts_everywhere else None
         given = [self._given(value, call, context) if type(value) not in PLAIN else value for value in args]
@@ -165,9 +170,16 @@ class SwappedAttention(nn.Module):
         vars(self)[CALL] = call  # for families whose modules hand no keywords on to their attention function
         try:
             with weights_in_memory(scheme):
-                return super().forward(*given, **kwargs)
+                outputs = super().forward(*given, **kwargs)
         finally:
             vars(self).pop(CALL, None)
+        if not (call.attended or context.mode is not None or context.record is not None):
+            raise UnsupportedError(
+                f"{self.stock_class.__name__} did not come to its attention function, so {_named(context.scheme)} "
+                f"did not act. Its forward is {forward_name(self.stock_class)}: another tool may have replaced it "
+                "after the swap. Swap again, swap(model, scheme, replace=True), to have it checked."
+            )
+        return outputs
 
     def _given(self, value: Any, call: LayerCall | None, context: ForwardContext) -> Any:
         """Return what the stock forward is given for an argument: other angles, or a view of the cache."""
@@ -187,6 +199,8 @@ class SwappedBaseModel(nn.Module):
     """See `ForwardContext.mode`."""
     pos_record: Any = None
     """See `ForwardContext.record`."""
+    pos_layers: tuple[nn.Module, ...] = ()
+    """The attention modules that the swap concerns."""
     pos_rewritten: bool = False
     """Whether calibration rewrote weights of queries and keys since the model was loaded."""
 
@@ -196,8 +210,13 @@ class SwappedBaseModel(nn.Module):
         leading = _flatten_choices(arguments)
         with weights_in_memory(self.pos_scheme):
             prepare_arguments(self, arguments)
+        replaced = [] if torch.compiler.is_compiling() else [m for m in self.pos_layers if is_replaced(m)]
+        if replaced and CONTEXT in arguments:
+            arguments[CONTEXT] = arguments[CONTEXT]._replace(entered=set())
         with handing_on(arguments.get(CONTEXT)):
             outputs = super().forward(**arguments)
+        if replaced and CONTEXT in arguments:
+            _check_entered(replaced, arguments[CONTEXT])
         table = self.architecture.position_table(self)
         if isinstance(table, RetiredTable):
             table.add(None)
@@ -205,6 +224,36 @@ class SwappedBaseModel(nn.Module):
             hidden = outputs[0].view(*leading, *outputs[0].shape[1:])
             outputs = (hidden, *outputs[1:]) if isinstance(outputs, tuple) else _with_hidden(outputs, hidden)
         return outputs
+
+
+def is_replaced(module: nn.Module) -> bool:
+    """Return whether a tool replaced a module's forward on the instance; accelerate's hooks say what they call."""
+    return "forward" in vars(module) and "_old_forward" not in vars(module)
+
+
+def _check_entered(replaced: list[Any], context: ForwardContext) -> None:
+    """Refuse the outputs of modules whose forward another tool replaced, and which did not come to the scheme.
+
+    Raises:
+        UnsupportedError: one did not.
+    """
+    for module in replaced:
+        if module not in (context.entered or ()):
+            raise UnsupportedError(
+                f"the forward of {module.stock_class.__name__} was replaced on the instance after the swap, by "
+                f"{forward_name(module)}, and no longer comes to {_named(context.scheme)}. Let the tool call the "
+                "forward that it replaces, or take it off the model."
+            )
+
+
+def _named(scheme: Scheme | None) -> str:
+    return "the scheme" if scheme is None else f"scheme {scheme.name!r}"
+
+
+def forward_name(owner: Any) -> str:
+    """Return the name of the forward of a module or class, with its home."""
+    function = owner.forward
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
 
 
 def _with_hidden(outputs: Any, hidden: Tensor) -> Any:
@@ -246,14 +295,15 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
             "config says otherwise now (is_causal, is_decoder). Set the config first, then swap; "
             "swap(model, scheme, replace=True) does it again."
         )
-    check_paged_function(str(model.config._attn_implementation), arguments)
+    backend = str(model.config._attn_implementation)
+    check_paged_function(backend, arguments)
     batch, length = given.shape[:2]
     check_given(arguments, batch, length)
     if arguments.get("attention_mask") is not None:
         dtype = embeds.dtype if embeds is not None else model.get_input_embeddings().weight.dtype
-        backend = str(model.config._attn_implementation)
         arguments["attention_mask"] = readable_mask(arguments["attention_mask"], backend, dtype)
     sizes = sizes_of_keys(arguments, length)
+    check_whole(cache_among(arguments.values()), sizes, length)
     known = arguments
     if given.is_meta:  # neither has values there: only shapes count, and a plain text has the same ones
         known = {name: value for name, value in arguments.items() if name not in ("attention_mask", "position_ids")}
@@ -270,16 +320,21 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     _complete_token_types(model, arguments, batch, length, given.device)
     with full_precision(given):
         added, context = _prepared(model, positions)
+    _embed(model, arguments, added)
     learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in scheme.parameters())
-    context = context._replace(sizes=sizes, backend=str(model.config._attn_implementation), learns=learns)
-    table = architecture.position_table(model)
+    arguments[CONTEXT] = context._replace(sizes=sizes, backend=backend, learns=learns)
+
+
+def _embed(model: Any, arguments: dict[str, Any], added: Tensor | None) -> None:
+    """Let what the scheme embeds (B|1, L, D), or nothing, enter at the old table or at the embeddings."""
+    table = model.architecture.position_table(model)
     if isinstance(table, RetiredTable):
         table.add(added)
     elif added is not None:
-        embeds = model.get_input_embeddings()(tokens) if embeds is None else embeds
+        embeds = arguments.get("inputs_embeds")
+        embeds = model.get_input_embeddings()(arguments["input_ids"]) if embeds is None else embeds
         arguments["inputs_embeds"] = embeds + added.to(embeds.dtype)
         arguments["input_ids"] = None
-    arguments[CONTEXT] = context
 
 
 def _takes_positions(model: Any) -> bool:

@@ -19,7 +19,7 @@ from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported, schem
 from hf_posswap.schemes.base import ModelFacts, Scheme
 from hf_posswap.swapped.angles import Turn
 from hf_posswap.swapped.config_view import own_config, real_config, show_config, show_view
-from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
+from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel, is_replaced
 from hf_posswap.swapped.offloading import device_of, in_memory
 from hf_posswap.swapped.starting import mark_started
 from hf_posswap.swapped.written import WrittenAttention
@@ -219,7 +219,7 @@ def _check_forward(module: nn.Module) -> None:
 
     Accelerate's hooks do replace it, but say what they call, and `_retype` redirects that.
     """
-    if "forward" in vars(module) and "_old_forward" not in vars(module):
+    if is_replaced(module):
         raise UnsupportedError(
             f"the forward of {type(module).__name__} was replaced on the instance by another tool, so a swap would not "
             "take effect. Swap before that tool patches the model, or load the model anew."
@@ -252,6 +252,7 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
         show_view(rotary, None)
     if plan.retired is not None:
         core.set_submodule(*plan.retired)
+    core.pos_layers = tuple(entry.module for entry in plan.layers)
     core.pos_scheme = plan.scheme
     _retype(core, plan.core_class)
 
@@ -304,7 +305,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
     if isinstance(table, RetiredTable) and path is not None:
         core.set_submodule(path, table.revive())
     del core.pos_scheme
-    for name in ("pos_ramp", "pos_place", "pos_proof", "pos_whole"):
+    for name in ("pos_ramp", "pos_place", "pos_layers", "pos_proof", "pos_whole"):
         vars(core).pop(name, None)
     _retype(core, type(core).stock_class)
 

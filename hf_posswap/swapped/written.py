@@ -29,6 +29,8 @@ class WrittenAttention(SwappedAttention):
                 f"traces or gradient checkpointing runs again, where {self.pos_family.name!r} hands nothing on to its "
                 "layers. Run the whole model without either."
             )
+        if context.entered is not None:
+            context.entered.add(self)
         family: Any = self.pos_family
         module: Any = self
         arguments = named(self.stock_class, args, kwargs)

@@ -11,7 +11,6 @@ from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 
 import hf_posswap
-from hf_posswap.architectures.discovery import reads_interface
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.swapped.cache_view import cache_among
 from hf_posswap.swapped.questions import proof_of
@@ -117,10 +116,8 @@ def test_attention_without_the_interface_is_refused(monkeypatch: pytest.MonkeyPa
         return attention(self, *args, **kwargs)
 
     monkeypatch.setattr(modeling_llama.LlamaAttention, "forward", written_out)
-    reads_interface.cache_clear()
     with pytest.raises(UnsupportedError, match="chooses its attention function from transformers' AttentionInterface"):
         hf_posswap.swap(small_model("llama", True), "alibi")
-    reads_interface.cache_clear()
 
 
 def test_a_replaced_scheme_that_is_refused_leaves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
