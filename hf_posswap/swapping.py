@@ -24,7 +24,7 @@ from hf_posswap.swapped.plan import (
     remove_scheme,
     undone_on_error,
 )
-from hf_posswap.swapped.proof import can_run, prove, stock_outputs
+from hf_posswap.swapped.proof import can_run, check_undivided, prove, stock_outputs
 from hf_posswap.swapped.questions import config_of, is_swapped, plain_model, planned_path
 from hf_posswap.swapped.stated_length import state_own_length
 
@@ -102,6 +102,7 @@ def _check_plain(model: Any, architecture: Architecture) -> None:
             f"{type(model).__module__}.{type(model).__name__} is no transformers model but wraps one. Swap the "
             "transformers model first; then wrap, adapt or compile it."
         )
+    check_undivided(model)
     if vars(model).get("peft_config"):
         raise UnsupportedError(
             f"the model has adapters {list(model.peft_config)}, made for the scheme it has now. Swap first, then "

@@ -165,10 +165,27 @@ def prove_loaded(model: Any) -> Proof | None:
     """
     from hf_posswap.swapped.modules import longest_position_of
 
+    check_undivided(model)
     core = next(module for module in model.modules() if isinstance(module, SwappedBaseModel))
     if not can_run(model, core):
         return None
     return prove(model, core.architecture, None, longest_position_of(core))
+
+
+def check_undivided(model: Any) -> None:
+    """Refuse a model whose layers are divided among processes: each has some heads, and a scheme's weights have all.
+
+    Raises:
+        UnsupportedError: it was loaded by tensor parallelism.
+    """
+    parts = getattr(model, "tp_size", None) or 1
+    if parts > 1:
+        raise UnsupportedError(
+            f"the heads of each layer are divided among {parts} processes (tensor parallelism), and a scheme's weights "
+            "are for all heads of a layer: each process would compute and learn with another part of them. Load the "
+            "model whole, without distributed_config, tp_plan and tp_size. Layers on several devices "
+            "(device_map='auto'), DistributedDataParallel and FSDP work."
+        )
 
 
 def refused(what: str, core: Any) -> UnsupportedError:
