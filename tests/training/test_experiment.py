@@ -197,7 +197,7 @@ def test_bad_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a
 def test_a_healed_model_is_healed_further_beside_the_stock_model_it_came_from(
     tmp_path: Path, gpt2_books_path: Path
 ) -> None:
-    what = ["--train-file", "demo:book/train", *SHORT, "--learning-rate", "1e-2"]
+    what = ["--train-file", "demo:book/train", *SHORT, "--learning-rate", "1e-3"]
     measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32", "--eval-tokens", "600"]
     first = run("--model", "demo:gpt2", "--pos-scheme", "t5", *what, *measured, "--output-dir", str(tmp_path / "one"))
     assert first.exit_code == 0, first.output
