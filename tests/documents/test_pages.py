@@ -27,7 +27,7 @@ STAND_INS = {
     "tokens=224_000": "tokens=512, length=128, batch_size=2",
 }
 """No network, and no hours: small real models for the names of larger ones, a few steps for many."""
-TEXT = ROOT / "examples" / "assets" / "books" / "test" / "frankenstein.txt"
+TEXT = ROOT / "hf_posswap" / "assets" / "books" / "test" / "frankenstein.txt"
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 PYTHON_PAGES = [
