@@ -60,6 +60,6 @@ FAMILIES = {
     "bert": Family("bert", DROPOUT, token_types=True),
     "bert-decoder": Family("bert", DROPOUT | {"is_decoder": True}, token_types=True),
     "llama": Family("llama", LLAMA),
-    "roberta": Family("roberta", DROPOUT, token_types=True),
-    "roberta-decoder": Family("roberta", DROPOUT | {"is_decoder": True}, token_types=True),
+    "roberta": Family("roberta", DROPOUT | {"pad_token_id": 1}, token_types=True),
+    "roberta-decoder": Family("roberta", DROPOUT | {"pad_token_id": 1, "is_decoder": True}, token_types=True),
 }
