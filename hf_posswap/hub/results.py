@@ -14,7 +14,7 @@ from typing import Any
 from hf_posswap.hub.contradictions import COMPARISON_FILE, LENGTHS_FILE, require_no_contradiction
 from hf_posswap.hub.errors import HubError
 from hf_posswap.loading.entry import HEALED_KEY
-from hf_posswap.reporting.records import CALIBRATION_FILE, HEALING_FILE, SWAP_FILE
+from hf_posswap.reporting.records import CALIBRATION_FILE, HEALING_FILE, SWAP_FILE, changed
 
 STAGES = ("stock", "swapped", "calibrated", "healed", "control")
 LARGEST_FILE = 64 * 2**20
@@ -88,9 +88,7 @@ class Results:
     @property
     def stage(self) -> str:
         """How far the checkpoint has come: "swapped", "calibrated" or "healed"."""
-        report = part(self.calibration, "report") or self.calibration
-        kept = report.get("kept_start") is True and not part(self.calibration, "refinement")
-        return "healed" if self.healing or self.healed else "calibrated" if self.calibration and not kept else "swapped"
+        return "healed" if self.healing or self.healed else "calibrated" if changed(self.calibration) else "swapped"
 
 
 def read_results(folder: Path, entry: Mapping[str, Any], adapter: bool = False) -> Results:

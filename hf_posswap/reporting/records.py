@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -41,11 +42,23 @@ def stage_of(config: Any, model: str) -> str:
         return "stock"
     if is_healed(config):
         return "healed"
-    return "calibrated" if (Path(model) / CALIBRATION_FILE).is_file() else "swapped"
+    return "calibrated" if changed(_content(Path(model) / CALIBRATION_FILE)) else "swapped"
+
+
+def changed(calibration: Mapping[str, Any]) -> bool:
+    """Return whether the calibration of a record, if there is one, changed the model: its start was not kept."""
+    report, refinement = (calibration.get(name) for name in ("report", "refinement"))
+    kept = (report if isinstance(report, Mapping) else calibration).get("kept_start") is True
+    return bool(calibration) and (not kept or bool(refinement))
 
 
 def _is_of(folder: Path, path: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError, RecursionError):  # no result file: not ours to remove
+    return measured_here(_content(path).get("model"), folder)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """Return what a record says; nothing if it is not there or is no record."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_text(encoding="utf-8"))
-        return isinstance(content, dict) and measured_here(content.get("model"), folder)
-    return False
+        return content if isinstance(content, dict) else {}
+    return {}

@@ -258,7 +258,7 @@ def stock_function(module: Any, backend: str, family: Architecture) -> Any:
 
 
 def check_own_function(module: Any, backend: str) -> None:
-    """Refuse a bias where the function of a backend is not transformers' own: we would compute something else.
+    """Refuse a bias where the function of a backend is nobody's we know: we would compute something else.
 
     Args:
         module: an attention module.
@@ -271,7 +271,7 @@ def check_own_function(module: Any, backend: str) -> None:
         return
     function = stock_function(module, backend, module.pos_family)
     home = getattr(inspect.unwrap(function), "__module__", None) if callable(function) else None
-    if function is not None and (home or "").partition(".")[0] != "transformers":
+    if function is not None and (home or "").partition(".")[0] not in ("transformers", "hf_posswap"):
         raise BackendError(
             f"attention function {backend!r} was replaced by {getattr(function, '__qualname__', function)!r} of "
             f"{home}, which hf_posswap cannot give a bias. Register it under a name of its own, and choose eager or "

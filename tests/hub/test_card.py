@@ -12,12 +12,14 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.repocard import TEMPLATE_MODELCARD_PATH
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from hf_posswap.commands import app
 from hf_posswap.hub import HubError, Target, card_of, push_folder
 from hf_posswap.hub.markdown import code, code_block, one_line, plain, table
 from hf_posswap.hub.results import command_of, read_results
+from hf_posswap.reporting.records import stage_of
 from tests.hub.cards import card_errors
 from tests.hub.server import OWNER, HubServer
 from tests.hub.test_folder import PNG, change_config
@@ -177,9 +179,10 @@ def test_a_calibration_that_was_taken_back_is_no_calibration(swapped: Path, quan
     text = str(card_of(swapped, REPO))
     assert "which made the model worse, so its start was kept." in text
     assert told in text
-    assert read_results(swapped).stage == "swapped"
+    config = AutoConfig.from_pretrained(swapped)
+    assert read_results(swapped, config.pos_scheme).stage == stage_of(config, str(swapped)) == "swapped"
     write(swapped, "calibration.json", {"report": report | {"kept_start": False}})
-    assert read_results(swapped).stage == "calibrated"
+    assert read_results(swapped, config.pos_scheme).stage == stage_of(config, str(swapped)) == "calibrated"
 
 
 def test_what_the_user_knows_goes_first(swapped: Path) -> None:

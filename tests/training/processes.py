@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGURATIONS = REPOSITORY / "examples" / "accelerate"
-BOOK = REPOSITORY / "examples" / "assets" / "books" / "test" / "frankenstein.txt"
+BOOK = REPOSITORY / "hf_posswap" / "assets" / "books" / "test" / "frankenstein.txt"
 PATIENCE = 600
 """Seconds after which a process counts as hung."""
 PLAIN = (sys.executable, "-m", "hf_posswap.cli")
