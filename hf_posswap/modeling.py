@@ -14,6 +14,10 @@ from typing import Any, ClassVar
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
@@ -199,10 +203,22 @@ def _made(stock: Any, mixin: Any) -> Any:
         namespace["forward"] = _with_signature(stock)
     made = SwappedType(PREFIX + stock.__name__, bases, namespace)
     _let_outputs_be_recorded(made)
+    _share_conversions(stock.__name__, made.__name__)
     return made
 
 
 copyreg.pickle(SwappedType, lambda made: (swapped_class, (made.stock_class, made.pos_mixin)))
+
+
+def _share_conversions(stock: str, swapped: str) -> None:
+    """Let weights of a swapped class or model type be renamed and joined on loading as the stock model's are.
+
+    transformers writes a model that it converted while loading in the format that it found. Read without the
+    conversion, GPT-NeoX's output embedding and the experts of many models would be random.
+    """
+    conversions = get_checkpoint_conversion_mapping(stock)
+    if conversions is not None:
+        register_checkpoint_conversion_mapping(swapped, conversions, overwrite=True)
 
 
 def _let_outputs_be_recorded(model_class: Any) -> None:
@@ -247,6 +263,7 @@ def register_models(architecture: Architecture) -> None:
     """
     register_config(architecture)
     config_class = config_class_of(architecture)
+    _share_conversions(architecture.name, str(vars(config_class)["model_type"]))
     for auto_name, stock_name in auto_classes(architecture).items():
         auto: Any = getattr(transformers, auto_name)
         auto.register(config_class, swapped_class(architecture.model_class(stock_name)), exist_ok=True)

@@ -155,6 +155,12 @@ def check_stated(model: Any, stock: Any) -> None:
         assert made.shape[1] == (40 if longest is None else min(40, longest))
 
 
+def from_checkpoint(model: Any, folder: Path) -> Any:
+    """The stock model as users have it: loaded, when transformers renames and joins weights of some families."""
+    model.save_pretrained(folder)
+    return type(model).from_pretrained(folder, attn_implementation=model.config._attn_implementation).eval()
+
+
 def check_saved(model: Any, folder: Path) -> None:
     """A checkpoint loads through the Auto class: the same weights bit for bit, and the same logits to rounding.
 
@@ -195,7 +201,7 @@ class Outcome:
 def outcome(model_type: str, causal: bool, scheme: str, folder: Path) -> Outcome:
     """Swap a scheme into a small model of a family and run every check on it."""
     arguments = {"use_cache": False} if causal else {}
-    model = tiny_model(model_type, causal)
+    model = from_checkpoint(tiny_model(model_type, causal), folder / "stock")
     config = copy.deepcopy(model.config)
     with torch.no_grad():
         stock = model(tokens(), **arguments).logits
@@ -213,7 +219,7 @@ def outcome(model_type: str, causal: bool, scheme: str, folder: Path) -> Outcome
         check = "stated"
         check_stated(model, config)
         check = "saved"
-        check_saved(model, folder)
+        check_saved(model, folder / "swapped")
         check = "restored"
         check_restored(model, stock, config, **arguments)
     except UnsupportedError as error:  # a checkpoint is proved when it is loaded
