@@ -15,7 +15,7 @@ from hf_posswap.architectures.rotary import RotarySeam
 from hf_posswap.biases import Bias, DenseBias, RelativeBias
 from hf_posswap.errors import NotSwappedError, PositionError
 from hf_posswap.ramp import RampError, ramp_share, set_ramp
-from hf_posswap.schemes.base import blend
+from hf_posswap.schemes.partial import blend
 from tests.attention.kinds import KINDS, make_bias
 from tests.matrix.cells import random_tokens, randomise, small_model
 from tests.matrix.test_decoding import decode

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_posswap.schemes.base import blend
+from hf_posswap.schemes.partial import blend
 
 
 class RetiredTable(nn.Module):

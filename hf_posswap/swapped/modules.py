@@ -17,7 +17,8 @@ from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.attention.interface import CALL, CONTEXT, current, handed_on
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.positions import Positions
-from hf_posswap.schemes.base import PartialLayer, Scheme, SchemeLayer
+from hf_posswap.schemes.base import Scheme, SchemeLayer
+from hf_posswap.schemes.partial import PartialLayer
 from hf_posswap.swapped.angles import Turn
 from hf_posswap.swapped.cache_view import cache_among, check_whole
 from hf_posswap.swapped.forward_masks import document_mask, readable_mask

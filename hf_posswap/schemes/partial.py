@@ -1,0 +1,66 @@
+"""A scheme's layer at a share of its strength, as it acts on a ramp from the old mechanism."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_posswap.biases import Bias
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import SchemeLayer
+
+
+def blend(old: Tensor, new: Tensor, share: Tensor) -> Tensor:
+    """Return (1 − share)·old + share·new in old's dtype, computed in float32 or wider; exact at 0 and 1."""
+    if old is new:
+        return old
+    wide = torch.promote_types(old.dtype, torch.float32)
+    return (old.to(wide) * (1 - share) + new.to(wide) * share).to(old.dtype)
+
+
+class PartialLayer:
+    """A scheme's layer at a share of its strength, with the hooks of `SchemeLayer`; `prepared` is of `prepare_at`.
+
+    Args:
+        layer: the scheme's layer.
+        share: 0…1, 0-dim.
+    """
+
+    def __init__(self, layer: SchemeLayer, share: Tensor) -> None:
+        self.layer = layer
+        self.share = share
+
+    @property
+    def mixes_values(self) -> bool:
+        """See `SchemeLayer.mixes_values`."""
+        return self.layer.mixes_values
+
+    @property
+    def transforms(self) -> bool:
+        """See `SchemeLayer.transforms`."""
+        return self.layer.transforms
+
+    def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
+        """See `SchemeLayer.transform_query`."""
+        return self._blended(q, self.layer.transform_query(q, positions, prepared))
+
+    def transform_key(self, k: Tensor, positions: Positions, prepared: Any) -> Tensor:
+        """See `SchemeLayer.transform_key`."""
+        return self._blended(k, self.layer.transform_key(k, positions, prepared))
+
+    def transform_cached(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
+        """See `SchemeLayer.transform_cached`."""
+        new_q, new_k = self.layer.transform_cached(q, k, positions, prepared)
+        return self._blended(q, new_q), self._blended(k, new_k)
+
+    def _blended(self, old: Tensor, new: Tensor) -> Tensor:
+        return new if self.layer.scales_in_prepare else blend(old, new, self.share)
+
+    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias | None:
+        """See `SchemeLayer.bias`."""
+        bias = self.layer.bias(q, positions, prepared, scaling)
+        return None if bias is None else bias.scaled(self.share)
+
+    def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
+        """See `SchemeLayer.mix`."""
+        return self.layer.mix(weights, start, positions, prepared) * self.share
