@@ -183,7 +183,6 @@ def test_compare_runs_as_a_real_process_and_twice_alike(tmp_path: Path) -> None:
         (["--schemes", "alibi", "--lengths", "64", "--dtype", "int4"], "Allowed: float32, bfloat16, float16"),
         (["--schemes", "alibi", "--lengths", "64", "--text", "/no/such.txt"], "cannot read text '/no/such.txt'"),
         (["--schemes", "alibi", "--lengths", "64", "--output-dir", "/dev/null/x"], "cannot write to '/dev/null/x'"),
-        (["--schemes", "alibi", "--lengths", "64", "--model", "demo:bert"], "is an encoder"),
         (["--schemes", "alibi"], "--lengths"),
         (["--schemes", "alibi", "--lengths", "64", "--calibrate"], "there is no text to calibrate on"),
         (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "0"], "tokens is 0; it must be at least 1"),

@@ -66,7 +66,6 @@ def test_as_json_prints_the_files_and_nothing_else(tmp_path: Path) -> None:
         (["--lengths", "70", "--seed", "99999999999999999999999"], "Give one from 0 to 2147483647"),
         (["--lengths", "70", "--seed", "-1"], "the seed is -1"),
         (["--lengths", "70", "--most-documents", "0"], "number of documents is 0"),
-        (["--lengths", "70", "--text", "short.txt"], "the text has 5 tokens, and length 70 needs at least 70"),
         (["--lengths", "70", "--pos-scheme", "t6"], "unknown positional scheme 't6'"),
         (["--lengths", "70", "--measure", "positions", "--bins", "0"], "number of bins is 0"),
         (["--lengths", "70", "--output-dir", "/dev/null/x"], "cannot write to"),
