@@ -29,6 +29,7 @@ def reminders(caplog: pytest.LogCaptureFixture) -> list[str]:
 def heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
     """What transformers logs; by default it hands nothing on."""
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="transformers")  # whatever was set before in this process
     transformers.utils.logging.warning_once.cache_clear()  # it says each thing once per process
     return caplog
 
