@@ -327,7 +327,8 @@ def test_schemes_run_outside_of_autocast(llama: Any, scheme: str) -> None:
 
     layer = llama.model.layers[0].self_attn.pos_scheme
     watch(llama.model.pos_scheme, "prepare")
-    hooks = [name for name in ("transform_query", "transform_cached", "bias") if layer.enters_attention]
+    hooks = ["transform_query", "transform_cached"] if layer.transforms else []
+    hooks += ["bias"] if layer.enters_attention else []
     for name in hooks:
         watch(layer, name)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
