@@ -82,4 +82,5 @@ def table_rows(table: nn.Module | None, first_row: int) -> Tensor | None:
     """Return the rows of a position table that a text reads, retired or not; None for None."""
     if table is None:
         return None
+    # A table is an embedding, whose weight mypy takes for any attribute of a module.
     return table.usable_rows() if isinstance(table, RetiredTable) else table.weight[first_row:]  # type: ignore[index]

@@ -229,6 +229,7 @@ def _check_forward(module: nn.Module) -> None:
 def _retype(module: nn.Module, new_class: type) -> None:
     module.__class__ = new_class
     if "_old_forward" in vars(module):
+        # accelerate's name for the forward that its hook calls; mypy knows no attributes of a class made at run time.
         module._old_forward = new_class.forward.__get__(module)  # type: ignore[attr-defined]
 
 

@@ -50,5 +50,6 @@ class WrittenAttention(SwappedAttention):
 
 def named(stock_class: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a stock module's forward by their names."""
+    # A class of modules has a forward, which the type of a class does not say.
     names = list(inspect.signature(stock_class.forward).parameters)[1:]  # type: ignore[attr-defined]
     return dict(zip(names, args, strict=False)) | kwargs

@@ -16,16 +16,7 @@ MAY_RECUR = 0.01
 def from_files(names: Sequence[str], documents: str | None = None) -> Texts:
     """Return the documents of files or `demo:` names, and what identifies the files: name, length and SHA-256.
 
-    Args:
-        names: of UTF-8 text files, or `demo:` names.
-        documents: what is a document: a whole "file", each of its "lines", or what stands between "blank-lines". None:
-            a file, with a warning if it looks otherwise.
-
-    Raises:
-        SourceError: a file that is missing, empty or not UTF-8, or an unknown way to split.
-
-    Warns:
-        DocumentsWarning: nobody said what a document is, and a file looks as if each line were one.
+    Arguments, errors and warnings are those of `hf_posswap.text_files.read_files`.
     """
     files = read_files(names, documents)
     return [text for file in files for text in file.documents], [file.to_dict() for file in files]

@@ -9,6 +9,7 @@ import hf_posswap
 from hf_posswap.architectures import architecture_named
 from hf_posswap.ramp import set_ramp
 from hf_posswap.support import CORE, default_facts
+from hf_posswap.swapped.plan import core_of
 from tests.matrix.cells import (
     Cell,
     default_cells,
@@ -96,6 +97,17 @@ def test_effect(cell: Cell) -> None:
             parameter *= 1.5
         if parameters:
             assert (model(tokens).logits - moved).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("cell", [cell for cell in default_cells() if cell.config.name != "none"], ids=str)
+def test_a_scheme_does_more_than_take_the_old_mechanism_out(cell: Cell) -> None:
+    tokens = random_tokens(2, 24)
+    without = hf_posswap.swap(cell.stock(), "none", verify=False) if cell.causal else None
+    if without is None:  # an encoder does not take `none`; in one mode of the proof a swapped model has no position
+        without = cell.swapped()
+        core_of(without).pos_mode = "bare"
+    with torch.no_grad():
+        assert not torch.allclose(cell.swapped()(tokens).logits, without(tokens).logits, atol=1e-3)
 
 
 @pytest.mark.parametrize("cell", default_cells(), ids=str)
