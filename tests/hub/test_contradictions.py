@@ -130,8 +130,10 @@ def test_a_measurement_is_named_by_what_was_done_to_the_model(tmp_path: Path) ->
     load_tokenizer("demo:gpt2").save_pretrained(tmp_path)
     model.save_pretrained(tmp_path)
     assert evaluated(tmp_path) == {"swapped"}
-    (tmp_path / "calibration.json").write_text("{}")
-    assert evaluated(tmp_path) == {"calibrated"}
+    for kept_start, stage in ((True, "swapped"), (False, "calibrated")):
+        record = {"kind": "calibration", "report": {"kept_start": kept_start}, "refinement": None}
+        (tmp_path / "calibration.json").write_text(json.dumps(record))
+        assert evaluated(tmp_path) == {stage}
     assert evaluated(tmp_path, stage="swapped") == {"swapped"}
     mark_healed(model.config)
     model.save_pretrained(tmp_path)
