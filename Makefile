@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 PIP_FLAGS ?=
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist worksteal
 OLDEST_TRANSFORMERS ?= 5.17.*
 DEMO_DIR ?= outputs/demo
 DEMO_FLAGS ?=
@@ -99,7 +99,7 @@ test-transformers: $(VENV_NEIGHBOURS)/stamp ## transformers' own model tests on 
 	$(TEST_ENV) PYTHONPATH=. $(VENV_NEIGHBOURS)/bin/python tests/transformers_suite/run.py --tests $(TRANSFORMERS_TESTS) $(SUITE_FLAGS)
 
 test-oldest: $(VENV_OLDEST)/stamp ## what decides about a swap, every family, exports and neighbours with the oldest transformers
-	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 $(VENV_OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) \
+	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 MATRIX_CELLS=default $(VENV_OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) \
 		tests/matrix/test_cells.py tests/matrix/test_effect.py tests/matrix/test_decoding.py tests/matrix/test_batching.py \
 		tests/matrix/test_round_trip.py tests/swapped tests/architectures tests/families tests/neighbours \
 		tests/hub/test_export.py tests/test_first_edition.py -k 'not compiled_as_one_graph and not reads_4096_tokens'

@@ -55,9 +55,10 @@ class Turn:
     def _made(self, value: Any, context: Any) -> Any:
         rotations = [] if context.bare else self._rotations(context)
         if not rotations:
+            # Views of one number: as many angles beside the stock ones would take memory that stock does not.
             if isinstance(value, Tensor):
-                return torch.ones_like(value)
-            return torch.ones_like(value[0]), torch.zeros_like(value[1])
+                return value.new_ones(()).expand_as(value)
+            return value[0].new_ones(()).expand_as(value[0]), value[1].new_zeros(()).expand_as(value[1])
         assert self.layout is not None
         cos, sin = rotations[0]
         for further_cos, further_sin in rotations[1:]:  # one turn after the other

@@ -1,6 +1,7 @@
 """The cells of the matrix, generated from the registries, and the small models they are tested on."""
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,6 +24,8 @@ VOCABULARY = 97
 HEADS = 4
 HEAD_DIM = 8
 LAYERS = 3
+TRACED_LAYERS = 2
+"""Of models that are compiled, whose tracing takes most of a test's time."""
 
 REQUIRED_OPTIONS: dict[str, dict[str, Any]] = {
     "longrope": {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.0, 2.0, 3.0, 4.0]},
@@ -47,13 +50,13 @@ class Cell:
     def is_default(self) -> bool:
         return ":" not in self.label
 
-    def stock(self) -> Any:
+    def stock(self, layers: int = LAYERS) -> Any:
         """A stock model with random weights, in float32 and in eval mode."""
-        return small_model(self.architecture, self.causal)
+        return small_model(self.architecture, self.causal, layers=layers)
 
-    def swapped(self, randomised: bool = True) -> Any:
+    def swapped(self, randomised: bool = True, layers: int = LAYERS) -> Any:
         """The same model with the scheme in, its parameters away from zero."""
-        model = hf_posswap.swap(self.stock(), self.config)
+        model = hf_posswap.swap(self.stock(layers), self.config)
         if randomised:
             randomise(model)
         return model
@@ -119,7 +122,9 @@ def refusal(cell: Cell) -> PosSwapError | None:
 
 @cache
 def supported_cells() -> list[Cell]:
-    return [cell for cell in all_cells() if refusal(cell) is None]
+    """The cells that no model refuses; with MATRIX_CELLS=default in the environment, those with default options."""
+    only_default = os.environ.get("MATRIX_CELLS") == "default"
+    return [cell for cell in all_cells() if (cell.is_default or not only_default) and refusal(cell) is None]
 
 
 @cache
@@ -128,13 +133,13 @@ def default_cells() -> list[Cell]:
     return [cell for cell in supported_cells() if cell.is_default]
 
 
-def small_config(architecture: str, causal: bool, **extra: Any) -> Any:
-    """A stock config of three layers, by the names that all families share."""
+def small_config(architecture: str, causal: bool, layers: int = LAYERS, **extra: Any) -> Any:
+    """A stock config of few layers, by the names that all families share."""
     family = architecture_named(architecture)
     shared = {
         "vocab_size": VOCABULARY,
         "hidden_size": HEADS * HEAD_DIM,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": 2,
         "intermediate_size": 48,
@@ -145,7 +150,10 @@ def small_config(architecture: str, causal: bool, **extra: Any) -> Any:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    return stock_config_class(family)(**(shared | _without_dropout(family) | SPECIAL.get(architecture, {}) | extra))
+    special = dict(SPECIAL.get(architecture, {}))
+    if "layer_types" in special:
+        special["layer_types"] = special["layer_types"][:layers]
+    return stock_config_class(family)(**(shared | _without_dropout(family) | special | extra))
 
 
 def _without_dropout(family: Architecture) -> dict[str, float]:
@@ -154,10 +162,10 @@ def _without_dropout(family: Architecture) -> dict[str, float]:
     return {f.name: 0.0 for f in fields if f.name.endswith(("_pdrop", "_dropout", "_dropout_prob")) and f.default}
 
 
-def small_model(architecture: str, causal: bool, seed: int = 0, **extra: Any) -> Any:
+def small_model(architecture: str, causal: bool, seed: int = 0, layers: int = LAYERS, **extra: Any) -> Any:
     torch.manual_seed(seed)
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForMaskedLM
-    return auto.from_config(small_config(architecture, causal, **extra)).eval()
+    return auto.from_config(small_config(architecture, causal, layers, **extra)).eval()
 
 
 def scheme_parameters(model: Any) -> list[torch.nn.Parameter]:

@@ -10,7 +10,16 @@ from transformers import DynamicCache, StaticCache
 
 import hf_posswap
 from hf_posswap.errors import BackendError, PositionError
-from tests.matrix.cells import Cell, default_cells, given, random_tokens, randomise, small_config, small_model
+from tests.matrix.cells import (
+    TRACED_LAYERS,
+    Cell,
+    default_cells,
+    given,
+    random_tokens,
+    randomise,
+    small_config,
+    small_model,
+)
 
 CAUSAL = [cell for cell in default_cells() if cell.causal]
 LENGTH = 16
@@ -92,7 +101,7 @@ def test_packed_texts_under_a_4d_mask_stay_apart(cell: Cell) -> None:
 
 @pytest.mark.parametrize("cell", default_cells(), ids=str)
 def test_a_compiled_model_does_not_count_hidden_tokens(cell: Cell) -> None:
-    model, tokens = cell.swapped(), random_tokens(2, LENGTH)
+    model, tokens = cell.swapped(layers=TRACED_LAYERS), random_tokens(2, LENGTH)
     rows = (shown_tokens(), torch.arange(LENGTH) >= 3)  # hidden in the middle; padded on the left
     mask = torch.stack(rows).long()
     torch._dynamo.reset()
@@ -107,7 +116,7 @@ def test_a_compiled_model_does_not_count_hidden_tokens(cell: Cell) -> None:
 @pytest.mark.parametrize("scheme", ["alibi", "t5", "shaw", "transformer_xl", "rope:dynamic"])
 @pytest.mark.parametrize("form", ["2D", "4D"])
 def test_a_compiled_decoding_step_does_not_count_hidden_tokens(scheme: str, form: str) -> None:
-    model = hf_posswap.swap(small_model("llama", True), scheme)
+    model = hf_posswap.swap(small_model("llama", True, layers=TRACED_LAYERS), scheme)
     randomise(model)
     tokens, shown = random_tokens(2, LENGTH), shown_tokens()
     keys = LENGTH + 4
@@ -198,7 +207,7 @@ def outcome(model: Any, compiled: Any, positions: list[int]) -> str:
 
 @pytest.mark.parametrize("cell", CAUSAL, ids=str)
 def test_positions_that_do_not_continue_the_cache_come_to_the_same_when_compiled(cell: Cell) -> None:
-    model = cell.swapped()
+    model = cell.swapped(layers=TRACED_LAYERS)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert outcome(model, compiled, [6, 7]) == outcome(model, model, [6, 7]) == "as without a cache"
@@ -210,7 +219,7 @@ def test_positions_that_do_not_continue_the_cache_come_to_the_same_when_compiled
 )
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_refuses_positions_that_do_not_continue_the_cache(scheme: str, backend: str) -> None:
-    model = hf_posswap.swap(small_model("llama", True), scheme)
+    model = hf_posswap.swap(small_model("llama", True, layers=TRACED_LAYERS), scheme)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert outcome(model, compiled, [9]) == "refused"
