@@ -9,11 +9,13 @@ import re
 import sys
 from pathlib import Path
 
-from scheme_pages import overview_page, scheme_page, scheme_picture
+from marked import between
+from scheme_pages import options_table, overview_page, scheme_page, scheme_picture
 
 import hf_posswap
 from hf_posswap.schemes import scheme_class
 from hf_posswap.support import FAMILIES_FILE, families
+from hf_posswap.training.options import HealingOptions
 
 DOCS = Path(__file__).parent
 FAMILIES_VERSION = json.loads(FAMILIES_FILE.read_text(encoding="utf-8"))["transformers"]
@@ -117,6 +119,8 @@ def generated() -> dict[str, str]:
     """Return the text of every generated file, by its path below docs."""
     files = {"schemes.md": overview_page(MARK), "matrix.md": matrix_page(), "../README.md": readme()}
     files |= {name: with_files(name) for name in PAGES_WITH_FILES}
+    reference = (DOCS / "reference.md").read_text(encoding="utf-8")
+    files["reference.md"] = between(reference, "healing options", options_table(HealingOptions), "generate.py")
     for name in hf_posswap.list_schemes():
         files[f"schemes/{name}.md"] = scheme_page(name, MARK)
         picture = scheme_picture(name)

@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import typing
 from pathlib import Path
 
 import torch
@@ -10,8 +9,8 @@ from pictures import facts, panels, svg
 
 from hf_posswap.attention import BACKENDS
 from hf_posswap.errors import BackendError, PosSwapError
+from hf_posswap.options import choices_of, describe_type, option_types
 from hf_posswap.schemes import ModelFacts, Scheme, check_supported, list_schemes, scheme_class
-from hf_posswap.schemes.options import describe_type
 from hf_posswap.swapped.questions import path_in_words
 
 ORACLES = Path(__file__).parents[1] / "tests" / "oracles"
@@ -47,7 +46,7 @@ def scheme_page(name: str, mark: str) -> str:
     if charts:
         parts.append(f"![{_caption(scheme)}](../pictures/{name}.svg)")
     parts += [description, "## When to choose it", scheme.advice, "## Use it", _usage(scheme)]
-    parts += ["## Options", _options(scheme), "## What it costs", _costs(scheme)]
+    parts += ["## Options", options_table(scheme.config_class), "## What it costs", _costs(scheme)]
     parts += [
         "## Where it comes from",
         f"[{scheme.paper}]({scheme.paper_url}).",
@@ -81,12 +80,12 @@ def _usage(scheme: type[Scheme]) -> str:
     return "\n".join(lines)
 
 
-def _options(scheme: type[Scheme]) -> str:
-    config = scheme.config_class
-    types = typing.get_type_hints(config)
+def options_table(options: type) -> str:
+    """Return the fields of a dataclass of options as a table."""
+    types = option_types(options)
     rows = ["| option | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for field in dataclasses.fields(config):
-        choices = field.metadata["choices"]
+    for field in dataclasses.fields(options):
+        choices = choices_of(field, types[field.name])
         kind = ", ".join(f"`{choice}`" for choice in choices) if choices else describe_type(types[field.name])
         rows.append(f"| `{field.name}` | {kind} | `{field.default}` | {_in_table(field.metadata['help'])} |")
     return "\n".join(rows)

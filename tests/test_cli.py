@@ -245,13 +245,13 @@ def test_the_recipe_in_the_help_is_the_one_that_heals() -> None:
     told = " ".join(invoke("compare", "--help").stdout.replace("│", " ").split())
     recipe = comparison.recipe(1)
     for start, value in (
-        ("Windows of a step.", recipe.batch_size),
-        ("Peak, for the weights.", recipe.learning_rate),
-        ("Peak, for the scheme's parameters.", recipe.scheme_learning_rate),
+        ("Windows that a process reads at once.", recipe.batch_size),
+        ("cannot fit the scheme.", recipe.learning_rate),
+        ("Peak, for the scheme's own parameters.", recipe.scheme_learning_rate),
         ("Tokens to calibrate on.", comparison.CALIBRATION_TOKENS),
     ):
         assert f"{start} Default: {value}." in told
-    assert f"Of the stock model's outputs, by default {recipe.distill:g}" in told
+    assert f"the objective's own loss. Default: {recipe.distill:g}." in told
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,24 +18,30 @@ from hf_posswap.commands.console import (
     quiet_libraries,
     split_list,
 )
+from hf_posswap.commands.generated import takes
 from hf_posswap.commands.precision import PRECISION_HELP, begun_precision, decide_precision
+from hf_posswap.training.options import HEALING, RECIPE, HealingOptions
 
 if TYPE_CHECKING:
     from hf_posswap.commands.progress import LineObserver
     from hf_posswap.comparison import Prepared
 
-LEARNING, HEALING = "What else to measure", "How to heal"
-OPTIONS = {
-    "--heal-length": "length",
-    "--batch-size": "batch_size",
-    "--learning-rate": "learning_rate",
-    "--scheme-learning-rate": "scheme_learning_rate",
-    "--distill-weight": "distill",
-}
-"""The options of the recipe, and their names in `HealingOptions`."""
+LEARNING = "What else to measure"
+NAMES = {"length": "--heal-length", "distill": "--distill-weight"}
+"""Options of the recipe that have another name here: every scheme learns from the stock model unless it is 0."""
 
 
+@takes(
+    HealingOptions,
+    "recipe",
+    only=("length", "precision", *RECIPE),
+    names=NAMES,
+    help={"precision": PRECISION_HELP},
+    defaults=RECIPE | {"precision": None},
+    group=HEALING,
+)
 def compare(
+    *,
     model: Annotated[
         str,
         typer.Option(metavar="MODEL", help="A folder, a Hub name, a GGUF file, or demo:gpt2, demo:bert, demo:llama."),
@@ -91,30 +97,7 @@ def compare(
         int | None,
         typer.Option(metavar="N", help="Tokens to calibrate on. Default: 8192.", rich_help_panel=LEARNING),
     ] = None,
-    heal_length: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Tokens read at once. Default: the train length, at most 512.", rich_help_panel=HEALING
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Windows of a step. Default: 16.", rich_help_panel=HEALING)
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak, for the weights. Default: 0.001.", rich_help_panel=HEALING)
-    ] = None,
-    scheme_learning_rate: Annotated[
-        float | None, typer.Option(help="Peak, for the scheme's parameters. Default: 0.02.", rich_help_panel=HEALING)
-    ] = None,
-    distill_weight: Annotated[
-        float | None,
-        typer.Option(
-            help="Of the stock model's outputs, by default 1; the rest is the text itself.", rich_help_panel=HEALING
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(metavar="no|bf16", help=PRECISION_HELP, rich_help_panel=HEALING)
-    ] = None,
+    recipe: dict[str, Any],
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well a model reads, by length: as it is, and with each scheme swapped in, calibrated and healed."""
@@ -125,21 +108,13 @@ def compare(
     from hf_posswap.reporting.result_files import to_json
 
     healing = None
-    changes = {
-        "--heal-length": heal_length,
-        "--batch-size": batch_size,
-        "--learning-rate": learning_rate,
-        "--scheme-learning-rate": scheme_learning_rate,
-        "--distill-weight": distill_weight,
-    }
     if heal_tokens is None:
-        _refuse_unread(changes | {"--precision": precision}, "--heal-tokens")
+        typed = {NAMES.get(name, f"--{name.replace('_', '-')}"): value for name, value in recipe.items()}
+        _refuse_unread(typed, "--heal-tokens")
     else:
-        healing = comparison.recipe(
-            heal_tokens,
-            precision=_precision(precision, device, None if overwrite else output_dir / "compare.json"),
-            **{OPTIONS[name]: value for name, value in changes.items() if value is not None},
-        )
+        earlier = None if overwrite else output_dir / "compare.json"
+        recipe["precision"] = _precision(recipe.get("precision"), device, earlier)
+        healing = comparison.recipe(heal_tokens, **recipe)
     if not calibrate:
         _refuse_unread({"--calibration-tokens": calibration_tokens}, "--calibrate")
     settings = comparison.Settings(

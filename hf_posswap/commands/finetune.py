@@ -15,14 +15,18 @@ from hf_posswap.commands.console import (
     print_json,
     quiet_libraries,
 )
+from hf_posswap.commands.generated import takes
 from hf_posswap.commands.models import check_output
 from hf_posswap.commands.precision import PRECISION_HELP, begun_precision, decide_precision
+from hf_posswap.training.options import HEALING, RUN, TEXTS, HealingError, HealingOptions
 
 EVALUATION_TOKENS = 16384
-HEALING, TEXTS, MEASURING, RUN = "How to heal", "What to heal on", "Measuring", "The run"
+MEASURING = "Measuring"
 
 
+@takes(HealingOptions, "healing", help={"precision": PRECISION_HELP}, defaults={"precision": None})
 def finetune(
+    *,
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="A folder, a Hub name, a GGUF file, or demo:gpt2, demo:bert, …")
     ],
@@ -52,51 +56,7 @@ def finetune(
     text_column: Annotated[
         str | None, typer.Option(help="Its column of texts, by default text.", rich_help_panel=TEXTS)
     ] = None,
-    tokens: Annotated[
-        int | None, typer.Option(help="Tokens to heal on; or give --steps.", rich_help_panel=TEXTS)
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps.", rich_help_panel=TEXTS)] = None,
-    length: Annotated[
-        int | None,
-        typer.Option(help="Tokens read at once. Default: the train length, at most 512.", rich_help_panel=TEXTS),
-    ] = None,
-    shortest_length: Annotated[
-        int | None,
-        typer.Option(
-            help="Encoders: texts of all lengths from this on. Default: 32 for embeddings.", rich_help_panel=TEXTS
-        ),
-    ] = None,
-    dropout: Annotated[
-        bool | None,
-        typer.Option(help="Drop out as the model's config says. Default: not with --distill.", rich_help_panel=HEALING),
-    ] = None,
-    packing: Annotated[
-        bool | None,
-        typer.Option(help="Several documents in a window, masked from each other.", rich_help_panel=TEXTS),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Windows a process reads at once.", rich_help_panel=HEALING)] = 8,
-    accumulation: Annotated[int, typer.Option(help="Batches that make one step.", rich_help_panel=HEALING)] = 1,
-    objective: Annotated[
-        str | None,
-        typer.Option(metavar="lm|mlm|embedding", help="Default: what the head is for.", rich_help_panel=HEALING),
-    ] = None,
-    distill: Annotated[
-        bool, typer.Option("--distill", help="Learn from the stock model's outputs.", rich_help_panel=HEALING)
-    ] = False,
-    distill_weight: Annotated[
-        float | None,
-        typer.Option(help="Their weight, by default 1; the rest is the objective's own loss.", rich_help_panel=HEALING),
-    ] = None,
-    ramp: Annotated[
-        bool, typer.Option("--ramp", help="Fade the old mechanism out, the new one in.", rich_help_panel=HEALING)
-    ] = False,
-    ramp_share: Annotated[
-        float | None,
-        typer.Option(help="Share of the steps that the fading takes, by default 0.5.", rich_help_panel=HEALING),
-    ] = None,
-    train: Annotated[
-        str, typer.Option(metavar="all|scheme", help="All weights, or the scheme's only.", rich_help_panel=HEALING)
-    ] = "all",
+    healing: dict[str, Any],
     lora_rank: Annotated[
         int | None,
         typer.Option(help="Train adapters of this rank, and the scheme, not the weights.", rich_help_panel=HEALING),
@@ -108,31 +68,6 @@ def finetune(
         int | None,
         typer.Option(help="Tokens to calibrate on. Default: 8192.", rich_help_panel=HEALING),
     ] = None,
-    learning_rate: Annotated[
-        float,
-        typer.Option(
-            help="Peak, for the weights; 0.001 heals more where calibration cannot fit the scheme.",
-            rich_help_panel=HEALING,
-        ),
-    ] = 3e-4,
-    scheme_learning_rate: Annotated[
-        float, typer.Option(help="Peak, for the scheme's parameters.", rich_help_panel=HEALING)
-    ] = 1e-2,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.", rich_help_panel=HEALING)] = 0.01,
-    warmup: Annotated[
-        float,
-        typer.Option(help="Share of the steps in which the rate rises (3 or more).", rich_help_panel=HEALING),
-    ] = 0.05,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.", rich_help_panel=HEALING)] = 1.0,
-    precision: Annotated[str | None, typer.Option(metavar="no|bf16", help=PRECISION_HELP, rich_help_panel=RUN)] = None,
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.", rich_help_panel=RUN)
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of order, masks and dropout.", rich_help_panel=RUN)] = 0,
-    checkpoint_every: Annotated[
-        int, typer.Option(help="Steps between checkpoints; 0: none.", rich_help_panel=RUN)
-    ] = 200,
-    keep_checkpoints: Annotated[int, typer.Option(help="How many stay.", rich_help_panel=RUN)] = 2,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.", rich_help_panel=RUN)
     ] = False,
@@ -170,33 +105,9 @@ def finetune(
     from hf_posswap.training.documents import from_dataset, from_files, require_apart
     from hf_posswap.training.experiment import Experiment, run_experiment
     from hf_posswap.training.folders import require_room
-    from hf_posswap.training.options import HealingError, HealingOptions
 
-    # What is typed may be any text: HealingOptions checks it, in words, where typing would want a Literal.
-    options = HealingOptions(
-        tokens=tokens,
-        steps=steps,
-        length=length,
-        shortest_length=shortest_length,
-        batch_size=batch_size,
-        accumulation=accumulation,
-        objective=objective,  # type: ignore[arg-type]
-        distill=_with_switch("--distill-weight", distill_weight, "--distill", distill, 1.0),
-        ramp=_with_switch("--ramp-share", ramp_share, "--ramp", ramp, 0.5),
-        train=train,  # type: ignore[arg-type]
-        learning_rate=learning_rate,
-        scheme_learning_rate=scheme_learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        clip=clip,
-        precision=_precision(precision, output_dir if resume else None),  # type: ignore[arg-type]
-        gradient_checkpointing=gradient_checkpointing,
-        dropout=dropout,
-        packing=packing,
-        seed=seed,
-        checkpoint_every=checkpoint_every,
-        keep_checkpoints=keep_checkpoints,
-    )
+    healing["precision"] = _precision(healing.get("precision"), output_dir if resume else None)
+    options = HealingOptions(**healing)
     if (dataset is None) == (not train_file):
         raise HealingError("give the text to heal on: either --train-file FILE or --dataset NAME.")
     for name, value in (("--eval-lengths", eval_lengths), ("--eval-tokens", eval_tokens)):
@@ -241,15 +152,6 @@ def finetune(
         result = run_experiment(experiment, observer)
     if observer.main:
         _report(result, output_dir, as_json)
-
-
-def _with_switch(name: str, given: float | None, switch: str, on: bool, default: float) -> float:
-    """Return how much of something there is: 0 if its switch is off, and then no number may be given for it."""
-    if given is not None and not on:
-        from hf_posswap.training.options import HealingError
-
-        raise HealingError(f"{name} {given:g} says how much of {switch} there is: give {switch} too, or leave it out.")
-    return (default if given is None else given) if on else 0.0
 
 
 def _precision(given: str | None, begun_in: Path | None) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.windows import check_lengths
-from hf_posswap.training.options import HealingOptions
+from hf_posswap.training.options import RECIPE, HealingOptions
 from hf_posswap.training.precision import fast_precision
 from hf_posswap.training.stages import CALIBRATION_TOKENS
 
@@ -71,10 +71,7 @@ def recipe(tokens: int, **changes: Any) -> HealingOptions:
     `changes` replace single options of `HealingOptions`.
     """
     chosen: dict[str, Any] = {
-        "distill": 1.0,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "scheme_learning_rate": 2e-2,
+        **RECIPE,
         "precision": fast_precision("cuda" if torch.cuda.is_available() else "cpu"),
         "checkpoint_every": 0,
     }

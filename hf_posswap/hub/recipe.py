@@ -1,29 +1,19 @@
 """How a model was made, from its result files: swap, calibration, healing with its budget, the control, commands."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hf_posswap.hub.markdown import code, code_block, one_line, plain, table
 from hf_posswap.hub.results import Results, command_of, count, number, part, without_folders
+from hf_posswap.training.options import HealingOptions
 
-OFF_AT_ZERO = ("distill", "ramp")
 HEALING_BUDGET = (
     ("tokens", "tokens"),
     ("steps", "steps"),
     ("length", "tokens read at once"),
     ("parameters", "parameters that learnt"),
 )
-HEALING_OPTIONS = (
-    ("objective", "objective"),
-    ("distill", "weight of the stock model's outputs in the loss"),
-    ("ramp", "share of the steps that fade the old mechanism out"),
-    ("learning_rate", "peak learning rate"),
-    ("scheme_learning_rate", "peak learning rate of the scheme"),
-    ("batch_size", "windows in a batch"),
-    ("accumulation", "batches in a step"),
-    ("seed", "seed"),
-)
-"""Options of healing that a card tells, and how."""
 
 
 def recipe(results: Results) -> str:
@@ -95,11 +85,13 @@ def _budget(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _options(options: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, name in HEALING_OPTIONS:
-        value = options.get(key)
+    for field in dataclasses.fields(HealingOptions):
+        name, value = field.metadata["card"], options.get(field.name)
+        if name is None:
+            continue
         if isinstance(value, str):
             yield name, code(value)
-        elif number(value) is not None and (value or key not in OFF_AT_ZERO):
+        elif number(value) is not None and (value or field.metadata["switch"] is None):
             yield name, f"{value:g}"
     rank = count(content.get("lora_rank"))
     if rank:

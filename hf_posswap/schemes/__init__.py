@@ -9,6 +9,7 @@ import pkgutil
 from typing import Any
 
 from hf_posswap.errors import SchemeConfigError
+from hf_posswap.options import to_text
 from hf_posswap.schemes.base import (
     ModelFacts,
     Scheme,
@@ -19,7 +20,6 @@ from hf_posswap.schemes.base import (
     register_scheme,
     schemes,
 )
-from hf_posswap.schemes.options import to_text
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

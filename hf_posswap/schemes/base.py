@@ -5,7 +5,6 @@ A scheme knows torch only: no model, no transformers. What it must know of a mod
 
 import dataclasses
 import reprlib
-import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 
 from hf_posswap.biases import Bias
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
+from hf_posswap.options import check_options, from_text, option, option_types
 from hf_posswap.positions import Positions
 from hf_posswap.registry import Registry, unknown_name_message
 from hf_posswap.schemes.curves import Curve
-from hf_posswap.schemes.options import checked_value, from_text, option
 from hf_posswap.schemes.stock_forms import StockForm
 
 
@@ -64,16 +63,6 @@ class ModelFacts:
         return "causal" if self.causal else "encoder"
 
 
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
-def _type_hints(config_class: type) -> dict[str, Any]:
-    """Return the types of a config's options, which typing would work out anew each time."""
-    if config_class not in _HINTS:
-        _HINTS[config_class] = typing.get_type_hints(config_class)
-    return _HINTS[config_class]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SchemeConfig:
     """Options of one scheme, validated on construction; JSON round trip by `to_dict` and `as_config`.
@@ -92,10 +81,7 @@ class SchemeConfig:
     keep_native: bool = option(False, "Add to the model's own mechanism instead of replacing it.")
 
     def __post_init__(self) -> None:
-        hints = _type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value = checked_value(self.name, field, hints[field.name], getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+        check_options(self, SchemeConfigError, f"{self.name} option '{{}}'")
         if self.layers is not None and len(set(self.layers)) != len(self.layers):
             raise SchemeConfigError(f"{self.name} option 'layers' names a layer twice: {reprlib.repr(self.layers)}.")
         if self.layers == ():
@@ -140,7 +126,7 @@ class SchemeConfig:
         Raises:
             SchemeConfigError: an unknown option, or a text that is no value of it.
         """
-        hints = _type_hints(cls)
+        hints = option_types(cls)
         options: dict[str, Any] = {}
         for key, text in texts.items():
             if key not in cls.option_names():

@@ -2,17 +2,17 @@
 
 import dataclasses
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from hf_posswap.errors import PosSwapError
+from hf_posswap.options import Switch, check_options, option
 
 ObjectiveName = Literal["lm", "mlm", "embedding"]
 Trained = Literal["all", "scheme"]
 Precision = Literal["no", "bf16"]
-MAY_BE_LEFT_OUT = ("tokens", "steps", "length", "shortest_length")
-LARGEST_SEED = 2**31 - 1
-"""A step's seed is made of it, of the step and of the process, and torch takes 64 bits."""
+HEALING, TEXTS, RUN = "How to heal", "What to heal on", "The run"
+RECIPE = {"distill": 1.0, "batch_size": 16, "learning_rate": 1e-3, "scheme_learning_rate": 2e-2}
+"""Options that healed small models best. `compare` takes them unless others are given."""
 
 
 class HealingError(PosSwapError):
@@ -23,102 +23,105 @@ class HealingError(PosSwapError):
 class HealingOptions:
     """How a model is healed. Everything that changes the losses is here, so that equal options give equal curves.
 
-    Attributes:
-        tokens: budget of tokens, all processes together; the number of steps follows. Give this or `steps`.
-        steps: number of optimizer steps.
-        length: tokens read at once. None: what the stock model was trained to read, at most 512.
-        shortest_length: encoders read texts of many lengths: the windows of a batch are cut into texts of `length`
-            tokens, or half of it, a quarter, … but not less than this; which, is drawn anew for each batch. None: 32
-            with objective "embedding"; otherwise `length`.
-        batch_size: windows that each process reads at once.
-        accumulation: batches whose gradients make one step.
-        objective: "lm", "mlm" or "embedding". None: what the model's head is for.
-        distill: weight in [0, 1] of the stock model's outputs as the target, the rest being the objective's own.
-        ramp: share of the steps in which the old mechanism fades out while the new one fades in; 0: none.
-        train: "all" weights that require a gradient, or those of the "scheme" only.
-        learning_rate: peak, for the weights.
-        scheme_learning_rate: peak, for the scheme's own parameters.
-        weight_decay: of matrices; the scheme's parameters, biases and norms have none.
-        warmup: share of the steps in which the learning rate rises; it then falls as a cosine to 0. Unless it is 0, it
-            rises over 3 steps at least, or half of a run shorter than 6.
-        clip: largest norm of the gradient.
-        precision: "bf16" computes in bfloat16 by autocast; weights stay as they are. `precision.fast_precision` says
-            whether a device has instructions for it; on one without, healing warns.
-        gradient_checkpointing: recompute activations in the backward pass.
-        dropout: drop out activations as the model's config says. None: only without a teacher, to whose outputs it
-            would be noise.
-        packing: fill windows with several documents, masked from each other. None: in causal models.
-        seed: of the order of the windows, of masked tokens and of dropout.
-        checkpoint_every: steps between checkpoints; 0: none.
-        keep_checkpoints: how many of the newest are kept.
+    Each field states its meaning, default and limits once; the command line, its help and the reference take them
+    from here.
 
     Raises (on construction):
         HealingError: an option out of range, or options that exclude each other.
     """
 
-    tokens: int | None = None
-    steps: int | None = None
-    length: int | None = None
-    shortest_length: int | None = None
-    batch_size: int = 8
-    accumulation: int = 1
-    objective: ObjectiveName | None = None
-    distill: float = 0.0
-    ramp: float = 0.0
-    train: Trained = "all"
-    learning_rate: float = 3e-4
-    scheme_learning_rate: float = 1e-2
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    clip: float = 1.0
-    precision: Precision = "no"
-    gradient_checkpointing: bool = False
-    dropout: bool | None = None
-    packing: bool | None = None
-    seed: int = 0
-    checkpoint_every: int = 200
-    keep_checkpoints: int = 2
+    tokens: int | None = option(
+        None, "Tokens to heal on, all processes together; or give the steps.", minimum=1, group=TEXTS
+    )
+    steps: int | None = option(None, "Optimizer steps.", minimum=1, group=TEXTS)
+    length: int | None = option(
+        None, "Tokens read at once. Default: the train length, at most 512.", minimum=2, group=TEXTS
+    )
+    shortest_length: int | None = option(
+        None,
+        "Encoders: texts of all lengths from this on; each batch is cut to the length, its half, its quarter, …, drawn "
+        "anew. Default: 32 for embeddings, otherwise the length.",
+        minimum=4,
+        group=TEXTS,
+    )
+    batch_size: int = option(
+        8, "Windows that a process reads at once.", minimum=1, group=HEALING, card="windows in a batch"
+    )
+    accumulation: int = option(
+        1, "Batches whose gradients make one step.", minimum=1, group=HEALING, card="batches in a step"
+    )
+    objective: ObjectiveName | None = option(
+        None, "Default: what the model's head is for.", group=HEALING, card="objective"
+    )
+    distill: float = option(
+        0.0,
+        "Weight of the stock model's outputs as the target; the rest is the objective's own loss.",
+        minimum=0,
+        maximum=1,
+        group=HEALING,
+        switch=Switch("Learn from the stock model's outputs.", "--distill", "--distill-weight", 1.0),
+        card="weight of the stock model's outputs in the loss",
+    )
+    ramp: float = option(
+        0.0,
+        "Share of the steps in which the old mechanism fades out while the new one fades in.",
+        minimum=0,
+        maximum=1,
+        group=HEALING,
+        switch=Switch("Fade the old mechanism out, the new one in.", "--ramp", "--ramp-share", 0.5),
+        card="share of the steps that fade the old mechanism out",
+    )
+    train: Trained = option("all", "All weights that require a gradient, or the scheme's only.", group=HEALING)
+    learning_rate: float = option(
+        3e-4,
+        "Peak, for the weights; 0.001 heals more where calibration cannot fit the scheme.",
+        above=0,
+        group=HEALING,
+        card="peak learning rate",
+    )
+    scheme_learning_rate: float = option(
+        1e-2, "Peak, for the scheme's own parameters.", above=0, group=HEALING, card="peak learning rate of the scheme"
+    )
+    weight_decay: float = option(
+        0.01, "Of matrices; the scheme's parameters, biases and norms have none.", minimum=0, group=HEALING
+    )
+    warmup: float = option(
+        0.05,
+        "Share of the steps in which the rate rises, 3 steps or more unless it is 0; it then falls as a cosine to 0.",
+        minimum=0,
+        maximum=1,
+        group=HEALING,
+    )
+    clip: float = option(1.0, "Largest norm of the gradient.", above=0, group=HEALING)
+    precision: Precision = option(
+        "no",
+        "bf16: compute in bfloat16 by autocast; weights stay as they are. A device without instructions for it gives a "
+        "warning.",
+        group=RUN,
+    )
+    gradient_checkpointing: bool = option(
+        False, "Less memory, more time: activations are computed again in the backward pass.", group=RUN
+    )
+    dropout: bool | None = option(
+        None,
+        "Drop out activations as the model's config says. Default: not with distillation, to whose target it is noise.",
+        group=HEALING,
+    )
+    packing: bool | None = option(
+        None, "Several documents in a window, masked from each other. Default: in causal models.", group=TEXTS
+    )
+    seed: int = option(
+        0, "Of the order of the windows, of masked tokens and of dropout.", minimum=0, group=RUN, card="seed"
+    )
+    checkpoint_every: int = option(200, "Steps between checkpoints; 0: none.", minimum=0, group=RUN)
+    keep_checkpoints: int = option(2, "How many of the newest checkpoints stay.", minimum=1, group=RUN)
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.steps is None):
             raise HealingError(
                 f"give a budget of tokens or of steps, one of the two: tokens is {self.tokens}, steps is {self.steps}."
             )
-        self._check_choices()
-        self._check_integers()
-        self._check_ranges()
-
-    def _check_choices(self) -> None:
-        for name, kind in (("objective", ObjectiveName), ("train", Trained), ("precision", Precision)):
-            value = getattr(self, name)
-            if value is not None and value not in get_args(kind):
-                raise HealingError(f"unknown {name} {value!r}. Allowed: {', '.join(get_args(kind))}.")
-
-    def _check_integers(self) -> None:
-        counts = ("tokens", "steps", "batch_size", "accumulation", "keep_checkpoints")
-        lowest = dict.fromkeys(counts, 1) | {"length": 2, "shortest_length": 4, "checkpoint_every": 0, "seed": 0}
-        for name, least in lowest.items():
-            value = getattr(self, name)
-            if value is None and name in MAY_BE_LEFT_OUT:
-                continue
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise HealingError(f"{name} is {value!r}; it must be an integer.")
-            if value < least:
-                raise HealingError(f"{name} is {value}; it must be at least {least}.")
-        if self.seed > LARGEST_SEED:
-            raise HealingError(f"seed is {self.seed}; it must be at most {LARGEST_SEED}.")
-
-    def _check_ranges(self) -> None:
-        for name in ("distill", "ramp", "warmup"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise HealingError(f"{name} is {value}; it must be between 0 and 1.")
-        for name in ("learning_rate", "scheme_learning_rate", "clip"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise HealingError(f"{name} is {value}; it must be greater than 0, and finite.")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise HealingError(f"weight_decay is {self.weight_decay}; it must be at least 0, and finite.")
+        check_options(self, HealingError)
 
     @property
     def drops_out(self) -> bool:

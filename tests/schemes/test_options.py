@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hf_posswap.errors import PosSwapError, SchemeConfigError, UnknownNameError
+from hf_posswap.options import allowed_types, to_text
 from hf_posswap.schemes import SchemeConfig, as_config, list_schemes, parse_scheme, scheme_class, scheme_text
 from hf_posswap.schemes.alibi import AlibiConfig
-from hf_posswap.schemes.options import allowed_types, to_text
 from hf_posswap.schemes.rope import RopeConfig
 from hf_posswap.schemes.t5 import T5Config
 from tests.reference import model_facts
@@ -162,7 +162,7 @@ def test_numbers_are_not_guessed(value):
 
 @pytest.mark.parametrize("value", [True, "many", [2.0], float("nan"), float("inf"), pytest.param(10**400, id="huge")])
 def test_floats_are_finite_numbers(value):
-    with pytest.raises(SchemeConfigError, match="rope option 'base' is .*it must be a number or None"):
+    with pytest.raises(SchemeConfigError, match="rope option 'base' is .*it must be a finite number or None"):
         RopeConfig(base=value)
 
 
@@ -205,7 +205,7 @@ def test_impossible_layers_are_refused(name, layers, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rope:factor=four", "rope option 'factor' is 'four'.*a number or None"),
+        ("rope:factor=four", "rope option 'factor' is 'four'.*a finite number or None"),
         ("rope:yarn:factor", "write options as option=value"),
         ("t5:64", "cannot read '64' in 't5:64'"),
         ("t5:num_buckets=8:num_buckets=16", "given twice"),

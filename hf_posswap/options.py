@@ -1,18 +1,39 @@
-"""Typed, validated options of scheme configs: one declaration gives checking, help text and parsing from text."""
+"""Typed, validated options: one declaration gives the check, the help text, the command line and parsing from text.
+
+Options are fields of frozen dataclasses: scheme configs, options of healing.
+"""
 
 import dataclasses
 import math
 import reprlib
 import types
 import typing
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, Literal
 
-from hf_posswap.errors import SchemeConfigError
+from hf_posswap.errors import PosSwapError
 from hf_posswap.registry import unknown_name_message
 
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_NUMBER = 3e38
 """What float32, in which schemes compute, can hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """How the command line takes a number that is 0 unless it is switched on.
+
+    Attributes:
+        help: what switching it on does.
+        name: the switch, such as "--distill".
+        number: the option that says how much, such as "--distill-weight".
+        default: how much if only the switch is given.
+    """
+
+    help: str
+    name: str
+    number: str
+    default: float
 
 
 def option(
@@ -23,19 +44,25 @@ def option(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    group: str | None = None,
+    switch: Switch | None = None,
+    card: str | None = None,
 ) -> Any:
-    """Declare one field of a scheme config.
+    """Declare one field of a dataclass of options.
 
     Args:
         default: the field's default value.
         help: one sentence for docs and error messages.
-        choices: the allowed strings, if there are only so many.
+        choices: the allowed strings, if there are only so many; a Literal type says so by itself.
         minimum: the smallest allowed number.
         above: a number the value must exceed.
         maximum: the largest allowed number.
+        group: heading under which help lists the option.
+        switch: for a number that is 0 unless it is switched on.
+        card: what a model card calls it, for options that a card tells.
     """
-    limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
-    return dataclasses.field(default=default, metadata={"help": help, **limits})
+    limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum, "group": group}
+    return dataclasses.field(default=default, metadata={"help": help, "switch": switch, "card": card, **limits})
 
 
 def allowed_types(annotation: Any) -> tuple[Any, ...]:
@@ -47,7 +74,8 @@ def allowed_types(annotation: Any) -> tuple[Any, ...]:
 
 def describe_type(annotation: Any) -> str:
     """Name an annotation as a user would: "a number or None"."""
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string", type(None): "None"}
+    words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string", type(None): "None"}
+    words |= {kind: "a string" for kind in allowed_types(annotation) if typing.get_origin(kind) is Literal}
     return " or ".join(words.get(kind, "a list of numbers") for kind in allowed_types(annotation))
 
 
@@ -60,13 +88,15 @@ def coerce(value: Any, annotation: Any) -> Any:
     for kind in allowed_types(annotation):
         if kind is type(None) and value is None:
             return None
-        if kind is bool and isinstance(value, bool):
+        if isinstance(value, bool):  # which is an int too
+            if kind is bool:
+                return value
+            continue
+        if (kind is str or typing.get_origin(kind) is Literal) and isinstance(value, str):
             return value
-        if kind is str and isinstance(value, str):
-            return value
-        if kind is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if kind is int and isinstance(value, Integral):
+            return int(value)
+        if kind is float and isinstance(value, Real) and math.isfinite(value):
             return float(value)
         if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
             return tuple(coerce(item, typing.get_args(kind)[0]) for item in value)
@@ -106,25 +136,56 @@ def to_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
-def checked_value(owner: str, field: dataclasses.Field[Any], annotation: Any, value: Any) -> Any:
-    """Return `value` coerced to the field's type and within its limits.
+_TYPES: dict[type, dict[str, Any]] = {}
+
+
+def option_types(options: type) -> dict[str, Any]:
+    """Return the types of a dataclass's fields, by name, which typing would work out anew each time."""
+    if options not in _TYPES:
+        _TYPES[options] = typing.get_type_hints(options)
+    return _TYPES[options]
+
+
+def choices_of(field: dataclasses.Field[Any], annotation: Any) -> tuple[str, ...] | None:
+    """Return the strings that an option may be; None if it is not one of a few."""
+    named = [kind for kind in allowed_types(annotation) if typing.get_origin(kind) is Literal]
+    return typing.get_args(named[0]) if named else field.metadata["choices"]
+
+
+def check_options(options: Any, error: type[PosSwapError], label: str = "{}") -> None:
+    """Check every field of a frozen dataclass, and coerce it to its type; called when an instance is constructed.
+
+    Args:
+        options: the instance; its fields were declared by `option`.
+        error: what is raised.
+        label: what an option is called in messages, with "{}" in the place of its name.
 
     Raises:
-        SchemeConfigError: wrong type, unknown choice or out of range; names value, allowed values and the field.
+        error: wrong type, unknown choice or out of range; names value, allowed values and the field.
     """
-    label = f"{owner} option {field.name!r}"
+    kinds = option_types(type(options))
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        try:
+            value = _checked(label.format(field.name), field, kinds[field.name], value)
+        except ValueError as reason:
+            raise error(str(reason)) from None
+        object.__setattr__(options, field.name, value)
+
+
+def _checked(label: str, field: dataclasses.Field[Any], annotation: Any, value: Any) -> Any:
+    """Return `value` coerced to the field's type and within its limits; a ValueError says what is wrong with it."""
     try:
         value = coerce(value, annotation)
     except (TypeError, OverflowError):
-        raise SchemeConfigError(
+        raise ValueError(
             f"{label} is {reprlib.repr(value)} ({type(value).__name__}); it must be {describe_type(annotation)}. "
             f"{field.metadata['help']}"
         ) from None
-    choices = field.metadata["choices"]
+    choices = choices_of(field, annotation)
     if choices is not None and value is not None and value not in choices:
-        raise SchemeConfigError(unknown_name_message(f"value of {label}:", value, choices))
-    numbers = value if isinstance(value, tuple) else (value,)
-    for number in numbers:
+        raise ValueError(unknown_name_message(f"value of {label}:", value, choices))
+    for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not isinstance(number, bool):
             _check_limits(label, field, number)
     return value
@@ -134,7 +195,7 @@ def _check_limits(label: str, field: dataclasses.Field[Any], number: float) -> N
     limits = field.metadata
     largest = LARGEST_INTEGER if isinstance(number, int) else LARGEST_NUMBER
     if abs(number) > largest:
-        raise SchemeConfigError(f"{label} is beyond ±{largest}, which nothing here can hold. {limits['help']}")
+        raise ValueError(f"{label} is {number}; it must be within ±{largest}. {limits['help']}")
     bounds = []
     if limits["minimum"] is not None:
         bounds.append((number >= limits["minimum"], f"at least {limits['minimum']}"))
@@ -144,4 +205,4 @@ def _check_limits(label: str, field: dataclasses.Field[Any], number: float) -> N
         bounds.append((number <= limits["maximum"], f"at most {limits['maximum']}"))
     if not all(holds for holds, _ in bounds):
         allowed = " and ".join(text for _, text in bounds)
-        raise SchemeConfigError(f"{label} is {number}; it must be {allowed}. {limits['help']}")
+        raise ValueError(f"{label} is {number}; it must be {allowed}. {limits['help']}")
