@@ -81,10 +81,11 @@ $(VENV_NEIGHBOURS)/stamp: pyproject.toml constraints.txt
 
 env: $(VENV)/stamp ## make the environment .venv
 
-lint: $(VENV)/stamp ## style, formatting and types
+lint: $(VENV)/stamp ## style, formatting, types and spelling
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell
 
 test: lint ## lint, then all tests with the newest transformers that was tested: constraints.txt names it
 	$(TEST_ENV) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)

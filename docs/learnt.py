@@ -73,6 +73,7 @@ def main() -> int:
             "t5": far_keys(small) + "\n" + far_bias(),
             "failed": failed(evidence),
             "llama": swaps(STUDY / "llama"),
+            "untrained": untrained(llama),
             "llama-healed": healed(STUDY / "llama-healed-little"),
             "llama-passkey": passkeys(STUDY / "llama-passkey"),
             "retrieval": retrieval(STUDY / "bert-retrieval"),
@@ -85,7 +86,6 @@ def main() -> int:
         DOCS.parent / "README.md": {
             "caption": caption(small),
             "costs": costs(small),
-            "untrained": untrained(llama),
         },
     }
     stale = []
@@ -315,8 +315,8 @@ def caption(small: SmallStudy) -> str:
     percent = [100 * math.expm1(value.mean) for value in ends if value is not None]
     return (
         "*Left: models trained from scratch (Press et al. 2022). Middle: one pretrained GPT-2 of 256 positions, "
-        "swapped, calibrated and\nhealed on 1% of its pretraining tokens: it reads 16 times as far, at "
-        f"{min(percent):.0f} to {max(percent):.0f}% more perplexity than it had.\n"
+        "swapped, calibrated and healed on 1% of its pretraining tokens: it reads 16 times as far, at "
+        f"{min(percent):.0f} to {max(percent):.0f}% more perplexity than it had. "
         "Right: the same swaps without healing. [How these figures are made](docs/figures.md).*"
     )
 
@@ -343,7 +343,7 @@ def _mean(value: Value | None) -> str:
 
 
 def untrained(llama: Comparison) -> str:
-    """Return the README's table of swaps without training on SmolLM2."""
+    """Return the table of swaps without training on SmolLM2."""
     lengths = llama.result["settings"]["lengths"]
     perplexities = {
         (row["scheme"], row["length"]): row["perplexity"] for row in llama.result["rows"] if row["protocol"] == WINDOWS
