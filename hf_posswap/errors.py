@@ -35,3 +35,7 @@ class PositionError(PosSwapError):
 
 class CheckpointError(PosSwapError):
     """A checkpoint whose `pos_scheme` entry is malformed or of a newer format."""
+
+
+class MissingPackageError(PosSwapError):
+    """An optional package that is needed here and is not installed."""

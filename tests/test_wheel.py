@@ -1,11 +1,14 @@
 """What is installed without the repository: a wheel that runs the main job, and messages that point to nothing else."""
 
 import ast
+import importlib.metadata
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +29,32 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip("wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(folder), str(ROOT))
     [built] = folder.glob("*.whl")
     return built
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    declared = {_normal(re.split(r"[^\w.-]", requirement)[0]) for requirement in required}
+    installed = importlib.metadata.packages_distributions()
+    missing = {
+        name: path.relative_to(ROOT).as_posix()
+        for path in sorted((ROOT / "hf_posswap").rglob("*.py"))
+        for name in _imported(path) - {"hf_posswap", *sys.stdlib_module_names}
+        if declared.isdisjoint(map(_normal, installed.get(name, [name])))
+    }
+    assert missing == {}
+
+
+def _imported(path: Path) -> set[str]:
+    """Return the names of the packages that a file imports anywhere."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    modules = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level and node.module]
+    return {module.partition(".")[0] for module in modules}
+
+
+def _normal(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
 
 
 def pip(*arguments: str) -> None:

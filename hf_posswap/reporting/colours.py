@@ -32,7 +32,6 @@ _CHOSEN = {
     "transformer_xl": ("#5430D8", "<"),
     "relative_bias": ("#006C78", ">"),
     "kerple": ("#7FBF7F", "o"),
-    "fire": ("#A02020", "s"),
     "sandwich": ("#6C90F0", "^"),
 }
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_posswap.errors import MissingPackageError
 from hf_posswap.reporting.colours import Look, looks
-from hf_posswap.reporting.errors import MissingPackageError
 from hf_posswap.reporting.figures import Axis, BarPanel, Figure, Guide, HeatPanel, LinePanel, Panel, Series
 
 INK, MUTED, GRID = "#222222", "#666666", "#E4E4E4"

@@ -13,8 +13,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from hf_posswap.errors import MissingPackageError
 from hf_posswap.reporting.colours import INK, Look
-from hf_posswap.reporting.errors import MissingPackageError
 from hf_posswap.reporting.figures import Figure, HeatPanel, Panel, Provenance, Table
 from hf_posswap.reporting.naming import STAGE_WORDS
 from hf_posswap.reporting.plotly_figures import drawings

@@ -35,13 +35,35 @@ def stage_figures(group: Group) -> list[Figure]:
             heading="What calibration and healing give back",
             variant=told_apart(group),
             panels=_panels(group, shown),
-            caption=f"{quantity.subject} of each scheme as it was swapped in, after calibration, and after healing, "
-            "at the train length and at the longest length measured. The wide pale line is the stock model; the dashed "
-            "one its control, trained again on the same tokens.",
+            caption=_caption(group, quantity),
             table=_table(group, shown),
             provenance=provenance_of(group),
         )
     ]
+
+
+def _caption(group: Group, quantity: Quantity) -> str:
+    """Say what is drawn, and of the stock model and its control only what the group has."""
+    drawn = by_key(group.rows)
+    lines = [
+        told
+        for key, told in (
+            (STOCK, " The wide pale line is the stock model."),
+            (CONTROL, " The dashed line is the control: the stock model, trained again on the same tokens."),
+        )
+        if key in drawn
+    ]
+    return (
+        f"{quantity.subject} of each scheme {_listed(group.stages())}, at the train length and at the longest length "
+        f"measured.{''.join(lines)}"
+    )
+
+
+def _listed(stages: Sequence[str]) -> str:
+    """Return stages as a sentence has them."""
+    words = {"swapped": "as it was swapped in", "calibrated": "after calibration", "healed": "after healing"}
+    told = [words.get(stage, stage) for stage in stages]
+    return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
 
 
 def _panels(group: Group, shown: Sequence[tuple[str, float]]) -> tuple[LinePanel, ...]:

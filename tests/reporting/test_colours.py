@@ -56,6 +56,10 @@ def test_registered_schemes_have_looks_of_their_own() -> None:
     assert not [(one, two) for one, two in combinations(names, 2) if drawn[one] == drawn[two]]
 
 
+def test_colours_are_chosen_for_schemes_that_exist_and_for_no_other() -> None:
+    assert set(chosen_colours()) <= set(list_schemes())
+
+
 @pytest.mark.parametrize("vision", VISIONS)
 def test_chosen_colours_stay_apart(vision: str) -> None:
     near = {

@@ -78,6 +78,19 @@ def test_the_stages_stand_side_by_side_beside_stock(tmp_path: Path) -> None:
     assert far.guides[0].text == "stock at 256"
 
 
+@pytest.mark.parametrize("left_out", ["stock", "control"])
+def test_the_caption_of_the_stages_speaks_of_what_was_measured(left_out: str, tmp_path: Path) -> None:
+    told = {"stock": "The wide pale line is the stock model", "control": "The dashed line is the control"}
+    record = fixtures.lengths()
+    whole = figures_of(tmp_path / "whole", "compare", record)["stages-made-up"].caption
+    assert all(words in whole for words in told.values())
+    assert "as it was swapped in, after calibration and after healing" in whole
+    rows = [row for row in record["rows"] if row["stage"] not in (left_out, "calibrated")]
+    part = figures_of(tmp_path / "part", "compare", record | {"rows": rows})["stages-made-up"].caption
+    assert {key for key, words in told.items() if words in part} == set(told) - {left_out}
+    assert "as it was swapped in and after healing" in part
+
+
 def test_one_stage_needs_no_figure_of_stages(tmp_path: Path) -> None:
     record = fixtures.lengths()
     rows = [row for row in record["rows"] if row["stage"] in ("stock", "swapped")]
