@@ -16,8 +16,6 @@ from typing import Any
 from length_figure import costs_table, length_figure, read_costs, slopes_table
 from marked import between, markdown
 
-from hf_posswap.reporting.colours import CONTROL, STOCK
-from hf_posswap.reporting.comparison_files import read_comparison
 from hf_posswap.reporting.figures import (
     Axis,
     BarPanel,
@@ -32,7 +30,9 @@ from hf_posswap.reporting.figures import (
     number,
 )
 from hf_posswap.reporting.images import draw
-from hf_posswap.reporting.results import Group, Row, as_group, read_results, result_file
+from hf_posswap.results.groups import Group, as_group, read_results
+from hf_posswap.results.kinds import CONTROL, STOCK, Row
+from hf_posswap.results.reading import read_result
 
 DOCS = Path(__file__).parent
 PAGE, SPEED_PAGE, FOLDER, RESULTS = DOCS / "figures.md", DOCS / "speed.md", DOCS / "figures", DOCS / "results"
@@ -61,7 +61,7 @@ def main() -> int:
     panels = {
         "The paper: trained from scratch at 512": paper_curves(papers["extrapolation"]),
         "Here: GPT-2 of 256, healed on 1%": study_curves(),
-        "Here: the same, swapped and no more": swapped_curves(as_group(result_file(read_comparison(SWAPPED)))),
+        "Here: the same, swapped and no more": swapped_curves(as_group(read_result(SWAPPED))),
     }
     cost = costs(papers["cost"], groups)
     by_length = read_costs(LENGTHS)

@@ -25,17 +25,17 @@ from study_values import (
     Comparison,
     Evidence,
     SmallStudy,
-    Value,
     mean_by_position,
     rate_text,
     text,
 )
 
-from hf_posswap.reporting.colours import STOCK
 from hf_posswap.reporting.figures import Table, number
 from hf_posswap.reporting.images import draw
 from hf_posswap.reporting.provenance import provenance_of
-from hf_posswap.reporting.result_files import read_result
+from hf_posswap.results.kinds import STOCK
+from hf_posswap.results.points import Point
+from hf_posswap.results.reading import read_result
 
 DOCS = Path(__file__).parent
 RESULTS, SCRIPT = DOCS / "results", Path(__file__).name
@@ -108,7 +108,7 @@ def main() -> int:
 def measured(evidence: Evidence) -> str:
     """Say what the comparisons' numbers were measured on, at which rates, and what is missing."""
     study = evidence.studies[0]
-    unfinished = [rate_text(study.rate) for study in evidence.studies if not study.result["complete"]]
+    unfinished = [rate_text(study.rate) for study in evidence.studies if not study.result.facts["complete"]]
     both = " and ".join(rate_text(rate) for rate in evidence.rates)
     return (
         f"{provenance_of(study.group).summary()} Peak rates of the weights: {both}. "
@@ -134,8 +134,8 @@ def goals(evidence: Evidence) -> str:
         ("Nothing but the swap", "swapped", LONG, evidence.schemes),
     ):
         found = [(scheme, value) for scheme in among if (value := evidence.above(scheme, stage, length)) is not None]
-        best = sorted(found, key=lambda pair: pair[1].mean)[:3]
-        named = ", ".join(f"{code(scheme)} {value.mean:.3f}" for scheme, value in best)
+        best = sorted(found, key=lambda pair: pair[1].y)[:3]
+        named = ", ".join(f"{code(scheme)} {value.y:.3f}" for scheme, value in best)
         rows.append((goal, f"{stage}, {length} tokens", named or "not measured yet"))
     return markdown(Table(("goal", "measured", "the three with the least loss, nats above stock"), tuple(rows)))
 
@@ -145,7 +145,7 @@ def schemes(evidence: Evidence) -> str:
 
     def place(scheme: str) -> float:
         value = evidence.above(scheme, "healed", LONG) or evidence.above(scheme, "healed", SHORT)
-        return math.inf if value is None else value.mean
+        return math.inf if value is None else value.y
 
     rows = [
         (
@@ -174,7 +174,7 @@ def rates(evidence: Evidence) -> str:
         if start is None:
             continue
         ends = [[source.above(scheme, "healed", length) for source in sources] for length in (SHORT, LONG)]
-        rows.append((start.mean, (code(scheme), f"{start.mean:.3f}", *(_mean(value) for end in ends for value in end))))
+        rows.append((start.y, (code(scheme), f"{start.y:.3f}", *(_mean(value) for end in ends for value in end))))
     heads = (f"{rate_text(rate)}, at {length}" for length in (SHORT, LONG) for rate in evidence.rates)
     return markdown(Table(("scheme", f"before healing, {SHORT}", *heads), tuple(row for _, row in sorted(rows))))
 
@@ -185,7 +185,7 @@ def tokens(small: SmallStudy) -> str:
 
     def cells(scheme: str, start: str) -> list[str]:
         pairs = [(small.above(scheme, start, n, SHORT), small.above(scheme, start, n, LONG)) for n in (0, *budgets)]
-        return [text(short) + (f"; {far.mean:.3f}" if far else "") for short, far in pairs]
+        return [text(short) + (f"; {far.y:.3f}" if far else "") for short, far in pairs]
 
     rows = [
         (code(scheme), start, *cells(scheme, start))
@@ -205,7 +205,7 @@ def saved(small: SmallStudy) -> str:
             pair = [small.above(scheme, start, budget, SHORT) for start in ("uncalibrated", "calibrated")]
             without, fitted = pair
             if without and fitted:
-                factors.append(f"{code(scheme)} {without.mean / fitted.mean:.1f}")
+                factors.append(f"{code(scheme)} {without.y / fitted.y:.1f}")
         if factors:
             lines.append(f"- after {budget:,} tokens: {', '.join(factors)}")
     told = "What is left to heal from an uncalibrated start, over what is left from a calibrated one, at 256 tokens:"
@@ -230,7 +230,7 @@ def early(evidence: Evidence, llama: Comparison) -> str:
         path = STUDY / "gpt2-positions" / run / "lengths.json"
         if path.is_file():
             found = Comparison(path)
-            _, _, *changes = _falls(found, found.result["rows"][0]["scheme"], "healed", SHORT, LONG)
+            _, _, *changes = _falls(found, found.result.rows[0]["scheme"], "healed", SHORT, LONG)
             rows.append(("demo:gpt2", code(scheme), stage, *changes))
     heads = ("model", "scheme", "stage", "lengths", "windows", "same targets", "difference: early tokens")
     return markdown(Table(heads, tuple(rows)))
@@ -243,7 +243,7 @@ def _falls(source: Comparison, scheme: str, stage: str, short: int, far: int) ->
         before, after = (source.loss(scheme, stage, length, protocol) for length in (short, far))
         if before is None or after is None:
             return ()
-        changes.append(after.mean - before.mean)
+        changes.append(after.y - before.y)
     told = (f"{change:+.3f}" for change in (*changes, changes[0] - changes[1]))
     return (code(scheme), stage, f"{short} → {far}", *told)
 
@@ -253,7 +253,7 @@ def positions() -> str:
     rows = []
     for run, (scheme, stage) in RUNS.items():
         path = STUDY / "gpt2-positions" / run / "positions.json"
-        found = read_result(path)["rows"] if path.is_file() else []
+        found = read_result(path).rows if path.is_file() else []
         stretches = ((SHORT, 0, 64), (SHORT, 64, SHORT), (LONG, 0, SHORT), (LONG, SHORT, LONG))
         cells = [number(mean_by_position(found, *stretch)) for stretch in stretches]
         rows.append((code(scheme), stage, *cells))
@@ -276,7 +276,7 @@ def far_bias() -> str:
     for name, start in {"t5": "calibrated", "t5-from-zeros": "uncalibrated"}.items():
         path = STUDY / "gpt2-bias" / name / "biases.json"
         values: dict[int, list[float]] = {}
-        for row in read_result(path)["rows"]:
+        for row in read_result(path).rows:
             if row["value"] is not None:
                 values.setdefault(row["distance"], []).append(row["value"])
         shown = (fmean(values[distance]) for distance in FAR_DISTANCES)
@@ -294,12 +294,12 @@ def failed(evidence: Evidence) -> str:
             continue
         shortfalls = []
         control = evidence.control(evidence.source(scheme).rate)
-        if short.mean > FALLS_SHORT + (control.mean if control else 0.0):
-            shortfalls.append(f"{short.mean:.3f} above stock at {SHORT}")
+        if short.y > FALLS_SHORT + (control.y if control else 0.0):
+            shortfalls.append(f"{short.y:.3f} above stock at {SHORT}")
         if far is None:
             shortfalls.append(f"it reads no {LONG} tokens")
-        elif far.mean - short.mean > RISES:
-            shortfalls.append(f"from {short.mean:.3f} at {SHORT} to {far.mean:.3f} at {LONG}")
+        elif far.y - short.y > RISES:
+            shortfalls.append(f"from {short.y:.3f} at {SHORT} to {far.y:.3f} at {LONG}")
         if shortfalls:
             lines.append(f"- {code(scheme)}: {'; '.join(shortfalls)}.")
     rule = (
@@ -312,7 +312,7 @@ def failed(evidence: Evidence) -> str:
 def caption(small: SmallStudy) -> str:
     """Return the caption of the README's figure."""
     ends = [small.above(scheme, "gentle", TOKENS, length) for scheme in CALIBRATED_SCHEMES for length in (SHORT, LONG)]
-    percent = [100 * math.expm1(value.mean) for value in ends if value is not None]
+    percent = [100 * math.expm1(value.y) for value in ends if value is not None]
     return (
         "*Left: models trained from scratch (Press et al. 2022). Middle: one pretrained GPT-2 of 256 positions, "
         "swapped, calibrated and healed on 1% of its pretraining tokens: it reads 16 times as far, at "
@@ -338,15 +338,15 @@ def costs(small: SmallStudy) -> str:
     return markdown(Table(heads, tuple(rows)))
 
 
-def _mean(value: Value | None) -> str:
-    return "—" if value is None else f"{value.mean:.3f}"
+def _mean(value: Point | None) -> str:
+    return "—" if value is None else f"{value.y:.3f}"
 
 
 def untrained(llama: Comparison) -> str:
     """Return the table of swaps without training on SmolLM2."""
-    lengths = llama.result["settings"]["lengths"]
+    lengths = llama.result.settings["lengths"]
     perplexities = {
-        (row["scheme"], row["length"]): row["perplexity"] for row in llama.result["rows"] if row["protocol"] == WINDOWS
+        (row["scheme"], row["length"]): row["perplexity"] for row in llama.result.rows if row["protocol"] == WINDOWS
     }
     rows = [
         (scheme if scheme == STOCK else code(scheme), *(f"{perplexities[scheme, length]:,.4g}" for length in lengths))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from study_values import CONTROLS, STAGES, STOCK, Evidence, SmallStudy, Value, rate_text
+from study_values import CONTROLS, STAGES, STOCK, Evidence, SmallStudy, rate_text
 
 from hf_posswap.reporting.figures import (
     Axis,
@@ -18,6 +18,7 @@ from hf_posswap.reporting.figures import (
     numbered_axis,
 )
 from hf_posswap.reporting.provenance import provenance_of
+from hf_posswap.results.points import Point
 
 LEVEL = Axis("nats a token above stock at its train length", "log")
 CONTROL, GENTLE_CONTROL = CONTROLS[1e-3], CONTROLS[3e-4]
@@ -27,7 +28,7 @@ def stages_figure(evidence: Evidence, far: int) -> Figure:
     """Return the main figure: stage by stage at the train length and at `far`, and the healed models by length."""
     short, study = evidence.base, evidence.studies[0]
     controls = {f"control, {rate_text(rate)}": evidence.control(rate) for rate in evidence.rates}
-    guides = tuple(Guide("y", value.mean, name) for name, value in controls.items() if value is not None)
+    guides = tuple(Guide("y", value.y, name) for name, value in controls.items() if value is not None)
     places = dict(zip(STAGES, map(float, range(len(STAGES))), strict=True))
     panels = [
         LinePanel(
@@ -39,7 +40,7 @@ def stages_figure(evidence: Evidence, far: int) -> Figure:
         )
         for length in (short, far)
     ]
-    lengths = sorted(study.result["settings"]["lengths"])
+    lengths = sorted(study.result.settings["lengths"])
     x = numbered_axis("tokens read at once", lengths)
     healed = _lines(evidence, ((float(length), "healed", length) for length in lengths))
     train = Guide("x", float(short), f"train length {short}")
@@ -90,17 +91,19 @@ def _lines(evidence: Evidence, places: Iterable[tuple[float, str, int]]) -> tupl
     )
 
 
-def series_of(key: str, values: Sequence[tuple[float, Value | None]]) -> Series:
+def series_of(key: str, values: Sequence[tuple[float, Point | None]]) -> Series:
     """Return values as a line through what is known; what is not above stock has no place on a logarithmic axis."""
-    known = [(x, value) for x, value in values if value is not None and value.mean > 0]
+    known = [(x, value) for x, value in values if value is not None and value.y > 0]
     several = any(value.seeds > 1 for _, value in known)
     return Series(
         key=key,
         label=key,
         x=tuple(x for x, _ in known),
-        y=tuple(value.mean for _, value in known),
-        low=tuple(max(value.low, value.mean / 10) for _, value in known) if several else (),
-        high=tuple(value.high for _, value in known) if several else (),
+        y=tuple(value.y for _, value in known),
+        low=tuple(max(value.y if value.low is None else value.low, value.y / 10) for _, value in known)
+        if several
+        else (),
+        high=tuple(value.y if value.high is None else value.high for _, value in known) if several else (),
     )
 
 

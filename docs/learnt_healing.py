@@ -1,6 +1,5 @@
 """What healing gives, at which budget, to decoders and encoders: tables that docs/learnt.py puts into the pages."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +10,9 @@ from marked import markdown
 from study_values import ALIBI, CALIBRATED_SCHEMES, LONG, SHORT, STOCK, TOKENS, SmallStudy, text
 
 from hf_posswap.reporting.figures import Table
-from hf_posswap.reporting.result_files import read_result
+from hf_posswap.results.kinds import AGREEMENT
+from hf_posswap.results.points import curves_of
+from hf_posswap.results.reading import read_result
 
 ENCODERS = {"rope": "`rope`", "alibi": "`alibi:form=two-slope:trainable=true:per_layer=true`"}
 """The healed encoders: their folders in results/study/bert."""
@@ -61,7 +62,7 @@ def recipes(small: SmallStudy) -> str:
 
 def _both(small: SmallStudy, scheme: str, start: str, tokens: int) -> str:
     values = [small.above(scheme, start, tokens, length) for length in (SHORT, LONG)]
-    return "; ".join("—" if value is None else f"{value.mean:.3f}" for value in values)
+    return "; ".join("—" if value is None else f"{value.y:.3f}" for value in values)
 
 
 def encoders(folder: Path) -> str:
@@ -72,13 +73,14 @@ def encoders(folder: Path) -> str:
         path = folder / name / "healing.json"
         if not path.is_file():
             continue
-        result = json.loads(path.read_text(encoding="utf-8"))
-        for stage in ENCODER_STAGES:
-            found = result["evaluation"][stage]
-            lengths = [row["length"] for row in found]
-            cosines = [row["cosine"] for row in found]
-            tokens = f"{result['healing']['tokens']:,}" if stage == "healed" else ""
-            rows.append((scheme, stage, tokens, *(f"{cosine:.3f}" for cosine in (*cosines, fmean(cosines)))))
+        result = read_result(path)
+        for curve in curves_of(result.rows, AGREEMENT):
+            if curve.stage not in ENCODER_STAGES:
+                continue
+            lengths = [int(point.x) for point in curve.points]
+            cosines = [1.0 - point.y for point in curve.points if point.y is not None]
+            tokens = f"{result.settings['healing']['tokens']:,}" if curve.stage == "healed" else ""
+            rows.append((scheme, curve.stage, tokens, *(f"{cosine:.3f}" for cosine in (*cosines, fmean(cosines)))))
     return markdown(Table(("scheme", "", "tokens", *map(str, lengths), "mean"), tuple(rows)))
 
 
@@ -90,7 +92,7 @@ def retrieval(folder: Path) -> str:
         path = folder / name / "retrieval.json"
         if not path.is_file():
             continue
-        found = [row for row in read_result(path)["rows"] if row["metric"] == "ndcg@10"]
+        found = [row for row in read_result(path).rows if row["metric"] == "ndcg@10"]
         lengths = [row["length"] for row in found]
         rows.append((scheme, *map(_with_interval, found)))
     return markdown(Table(("nDCG@10", *map(str, lengths)), tuple(rows)))

@@ -8,9 +8,9 @@ from typing import Any
 from marked import markdown
 from study_values import STAGES, Comparison, text
 
-from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.figures import Table
-from hf_posswap.reporting.result_files import read_result
+from hf_posswap.results.kinds import CONTROL, STOCK
+from hf_posswap.results.reading import read_result
 
 LENGTHS = (512, 2048)
 PASSKEYS = {
@@ -52,7 +52,7 @@ def passkeys(folder: Path) -> str:
         path = folder / name / "passkey.json"
         if not path.is_file():
             continue
-        found = read_result(path)["rows"]
+        found = read_result(path).rows
         lengths = sorted({row["length"] for row in found})
         rows.append((told, *(_shares([row for row in found if row["length"] == length]) for length in lengths)))
     return markdown(Table(("pass keys: chosen among ten; written exactly", *map(str, lengths)), tuple(rows)))

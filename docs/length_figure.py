@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from hf_posswap.reporting.colours import STOCK
 from hf_posswap.reporting.figures import (
     Axis,
     Figure,
@@ -21,7 +20,8 @@ from hf_posswap.reporting.figures import (
     log_axis,
     numbered_axis,
 )
-from hf_posswap.reporting.result_files import read_result
+from hf_posswap.results.kinds import STOCK
+from hf_posswap.results.reading import read_result
 
 MODE = "prefill"
 THOUSAND = 1000
@@ -61,8 +61,8 @@ def read_costs(folder: Path) -> Costs:
     hardware: Mapping[str, Any] = {}
     for path in sorted(folder.rglob("bench.json")):
         record = read_result(path)
-        hardware = record["environment"]["hardware"]
-        for row, measured in zip(record["rows"], record["measured"], strict=True):
+        hardware = record.environment["hardware"]
+        for row, measured in zip(record.rows, record.facts["measured"], strict=True):
             if row["mode"] != MODE or not measured:
                 continue
             length, counted = row["length"], measured["bytes"]

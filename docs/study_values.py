@@ -2,13 +2,14 @@
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from hf_posswap.reporting.colours import CONTROL, STOCK
-from hf_posswap.reporting.comparison_files import read_comparison
-from hf_posswap.reporting.results import Group, as_group, result_file
+from hf_posswap.results.groups import Group, as_group
+from hf_posswap.results.kinds import CONTROL, STOCK
+from hf_posswap.results.points import Point, curves_of, points
+from hf_posswap.results.reading import read_result
 
 SAME, WINDOWS = "same-targets", "windows"
 STAGES = ("swapped", "calibrated", "healed")
@@ -25,31 +26,12 @@ SMALL_RATES = {"calibrated": 1e-3, "gentle": 3e-4}
 """Its starts from calibration, and the rate at which each was healed."""
 
 
-@dataclass(frozen=True)
-class Value:
-    """A loss in nats a token, over seeds.
-
-    Attributes:
-        mean: over the seeds.
-        low: the smallest.
-        high: the largest.
-        seeds: how many.
-    """
-
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-    def __str__(self) -> str:
-        spread = f" ({self.low:.3f}–{self.high:.3f})" if self.seeds > 1 else ""
-        return f"{self.mean:.3f}{spread}"
-
-
-def merged(values: Iterable[float]) -> Value:
-    """Return the values of several seeds as one."""
-    known = list(values)
-    return Value(sum(known) / len(known), min(known), max(known), len(known))
+def above(loss: Point | None, stock: Point | None) -> Point | None:
+    """Return a loss over seeds with the stock model's mean taken off, or None where either is missing."""
+    if loss is None or stock is None or stock.y is None:
+        return None
+    y, low, high = (None if value is None else value - stock.y for value in (loss.y, loss.low, loss.high))
+    return replace(loss, y=y, low=low, high=high)
 
 
 class Comparison:
@@ -63,54 +45,50 @@ class Comparison:
     name = "compare"
 
     def __init__(self, path: Path, base: int | None = None) -> None:
-        self.result = read_comparison(path)
-        self.base = base or int(self.result["train_length"])
-        losses: dict[tuple[str, str, str, int], list[float]] = {}
-        for row in self.result["rows"]:
-            if row["loss"] is not None:
-                key = (row["scheme"], row["stage"], row["protocol"], row["length"])
-                losses.setdefault(key, []).append(row["loss"])
-        self.losses = losses
+        self.result = read_result(path)
+        self.base = base or int(self.result.train_length or 0)
+        self.losses = {
+            (curve.scheme, curve.stage, protocol, int(point.x)): point
+            for protocol in (SAME, WINDOWS)
+            for curve in curves_of(self.result.rows, protocol)
+            for point in curve.points
+            if point.y is not None
+        }
 
     @property
     def group(self) -> Group:
         """The comparison as figures take it."""
-        return as_group(result_file(self.result))
+        return as_group(self.result)
 
     @property
     def rate(self) -> float:
         """The peak learning rate of the weights."""
-        return float(self.result["settings"]["healing"]["learning_rate"])
+        return float(self.result.settings["healing"]["learning_rate"])
 
     @property
     def schemes(self) -> list[str]:
         """The schemes with any number, in the order of measuring."""
         measured = dict.fromkeys(scheme for scheme, *_ in self.losses)
-        return [scheme for scheme in self.result["settings"]["schemes"] if scheme in measured]
+        return [scheme for scheme in self.result.settings["schemes"] if scheme in measured]
 
-    def loss(self, scheme: str, stage: str, length: int, protocol: str = SAME) -> Value | None:
-        """Return a loss, or None where nothing was measured."""
-        found = self.losses.get((scheme, stage, protocol, length))
-        return merged(found) if found else None
+    def loss(self, scheme: str, stage: str, length: int, protocol: str = SAME) -> Point | None:
+        """Return a loss in nats a token, or None where nothing was measured."""
+        return self.losses.get((scheme, stage, protocol, length))
 
-    def above(self, scheme: str, stage: str, length: int, protocol: str = SAME) -> Value | None:
+    def above(self, scheme: str, stage: str, length: int, protocol: str = SAME) -> Point | None:
         """Return how far a loss is above the stock model's, by the same protocol."""
-        found = self.losses.get((scheme, stage, protocol, length))
-        stock = self.loss(STOCK, STOCK, self.base, protocol)
-        return merged(loss - stock.mean for loss in found) if found and stock else None
+        return above(self.loss(scheme, stage, length, protocol), self.loss(STOCK, STOCK, self.base, protocol))
 
-    def over_stock(self, scheme: str, stage: str, length: int) -> Value | None:
+    def over_stock(self, scheme: str, stage: str, length: int) -> Point | None:
         """Return how far a loss is above the stock model's at the same length, for models that read so far."""
-        found = self.losses.get((scheme, stage, SAME, length))
-        stock = self.loss(STOCK, STOCK, length)
-        return merged(loss - stock.mean for loss in found) if found and stock else None
+        return above(self.loss(scheme, stage, length), self.loss(STOCK, STOCK, length))
 
     def last_stage(self, scheme: str) -> str:
         """Return the last stage of a scheme that was measured."""
         stages = {stage for name, stage, *_ in self.losses if name == scheme}
         return next(stage for stage in reversed(STAGES) if stage in stages)
 
-    def control(self) -> Value | None:
+    def control(self) -> Point | None:
         """Return the stock model trained again on the same tokens, above stock."""
         return self.above(STOCK, CONTROL, self.base)
 
@@ -120,13 +98,14 @@ class SmallStudy:
 
     def __init__(self, path: Path) -> None:
         with path.open(newline="", encoding="utf-8") as file:
-            self.rows = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
+        self.rows = [row | {"length": int(row["length"]), "above_stock": float(row["above_stock"])} for row in rows]
 
-    def above(self, scheme: str, start: str, tokens: int, length: int) -> Value | None:
+    def above(self, scheme: str, start: str, tokens: int, length: int) -> Point | None:
         """Return a cell over its seeds, or None where nothing was measured."""
-        wanted = {"scheme": scheme, "start": start, "tokens": str(tokens), "length": str(length)}
-        found = [float(row["above_stock"]) for row in self.rows if wanted.items() <= row.items()]
-        return merged(found) if found else None
+        wanted = {"scheme": scheme, "start": start, "tokens": str(tokens), "length": length}
+        found = points([row for row in self.rows if wanted.items() <= row.items()], "above_stock")
+        return found[0] if found else None
 
     def tokens(self) -> list[int]:
         """Return the budgets of healing that were measured, ascending, without none."""
@@ -140,7 +119,7 @@ class Source(Protocol):
     rate: float
     """Peak learning rate of the weights when it healed."""
 
-    def above(self, scheme: str, stage: str, length: int) -> Value | None:
+    def above(self, scheme: str, stage: str, length: int) -> Point | None:
         """Return nats above stock, or None where nothing was measured."""
 
 
@@ -159,7 +138,7 @@ class HealedInSmall:
     def __init__(self, small: SmallStudy, start: str, rate: float, tokens: int) -> None:
         self.small, self.start, self.rate, self.tokens = small, start, rate, tokens
 
-    def above(self, scheme: str, stage: str, length: int) -> Value | None:
+    def above(self, scheme: str, stage: str, length: int) -> Point | None:
         """See `Source`."""
         start, tokens = {
             "swapped": ("uncalibrated", 0),
@@ -184,7 +163,7 @@ class Evidence:
     @property
     def schemes(self) -> list[str]:
         """The schemes of which anything is known."""
-        asked = dict.fromkeys(scheme for study in self.studies for scheme in study.result["settings"]["schemes"])
+        asked = dict.fromkeys(scheme for study in self.studies for scheme in study.result.settings["schemes"])
         return [scheme for scheme in asked if self.above(scheme, "swapped", self.base) is not None]
 
     @property
@@ -217,17 +196,17 @@ class Evidence:
         """Return the comparison that healed a scheme better, or the first one if none did."""
         return self._best(scheme, self.studies)
 
-    def above(self, scheme: str, stage: str, length: int) -> Value | None:
+    def above(self, scheme: str, stage: str, length: int) -> Point | None:
         """Return nats above stock, the same target tokens at every length, or None where nothing was measured."""
         return self.source(scheme).above(scheme, stage, length)
 
-    def control(self, rate: float) -> Value | None:
+    def control(self, rate: float) -> Point | None:
         """Return the small study's control at a rate."""
         return self.small.above(CONTROLS[rate], STOCK, self.tokens, self.base)
 
     def _best(self, scheme: str, sources: Sequence[Any]) -> Any:
         healed = self._that_healed(scheme, sources)
-        return min(healed, key=lambda source: self._healed(source, scheme).mean, default=self.studies[0])
+        return min(healed, key=lambda source: self._healed(source, scheme).y, default=self.studies[0])
 
     def _that_healed(self, scheme: str, sources: Sequence[Any]) -> list[Any]:
         return [source for source in sources if self._healed(source, scheme) is not None]
@@ -236,9 +215,12 @@ class Evidence:
         return source.above(scheme, "healed", self.base)
 
 
-def text(value: Value | None, missing: str = "—") -> str:
-    """Return a value as a reader wants it."""
-    return missing if value is None else str(value)
+def text(point: Point | None) -> str:
+    """Return a value in nats, with the lowest and the highest of its seeds if there are several."""
+    if point is None or point.y is None:
+        return "—"
+    spread = "" if point.low is None or point.high is None else f" ({point.low:.3f}–{point.high:.3f})"
+    return f"{point.y:.3f}{spread}"
 
 
 def rate_text(rate: float) -> str:

@@ -18,7 +18,7 @@ from hf_posswap.architectures import Architecture, architecture_named, architect
 from hf_posswap.architectures.stock import StockModel
 from hf_posswap.errors import NotSwappedError, PosSwapError, UnsupportedError
 from hf_posswap.loading.configuration import stock_config_class
-from hf_posswap.reporting.files import OutputError, prepare_folder
+from hf_posswap.results.files import OutputError, prepare_folder
 from hf_posswap.schemes import schemes
 from hf_posswap.schemes.base import Scheme
 from hf_posswap.swapped.offloading import device_of

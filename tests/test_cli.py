@@ -156,7 +156,7 @@ def test_compare_goes_on_from_what_is_there_and_starts_anew_when_told_to(compare
 def test_compare_names_a_file_that_it_cannot_go_on_from_and_overwrites_it(tmp_path: Path) -> None:
     small = ["--schemes", "alibi", "--lengths", "64", "--tokens", "64", "--output-dir", str(tmp_path)]
     (tmp_path / "compare.json").write_text("half of {")
-    assert f"cannot read the result file '{tmp_path / 'compare.json'}'" in refused(*COMPARE, *small)
+    assert f"cannot read '{tmp_path / 'compare.json'}'" in refused(*COMPARE, *small)
     assert invoke(*COMPARE, *small, "--overwrite").exit_code == 0
     assert json.loads((tmp_path / "compare.json").read_text())["complete"]
 

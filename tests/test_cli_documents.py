@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from hf_posswap.commands import app
 from hf_posswap.reporting.report import write_report
-from hf_posswap.reporting.results import ResultsError
+from hf_posswap.results.reading import ResultsError
 from tests import proteins
 
 LINES = ["--documents", "lines"]

@@ -71,10 +71,10 @@ def bench(
     import torch
 
     from hf_posswap.benchmarking import Settings, run
+    from hf_posswap.benchmarking.files import read_rows, write_bench
     from hf_posswap.benchmarking.runner import check_device
     from hf_posswap.commands.counting import count_progress
-    from hf_posswap.reporting.bench_files import read_rows, write_bench
-    from hf_posswap.reporting.files import prepare_folder
+    from hf_posswap.results.files import prepare_folder
 
     settings = Settings(
         model=model,

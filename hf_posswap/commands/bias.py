@@ -52,13 +52,13 @@ def bias(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the biases that DIR has already.")] = False,
 ) -> None:
     """Write down the bias of each head by distance (of RoPE: what its angles leave), for hf-posswap report."""
-    from hf_posswap.evaluation.environment import collect_environment
     from hf_posswap.evaluation.errors import EvaluationError
-    from hf_posswap.reporting.files import OutputError, prepare_folder
-    from hf_posswap.reporting.result_files import STAGES, make_result, write_result
+    from hf_posswap.results.files import OutputError, prepare_folder
+    from hf_posswap.results.kinds import BIASES, SWAPPED_STAGES
+    from hf_posswap.results.writing import make_result, write_result
 
-    if stage is not None and stage not in STAGES[1:4]:
-        raise EvaluationError(f"unknown --stage {stage!r}. Allowed: {', '.join(STAGES[1:4])}.")
+    if stage is not None and stage not in SWAPPED_STAGES:
+        raise EvaluationError(f"unknown --stage {stage!r}. Allowed: {', '.join(SWAPPED_STAGES)}.")
     if (output_dir / "biases.json").exists() and not overwrite:
         raise OutputError(f"{str(output_dir)!r} has biases.json already. Give another folder, or --overwrite.")
     prepare_folder(output_dir)
@@ -68,15 +68,14 @@ def bias(
     for specification in specifications:
         rows += _rows(model, specification, stage, batches, longest, seed)
     result = make_result(
-        "biases",
+        BIASES,
         rows,
         model=model,
         seed=seed,
         settings={"schemes": specifications, "longest": longest, "tokens": tokens, "length": length},
         texts=texts,
-        environment=collect_environment(),
     )
-    files = write_result(result, output_dir, "biases")
+    files = write_result(result, output_dir)
     _print(rows)
     typer.echo("\nWrote:")
     for path in files:
@@ -131,7 +130,7 @@ def _rows(
     from hf_posswap.commands.counting import count_progress
     from hf_posswap.commands.models import load_swapped
     from hf_posswap.evaluation.bias_by_distance import bias_by_distance
-    from hf_posswap.reporting.records import stage_of
+    from hf_posswap.results.records import stage_of
 
     torch.manual_seed(seed)
     loaded = load_swapped(model, scheme, "float32")

@@ -103,9 +103,11 @@ def compare(
     """Measure how well a model reads, by length: as it is, and with each scheme swapped in, calibrated and healed."""
     quiet_libraries()
     from hf_posswap import comparison
-    from hf_posswap.reporting.comparison_files import remove_comparison, write_comparison
-    from hf_posswap.reporting.files import prepare_folder
-    from hf_posswap.reporting.result_files import to_json
+    from hf_posswap.reporting.comparison_figure import draw_comparison
+    from hf_posswap.results.files import prepare_folder, write_atomically
+    from hf_posswap.results.kinds import COMPARISON
+    from hf_posswap.results.reading import read_result
+    from hf_posswap.results.writing import to_json
 
     healing = None
     if heal_tokens is None:
@@ -140,11 +142,12 @@ def compare(
         note_documents("Learning from", *prepared.learning_lengths())
     prepare_folder(output_dir)
     if overwrite:
-        remove_comparison(output_dir)
+        comparison.remove_comparison(output_dir)
     way_on = f"The same command goes on from {output_dir / 'compare.json'}."
     with interruptible(lambda: way_on), _progress(prepared) as observer:
         result = comparison.run(prepared, observer, output_dir)
-    files = write_comparison(result, output_dir)
+    record = output_dir / f"{COMPARISON.file}.json"
+    figure = write_atomically(record.with_suffix(".png"), lambda path: draw_comparison(read_result(record), path))
     if as_json:
         typer.echo(to_json(result), nl=False)
     else:
@@ -152,7 +155,7 @@ def compare(
 
         print_result(result)
     typer.echo("\nWrote:", err=as_json)
-    for path in files:
+    for path in (record.with_suffix(".csv"), record, figure):
         typer.echo(f"  {path}", err=as_json)
 
 

@@ -7,7 +7,8 @@ import typer
 
 from hf_posswap.commands.console import print_table
 from hf_posswap.comparison import Cell
-from hf_posswap.reporting.comparison_curves import Curve, curves_of
+from hf_posswap.reporting.quantities import COSINE, Quantity, quantity_of
+from hf_posswap.results.points import Point, curves_of
 
 PROTOCOL_TITLES = {
     "windows": "Perplexity, non-overlapping windows",
@@ -25,9 +26,9 @@ def print_result(result: Mapping[str, Any]) -> None:
         curves = curves_of(result["rows"], protocol)
         if not curves:
             continue
-        digits = 4 if protocol == "agreement" else 2
-        lengths = [str(length) for length in sorted({point.length for curve in curves for point in curve.points})]
-        body = [(curve.scheme, curve.stage, *_cells(curve, digits)) for curve in curves]
+        quantity = quantity_of([{"protocol": protocol}])
+        lengths = [str(length) for length in sorted({point.x for curve in curves for point in curve.points})]
+        body = [(curve.scheme, curve.stage, *(_cell(point, quantity) for point in curve.points)) for curve in curves]
         heading = f"{title} ({result['model']}, train length {result['train_length']}{spread})"
         print_table(heading, ("scheme", "stage", *lengths), body, lengths)
     gaps = {f"{Cell(row['scheme'], row['stage'], row['seed'])}: {row['note']}" for row in result["rows"] if row["note"]}
@@ -40,12 +41,14 @@ def print_result(result: Mapping[str, Any]) -> None:
         typer.echo(f"— {message}")
 
 
-def _cells(curve: Curve, digits: int) -> list[str]:
-    return [_format(point.value, point.spread, digits) for point in curve.points]
-
-
-def _format(value: float | None, spread: float | None, digits: int) -> str:
-    if value is None:
+def _cell(point: Point, quantity: Quantity) -> str:
+    """Return the mean over the seeds as what is shown of a loss, with half the range of several."""
+    if point.y is None:
         return "—"
-    number = f"{value:.{digits}f}" if value < 1000 else f"{value:.4g}"
-    return number if spread is None else f"{number} ±{spread:.2g}"
+    value = quantity.shown(point.y)
+    if value is None:  # too large for a float
+        return "inf"
+    digits = 4 if quantity == COSINE else 2
+    text = f"{value:.{digits}f}" if value < 1000 else f"{value:.4g}"
+    low, high = quantity.shown(point.low), quantity.shown(point.high)
+    return text if low is None or high is None else f"{text} ±{abs(high - low) / 2:.2g}"

@@ -134,7 +134,7 @@ def evaluate(
 
 def _report(results: dict[str, dict[str, Any]], output_dir: Path, as_json: bool) -> None:
     if as_json:
-        from hf_posswap.reporting.result_files import to_json
+        from hf_posswap.results.writing import to_json
 
         typer.echo(to_json(results), nl=False)
     else:

@@ -75,7 +75,7 @@ def check_output(output_dir: Path, dtype: str, overwrite: bool, adapter: bool = 
     Raises:
         OutputError: one of these; says what is allowed.
     """
-    from hf_posswap.reporting.files import OutputError
+    from hf_posswap.results.files import OutputError
     from hf_posswap.training.folders import require_no_other_kind
 
     if dtype not in DTYPES:
@@ -95,9 +95,9 @@ def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dic
         records: what was done, by the names of the JSON files that say so; where and how it was done is added.
     """
     from hf_posswap.demo import SourceError, load_tokenizer
-    from hf_posswap.evaluation.environment import collect_environment
-    from hf_posswap.reporting.files import prepare_folder, write_text
-    from hf_posswap.reporting.records import remove_records
+    from hf_posswap.results.environment import collect_environment
+    from hf_posswap.results.files import prepare_folder, write_text
+    from hf_posswap.results.records import remove_records
     from hf_posswap.swapped.tokenizers import fit_tokenizer
 
     prepare_folder(output_dir)

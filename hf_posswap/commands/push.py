@@ -87,7 +87,7 @@ def card(
         return
     from hf_posswap.hub.errors import HubError
     from hf_posswap.hub.upload import is_handwritten
-    from hf_posswap.reporting.files import write_text
+    from hf_posswap.results.files import write_text
 
     path = folder / "README.md"
     if path.is_symlink() or (path.exists() and is_handwritten(path.read_text(encoding="utf-8", errors="replace"))):

@@ -7,6 +7,7 @@ for each scheme and seed (swapped, calibrated, healed; stock and its control bes
 from hf_posswap.comparison.cells import Cell, Outcome
 from hf_posswap.comparison.observer import Observer
 from hf_posswap.comparison.preparation import Prepared, Refusal, prepare
+from hf_posswap.comparison.record import remove_comparison
 from hf_posswap.comparison.running import run
 from hf_posswap.comparison.settings import CALIBRATION_TOKENS, STOCK, Settings, recipe
 
@@ -21,5 +22,6 @@ __all__ = [
     "Settings",
     "prepare",
     "recipe",
+    "remove_comparison",
     "run",
 ]

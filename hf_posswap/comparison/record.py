@@ -1,6 +1,5 @@
 """The record of a comparison, in its results folder after every cell, so that an interrupted one goes on from there."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,14 @@ from typing import Any
 from hf_posswap.comparison.cells import Cell, Outcome, in_order
 from hf_posswap.comparison.preparation import Prepared
 from hf_posswap.comparison.settings import GROWING
-from hf_posswap.evaluation.environment import collect_environment
-from hf_posswap.reporting.files import OutputError
-from hf_posswap.reporting.identity import first_difference
-from hf_posswap.reporting.result_files import make_result, read_result, write_result
+from hf_posswap.results.environment import collect_environment
+from hf_posswap.results.files import OutputError
+from hf_posswap.results.kinds import COMPARISON
+from hf_posswap.results.parts import first_difference
+from hf_posswap.results.reading import ResultFile, read_result, result_file
+from hf_posswap.results.writing import make_result, write_result
 
-KIND, NAME = "comparison", "compare"
+_CELL = ("scheme", "stage", "seed")
 DECIDING_PACKAGES = ("hf_posswap", "torch", "transformers")
 """Packages of which another version gives other numbers."""
 WAY_OUT = "Give what was given then to go on from it, another --output-dir, or --overwrite to start anew."
@@ -37,9 +38,10 @@ class Record:
         self.outcomes: dict[Cell, Outcome] = {}
         if folder is None:
             return
-        if (folder / f"{NAME}.json").exists():
-            self._take_over(folder / f"{NAME}.json")
-        for unfinished in folder.glob(f".{NAME}-*"):  # of a run that was killed while it wrote
+        path = folder / f"{COMPARISON.file}.json"
+        if path.exists():
+            self._take_over(path)
+        for unfinished in folder.glob(f".{COMPARISON.file}-*"):  # of a run that was killed while it wrote
             unfinished.unlink(missing_ok=True)
 
     def __contains__(self, cell: Cell) -> bool:
@@ -57,14 +59,22 @@ class Record:
             OutputError: it cannot be written; what was written before is intact.
         """
         self.outcomes[outcome.cell] = outcome
+        self.write()
+
+    def write(self) -> None:
+        """Write what is known so far.
+
+        Raises:
+            OutputError: see `add`.
+        """
         if self.folder is None:
             return
         try:
-            write_result(self.result(), self.folder, NAME)
+            write_result(self.result(), self.folder)
         except OSError as error:
             raise OutputError(
-                f"cannot write {str(self.folder / NAME)!r}.json and .csv: {error}. What was written before is intact: "
-                "make room, then run the same command again."
+                f"cannot write {str(self.folder / COMPARISON.file)!r}.json and .csv: {error}. What was written before "
+                "is intact: make room, then run the same command again."
             ) from error
 
     def result(self) -> dict[str, Any]:
@@ -73,7 +83,7 @@ class Record:
         cells = in_order(settings)
         known = [self.outcomes[cell] for cell in cells if cell in self.outcomes]
         return make_result(
-            KIND,
+            COMPARISON,
             [row for outcome in known for row in outcome.rows],
             model=settings.model,
             seed=settings.seed,
@@ -89,26 +99,26 @@ class Record:
     def _take_over(self, path: Path) -> None:
         """Take the outcomes from a compare.json that an earlier run left."""
         saved = read_result(path)
-        if saved.get("kind") != KIND or not isinstance(saved.get("cells"), list):
+        if saved.kind != COMPARISON or not isinstance(saved.facts.get("cells"), list):
             raise OutputError(
                 f"{str(path)!r} is of an earlier version of hf_posswap and cannot be gone on from. Give another "
                 "--output-dir, or --overwrite to start anew."
             )
         self._require_same(path, saved)
         rows: dict[Cell, list[dict[str, Any]]] = {}
-        for row in saved["rows"]:
+        for row in saved.rows:
             rows.setdefault(Cell(row["scheme"], row["stage"], row["seed"]), []).append(row)
-        for entry in saved["cells"]:
-            cell = Cell(*(entry.pop(name) for name in ("scheme", "stage", "seed")))
-            status, reason = entry.pop("status"), entry.pop("reason")
-            self.outcomes[cell] = Outcome(cell, status, reason, rows.get(cell, []), entry)
-        self.environment = saved["environment"] if self._is_complete() else self.environment
+        for entry in saved.facts["cells"]:
+            cell = Cell(*(entry[name] for name in _CELL))
+            facts = {name: value for name, value in entry.items() if name not in (*_CELL, "status", "reason")}
+            self.outcomes[cell] = Outcome(cell, entry["status"], entry["reason"], rows.get(cell, []), facts)
+        self.environment = dict(saved.environment) if self._is_complete() else self.environment
 
     def _is_complete(self) -> bool:
         return all(cell in self.outcomes for cell in in_order(self.prepared.settings))
 
-    def _require_same(self, path: Path, saved: Mapping[str, Any]) -> None:
-        now = self.result()
+    def _require_same(self, path: Path, saved: ResultFile) -> None:
+        now = result_file(self.result(), str(path))
         difference = first_difference(_identity(saved), _identity(now))
         if difference is not None:
             name, before, after = difference
@@ -116,11 +126,17 @@ class Record:
                 f"{str(path)!r} holds a comparison with another {name}: {before!r} there, {after!r} now. {WAY_OUT}"
             )
         for name in GROWING:
-            before, after = saved["settings"][name], now["settings"][name]
+            before, after = saved.settings[name], now.settings[name]
             if _shrinks(before, after):
                 raise OutputError(
                     f"{str(path)!r} holds a comparison with more {name}: {before!r} there, {after!r} now. {WAY_OUT}"
                 )
+
+
+def remove_comparison(folder: Path) -> None:
+    """Remove a comparison's files from a folder."""
+    for ending in ("csv", "json", "png"):
+        (folder / f"{COMPARISON.file}.{ending}").unlink(missing_ok=True)
 
 
 def _shrinks(before: Any, now: Any) -> bool:
@@ -131,12 +147,12 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
     return asdict(outcome.cell) | {"status": outcome.status, "reason": outcome.reason} | outcome.facts
 
 
-def _identity(result: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(result: ResultFile) -> dict[str, Any]:
     """Return what decides the numbers."""
-    versions = result["environment"]["versions"]
+    versions = result.environment["versions"]
     return {
-        "settings": {"documents": None} | {n: value for n, value in result["settings"].items() if n not in GROWING},
-        "texts": result["texts"],
-        "training_texts": result["training_texts"],
+        "settings": {"documents": None} | {n: value for n, value in result.settings.items() if n not in GROWING},
+        "texts": list(result.texts),
+        "training_texts": result.facts["training_texts"],
         "versions": {name: versions.get(name) for name in DECIDING_PACKAGES},
     }

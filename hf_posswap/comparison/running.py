@@ -29,6 +29,8 @@ def run(prepared: Prepared, observer: Observer | None = None, folder: Path | Non
     lanes = plan_lanes(prepared.settings)
     cells = [cell for lane in lanes for cell in lane.cells]
     observer.planned(cells, [cell for cell in cells if cell in record])
+    if all(cell in record for cell in cells):
+        record.write()  # in the order asked for now
     for lane in lanes:
         wanted = [cell.stage for cell in lane.cells if cell not in record]
         if not wanted:

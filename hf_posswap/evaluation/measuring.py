@@ -16,19 +16,16 @@ from hf_posswap.evaluation.perplexity import PROTOCOLS, PlannedText, gap_row, me
 from hf_posswap.evaluation.positions import measure_windows
 from hf_posswap.evaluation.reading import Reader
 from hf_posswap.evaluation.settings import MEASUREMENTS, EvaluationSettings
+from hf_posswap.results.kinds import LENGTHS, PASSKEY, POSITIONS, RETRIEVAL, Kind
 
-LOSS, POSITION, PASSKEY, RETRIEVAL = "loss-by-length", "loss-by-position", "passkey", "retrieval"
-"""Kinds of result files."""
-KINDS = {"loss": LOSS, "positions": POSITION, "passkey": PASSKEY, "masked": LOSS, "retrieval": RETRIEVAL}
-"""Kind of result file, by measurement."""
-FILES = {LOSS: "lengths", POSITION: "positions", PASSKEY: "passkey", RETRIEVAL: "retrieval"}
-"""Names of the result files, by kind."""
+KIND_OF = {"loss": LENGTHS, "positions": POSITIONS, "passkey": PASSKEY, "masked": LENGTHS, "retrieval": RETRIEVAL}
+"""Kind of result, by measurement."""
 
 CUT_BY_LENGTH = ("loss", "positions", "masked")
 """Measurements for which a text must be as long as the lengths: if it is not, the lengths are a mistake."""
 
-Rows = dict[str, Sequence[Any]]
-"""Rows, instances of one dataclass for each kind, by kind of result file."""
+Rows = dict[Kind, Sequence[Any]]
+"""Rows, instances of one dataclass for each kind."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +105,13 @@ class Measurements:
     def _gaps(self, name: str, length: int, reason: str) -> Rows:
         """Return the rows of one measurement, or of one protocol of the loss, at one length, without values."""
         if name == "loss":
-            return {LOSS: [gap_row(protocol, length, reason) for protocol in PROTOCOLS]}
+            return {LENGTHS: [gap_row(protocol, length, reason) for protocol in PROTOCOLS]}
         if name == "windows" and "positions" in self.settings.measurements:
-            return {LOSS: [gap_row(name, length, reason)], POSITION: [positions.gap_row(length, reason)]}
+            return {LENGTHS: [gap_row(name, length, reason)], POSITIONS: [positions.gap_row(length, reason)]}
         if name in (*PROTOCOLS, masked.PROTOCOL):
-            return {LOSS: [gap_row(name, length, reason)]}
+            return {LENGTHS: [gap_row(name, length, reason)]}
         if name == "positions":
-            return {POSITION: [positions.gap_row(length, reason)]}
+            return {POSITIONS: [positions.gap_row(length, reason)]}
         if name == "passkey":
             return {PASSKEY: passkey_retrieval.gap_rows(self.settings.depths, length, reason)}
         return {RETRIEVAL: document_retrieval.gap_rows(length, reason)}
@@ -128,19 +125,19 @@ class Measurements:
 
     def _loss(self) -> list[Part]:
         by_position = "positions" in self.settings.measurements
-        return [*self._windows((LOSS, POSITION) if by_position else (LOSS,)), *self._same_targets()]
+        return [*self._windows((LENGTHS, POSITIONS) if by_position else (LENGTHS,)), *self._same_targets()]
 
     def _positions(self) -> list[Part]:
         """Loss by position is read off the windows of the loss, if that is measured too."""
-        return [] if "loss" in self.settings.measurements else self._windows((POSITION,))
+        return [] if "loss" in self.settings.measurements else self._windows((POSITIONS,))
 
-    def _windows(self, kinds: Sequence[str]) -> list[Part]:
+    def _windows(self, kinds: Sequence[Kind]) -> list[Part]:
         settings = self.settings
         plans = plan_texts("windows", self.ids, settings.lengths, settings.tokens)
 
         def measure(reader: Reader, length: int) -> Rows:
             row, by_position = measure_windows(reader, length, plans[length], settings.bins, settings.seed)
-            rows: Rows = {LOSS: [row], POSITION: by_position}
+            rows: Rows = {LENGTHS: [row], POSITIONS: by_position}
             return {kind: rows[kind] for kind in kinds}
 
         return [self._part("windows", length, _tokens(plans[length]), measure) for length in plans]
@@ -150,7 +147,7 @@ class Measurements:
         plans = plan_texts("same-targets", self.ids, settings.lengths, settings.tokens)
 
         def measure(reader: Reader, length: int) -> Rows:
-            return {LOSS: [measure_length(reader, protocol, length, plans[length], settings.seed)]}
+            return {LENGTHS: [measure_length(reader, protocol, length, plans[length], settings.seed)]}
 
         return [self._part(protocol, length, _tokens(plans[length]), measure) for length in plans]
 
@@ -168,7 +165,7 @@ class Measurements:
         plans = plan_masked(self.tokenizer, self.ids, settings.lengths, settings.tokens, settings.seed)
 
         def measure(reader: Reader, length: int) -> Rows:
-            return {LOSS: [measure_masked(reader, length, plans[length], settings.seed)]}
+            return {LENGTHS: [measure_masked(reader, length, plans[length], settings.seed)]}
 
         tokens = {length: sum(len(window.ids) for window in windows) for length, windows in plans.items()}
         return [self._part("masked", length, tokens[length], measure) for length in plans]

@@ -15,16 +15,17 @@ import torch
 import hf_posswap
 from hf_posswap.architectures import architecture_of
 from hf_posswap.demo import load_config, load_model, load_tokenizer, sources_of
-from hf_posswap.evaluation.environment import collect_environment, installed_versions
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError, UnmeasurableError
-from hf_posswap.evaluation.measuring import FILES, KINDS, RETRIEVAL, Measurements, Part, Rows
-from hf_posswap.evaluation.parts import FOLDER, Parts
+from hf_posswap.evaluation.measuring import KIND_OF, Measurements, Part, Rows
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Reader
 from hf_posswap.evaluation.settings import EvaluationSettings, chosen_device, completed, has_masked_head, scheme_label
 from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
-from hf_posswap.reporting.files import OutputError
-from hf_posswap.reporting.result_files import make_result, write_result
+from hf_posswap.results.environment import collect_environment, installed_versions
+from hf_posswap.results.files import OutputError
+from hf_posswap.results.kinds import KINDS, RETRIEVAL, Kind
+from hf_posswap.results.parts import FOLDER, Parts
+from hf_posswap.results.writing import make_result, write_result
 from hf_posswap.text_files import read_files
 
 if TYPE_CHECKING:
@@ -114,8 +115,8 @@ def run_evaluation(
         The content of each JSON file, by the file's name without its ending; in every process.
 
     Raises:
-        EvaluationError: the folder holds results, or an unfinished evaluation with other settings.
-        OutputError: the folder cannot be written to.
+        EvaluationError: the folder holds results.
+        OutputError: the folder holds an unfinished evaluation with other settings, or cannot be written to.
         PosSwapError: the model cannot be loaded, swapped or measured.
     """
     observer = observer if observer is not None and processes.is_main else EvaluationObserver()
@@ -149,7 +150,7 @@ class _Folder:
     def __init__(self, prepared: Prepared, path: Path, processes: Processes) -> None:
         self.prepared, self.path, self.processes = prepared, path, processes
         measured = prepared.settings.measurements
-        self.names = [FILES[kind] for kind in dict.fromkeys(KINDS[name] for name in measured)]
+        self.kinds = [kind for kind in KINDS.values() if kind in {KIND_OF[name] for name in measured}]
         self.parts: Parts | None = None
 
     def open(self, overwrite: bool) -> dict[str, Any]:
@@ -164,7 +165,7 @@ class _Folder:
 
     def keep(self, part: Part, measured: Rows) -> dict[str, Any]:
         """Keep a part's rows, and return them JSON-ready."""
-        rows = {kind: [asdict(row) for row in found] for kind, found in measured.items()}
+        rows = {kind.name: [asdict(row) for row in found] for kind, found in measured.items()}
         if self.parts is not None:
             self.parts.put(part.name, rows)
         return rows
@@ -173,8 +174,8 @@ class _Folder:
         """Write the result files, remove the parts, and return the content of the JSON files by name."""
         results = self._results(rows)
         try:
-            for name, result in results.items():
-                write_result(result, self.path, name)
+            for result in results.values():
+                write_result(result, self.path)
         except OSError as error:
             raise OutputError(
                 f"cannot write to {str(self.path)!r}: {error}. What is measured is kept: make room, then run the same "
@@ -190,9 +191,9 @@ class _Folder:
         texts = [text.to_dict() for text in prepared.texts]
         environment = collect_environment()
         return {
-            name: make_result(
+            kind.file: make_result(
                 kind,
-                [label | row for of_part in rows for row in of_part.get(kind, [])],
+                [label | row for of_part in rows for row in of_part.get(kind.name, [])],
                 model=settings.model,
                 seed=settings.seed,
                 settings=asdict(settings),
@@ -203,11 +204,10 @@ class _Folder:
                 processes=self.processes.count,
                 **self._facts(kind),
             )
-            for kind, name in FILES.items()
-            if name in self.names
+            for kind in self.kinds
         }
 
-    def _facts(self, kind: str) -> dict[str, Any]:
+    def _facts(self, kind: Kind) -> dict[str, Any]:
         """Return what the rows of a kind do not say."""
         collection = self.prepared.measurements.collection
         if kind != RETRIEVAL or collection is None:
@@ -219,7 +219,7 @@ class _Folder:
         }
 
     def _require_free(self) -> None:
-        there = [f"{name}.json" for name in self.names if (self.path / f"{name}.json").exists()]
+        there = [f"{kind.file}.json" for kind in self.kinds if (self.path / f"{kind.file}.json").exists()]
         if there:
             raise EvaluationError(
                 f"{str(self.path)!r} holds results already: {', '.join(there)}. Give another --output-dir, or "

@@ -16,8 +16,8 @@ from hf_posswap.evaluation.passkey_retrieval import DEPTHS, TRIALS
 from hf_posswap.evaluation.positions import BINS
 from hf_posswap.evaluation.windows import check_lengths
 from hf_posswap.loading.entry import is_healed
-from hf_posswap.reporting.records import stage_of
-from hf_posswap.reporting.result_files import STAGES
+from hf_posswap.results.kinds import STAGES, SWAPPED_STAGES
+from hf_posswap.results.records import stage_of
 from hf_posswap.schemes import parse_scheme, scheme_text
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.text_files import checked_split
@@ -118,7 +118,7 @@ def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> Evalu
         if name not in fitting:
             raise EvaluationError(f"{_misfit(name, settings.model)} Measurements for it: {', '.join(fitting)}.")
     swapped = settings.pos_scheme is not None or getattr(config, "pos_scheme", None) is not None
-    if not swapped and settings.stage in STAGES[1:4]:
+    if not swapped and settings.stage in SWAPPED_STAGES:
         raise EvaluationError(
             f"stage {settings.stage!r} says what was done to a swapped model, and {settings.model!r} is stock. Leave "
             "it out, or give --pos-scheme."

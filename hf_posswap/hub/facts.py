@@ -16,7 +16,7 @@ from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.loading.configuration import PREFIX
 from hf_posswap.loading.entry import config_from_entry, is_healed
 from hf_posswap.loading.origin import cached_license, is_license, is_repo_id
-from hf_posswap.reporting.records import HEALING_FILE
+from hf_posswap.results.records import HEALING_FILE
 from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme, scheme_class
 from hf_posswap.swapped.questions import longest_position, stock_longest_position, train_length
 

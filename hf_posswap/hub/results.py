@@ -6,7 +6,7 @@ The files may come from anywhere: numbers are checked, texts stay texts, and wha
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -14,9 +14,11 @@ from typing import Any
 from hf_posswap.hub.contradictions import COMPARISON_FILE, LENGTHS_FILE, require_no_contradiction
 from hf_posswap.hub.errors import HubError
 from hf_posswap.loading.entry import HEALED_KEY
-from hf_posswap.reporting.records import CALIBRATION_FILE, HEALING_FILE, SWAP_FILE, changed
+from hf_posswap.results.healing import is_healing
+from hf_posswap.results.kinds import AGREEMENT, STAGES
+from hf_posswap.results.reading import ResultsError, has_rows, result_file
+from hf_posswap.results.records import CALIBRATION_FILE, HEALING_FILE, SWAP_FILE, changed
 
-STAGES = ("stock", "swapped", "calibrated", "healed", "control")
 LARGEST_FILE = 64 * 2**20
 """Bytes of a result file."""
 
@@ -107,9 +109,11 @@ def read_results(folder: Path, entry: Mapping[str, Any], adapter: bool = False) 
     require_no_contradiction(folder, contents, entry, adapter)
     healing = contents.get(HEALING_FILE, {})
     calibration = contents.get(CALIBRATION_FILE) or part(healing, "calibration")
-    measured = [_measurement(name, contents[name]) for name in (COMPARISON_FILE, LENGTHS_FILE) if name in contents]
-    if healing:
-        measured.append(_healing_measurement(healing))
+    measured = [
+        _measurement(folder / name, contents[name])
+        for name in (COMPARISON_FILE, LENGTHS_FILE, HEALING_FILE)
+        if has_rows(contents.get(name)) or is_healing(contents.get(name))
+    ]
     return Results(
         swap=contents.get(SWAP_FILE, {}),
         calibration=calibration,
@@ -176,50 +180,26 @@ def without_folders(word: str) -> str:
     return f"{key}{equals}{value}"
 
 
-def _measurement(name: str, content: Mapping[str, Any]) -> Measurement:
-    entries = _entries(content.get("rows"))
-    quantity = "cosine" if any(entry.get("protocol") == "agreement" for entry in entries) else "perplexity"
-    rows = [row for entry in entries for row in _row(entry, None, quantity)]
-    return Measurement(
-        name, quantity, _text(content.get("model")), _texts(content.get("texts")), tuple(rows), command_of(content)
-    )
+def _measurement(path: Path, content: Mapping[str, Any]) -> Measurement:
+    """Return what a result file measured by length.
+
+    Raises:
+        HubError: it is no result file; says why.
+    """
+    try:
+        result = result_file(content, str(path))
+    except ResultsError as error:
+        raise HubError(f"{error} Mend it or take it out.") from error
+    quantity = "cosine" if any(row.get("protocol") == AGREEMENT for row in result.rows) else "perplexity"
+    rows = (_row(row, quantity) for row in result.rows if row["stage"] in STAGES and count(row.get("length")))
+    texts = tuple(without_folders(name) for text in result.texts if isinstance(name := text.get("name"), str) and name)
+    healed = path.name == HEALING_FILE  # whose command the card shows as that of the healing
+    return Measurement(path.name, quantity, result.model, texts, tuple(rows), "" if healed else command_of(content))
 
 
-def _healing_measurement(content: Mapping[str, Any]) -> Measurement:
-    evaluation = part(content, "evaluation")
-    entries = [(stage, entry) for stage in STAGES for entry in _entries(evaluation.get(stage))]
-    quantity = "cosine" if any("cosine" in entry for _, entry in entries) else "perplexity"
-    rows = [row for stage, entry in entries for row in _row(entry, stage, quantity)]
-    texts = _texts(content.get("evaluation_texts"))
-    return Measurement(HEALING_FILE, quantity, _text(content.get("model")), texts, tuple(rows))
-
-
-def _row(entry: Mapping[str, Any], stage: str | None, quantity: str) -> Iterator[Row]:
-    length = count(entry.get("length"))
-    if not length:
-        return
-    scheme = _text(entry.get("scheme")) if stage is None else ("stock" if stage in ("stock", "control") else "")
-    stage = stage or _text(entry.get("stage")) or ("stock" if scheme == "stock" else "swapped")
-    if stage not in STAGES:
-        return
-    value = number(entry.get(quantity))
-    loss = number(entry.get("loss"))
-    if value is None and quantity == "perplexity" and loss is not None and loss < 700:
-        value = math.exp(loss)
-    if value is None and quantity == "cosine" and loss is not None:
-        value = 1 - loss  # as comparisons write it
-    protocol = _text(entry.get("protocol")) or ("same-targets" if quantity == "perplexity" else "")
-    yield Row(stage, scheme, protocol, length, value, count(entry.get("seed")), _text(entry.get("note")))
-
-
-def _entries(value: Any) -> list[dict[str, Any]]:
-    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    names = (_text(entry.get("name")) for entry in _entries(value))
-    return tuple(without_folders(name) for name in names if name)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+def _row(row: Mapping[str, Any], quantity: str) -> Row:
+    loss, value = number(row.get("loss")), number(row.get(quantity))
+    if value is None and loss is not None:
+        value = 1 - loss if quantity == "cosine" else math.exp(loss) if loss < 700 else None
+    protocol, note = str(row.get("protocol", "")), str(row["note"])
+    return Row(row["stage"], row["scheme"], protocol, row["length"], value, count(row["seed"]), note)

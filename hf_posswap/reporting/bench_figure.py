@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from hf_posswap.reporting.colours import STOCK
 from hf_posswap.reporting.figures import Axis, BarPanel, Figure, Guide, Series, Table, category_axis, plain
+from hf_posswap.reporting.lines import gap_sentences, interval
 from hf_posswap.reporting.naming import model_name, slug, told_apart
-from hf_posswap.reporting.points import Point, by_key, gap_sentences, interval, points
 from hf_posswap.reporting.provenance import provenance_of
-from hf_posswap.reporting.results import Group, Row
+from hf_posswap.results.groups import Group
+from hf_posswap.results.kinds import STOCK, Row
+from hf_posswap.results.points import Point, by_key, points
 
 MODE_TITLES = {
     "training": "Training step",

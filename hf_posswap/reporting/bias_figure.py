@@ -20,10 +20,12 @@ from hf_posswap.reporting.figures import (
     number,
     plain,
 )
+from hf_posswap.reporting.lines import labelled_if_equal, one_line
 from hf_posswap.reporting.naming import model_name, slug, told_apart
-from hf_posswap.reporting.points import by_key, labelled_if_equal, one_line, points
 from hf_posswap.reporting.provenance import provenance_of
-from hf_posswap.reporting.results import Group, Row
+from hf_posswap.results.groups import Group
+from hf_posswap.results.kinds import Row
+from hf_posswap.results.points import by_key, points
 
 WIDEST = 10.0
 """A bias of ±10 nats hides or shows a key as well as any; colours end there."""

@@ -10,9 +10,9 @@ from hf_posswap.reporting.figures import Figure
 from hf_posswap.reporting.length_figure import length_figures
 from hf_posswap.reporting.passkey_figure import passkey_figures
 from hf_posswap.reporting.position_figure import position_figures
-from hf_posswap.reporting.results import Group, Results
 from hf_posswap.reporting.retrieval_figure import retrieval_figures
 from hf_posswap.reporting.stage_figure import stage_figures
+from hf_posswap.results.groups import Group, Results
 
 MAKERS: dict[str, tuple[Callable[[Group], list[Figure]], ...]] = {
     "lengths": (stage_figures, length_figures),
@@ -24,14 +24,6 @@ MAKERS: dict[str, tuple[Callable[[Group], list[Figure]], ...]] = {
     "biases": (bias_figures,),
 }
 """In the order of the page, for each family of results."""
-
-MEASURED = {
-    "lengths": "loss by length",
-    "positions": "loss by position",
-    "passkey": "passkey",
-    "retrieval": "retrieval",
-}
-"""What a family of results is the measurement of, where a measurement that failed leaves gaps."""
 
 
 def all_figures(results: Results) -> list[tuple[str, list[Figure]]]:
@@ -60,7 +52,7 @@ def undrawn(results: Results) -> list[str]:
         for (scheme, stage), reason in silences(group).items()
     ]
     unmeasured = [
-        f"{group.model}: {MEASURED[group.family]} was not measured: {reason}"
+        f"{group.model}: {group.kind.measures} was not measured: {reason}"
         for group in results.groups
         if _unmeasured(group)
         for reason in dict.fromkeys(row["note"] for row in group.rows)
@@ -69,12 +61,12 @@ def undrawn(results: Results) -> list[str]:
 
 
 def _unmeasured(group: Group) -> bool:
-    """Return whether a measurement consists of gaps alone, each with its reason."""
-    measured = MEASURED.get(group.family)
-    if measured is None or not group.rows:
-        return False
-    values = ("loss", "correct", "value")
-    return all(row["note"] and all(row.get(value) is None for value in values) for row in group.rows)
+    """Return whether a measurement consists of gaps alone, each with its reason.
+
+    Of biases there may be nothing by distance though they were measured: `silences` says why.
+    """
+    gaps = (row["note"] and all(row[name] is None for name in group.kind.measured) for row in group.rows)
+    return group.family != "biases" and bool(group.rows) and all(gaps)
 
 
 def _named_once(figure: Figure, taken: set[str]) -> Figure:

@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-STOCK = "stock"
-CONTROL = "control"
+from hf_posswap.results.kinds import CONTROL, STOCK
+
 INK = "#000000"
 """Of the stock model and its control: whatever the text is written in, so white on a dark page."""
 

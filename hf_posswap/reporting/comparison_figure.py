@@ -3,10 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from hf_posswap.reporting.colours import CONTROL, STOCK
-from hf_posswap.reporting.comparison_curves import curves_of, final_curves
 from hf_posswap.reporting.figures import (
     Figure,
     LinePanel,
@@ -15,19 +12,17 @@ from hf_posswap.reporting.figures import (
 )
 from hf_posswap.reporting.images import draw
 from hf_posswap.reporting.length_figure import figure_of_rows
-from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name
+from hf_posswap.reporting.naming import model_name
 from hf_posswap.reporting.quantities import quantity_of
-from hf_posswap.reporting.results import Group, as_group, result_file
 from hf_posswap.reporting.stage_figure import shown_lengths, stage_panel
+from hf_posswap.results.groups import Group, as_group
+from hf_posswap.results.kinds import CONTROL, STOCK
+from hf_posswap.results.reading import ResultFile
 
 
-def draw_comparison(result: Mapping[str, Any], path: Path) -> None:
-    """Draw the content of a compare.json into an image file; the suffix decides the format (PNG, SVG, PDF).
-
-    Raises:
-        ResultsError: the content is no comparison.
-    """
-    draw(comparison_figure(as_group(result_file(result))), path)
+def draw_comparison(result: ResultFile, path: Path) -> None:
+    """Draw a comparison into an image file; the suffix decides the format (PNG, SVG, PDF)."""
+    draw(comparison_figure(as_group(result)), path)
 
 
 def comparison_figure(group: Group) -> Figure:
@@ -49,8 +44,12 @@ def comparison_figure(group: Group) -> Figure:
 
 def _last_stages(group: Group) -> dict[str, str]:
     """The last stage of each scheme in which anything was measured, or the first one."""
-    curves = [curve for protocol in PROTOCOL_TITLES for curve in curves_of(group.rows, protocol)]
-    return {curve.scheme: curve.stage for curve in final_curves(curves) if curve.scheme != STOCK}
+    last: dict[str, str] = {}
+    for stage in group.stages():
+        for row in group.rows:
+            if row["stage"] == stage and (row["loss"] is not None or row["scheme"] not in last):
+                last[row["scheme"]] = stage
+    return last
 
 
 def _named(panel: LinePanel, last: Mapping[str, str]) -> LinePanel:

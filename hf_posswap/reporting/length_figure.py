@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from hf_posswap.reporting.colours import CONTROL
 from hf_posswap.reporting.figures import (
     Figure,
     Guide,
@@ -14,20 +13,13 @@ from hf_posswap.reporting.figures import (
     numbered_axis,
     plain,
 )
+from hf_posswap.reporting.lines import SEVERAL_SEEDS, any_several_seeds, gap_sentences, labelled_if_equal, line_series
 from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, staged, variant
-from hf_posswap.reporting.points import (
-    SEVERAL_SEEDS,
-    Point,
-    any_several_seeds,
-    by_key,
-    gap_sentences,
-    labelled_if_equal,
-    line_series,
-    points,
-)
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.quantities import Quantity, quantity_of
-from hf_posswap.reporting.results import Group, Row
+from hf_posswap.results.groups import Group
+from hf_posswap.results.kinds import CONTROL, Row
+from hf_posswap.results.points import Point, by_key, points
 
 Lines = dict[str, list[Point]]
 

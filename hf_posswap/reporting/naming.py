@@ -3,7 +3,7 @@
 import re
 from pathlib import PurePath
 
-from hf_posswap.reporting.results import Group
+from hf_posswap.results.groups import Group
 
 STAGE_WORDS = {"swapped": "swapped in, untrained", "calibrated": "calibrated", "healed": "healed"}
 """A stage as it is said of the schemes of a figure."""

@@ -18,7 +18,7 @@ from hf_posswap.reporting.colours import INK, Look
 from hf_posswap.reporting.figures import Figure, HeatPanel, Panel, Provenance, Table
 from hf_posswap.reporting.naming import STAGE_WORDS
 from hf_posswap.reporting.plotly_figures import drawings
-from hf_posswap.reporting.results import Results
+from hf_posswap.results.groups import Results
 from hf_posswap.version import __version__
 
 Chapters = Sequence[tuple[str, Sequence[Figure]]]

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 
 from hf_posswap.reporting.colours import SEQUENTIAL
 from hf_posswap.reporting.figures import ColourAxis, Figure, HeatPanel, Table, Value, category_axis, plain
+from hf_posswap.reporting.lines import gap_sentences
 from hf_posswap.reporting.naming import model_name, slug, staged, variant
-from hf_posswap.reporting.points import by_key, gap_sentences, points
 from hf_posswap.reporting.provenance import provenance_of
-from hf_posswap.reporting.results import Group, Row
+from hf_posswap.results.groups import Group
+from hf_posswap.results.kinds import Row
+from hf_posswap.results.points import by_key, points
 
 COLOURS = ColourAxis("share found", SEQUENTIAL, 0.0, 1.0)
 

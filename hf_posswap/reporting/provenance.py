@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from hf_posswap.reporting.figures import Provenance
-from hf_posswap.reporting.results import Group, ResultFile
+from hf_posswap.results.groups import Group
+from hf_posswap.results.reading import ResultFile
 
 PACKAGES = ("hf_posswap", "torch", "transformers")
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_posswap.reporting.figures import Axis, Scale, Value, number
-from hf_posswap.reporting.points import Point, exponential, interval
-
-AGREEMENT = "agreement"
-"""The protocol whose loss is 1 − the mean cosine to the stock model's embeddings."""
+from hf_posswap.reporting.lines import exponential, interval
+from hf_posswap.results.kinds import AGREEMENT
+from hf_posswap.results.points import Point
 
 
 def cosine(loss: Value) -> Value:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from hf_posswap.reporting.catalogue import all_figures, undrawn
 from hf_posswap.reporting.colours import looks
-from hf_posswap.reporting.files import OutputError, write_atomically, write_text
 from hf_posswap.reporting.images import check_matplotlib, draw
 from hf_posswap.reporting.page import plotly_source, render_page
-from hf_posswap.reporting.results import ResultsError, read_results
+from hf_posswap.results.files import OutputError, write_atomically, write_text
+from hf_posswap.results.groups import read_results
+from hf_posswap.results.reading import ResultsError
 
 FORMATS = ("png", "svg")
 

@@ -12,18 +12,18 @@ from hf_posswap.reporting.figures import (
     plain,
 )
 from hf_posswap.reporting.length_figure import Lines, lines_of, train_length_guide
-from hf_posswap.reporting.naming import model_name, slug, staged, variant
-from hf_posswap.reporting.points import (
+from hf_posswap.reporting.lines import (
     SEVERAL_SEEDS,
-    Point,
     any_several_seeds,
     gap_sentences,
     interval,
     labelled_if_equal,
     line_series,
 )
+from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
-from hf_posswap.reporting.results import Group
+from hf_posswap.results.groups import Group
+from hf_posswap.results.points import Point
 
 
 def retrieval_figures(group: Group) -> list[Figure]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.figures import (
     Figure,
     Guide,
@@ -14,11 +13,13 @@ from hf_posswap.reporting.figures import (
     number,
     plain,
 )
+from hf_posswap.reporting.lines import in_order, labelled_if_equal
 from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, told_apart
-from hf_posswap.reporting.points import Point, by_key, in_order, labelled_if_equal, points
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.quantities import Quantity, quantity_of
-from hf_posswap.reporting.results import Group, Row
+from hf_posswap.results.groups import Group
+from hf_posswap.results.kinds import CONTROL, STOCK, Row
+from hf_posswap.results.points import Point, by_key, points
 
 
 def stage_figures(group: Group) -> list[Figure]:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from hf_posswap.reporting.identity import first_difference
+from hf_posswap.results.parts import first_difference
 from hf_posswap.training.options import HealingError
 
 PREFIX = "checkpoint-"

@@ -17,11 +17,11 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.auto import auto_class
 from hf_posswap.calibration import CalibrationReport, calibration_refusal, rewrites_weights
 from hf_posswap.demo import load_config, load_model, load_tokenizer
-from hf_posswap.evaluation.environment import collect_environment
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.loading.auto_classes import auto_classes
-from hf_posswap.reporting.files import OutputError, write_text
-from hf_posswap.reporting.records import HEALING_FILE, remove_records
+from hf_posswap.results.environment import collect_environment
+from hf_posswap.results.files import OutputError, write_text
+from hf_posswap.results.records import HEALING_FILE, remove_records
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.swapped.questions import is_swapped, plain_model, stock_longest_position, train_length
 from hf_posswap.swapping import restore, swap

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hf_posswap.reporting.files import OutputError, check_folder
+from hf_posswap.results.files import OutputError, check_folder
 from hf_posswap.training.checkpoints import CheckpointError, checkpoints_in
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from hf_posswap.benchmarking import BenchmarkError, Settings, run, runner
 from hf_posswap.benchmarking.dense import dense_mask, dense_model
+from hf_posswap.benchmarking.files import read_rows, write_bench
 from hf_posswap.benchmarking.shapes import stock_model, swapped_copy
 from hf_posswap.benchmarking.work import attention_work, model_work
 from hf_posswap.commands import app
-from hf_posswap.reporting.bench_files import KIND, read_rows, write_bench
-from hf_posswap.reporting.files import OutputError
-from hf_posswap.reporting.result_files import COLUMNS
+from hf_posswap.results.files import OutputError
+from hf_posswap.results.kinds import BENCH
 
 SMALL = {"layers": 1, "repeats": 1, "lengths": (24,)}
 COMMAND = ["bench", "smollm2", "--lengths", "24", "--layers", "1", "--repeats", "1"]
@@ -30,7 +30,7 @@ def test_every_mode_has_a_row_with_the_columns_of_the_table() -> None:
     rows = run(settings(modes=modes, schemes=("t5",), backends=("sdpa", "dense-eager")))
     assert [(row["backend"], row["mode"]) for row in rows] == [(b, m) for b in ("sdpa", "dense-eager") for m in modes]
     for row in rows:
-        assert set(COLUMNS[KIND]) <= set(row)
+        assert set(BENCH.names) <= set(row)
         assert row["time_ratio_low"] <= row["time_ratio"] <= row["time_ratio_high"]
         assert row["memory_ratio"] > 0.5
         assert len(row["measured"]["seconds"]["other"]) == row["repeats"] == 1

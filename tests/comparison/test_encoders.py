@@ -16,7 +16,7 @@ from hf_posswap.comparison import Settings, prepare, recipe, run
 from hf_posswap.errors import PosSwapError
 from hf_posswap.evaluation.masked import masked_loss_rows
 from hf_posswap.reporting.catalogue import all_figures
-from hf_posswap.reporting.results import read_results
+from hf_posswap.results.groups import read_results
 from tests import proteins
 from tests.comparison.helpers import Recorder, statuses
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from hf_posswap.comparison import Outcome, Settings, prepare, recipe, run, running
+from hf_posswap.comparison import Outcome, Settings, prepare, recipe, remove_comparison, run, running
 from hf_posswap.comparison.record import Record
 from hf_posswap.errors import PosSwapError
-from hf_posswap.reporting.files import OutputError
+from hf_posswap.results.files import OutputError
+from hf_posswap.results.writing import write_result
 from tests.comparison.helpers import Make, Recorder, numbers
 
 
@@ -136,7 +137,8 @@ def test_a_result_that_cannot_be_read_is_named(changed: Make, content: str, tmp_
 def test_a_result_from_before_there_were_stages_is_not_gone_on_from(
     changed: Make, tmp_path: Path, walked: list[str]
 ) -> None:
-    (tmp_path / "compare.json").write_text('{"format_version": 1, "rows": [], "settings": {}}')
+    row = {"scheme": "stock", "protocol": "windows", "length": 64, "loss": 4.0}
+    (tmp_path / "compare.json").write_text(json.dumps({"format_version": 1, "rows": [row], "settings": {}}))
     with pytest.raises(OutputError, match="of an earlier version of hf_posswap"):
         measured(changed(), tmp_path, walked)
 
@@ -158,3 +160,32 @@ def test_numbers_read_back_are_the_numbers_written(changed: Make, tmp_path: Path
     again = Record(prepared, tmp_path).result()
     assert numbers(again) == numbers(result)
     assert again["environment"] == result["environment"], "nothing was measured since"
+
+
+def test_what_is_written_has_the_order_asked_for_last(changed: Make, tmp_path: Path, walked: list[str]) -> None:
+    for schemes in (("rope", "t5"), ("t5", "rope")):
+        measured(changed(schemes=schemes), tmp_path, walked)
+        saved = json.loads((tmp_path / "compare.json").read_text())
+        assert list(dict.fromkeys(cell["scheme"] for cell in saved["cells"])) == ["stock", *schemes]
+    assert walked == []
+
+
+def test_a_comparison_is_written_once_for_each_cell(
+    changed: Make, tmp_path: Path, walked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def write(result: dict[str, Any], folder: Path) -> list[Path]:
+        written.append(len(result["cells"]))
+        return write_result(result, folder)
+
+    monkeypatch.setattr("hf_posswap.comparison.record.write_result", write)
+    measured(changed(schemes=("t5",)), tmp_path, walked)
+    assert written == list(range(1, len(walked) + 1))
+
+
+def test_the_files_of_a_comparison_are_removed_and_others_stay(tmp_path: Path) -> None:
+    for name in ("compare.json", "compare.csv", "compare.png", "notes.txt"):
+        (tmp_path / name).write_text("")
+    remove_comparison(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -48,7 +48,7 @@ def small_study(folder: Path, cells: dict[tuple[str, str, int], list[float]]) ->
 def test_seeds_are_merged_and_stock_is_taken_off(values: ModuleType, tmp_path: Path) -> None:
     losses = {("stock", "stock", 256): [4.0], ("alibi", "healed", 256): [4.1, 4.3], ("alibi", "healed", 512): [None]}
     found = values.Comparison(comparison(tmp_path, losses))
-    assert str(found.above("alibi", "healed", 256)) == "0.200 (0.100–0.300)"
+    assert values.text(found.above("alibi", "healed", 256)) == "0.200 (0.100–0.300)"
     assert found.above("alibi", "healed", 512) is None
     assert found.last_stage("alibi") == "healed"
     assert values.text(None) == "—"
@@ -63,9 +63,9 @@ def test_the_source_with_more_seeds_speaks_of_a_scheme(values: ModuleType, tmp_p
     study = values.Comparison(comparison(tmp_path, losses))
     evidence = values.Evidence([study], values.SmallStudy(small_study(tmp_path, cells)), HEALED)
     assert [evidence.source(scheme).name for scheme in ("alibi", "t5")] == ["compare", "study-small"]
-    assert evidence.above("alibi", "healed", 256).mean == pytest.approx(0.5)
-    assert evidence.above("t5", "healed", 256).mean == pytest.approx(0.15)
-    assert evidence.above("t5", "swapped", 256).mean == pytest.approx(1.0)
+    assert evidence.above("alibi", "healed", 256).y == pytest.approx(0.5)
+    assert evidence.above("t5", "healed", 256).y == pytest.approx(0.15)
+    assert evidence.above("t5", "swapped", 256).y == pytest.approx(1.0)
     assert evidence.at("alibi", 3e-4) is None
 
 
@@ -83,7 +83,7 @@ def test_the_rate_that_healed_a_scheme_better_speaks_of_it(values: ModuleType, t
     assert evidence.comparison("alibi") is studies[0]
     assert evidence.comparison("t5") is studies[1]
     assert evidence.rates == [3e-4, 1e-3]
-    assert evidence.control(1e-3).mean == pytest.approx(0.05)
+    assert evidence.control(1e-3).y == pytest.approx(0.05)
     assert evidence.control(3e-4) is None
 
 

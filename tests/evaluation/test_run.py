@@ -17,7 +17,8 @@ from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
 from hf_posswap.evaluation.measuring import Part
 from hf_posswap.evaluation.run import EvaluationObserver, prepare_evaluation, run_evaluation
 from hf_posswap.evaluation.settings import EvaluationSettings
-from hf_posswap.reporting.result_files import COLUMNS
+from hf_posswap.results.files import OutputError
+from hf_posswap.results.kinds import KINDS
 
 BOOK = "book.txt"
 
@@ -105,7 +106,7 @@ def test_the_files_keep_the_contract(whole: tuple[Path, dict[str, Any], Recorder
         assert record["texts"][0]["tokens"] == 8077
         assert len(record["texts"][0]["sha256"]) == 64
         assert record["environment"]["versions"]["torch"]
-        assert all(tuple(row) == COLUMNS[record["kind"]] for row in record["rows"])
+        assert all(tuple(row) == KINDS[record["kind"]].names for row in record["rows"])
         assert {(row["scheme"], row["stage"]) for row in record["rows"]} == {("stock", "stock")}
         with (folder / f"{name}.csv").open(newline="", encoding="utf-8") as file:
             table = list(csv.DictReader(file))
@@ -134,7 +135,7 @@ def test_an_unfinished_evaluation_with_other_settings_is_refused(tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         run_evaluation(prepare_evaluation(settings(**few)), tmp_path, observer=Recorder(break_at=1))
     other = prepare_evaluation(settings(**few, seed=5))
-    with pytest.raises(EvaluationError, match="unfinished measurement with another seed: 0 there, 5 now"):
+    with pytest.raises(OutputError, match="unfinished measurement with another seed: 0 there, 5 now"):
         run_evaluation(other, tmp_path)
     results = run_evaluation(other, tmp_path, overwrite=True)
     assert results["lengths"]["seed"] == 5

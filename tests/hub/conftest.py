@@ -76,7 +76,7 @@ def swapped_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The real small GPT-2 with ALiBi, as `hf-posswap swap` saves it."""
     folder = tmp_path_factory.mktemp("swapped") / "gpt2-alibi"
     arguments = ["swap", "demo:gpt2", "--pos-scheme", "alibi", "--output-dir", str(folder)]
-    typed = mock.patch("hf_posswap.evaluation.environment.own_command", return_value=["hf-posswap", *arguments])
+    typed = mock.patch("hf_posswap.results.environment.own_command", return_value=["hf-posswap", *arguments])
     with typed:  # or else swap.json would tell of pytest
         done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

@@ -1,6 +1,7 @@
 """Cards: what they say is in the files, what is not there they do not say, and nothing breaks out of its place."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hf_posswap.commands import app
 from hf_posswap.hub import HubError, Target, card_of, push_folder
 from hf_posswap.hub.markdown import code, code_block, one_line, plain, table
 from hf_posswap.hub.results import command_of, read_results
-from hf_posswap.reporting.records import stage_of
+from hf_posswap.results.records import stage_of
 from tests.hub.cards import card_errors
 from tests.hub.server import OWNER, HubServer
 from tests.hub.test_folder import PNG, change_config
@@ -30,7 +31,9 @@ COMMAND = "hf-posswap finetune --model demo:gpt2 --train-file /home/me/books/sec
 
 
 def row(scheme: str, length: int, perplexity: float | None, **more: Any) -> dict[str, Any]:
-    return {"scheme": scheme, "protocol": "same-targets", "length": length, "perplexity": perplexity, **more}
+    loss = None if perplexity is None else math.log(perplexity)
+    shared = {"protocol": "same-targets", "length": length, "loss": loss, "perplexity": perplexity}
+    return {"scheme": scheme, **shared, **more}
 
 
 def healing() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hf_posswap.commands import app
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.export import ExportError, export_native
 from hf_posswap.ramp import set_ramp
-from hf_posswap.reporting.files import OutputError
+from hf_posswap.results.files import OutputError
 from tests.hub.test_export import swapped
 from tests.matrix.cells import small_model
 

@@ -11,7 +11,8 @@ from hf_posswap.reporting.catalogue import all_figures
 from hf_posswap.reporting.comparison_figure import comparison_figure
 from hf_posswap.reporting.figures import BarPanel, Figure, HeatPanel, LinePanel, log_axis
 from hf_posswap.reporting.length_figure import length_figures
-from hf_posswap.reporting.results import as_group, read_results, result_file
+from hf_posswap.results.groups import as_group, read_results
+from hf_posswap.results.reading import result_file
 from tests.reporting import fixtures
 
 

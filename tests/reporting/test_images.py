@@ -9,7 +9,7 @@ import pytest
 from hf_posswap.reporting.catalogue import all_figures
 from hf_posswap.reporting.figures import Figure
 from hf_posswap.reporting.images import draw
-from hf_posswap.reporting.results import read_results
+from hf_posswap.results.groups import read_results
 from tests.reporting import fixtures
 
 

@@ -12,7 +12,7 @@ from hf_posswap.reporting.catalogue import all_figures
 from hf_posswap.reporting.colours import colour_of, looks
 from hf_posswap.reporting.figures import Figure, HeatPanel
 from hf_posswap.reporting.page import render_page
-from hf_posswap.reporting.results import read_results
+from hf_posswap.results.groups import read_results
 from tests.reporting import fixtures
 from tests.reporting.browser import (
     chromium,

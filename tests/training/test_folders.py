@@ -1,6 +1,6 @@
 import pytest
 
-from hf_posswap.reporting.files import OutputError
+from hf_posswap.results.files import OutputError
 from hf_posswap.training.checkpoints import CheckpointError
 from hf_posswap.training.folders import require_room
 

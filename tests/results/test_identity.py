@@ -1,6 +1,6 @@
 """What must be the same for work to go on."""
 
-from hf_posswap.reporting.identity import first_difference
+from hf_posswap.results.parts import first_difference
 
 
 def test_equal_settings_have_no_difference_whatever_json_made_of_them() -> None:

@@ -7,10 +7,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from hf_posswap.loading.entry import is_healed
+from hf_posswap.results.kinds import KINDS
 
 SWAP_FILE, CALIBRATION_FILE, HEALING_FILE = "swap.json", "calibration.json", "healing.json"
-MEASUREMENTS = ("lengths", "positions", "passkey", "retrieval")
-"""Names of what `hf-posswap evaluate` writes, without their endings."""
+MEASUREMENTS = tuple(kind.file for kind in KINDS.values() if kind.of_weights)
+"""Names of the files that measure weights, without their endings."""
 
 
 def remove_records(folder: Path) -> None:

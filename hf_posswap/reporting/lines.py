@@ -1,77 +1,16 @@
-"""Turning rows into points: seeds merged, intervals kept, gaps named."""
+"""From points to what figures show: lines, intervals in words, and what is missing."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from hf_posswap.reporting.colours import CONTROL, STOCK
 from hf_posswap.reporting.figures import Series, Value, number, plain
-from hf_posswap.reporting.results import Row, key_of
+from hf_posswap.results.kinds import STOCK
+from hf_posswap.results.points import Point
 
 SEVERAL_SEEDS = (
     "Several seeds: the line is their mean, the band runs from the lowest lower end to the highest upper end."
 )
-
-
-@dataclass(frozen=True)
-class Point:
-    """What was measured at one place, over all seeds.
-
-    Attributes:
-        x: the place.
-        y: mean of the values, or None if there is none.
-        low: lowest lower end of the intervals, or None.
-        high: highest upper end.
-        seeds: number of seeds behind it.
-        note: why there is no value.
-    """
-
-    x: float
-    y: Value
-    low: Value
-    high: Value
-    seeds: int
-    note: str
-
-
-def by_key(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each scheme, of the stock model first and of its control second."""
-    found: dict[str, list[Row]] = {STOCK: [], CONTROL: []}
-    for row in rows:
-        found.setdefault(key_of(row), []).append(row)
-    return {key: own for key, own in found.items() if own}
-
-
-def points(rows: Sequence[Row], value: str, low: str = "", high: str = "", x: str = "length") -> list[Point]:
-    """Return the points of one line, by ascending x.
-
-    Args:
-        rows: of one scheme.
-        value: column of the values.
-        low: column of the lower ends; those of several seeds are merged.
-        high: column of the upper ends.
-        x: column of the places.
-    """
-    places: dict[float, list[Row]] = {}
-    for row in rows:
-        places.setdefault(row[x], []).append(row)
-    return [_point(place, places[place], value, low, high) for place in sorted(places)]
-
-
-def _point(place: float, rows: Sequence[Row], value: str, low: str, high: str) -> Point:
-    known = [row for row in rows if row[value] is not None]
-    values = [row[value] for row in known]
-    lows = [row[low] for row in known if row.get(low) is not None]
-    highs = [row[high] for row in known if row.get(high) is not None]
-    several = len(values) > 1
-    return Point(
-        x=place,
-        y=sum(values) / len(values) if values else None,
-        low=min(lows) if lows else min(values) if several else None,
-        high=max(highs) if highs else max(values) if several else None,
-        seeds=len({str(row["seed"]) for row in known}),
-        note="" if known else next((row["note"] for row in rows if row["note"]), "not measured"),
-    )
 
 
 def exponential(value: Value) -> Value:

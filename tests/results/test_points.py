@@ -1,11 +1,11 @@
-"""From tidy rows to curves."""
+"""From rows to points and curves."""
 
 import math
 from typing import Any
 
 import pytest
 
-from hf_posswap.reporting.comparison_curves import curves_of, final_curves
+from hf_posswap.results.points import Point, curves_of, points
 
 
 def row(scheme: str, stage: str, length: int, loss: float | None, seed: int = 0, **more: Any) -> dict[str, Any]:
@@ -23,20 +23,20 @@ def row(scheme: str, stage: str, length: int, loss: float | None, seed: int = 0,
     } | more
 
 
-def test_one_seed_has_no_spread() -> None:
+def test_one_seed_has_no_ends() -> None:
     (curve,) = curves_of([row("t5", "swapped", 64, 3.0), row("t5", "swapped", 128, None)], "windows")
-    read, gap = curve.points
-    assert read.value == pytest.approx(math.exp(3.0))
-    assert read.spread is None
-    assert (gap.value, gap.note) == (None, "longest position 64")
-    assert curve.measured == [read]
+    assert curve.points == (Point(64, 3.0, seeds=1), Point(128, None, note="longest position 64"))
 
 
-def test_several_seeds_give_the_mean_loss_and_half_their_range() -> None:
+def test_several_seeds_give_the_mean_loss_and_their_ends() -> None:
     (curve,) = curves_of([row("t5", "healed", 64, loss, seed) for seed, loss in enumerate((3.0, 3.2, 3.7))], "windows")
-    (point,) = curve.points
-    assert point.value == pytest.approx(math.exp(3.3))
-    assert point.spread == pytest.approx((math.exp(3.7) - math.exp(3.0)) / 2)
+    assert curve.points == (Point(64, pytest.approx(3.3), 3.0, 3.7, 3),)
+
+
+def test_intervals_of_several_seeds_are_merged() -> None:
+    rows = [row("t5", "healed", 64, loss, seed) for seed, loss in enumerate((3.0, 3.2))]
+    (point,) = points(rows, "loss", "loss_low", "loss_high")
+    assert (point.low, point.high) == (pytest.approx(2.9), pytest.approx(3.3))
 
 
 def test_curves_come_scheme_by_scheme_and_stage_by_stage() -> None:
@@ -49,8 +49,7 @@ def test_curves_come_scheme_by_scheme_and_stage_by_stage() -> None:
         row("rope", "healed", 64, None),
         row("t5", "swapped", 64, 9.0, protocol="same-targets"),
     ]
-    curves = curves_of(rows, "windows")
-    assert [(curve.scheme, curve.stage) for curve in curves] == [
+    assert [(curve.scheme, curve.stage) for curve in curves_of(rows, "windows")] == [
         ("stock", "stock"),
         ("stock", "control"),
         ("t5", "swapped"),
@@ -58,10 +57,8 @@ def test_curves_come_scheme_by_scheme_and_stage_by_stage() -> None:
         ("rope", "swapped"),
         ("rope", "healed"),
     ]
-    final = {(curve.scheme, curve.stage) for curve in final_curves(curves)}
-    assert final == {("stock", "stock"), ("stock", "control"), ("t5", "healed"), ("rope", "swapped")}
 
 
-def test_a_loss_beyond_a_float_is_infinite_perplexity() -> None:
-    (curve,) = curves_of([row("t5", "swapped", 64, 800.0)], "windows")
-    assert curve.points[0].value == math.inf
+def test_a_stage_of_tomorrow_comes_last() -> None:
+    rows = [row("t5", stage, 64, 2.0) for stage in ("merged", "healed", "swapped")]
+    assert [curve.stage for curve in curves_of(rows, "windows")] == ["swapped", "healed", "merged"]

@@ -8,9 +8,10 @@ import pytest
 
 from hf_posswap.reporting.catalogue import all_figures
 from hf_posswap.reporting.figures import LinePanel
-from hf_posswap.reporting.points import in_order
+from hf_posswap.reporting.lines import in_order
 from hf_posswap.reporting.quantities import COSINE, quantity_of
-from hf_posswap.reporting.results import ResultsError, read_results
+from hf_posswap.results.groups import read_results
+from hf_posswap.results.reading import ResultsError
 
 STAGES = ("stock", "swapped", "calibrated", "healed")
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.parts import Parts
-from hf_posswap.reporting.files import OutputError
+from hf_posswap.results.files import OutputError
+from hf_posswap.results.parts import Parts
 
 IDENTITY = {"model": "demo:gpt2", "lengths": (64, 128)}
 
@@ -25,14 +24,14 @@ def test_parts_are_there_for_the_next_process_until_all_is_finished(tmp_path: Pa
 
 def test_parts_of_another_measurement_are_refused(tmp_path: Path) -> None:
     Parts(tmp_path, IDENTITY).put("windows-64", 1)
-    with pytest.raises(EvaluationError, match=r"another lengths: \[64, 128\] there, \[64\] now.*--overwrite"):
+    with pytest.raises(OutputError, match=r"another lengths: \[64, 128\] there, \[64\] now.*--overwrite"):
         Parts(tmp_path, IDENTITY | {"lengths": [64]})
 
 
 def test_before_the_first_part_anything_may_be_asked_for(tmp_path: Path) -> None:
     Parts(tmp_path, IDENTITY)
     Parts(tmp_path, IDENTITY | {"lengths": [64]}).put("windows-64", 1)
-    with pytest.raises(EvaluationError, match="another lengths"):
+    with pytest.raises(OutputError, match="another lengths"):
         Parts(tmp_path, IDENTITY)
 
 
@@ -40,7 +39,7 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     parts = Parts(tmp_path, IDENTITY)
     parts.put("windows-64", 1)
     next(tmp_path.glob("unfinished/part-*")).write_text("{")
-    with pytest.raises(EvaluationError, match=r"part-windows-64.json.*Remove it"):
+    with pytest.raises(OutputError, match=r"part-windows-64.json.*Remove it"):
         parts.get("windows-64")
 
 

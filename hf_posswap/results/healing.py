@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-STAGES = ("stock", "swapped", "calibrated", "healed", "control")
-UNSWAPPED = ("stock", "control")
+from hf_posswap.results.kinds import AGREEMENT, CONTROL, LENGTHS, STAGES, STOCK
 
 
 def is_healing(content: Any) -> bool:
@@ -23,23 +22,21 @@ def healing_result(content: Mapping[str, Any]) -> dict[str, Any]:
     """
     entry, options = _mapping(content.get("pos_scheme")), _mapping(content.get("options"))
     scheme = content.get("scheme") or entry.get("name") or ""
-    seed = options.get("seed")
     rows = [
-        {"scheme": "stock" if stage in UNSWAPPED else scheme, "stage": stage, "seed": seed} | _row(row)
+        {"scheme": STOCK if stage in (STOCK, CONTROL) else scheme, "stage": stage} | _row(row)
         for stage in STAGES
         for row in content["evaluation"].get(stage) or []
         if isinstance(row, dict)
     ]
-    environment = _mapping(content.get("environment"))
     return {
         "format_version": content.get("format_version", 1),
-        "kind": "loss-by-length",
+        "kind": LENGTHS.name,
         "model": str(content.get("stock") or entry.get("base_model") or content.get("model", "")),
-        "seed": seed,
+        "seed": options.get("seed"),
         "train_length": content.get("train_length"),
         "settings": {"healing": options | {"tokens": _mapping(content["healing"]).get("tokens")}},
         "texts": content.get("evaluation_texts"),
-        "environment": environment,
+        "environment": _mapping(content.get("environment")),
         "rows": rows,
     }
 
@@ -48,8 +45,8 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     if "cosine" not in row:
         return dict(row)
     cosine = row["cosine"]
-    distance = None if cosine is None else 1.0 - cosine
-    shared = {"protocol": "agreement", "length": row.get("length"), "note": row.get("note")}
+    distance = 1.0 - cosine if isinstance(cosine, int | float) else cosine
+    shared = {"protocol": AGREEMENT, "length": row.get("length"), "note": row.get("note")}
     return shared | {"loss": distance, "windows": row.get("texts")}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_posswap.reporting.files import OutputError, prepare_folder, write_atomically, write_text
+from hf_posswap.results.files import OutputError, prepare_folder, write_atomically, write_text
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:

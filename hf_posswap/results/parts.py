@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.reporting.files import OutputError, prepare_folder, write_text
-from hf_posswap.reporting.identity import first_difference
+from hf_posswap.results.files import OutputError, prepare_folder, write_text
 
 FOLDER = "unfinished"
 IDENTITY_FILE = "identity.json"
@@ -23,8 +21,7 @@ class Parts:
         identity: what the parts depend on (settings, texts, model), JSON-ready.
 
     Raises:
-        EvaluationError: the folder has parts of another measurement, or one that cannot be read.
-        OutputError: the folder cannot be written to.
+        OutputError: the folder has parts of another measurement, one that cannot be read, or cannot be written to.
     """
 
     def __init__(self, output_dir: Path, identity: Mapping[str, Any]) -> None:
@@ -70,17 +67,36 @@ class Parts:
         difference = first_difference(kept, wanted)
         if difference is not None:
             key, before, now = difference
-            raise EvaluationError(
+            raise OutputError(
                 f"{str(self.folder)!r} holds an unfinished measurement with another {key}: {before!r} there, {now!r} "
                 "now. Give what was given then to go on, another --output-dir, or --overwrite to start anew."
             )
+
+
+def first_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the name and both values of the first entry that differs, or None if all are the same.
+
+    Args:
+        saved: as it was read from a JSON file.
+        now: JSON-ready; mappings inside are compared entry by entry.
+    """
+    wanted = json.loads(json.dumps(now))
+    for key in sorted(set(saved) | set(wanted)):
+        before, after = saved.get(key), wanted.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            inner = first_difference(before, after)
+            if inner is not None:
+                return inner
+        elif before != after:
+            return key, before, after
+    return None
 
 
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EvaluationError(
+        raise OutputError(
             f"cannot read {str(path)!r}, a part of an unfinished measurement: {error}. Remove it, and it is measured "
             "again."
         ) from error

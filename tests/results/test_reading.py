@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hf_posswap.reporting.naming import told_apart
-from hf_posswap.reporting.results import ResultsError, read_results
+from hf_posswap.results.groups import read_results
+from hf_posswap.results.reading import ResultsError
 from tests.reporting import fixtures
 
 OLD = Path(__file__).parents[2] / "docs" / "results" / "compare-gpt2.json"

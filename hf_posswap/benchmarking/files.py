@@ -6,28 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from hf_posswap.benchmarking.settings import Cell, Settings
-from hf_posswap.evaluation.environment import collect_environment
-from hf_posswap.reporting.files import OutputError
-from hf_posswap.reporting.result_files import make_result, write_result
+from hf_posswap.errors import PosSwapError
+from hf_posswap.results.files import OutputError
+from hf_posswap.results.kinds import BENCH
+from hf_posswap.results.reading import read_result
+from hf_posswap.results.writing import make_result, write_result
 
-KIND = NAME = "bench"
 DIGITS = 4
 
 
 def write_bench(settings: Settings, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """Write bench.csv and bench.json into an existing folder, each atomically; return their paths."""
     result = make_result(
-        KIND,
+        BENCH,
         [{name: _rounded(value) for name, value in row.items()} for row in rows],
         model=settings.model,
         seed=settings.seed,
         settings=settings.conditions(),
         texts=[],
-        environment=collect_environment(),
         complete={Cell(*(row[name] for name in Cell._fields)) for row in rows} >= set(settings.cells()),
         measured=[dict(row.get("measured", {})) for row in rows],
     )
-    return write_result(result, folder, NAME)
+    return write_result(result, folder)
 
 
 def read_rows(folder: Path, settings: Settings) -> list[dict[str, Any]]:
@@ -36,14 +36,14 @@ def read_rows(folder: Path, settings: Settings) -> list[dict[str, Any]]:
     Raises:
         OutputError: bench.json is unreadable, or was measured under other conditions.
     """
-    path = folder / "bench.json"
+    path = folder / f"{BENCH.file}.json"
     if not path.exists():
         return []
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        conditions, rows, measured = record["settings"], record["rows"], record["measured"]
-        known = [row | ({"measured": more} if more else {}) for row, more in zip(rows, measured, strict=True)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = read_result(path)
+        conditions, measured = record.settings, record.facts["measured"]
+        known = [row | ({"measured": more} if more else {}) for row, more in zip(record.rows, measured, strict=True)]
+    except (PosSwapError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"cannot go on from {str(path)!r}: {error!r}. Give another folder, or --fresh.") from error
     wanted = json.loads(json.dumps(settings.conditions()))
     if conditions != wanted:

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-from hf_posswap.evaluation.environment import collect_environment
+from hf_posswap.results.environment import collect_environment
 
 
 def test_environment_is_json_and_names_versions_hardware_and_command() -> None:
@@ -19,6 +19,6 @@ def test_environment_is_json_and_names_versions_hardware_and_command() -> None:
 
 
 def test_the_command_is_this_process_by_default() -> None:
-    code = "from hf_posswap.evaluation.environment import own_command; print(own_command())"
+    code = "from hf_posswap.results.environment import own_command; print(own_command())"
     output = subprocess.run([sys.executable, "-c", code, "--seed", "3"], capture_output=True, text=True, check=True)
     assert output.stdout.strip() == "['-c', '--seed', '3']"
