@@ -1,13 +1,15 @@
 """Passkey retrieval: does a causal model find five digits again that stand somewhere in a long text?
 
 The task is that of Mohtashami and Jaggi (2305.16300): a sentence with a pass key, hidden at some depth among sentences
-that say nothing, and the question for the key at the end. One forward pass over prompt and key scores both:
+that say nothing, and the question for the key at the end. One forward pass over prompt and key gives three scores:
 
 - `correct`: the model chooses among ten keys that differ in their first digit, by the likelihood of the first token in
   which they differ. Whatever a model prefers, without looking for the key it is right once in ten times: every ten
   trials have each digit once. So weak models can be told apart from guessing.
 - `exact`: every token of the key is the most likely one of the whole vocabulary, given the ones before it. That is what
   greedy decoding would write.
+- `log_probability`: the mean log-probability of a token of the right key, given the ones before it, in nats. It tells
+  models apart that find every key, or none.
 """
 
 import itertools
@@ -48,6 +50,7 @@ class PasskeyRow:
         depth: where the key stands: 0 at the beginning of the text, 1 just before the question.
         correct: share of trials in which the key is chosen among ten; None where nothing could be measured.
         exact: share of trials in which greedy decoding writes the whole key.
+        log_probability: mean log-probability of a token of the right key, in nats.
         trials: number of trials.
         chance: what guessing gives in `correct`.
         note: why `correct` is missing, else empty.
@@ -57,6 +60,7 @@ class PasskeyRow:
     depth: float
     correct: float | None
     exact: float | None
+    log_probability: float | None
     trials: int
     chance: float
     note: str = ""
@@ -166,8 +170,8 @@ class PasskeyTask:
         rows = []
         for number, depth in enumerate(self.depths):
             of_depth = answers[number * trials : (number + 1) * trials]
-            correct, exact = (sum(values) / trials for values in zip(*of_depth, strict=True))
-            rows.append(PasskeyRow(length, depth, correct, exact, trials, CHANCE))
+            correct, exact, log_probability = (sum(values) / trials for values in zip(*of_depth, strict=True))
+            rows.append(PasskeyRow(length, depth, correct, exact, log_probability, trials, CHANCE))
         return rows
 
     def prompt(self, key: str, depth: float, length: int) -> Prompt:
@@ -218,7 +222,7 @@ class PasskeyTask:
 
 def gap_rows(depths: Sequence[float], length: int, note: str) -> list[PasskeyRow]:
     """Rows of a length that was not measured, saying why."""
-    return [PasskeyRow(length, depth, None, None, 0, CHANCE, note) for depth in sorted(set(depths))]
+    return [PasskeyRow(length, depth, None, None, None, 0, CHANCE, note) for depth in sorted(set(depths))]
 
 
 def draw_keys(trials: int, seed: int) -> list[str]:
@@ -228,8 +232,8 @@ def draw_keys(trials: int, seed: int) -> list[str]:
     return [first + "".join(chance.choices("0123456789", k=4)) for first in itertools.islice(firsts, trials)]
 
 
-def _answers(reader: Reader, batch: list[Prompt]) -> list[tuple[bool, bool]]:
-    """Return for each prompt whether the key is chosen among the candidates, and whether it is decoded exactly."""
+def _answers(reader: Reader, batch: list[Prompt]) -> list[tuple[bool, bool, float]]:
+    """Return for each prompt whether the key is chosen, whether it is decoded exactly, and its log-probability."""
     ids = torch.stack([prompt.ids for prompt in batch]).to(reader.device)
     hidden = last_hidden(base_model_of(reader.model), ids)
     reader.was_read(ids)
@@ -239,7 +243,9 @@ def _answers(reader: Reader, batch: list[Prompt]) -> list[tuple[bool, bool]]:
         scores = logits[prompt.choice, prompt.candidates]
         # A tie with another candidate, as of a model whose outputs are all alike, is no choice.
         chosen = bool((scores[0] > scores[1:]).all())
-        results.append((chosen, logits.argmax(-1).tolist() == prompt.ids[-prompt.answer :].tolist()))
+        key = prompt.ids[-prompt.answer :]
+        log_probability = logits.log_softmax(-1).gather(-1, key[:, None]).mean().item()
+        results.append((chosen, logits.argmax(-1).tolist() == key.tolist(), log_probability))
     return results
 
 

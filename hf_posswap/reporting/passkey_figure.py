@@ -1,22 +1,38 @@
-"""Passkey retrieval: the share found, by the depth of the passkey and the length of the text; a panel a scheme."""
+"""Passkey retrieval: the share found, by the depth of the passkey and the length of the text; a panel a scheme.
+
+Where the log-probability of the right keys was measured, a second figure shows it by length, a line a scheme.
+"""
 
 from collections.abc import Sequence
 
 from hf_posswap.reporting.colours import SEQUENTIAL
-from hf_posswap.reporting.figures import ColourAxis, Figure, HeatPanel, Table, Value, category_axis, plain
-from hf_posswap.reporting.lines import gap_sentences
+from hf_posswap.reporting.figures import (
+    Axis,
+    ColourAxis,
+    Figure,
+    HeatPanel,
+    LinePanel,
+    Table,
+    Value,
+    category_axis,
+    numbered_axis,
+    plain,
+)
+from hf_posswap.reporting.lines import gap_sentences, interval, labelled_if_equal, line_series
 from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.results.groups import Group
 from hf_posswap.results.kinds import Row
-from hf_posswap.results.points import by_key, points
+from hf_posswap.results.points import Point, by_key, points
 
+LOG_PROBABILITY = "log_probability"
 COLOURS = ColourAxis("share found", SEQUENTIAL, 0.0, 1.0)
 
 
 def passkey_figures(group: Group) -> list[Figure]:
-    """Return a figure for each stage that was measured; each with the stock model and its control."""
-    return [_figure(group, stage) for stage in group.stages() or [""]]
+    """Return the figures of each stage that was measured; each with the stock model and its control."""
+    figures = (figure for stage in group.stages() or [""] for figure in (_figure(group, stage), _sure(group, stage)))
+    return [figure for figure in figures if figure is not None]
 
 
 def _figure(group: Group, stage: str) -> Figure:
@@ -36,6 +52,39 @@ def _figure(group: Group, stage: str) -> Figure:
         provenance=provenance_of(group),
         gaps=tuple(_gaps(rows)),
     )
+
+
+def _sure(group: Group, stage: str) -> Figure | None:
+    """Return the figure of the right keys' log-probability; None if no row has it, as those of old files."""
+    rows = group.of_stage(stage) if stage else list(group.rows)
+    known = [row for row in rows if row.get(LOG_PROBABILITY) is not None]
+    if not known:
+        return None
+    lines = {key: points(own, LOG_PROBABILITY) for key, own in by_key(known).items()}
+    lengths = sorted({row["length"] for row in known})
+    series = labelled_if_equal([line_series(key, line, _hover) for key, line in lines.items()])
+    axis = Axis("log-probability of a token of the key, nats")
+    panel = LinePanel("All depths", numbered_axis("tokens read at once", lengths), axis, series)
+    cells = {key: {point.x: _hover(point) for point in line} for key, line in lines.items()}
+    return Figure(
+        name=slug("passkey-probability", model_name(group), stage),
+        title=staged(f"How sure {model_name(group)} is of pass keys", stage),
+        heading="Log-probability of pass keys",
+        variant=variant(group, stage),
+        panels=(panel,),
+        caption="The mean log-probability of a token of the right key, given the ones before it; higher is better, and "
+        "0 is certain. It tells schemes apart that find every key, or none. Lines are means over depths and seeds, "
+        "bands run from the lowest to the highest.",
+        table=Table(
+            ("scheme", *(plain(length) for length in lengths)),
+            tuple((key, *(own.get(length, "") for length in lengths)) for key, own in cells.items()),
+        ),
+        provenance=provenance_of(group),
+    )
+
+
+def _hover(point: Point) -> str:
+    return interval(point.y, point.low, point.high)
 
 
 def _chance(rows: Sequence[Row]) -> str:

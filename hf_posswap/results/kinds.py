@@ -122,7 +122,11 @@ PASSKEY = Kind(
     name="passkey",
     file="passkey",
     family="passkey",
-    columns=_MODEL + _keys("length", "depth") + _measured("correct") + _details("exact", "trials", "chance") + _NOTE,
+    columns=_MODEL
+    + _keys("length", "depth")
+    + _measured("correct")
+    + _details("exact", "log_probability", "trials", "chance")
+    + _NOTE,
     measures="passkey",
 )
 RETRIEVAL = Kind(

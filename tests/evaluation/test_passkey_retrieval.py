@@ -1,9 +1,11 @@
 """Passkey retrieval: the prompts, what a model scores that finds every key or none, and what is refused."""
 
+import math
 from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -34,6 +36,28 @@ def test_a_model_that_sees_the_last_tokens_only_finds_keys_there(tokenizer: Any)
     """A key further back than the model's reach is not found: neither chosen nor written."""
     rows = passkey_rows(Copier(len(tokenizer), reach=60), tokenizer, [300], depths=(0, 1), trials=10)
     assert [(row.correct, row.exact) for row in rows] == [(0.0, 0.0), (1.0, 1.0)]
+
+
+def test_the_log_probability_is_that_of_the_right_key(tokenizer: Any) -> None:
+    """A Copier's logits are 1 for the token that it expects and 0 for every other."""
+    vocabulary = len(tokenizer)
+    rows = passkey_rows(Copier(vocabulary, reach=60), tokenizer, [300], depths=(0, 1), trials=10)
+    ignorant, knowing = (logit - math.log(math.e + vocabulary - 1) for logit in (0, 1))
+    assert [row.log_probability for row in rows] == [pytest.approx(ignorant), pytest.approx(knowing)]
+
+
+def test_the_log_probability_is_what_a_plain_forward_gives(tokenizer: Any) -> None:
+    model = load_model("demo:gpt2").eval()
+    (row,) = passkey_rows(model, tokenizer, [80], depths=(0.5,), trials=3)
+    task = PasskeyTask(tokenizer, (0.5,), 3, 0)
+    expected = []
+    for key in task.keys:
+        prompt = task.prompt(key, 0.5, 80)
+        with torch.no_grad():
+            scores = model(prompt.ids[None]).logits[0].log_softmax(-1)
+        tokens = range(80 - prompt.answer, 80)
+        expected.append(sum(scores[place - 1, prompt.ids[place]].item() for place in tokens) / prompt.answer)
+    assert row.log_probability == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -118,6 +118,22 @@ def test_positions_have_a_panel_a_length(tmp_path: Path) -> None:
     assert figure.gaps == ("stock, control: nothing at length 1024 (longest position 256).",)
 
 
+def test_the_log_probability_of_pass_keys_is_a_line_a_scheme(tmp_path: Path) -> None:
+    record = fixtures.passkey()
+    assert not any("probability" in name for name in figures_of(tmp_path, "passkey", record)), "files from before"
+    rows = [
+        row | {"log_probability": row["correct"] and -2.0 - row["depth"] - ("t5" in row["scheme"])}
+        for row in record["rows"]
+    ]
+    figure = figures_of(tmp_path, "passkey", record | {"rows": rows})["passkey-probability-made-up-healed"]
+    (panel,) = figure.panels
+    assert isinstance(panel, LinePanel)
+    lines = {series.key: series for series in panel.series}
+    t5 = lines["t5"]
+    assert (t5.x[0], t5.y[0], t5.low[0], t5.high[0]) == (64, pytest.approx(-3.5), -4.0, -3.0)
+    assert lines["stock"].x == (64, 128, 256)
+
+
 def test_passkeys_have_a_heat_map_a_scheme(tmp_path: Path) -> None:
     figure = figures_of(tmp_path, "passkey", fixtures.passkey())["passkey-made-up-healed"]
     assert [panel.title for panel in figure.panels][:3] == ["stock", "control", "alibi"]
