@@ -71,6 +71,10 @@ def finetune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.", rich_help_panel=RUN)
     ] = False,
+    history: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON with every step; healing.json has a few of them.", rich_help_panel=RUN),
+    ] = None,
     log_with: Annotated[
         str | None, typer.Option(metavar="TRACKER", help="tensorboard, wandb, …", rich_help_panel=RUN)
     ] = None,
@@ -146,6 +150,7 @@ def finetune(
         evaluation_tokens=EVALUATION_TOKENS if eval_tokens is None else eval_tokens,
         resume=resume,
         column=column,
+        history=history,
         log_with=log_with,
     )
     with interruptible(lambda: _way_on(output_dir)), healing_progress() as observer:

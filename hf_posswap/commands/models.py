@@ -1,6 +1,5 @@
 """`hf-posswap describe` and `hf-posswap swap`: one model, looked at or written out swapped."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,6 +97,7 @@ def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dic
     from hf_posswap.results.environment import collect_environment
     from hf_posswap.results.files import prepare_folder, write_text
     from hf_posswap.results.records import remove_records
+    from hf_posswap.results.writing import to_json
     from hf_posswap.swapped.tokenizers import fit_tokenizer
 
     prepare_folder(output_dir)
@@ -106,7 +106,7 @@ def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dic
     known = {"format_version": 1, "model": source, "pos_scheme": swapped.config.pos_scheme}
     for name, record in records.items():
         content = known | record | {"environment": collect_environment()}
-        write_text(output_dir / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_text(output_dir / name, to_json(content))
     try:
         fit_tokenizer(load_tokenizer(source), swapped).save_pretrained(output_dir)
     except SourceError as error:

@@ -170,8 +170,8 @@ class _Way:
             observer=_HealingSteps(self.observer),
         )
         accelerator.free_memory()
-        losses = [row["loss"] for row in report.history]
-        facts = {name: value for name, value in report.to_dict().items() if name != "history"}
+        facts = report.to_dict()
+        losses = [row["loss"] for row in facts.pop("history")]
         return {"healing": facts | {"losses": losses}}
 
 

@@ -1,9 +1,34 @@
-"""What `hf-posswap finetune` measured, as a result file: healing.json keeps it beside much else."""
+"""healing.json, what `hf-posswap finetune` writes: its measurements as a result file, and its steps in few rows."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from hf_posswap.results.kinds import AGREEMENT, CONTROL, LENGTHS, STAGES, STOCK
+
+MOST_STEPS = 25
+"""Rows of a step history in a result file."""
+AVERAGED = ("loss", "gradient_norm", "tokens_per_second")
+"""Numbers of a step that vary from step to step; the others say how far the run has come."""
+
+
+def thinned(history: Sequence[Mapping[str, Any]], most: int = MOST_STEPS) -> list[dict[str, Any]]:
+    """Return the history of a run's steps in few rows, the first and the last step among them.
+
+    The steps between are divided into stretches of about as many steps each. A stretch's row is that of its last step,
+    with what varies from step to step averaged over the stretch.
+
+    Args:
+        history: a row for each step.
+        most: rows to return at most; at least 3.
+    """
+    if len(history) <= most:
+        return [dict(row) for row in history]
+    inner, stretches = history[1:-1], most - 2
+    ends = [len(inner) * place // stretches for place in range(stretches + 1)]
+    means = (_mean_step(inner[first:last]) for first, last in itertools.pairwise(ends))
+    return [dict(history[0]), *means, dict(history[-1])]
 
 
 def is_healing(content: Any) -> bool:
@@ -39,6 +64,11 @@ def healing_result(content: Mapping[str, Any]) -> dict[str, Any]:
         "environment": _mapping(content.get("environment")),
         "rows": rows,
     }
+
+
+def _mean_step(steps: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    last = dict(steps[-1])
+    return last | {name: fmean(step[name] for step in steps) for name in AVERAGED if name in last}
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:

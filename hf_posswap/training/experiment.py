@@ -4,7 +4,6 @@ What is measured is measured on texts that nothing learnt from.
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,8 +19,9 @@ from hf_posswap.demo import load_config, load_model, load_tokenizer
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.results.environment import collect_environment
-from hf_posswap.results.files import OutputError, write_text
+from hf_posswap.results.files import OutputError, check_folder, write_text
 from hf_posswap.results.records import HEALING_FILE, remove_records
+from hf_posswap.results.writing import to_json
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.swapped.questions import is_swapped, plain_model, stock_longest_position, train_length
 from hf_posswap.swapping import restore, swap
@@ -64,6 +64,7 @@ class Experiment:
         evaluation_tokens: about how many tokens to read at each length.
         resume: go on where an interrupted run stopped.
         column: column of the documents with the texts, if they are mappings.
+        history: a file for every step of healing and of the control: the result has a few rows of each; None: none.
         log_with: trackers of Accelerate, such as "tensorboard"; the numbers are named "healed/loss", "control/loss" …
     """
 
@@ -84,6 +85,7 @@ class Experiment:
     evaluation_tokens: int = 16384
     resume: bool = False
     column: str = "text"
+    history: Path | None = None
     log_with: str | None = None
 
 
@@ -107,7 +109,7 @@ def run_experiment(experiment: Experiment, observer: ExperimentObserver | None =
     """Carry out an experiment and return its result, JSON-ready.
 
     The result has, for each of "stock", "swapped", "calibrated", "healed" and "control" that took place, `evaluation`
-    rows by length; the losses of healing and of the control, step by step; options, texts, versions and hardware.
+    rows by length; the losses of healing and of the control in a few rows; options, texts, versions and hardware.
 
     Raises:
         PosSwapError: a model, scheme, text or option that does not fit; see `heal`.
@@ -136,6 +138,8 @@ class _Conductor:
                 "a sharded model is measured as it was saved, whole: give an output folder, and leave out --lora-rank "
                 "or --eval-file."
             )
+        if experiment.history is not None:
+            check_folder(experiment.history.parent)
         self.stock: Any = None
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
 
@@ -175,8 +179,13 @@ class _Conductor:
             "processes": self.accelerator.num_processes,
             "environment": collect_environment(),
         }
-        if experiment.output_dir is not None and self.accelerator.is_main_process:
-            _write(experiment.output_dir / HEALING_FILE, json.dumps(result, indent=1, ensure_ascii=False))
+        if self.accelerator.is_main_process:
+            if experiment.history is not None:
+                steps = {"healed": report.history} | ({} if control is None else {"control": control.history})
+                experiment.history.parent.mkdir(parents=True, exist_ok=True)
+                _write(experiment.history, to_json(steps))
+            if experiment.output_dir is not None:
+                _write(experiment.output_dir / HEALING_FILE, to_json(result))
         return result
 
     def _tell_documents(self) -> None:

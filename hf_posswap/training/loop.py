@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from hf_posswap.loading.entry import is_healed
+from hf_posswap.results.healing import thinned
 from hf_posswap.swapped.questions import is_swapped, plain_model, train_length, without_scheme
 from hf_posswap.training.checkpoints import (
     RunState,
@@ -56,8 +57,8 @@ class HealingReport:
     history: list[dict[str, Any]] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return asdict(self)
+        """Return JSON-ready values as result files keep them, with a few rows of the history, see `thinned`."""
+        return asdict(self) | {"history": thinned(self.history)}
 
 
 class HealingObserver:

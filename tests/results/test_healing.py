@@ -1,5 +1,6 @@
 """healing.json in a report: every stage it measured, as losses by length or as agreement."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from hf_posswap.reporting.figures import LinePanel
 from hf_posswap.reporting.lines import in_order
 from hf_posswap.reporting.quantities import COSINE, quantity_of
 from hf_posswap.results.groups import read_results
+from hf_posswap.results.healing import thinned
 from hf_posswap.results.reading import ResultsError
+from hf_posswap.training.loop import HealingReport
 
 STAGES = ("stock", "swapped", "calibrated", "healed")
 
@@ -80,3 +83,37 @@ def test_a_healing_without_measurements_is_named(tmp_path: Path) -> None:
 def test_where_less_loss_is_more_the_ends_of_an_interval_change_places() -> None:
     assert in_order(COSINE.shown(0.1), COSINE.shown(0.3)) == (pytest.approx(0.7), pytest.approx(0.9))
     assert in_order(None, 1.0) == (None, 1.0)
+
+
+def steps(number: int) -> list[dict[str, Any]]:
+    return [
+        {"step": n, "tokens": 16 * n, "loss": 10.0 - n / number, "learning_rate": 1 / n, "gradient_norm": n % 2}
+        for n in range(1, number + 1)
+    ]
+
+
+@pytest.mark.parametrize("number", [0, 1, 24, 25])
+def test_a_short_history_is_kept_whole(number: int) -> None:
+    assert thinned(steps(number)) == steps(number)
+
+
+@pytest.mark.parametrize("number", [26, 27, 100, 1953])
+def test_a_long_history_is_kept_in_few_rows_that_stand_for_all_steps(number: int) -> None:
+    whole, kept = steps(number), thinned(steps(number))
+    assert len(kept) == 25
+    assert [kept[0], kept[-1]] == [whole[0], whole[-1]]
+    ends = [row["step"] for row in kept]
+    assert ends == sorted(set(ends))
+    sizes = [later - before for before, later in itertools.pairwise(ends[:-1])]
+    assert max(sizes) - min(sizes) <= 1
+    assert sum(sizes) == number - 2
+    for size, row in zip(sizes, kept[1:-1], strict=True):
+        stretch = whole[row["step"] - size : row["step"]]
+        assert row["loss"] == pytest.approx(sum(step["loss"] for step in stretch) / size)
+        assert (row["tokens"], row["learning_rate"]) == (stretch[-1]["tokens"], stretch[-1]["learning_rate"])
+
+
+def test_a_healing_report_is_written_with_few_rows_and_holds_all_steps() -> None:
+    report = HealingReport(1600, 100, 16, 7, steps(100))
+    assert report.to_dict()["history"] == thinned(steps(100))
+    assert len(report.history) == 100

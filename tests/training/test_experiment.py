@@ -34,9 +34,15 @@ def test_one_command_swaps_calibrates_heals_and_measures_beside_a_control(tmp_pa
     out = tmp_path / "out"
     what = ["--model", "demo:gpt2", "--pos-scheme", "t5:per_layer=true", "--train-file", "demo:book/train"]
     measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32,300", "--eval-tokens", "600"]
-    result = run(*what, *SHORT, *measured, "--distill", "--control", "--output-dir", str(out), "--json")
+    steps = tmp_path / "steps" / "all.json"
+    result = run(
+        *(*what, *SHORT, *measured, "--distill", "--control", "--output-dir", str(out), "--history", str(steps)),
+        "--json",
+    )
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
+    kept = {"healed": report["healing"]["history"], "control": report["control"]["history"]}
+    assert json.loads(steps.read_text()) == kept, "three steps are few enough for all of them"
     assert report == json.loads((out / "healing.json").read_text())
     losses = {name: {row["length"]: row["loss"] for row in rows} for name, rows in report["evaluation"].items()}
     assert set(losses) == {"stock", "swapped", "calibrated", "healed", "control"}
