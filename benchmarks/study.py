@@ -11,12 +11,16 @@ take: gpt2 ten hours, llama four, bert two, speed one; the steps marked `cuda` r
 import argparse
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from hf_posswap.results.files import write_text
+from hf_posswap.results.healing import thinned
+from hf_posswap.results.writing import to_json
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -296,17 +300,36 @@ def run_study(steps: Iterable[Step], root: Path, run: Run = run_command, cuda: b
 
 
 def copy_results(steps: Iterable[Step], root: Path, target: Path) -> list[Path]:
-    """Copy the JSON and CSV files of every step that has a result, but no models; return the copies."""
+    """Copy the JSON files of every step that has a result, but no tables and no models; return the copies."""
     copies = []
     for step in steps:
         result = root / step.folder / step.result
         names = [path.stem for path in result.parent.glob("*.csv")] if result.is_file() else []
-        found = {result, *(result.with_name(name + ending) for name in names for ending in (".json", ".csv"))}
+        found = {result, *(result.with_name(f"{name}.json") for name in names)}
         for path in sorted(path for path in found if path.is_file()):
             copy = target / path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            copies.append(Path(shutil.copyfile(path, copy)))
+            content = kept(json.loads(path.read_text(encoding="utf-8")))
+            copies.append(write_text(copy, to_json(content)))
     return copies
+
+
+def kept(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what the repository keeps of a result: of biases the distances 0, 1, 2, 4, …; of steps a few rows.
+
+    The steps of results that hf_posswap writes today are few already; those of earlier versions are thinned here.
+    """
+    if content.get("kind") == "biases":
+        near = [row for row in content["rows"] if row["distance"] is None or not row["distance"] & row["distance"] - 1]
+        return content | {"rows": near}
+    for run in (content.get(name) for name in ("healing", "control", "refinement")):
+        if isinstance(run, dict) and "history" in run:
+            run["history"] = thinned(run["history"])
+    for cell in content.get("cells", []):
+        if "healing" in cell:
+            steps = thinned([{"loss": loss} for loss in cell["healing"]["losses"]])
+            cell["healing"]["losses"] = [step["loss"] for step in steps]
+    return content
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -95,7 +95,7 @@ def test_a_step_for_a_gpu_is_left_out_without_one(
     assert runner.commands == ["compare", "report"]
 
 
-def test_result_files_are_copied_and_models_are_not(study: ModuleType, tmp_path: Path) -> None:
+def test_result_files_are_copied_and_models_and_tables_are_not(study: ModuleType, tmp_path: Path) -> None:
     root, target = tmp_path / "study", tmp_path / "results"
     steps = study.bert_steps()
     study.run_study(steps[:2], root, Runner(steps, root))
@@ -103,11 +103,18 @@ def test_result_files_are_copied_and_models_are_not(study: ModuleType, tmp_path:
     (root / "bert-retrieval/stock/retrieval.csv").write_text("model")
     assert study.main(["--output-dir", str(root), "--copy-to", str(target)]) == 0
     copied = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
-    assert copied == [
-        "bert-retrieval/stock/retrieval.csv",
-        "bert-retrieval/stock/retrieval.json",
-        "bert/rope/healing.json",
-    ]
+    assert copied == ["bert-retrieval/stock/retrieval.json", "bert/rope/healing.json"]
+
+
+def test_what_is_copied_is_thinned(study: ModuleType) -> None:
+    rows = [{"distance": distance, "value": 0.5} for distance in (None, *range(65))]
+    found = study.kept({"kind": "biases", "rows": rows})["rows"]
+    assert [row["distance"] for row in found] == [None, 0, 1, 2, 4, 8, 16, 32, 64]
+    history = [{"step": step, "loss": 1.0} for step in range(100)]
+    healing = study.kept({"healing": {"history": history}, "control": {"history": history}, "rows": [1]})
+    assert len(healing["healing"]["history"]) == len(healing["control"]["history"]) == 25
+    comparison = study.kept({"cells": [{"healing": {"losses": [2.0] * 55}}, {"scheme": "t5"}]})
+    assert comparison["cells"] == [{"healing": {"losses": [2.0] * 25}}, {"scheme": "t5"}]
 
 
 @pytest.mark.slow

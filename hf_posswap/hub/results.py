@@ -7,7 +7,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -15,7 +15,7 @@ from hf_posswap.hub.contradictions import COMPARISON_FILE, LENGTHS_FILE, require
 from hf_posswap.hub.errors import HubError
 from hf_posswap.loading.entry import HEALED_KEY
 from hf_posswap.results.healing import is_healing
-from hf_posswap.results.kinds import AGREEMENT, STAGES
+from hf_posswap.results.kinds import AGREEMENT, STAGES, STOCK
 from hf_posswap.results.reading import ResultsError, has_rows, result_file
 from hf_posswap.results.records import CALIBRATION_FILE, HEALING_FILE, SWAP_FILE, changed
 
@@ -191,10 +191,13 @@ def _measurement(path: Path, content: Mapping[str, Any]) -> Measurement:
     except ResultsError as error:
         raise HubError(f"{error} Mend it or take it out.") from error
     quantity = "cosine" if any(row.get("protocol") == AGREEMENT for row in result.rows) else "perplexity"
-    rows = (_row(row, quantity) for row in result.rows if row["stage"] in STAGES and count(row.get("length")))
+    rows = [_row(row, quantity) for row in result.rows if row["stage"] in STAGES and count(row.get("length"))]
     texts = tuple(without_folders(name) for text in result.texts if isinstance(name := text.get("name"), str) and name)
-    healed = path.name == HEALING_FILE  # whose command the card shows as that of the healing
-    return Measurement(path.name, quantity, result.model, texts, tuple(rows), "" if healed else command_of(content))
+    if path.name != HEALING_FILE:
+        return Measurement(path.name, quantity, result.model, texts, tuple(rows), command_of(content))
+    # What was healed is the checkpoint, whatever the scheme's options; the card shows the command as the healing's.
+    own = (row if row.scheme == STOCK else replace(row, scheme="") for row in rows)
+    return Measurement(path.name, quantity, result.model, texts, tuple(own))
 
 
 def _row(row: Mapping[str, Any], quantity: str) -> Row:
