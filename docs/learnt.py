@@ -18,7 +18,7 @@ from study_values import (
     LONG,
     SAME,
     SHORT,
-    STAGES,
+    SWAPPED_STAGES,
     T5,
     TOKENS,
     WINDOWS,
@@ -150,7 +150,7 @@ def schemes(evidence: Evidence) -> str:
     rows = [
         (
             code(scheme),
-            *(text(evidence.above(scheme, stage, SHORT)) for stage in STAGES),
+            *(text(evidence.above(scheme, stage, SHORT)) for stage in SWAPPED_STAGES),
             *(text(evidence.above(scheme, "healed", length)) for length in (1024, LONG)),
             rate_text(evidence.source(scheme).rate),
             evidence.source(scheme).name,

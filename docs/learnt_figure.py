@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from study_values import CONTROLS, STAGES, STOCK, Evidence, SmallStudy, rate_text
+from study_values import CONTROLS, STOCK, SWAPPED_STAGES, Evidence, SmallStudy, rate_text
 
 from hf_posswap.reporting.figures import (
     Axis,
@@ -29,13 +29,13 @@ def stages_figure(evidence: Evidence, far: int) -> Figure:
     short, study = evidence.base, evidence.studies[0]
     controls = {f"control, {rate_text(rate)}": evidence.control(rate) for rate in evidence.rates}
     guides = tuple(Guide("y", value.y, name) for name, value in controls.items() if value is not None)
-    places = dict(zip(STAGES, map(float, range(len(STAGES))), strict=True))
+    places = dict(zip(SWAPPED_STAGES, map(float, range(len(SWAPPED_STAGES))), strict=True))
     panels = [
         LinePanel(
             f"Stage by stage, {length} tokens",
-            category_axis("", STAGES),
+            category_axis("", SWAPPED_STAGES),
             LEVEL,
-            _lines(evidence, ((places[stage], stage, length) for stage in STAGES)),
+            _lines(evidence, ((places[stage], stage, length) for stage in SWAPPED_STAGES)),
             guides,
         )
         for length in (short, far)

@@ -10,13 +10,12 @@ from marked import markdown
 from study_values import ALIBI, CALIBRATED_SCHEMES, LONG, SHORT, STOCK, TOKENS, SmallStudy, text
 
 from hf_posswap.reporting.figures import Table
-from hf_posswap.results.kinds import AGREEMENT
+from hf_posswap.results.kinds import AGREEMENT, SWAPPED_STAGES
 from hf_posswap.results.points import curves_of
 from hf_posswap.results.reading import read_result
 
 ENCODERS = {"rope": "`rope`", "alibi": "`alibi:form=two-slope:trainable=true:per_layer=true`"}
 """The healed encoders: their folders in results/study/bert."""
-ENCODER_STAGES = ("swapped", "calibrated", "healed")
 
 
 def _start(scheme: str, start: str) -> str:
@@ -75,7 +74,7 @@ def encoders(folder: Path) -> str:
             continue
         result = read_result(path)
         for curve in curves_of(result.rows, AGREEMENT):
-            if curve.stage not in ENCODER_STAGES:
+            if curve.stage not in SWAPPED_STAGES:
                 continue
             lengths = [int(point.x) for point in curve.points]
             cosines = [1.0 - point.y for point in curve.points if point.y is not None]

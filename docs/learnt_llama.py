@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from marked import markdown
-from study_values import STAGES, Comparison, text
+from study_values import SWAPPED_STAGES, Comparison, text
 
 from hf_posswap.reporting.figures import Table
 from hf_posswap.results.kinds import CONTROL, STOCK
@@ -25,8 +25,8 @@ PASSKEYS = {
 def swaps(folder: Path) -> str:
     """Return nats above stock at the same length, swapped and calibrated."""
     result = Comparison(folder / "compare.json", base=LENGTHS[0])
-    rows = [(f"`{scheme}`", *_above(result, scheme, STAGES[:2])) for scheme in result.schemes]
-    return markdown(Table(("scheme", *STAGES[:2]), tuple(rows)))
+    rows = [(f"`{scheme}`", *_above(result, scheme, SWAPPED_STAGES[:2])) for scheme in result.schemes]
+    return markdown(Table(("scheme", *SWAPPED_STAGES[:2]), tuple(rows)))
 
 
 def healed(folder: Path) -> str:
@@ -36,12 +36,12 @@ def healed(folder: Path) -> str:
         return "Not measured yet."
     result = Comparison(path, base=LENGTHS[0])
     rows = [
-        (f"`{scheme}`", *_above(result, scheme, STAGES))
+        (f"`{scheme}`", *_above(result, scheme, SWAPPED_STAGES))
         for scheme in result.schemes
         if result.over_stock(scheme, "healed", LENGTHS[0]) is not None
     ]
     rows.append(("control", "", "", *_above(result, STOCK, (CONTROL,))))
-    return markdown(Table(("scheme", *STAGES), tuple(rows)))
+    return markdown(Table(("scheme", *SWAPPED_STAGES), tuple(rows)))
 
 
 def passkeys(folder: Path) -> str:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hf_posswap.results.groups import Group, as_group
-from hf_posswap.results.kinds import CONTROL, STOCK
+from hf_posswap.results.kinds import CONTROL, STOCK, SWAPPED_STAGES
 from hf_posswap.results.points import Point, curves_of, points
 from hf_posswap.results.reading import read_result
 
 SAME, WINDOWS = "same-targets", "windows"
-STAGES = ("swapped", "calibrated", "healed")
 SHORT, LONG = 256, 4096
 """The train length of demo:gpt2, and 16 times that."""
 TOKENS = 224_000
@@ -86,7 +85,7 @@ class Comparison:
     def last_stage(self, scheme: str) -> str:
         """Return the last stage of a scheme that was measured."""
         stages = {stage for name, stage, *_ in self.losses if name == scheme}
-        return next(stage for stage in reversed(STAGES) if stage in stages)
+        return next(stage for stage in reversed(SWAPPED_STAGES) if stage in stages)
 
     def control(self) -> Point | None:
         """Return the stock model trained again on the same tokens, above stock."""

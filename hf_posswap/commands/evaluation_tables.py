@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def print_results(results: dict[str, dict[str, Any]]) -> None:
-    """Print the tables of every result file."""
+    """Print the tables of every result file; of a kind that has none, what its gaps are."""
     printers: dict[str, Callable[[dict[str, Any]], None]] = {
         "lengths": _print_lengths,
         "positions": _print_positions,
@@ -26,7 +26,8 @@ def print_results(results: dict[str, dict[str, Any]]) -> None:
         "retrieval": _print_retrieval,
     }
     for name, result in results.items():
-        printers[name](result)
+        if name in printers:
+            printers[name](result)
         _print_notes(result["rows"])
 
 

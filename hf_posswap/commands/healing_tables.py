@@ -5,8 +5,7 @@ from typing import Any
 import typer
 
 from hf_posswap.commands.console import print_table
-
-MODELS = ("stock", "swapped", "calibrated", "healed", "control")
+from hf_posswap.results.kinds import STAGES
 
 
 def print_result(result: dict[str, Any]) -> None:
@@ -23,7 +22,7 @@ def print_result(result: dict[str, Any]) -> None:
         rows,
         ["first step", "last step", "tokens"],
     )
-    measured = [name for name in MODELS if name in result["evaluation"]]
+    measured = [name for name in STAGES if name in result["evaluation"]]
     if not measured:
         return
     lengths = [row["length"] for row in result["evaluation"][measured[0]]]

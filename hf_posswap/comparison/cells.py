@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_posswap.comparison.settings import STOCK, Settings
-
-SWAPPED_STAGES = ("swapped", "calibrated", "healed")
+from hf_posswap.comparison.settings import Settings
+from hf_posswap.results.kinds import CONTROL, STOCK, SWAPPED_STAGES
 
 
 @dataclass(frozen=True, order=True)
@@ -70,7 +69,7 @@ def plan_lanes(settings: Settings) -> list[Lane]:
     lanes = [Lane(STOCK, settings.seed, (STOCK,))]
     for seed in settings.all_seeds():
         if settings.control:
-            lanes.append(Lane(STOCK, seed, ("control",)))
+            lanes.append(Lane(STOCK, seed, (CONTROL,)))
         lanes += [Lane(scheme, seed, tuple(stages)) for scheme in settings.schemes]
     return lanes
 
@@ -79,5 +78,5 @@ def in_order(settings: Settings) -> list[Cell]:
     """Return the cells in the order of the result: stock, its control, then scheme by scheme and stage by stage."""
     cells = [cell for lane in plan_lanes(settings) for cell in lane.cells]
     schemes = [STOCK, *settings.schemes]
-    stages = [STOCK, "control", *SWAPPED_STAGES]
+    stages = [STOCK, CONTROL, *SWAPPED_STAGES]
     return sorted(cells, key=lambda cell: (schemes.index(cell.scheme), stages.index(cell.stage), cell.seed))

@@ -7,11 +7,11 @@ import torch
 
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.windows import check_lengths
+from hf_posswap.results.kinds import STOCK
 from hf_posswap.training.options import RECIPE, HealingOptions
 from hf_posswap.training.precision import fast_precision
 from hf_posswap.training.stages import CALIBRATION_TOKENS
 
-STOCK = "stock"
 GROWING = ("schemes", "seeds", "control")
 """Settings that may grow from one run to the next in the same folder: what was measured before is kept."""
 

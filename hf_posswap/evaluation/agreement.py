@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from hf_posswap.errors import PositionError
 from hf_posswap.evaluation.perplexity import LengthRow, gap_row, length_row
+from hf_posswap.results.kinds import AGREEMENT
 from hf_posswap.swapped.questions import longest_position
 
-PROTOCOL = "agreement"
+PROTOCOL = AGREEMENT
 TOKENS_AT_ONCE = 4096
 """How many tokens are read at once, in texts of one length: short ones alone would leave any device idle."""
 

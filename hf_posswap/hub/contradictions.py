@@ -7,10 +7,11 @@ from typing import Any
 from hf_posswap.errors import CheckpointError
 from hf_posswap.hub.errors import HubError
 from hf_posswap.loading.entry import HEALED_KEY, config_from_entry, shown
+from hf_posswap.results.kinds import COMPARISON, LENGTHS
 from hf_posswap.results.records import HEALING_FILE, SWAP_FILE, measured_here
 from hf_posswap.schemes import SchemeConfig
 
-COMPARISON_FILE, LENGTHS_FILE = "compare.json", "lengths.json"
+COMPARISON_FILE, LENGTHS_FILE = f"{COMPARISON.file}.json", f"{LENGTHS.file}.json"
 
 
 def require_no_contradiction(

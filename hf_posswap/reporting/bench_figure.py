@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from hf_posswap.reporting.figures import Axis, BarPanel, Figure, Guide, Series, Table, category_axis, plain
+from hf_posswap.reporting.figures import Axis, BarPanel, Figure, Guide, Series, Table, category_axis, draws, plain
 from hf_posswap.reporting.lines import gap_sentences, interval
 from hf_posswap.reporting.naming import model_name, slug, told_apart
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.results.groups import Group
-from hf_posswap.results.kinds import STOCK, Row
+from hf_posswap.results.kinds import BENCH, STOCK, Row
 from hf_posswap.results.points import Point, by_key, points
 
 MODE_TITLES = {
@@ -32,6 +32,7 @@ Lines = dict[tuple[str, bool], list[Point]]
 """Points by scheme, and whether they are of the dense bias."""
 
 
+@draws(BENCH.family)
 def bench_figures(group: Group) -> list[Figure]:
     """Return a figure of times and one of memory for each device, dtype and backend that was measured."""
     settings = list(dict.fromkeys(_setting(row) for row in group.rows))

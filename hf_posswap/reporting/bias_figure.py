@@ -17,6 +17,7 @@ from hf_posswap.reporting.figures import (
     LinePanel,
     Series,
     Table,
+    draws,
     number,
     plain,
 )
@@ -24,7 +25,7 @@ from hf_posswap.reporting.lines import labelled_if_equal, one_line
 from hf_posswap.reporting.naming import model_name, slug, told_apart
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.results.groups import Group
-from hf_posswap.results.kinds import Row
+from hf_posswap.results.kinds import BIASES, Row
 from hf_posswap.results.points import by_key, points
 
 WIDEST = 10.0
@@ -38,6 +39,7 @@ QUANTITIES = {
 }
 
 
+@draws(BIASES.family)
 def bias_figures(group: Group) -> list[Figure]:
     """Return the figure of lines, if a scheme's heads are alike, and a figure of heat maps for each other scheme."""
     silent = silences(group)

@@ -1,29 +1,19 @@
-"""Which figures are made of which results, and in what order."""
+"""The figures of a folder of results, model by model. Those of a family are made in a file named after them."""
 
+import importlib
 import itertools
-from collections.abc import Callable
+import pkgutil
 from dataclasses import replace
 
-from hf_posswap.reporting.bench_figure import bench_figures
-from hf_posswap.reporting.bias_figure import bias_figures, silences
-from hf_posswap.reporting.figures import Figure
-from hf_posswap.reporting.length_figure import length_figures
-from hf_posswap.reporting.passkey_figure import passkey_figures
-from hf_posswap.reporting.position_figure import position_figures
-from hf_posswap.reporting.retrieval_figure import retrieval_figures
-from hf_posswap.reporting.stage_figure import stage_figures
+import hf_posswap.reporting
+from hf_posswap.reporting.bias_figure import silences
+from hf_posswap.reporting.figures import Figure, makers
 from hf_posswap.results.groups import Group, Results
+from hf_posswap.results.kinds import BIASES, FAMILIES
 
-MAKERS: dict[str, tuple[Callable[[Group], list[Figure]], ...]] = {
-    "lengths": (stage_figures, length_figures),
-    "agreement": (stage_figures, length_figures),
-    "positions": (position_figures,),
-    "passkey": (passkey_figures,),
-    "retrieval": (retrieval_figures,),
-    "bench": (bench_figures,),
-    "biases": (bias_figures,),
-}
-"""In the order of the page, for each family of results."""
+for _module in pkgutil.iter_modules(hf_posswap.reporting.__path__):
+    if _module.name.endswith("_figure"):
+        importlib.import_module(f"hf_posswap.reporting.{_module.name}")
 
 
 def all_figures(results: Results) -> list[tuple[str, list[Figure]]]:
@@ -33,11 +23,10 @@ def all_figures(results: Results) -> list[tuple[str, list[Figure]]]:
     for model in results.models():
         figures = [
             figure
-            for family, makers in MAKERS.items()
+            for family in FAMILIES
             for group in results.groups
             if group.family == family and group.model == model and not _unmeasured(group)
-            for maker in makers
-            for figure in maker(group)
+            for figure in makers[family](group)
         ]
         chapters.append((model, [_named_once(figure, taken) for figure in figures]))
     return chapters
@@ -48,7 +37,7 @@ def undrawn(results: Results) -> list[str]:
     silent = [
         f"{group.model}: {scheme}, {stage}: {reason}."
         for group in results.groups
-        if group.family == "biases" and not bias_figures(group)
+        if group.kind == BIASES and not makers[group.family](group)
         for (scheme, stage), reason in silences(group).items()
     ]
     unmeasured = [
@@ -66,7 +55,7 @@ def _unmeasured(group: Group) -> bool:
     Of biases there may be nothing by distance though they were measured: `silences` says why.
     """
     gaps = (row["note"] and all(row[name] is None for name in group.kind.measured) for row in group.rows)
-    return group.family != "biases" and bool(group.rows) and all(gaps)
+    return group.kind != BIASES and bool(group.rows) and all(gaps)
 
 
 def _named_once(figure: Figure, taken: set[str]) -> Figure:

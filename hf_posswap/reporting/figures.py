@@ -5,9 +5,12 @@ A panel holds lines, bars or a heat map. Nothing here knows matplotlib or plotly
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from hf_posswap.results.groups import Group
 
 Scale = Literal["linear", "log", "category"]
 Value = float | None
@@ -258,6 +261,21 @@ class Figure:
         for panel in self.panels:
             found |= dict.fromkeys([panel.key] if isinstance(panel, HeatPanel) else [s.key for s in panel.series])
         return list(found)
+
+
+Maker = Callable[["Group"], list[Figure]]
+makers: dict[str, Maker] = {}
+"""What makes the figures of a group, by the group's family."""
+
+
+def draws(*families: str) -> Callable[[Maker], Maker]:
+    """Return a decorator that lets a function make the figures of these families of results."""
+
+    def register(maker: Maker) -> Maker:
+        makers.update(dict.fromkeys(families, maker))
+        return maker
+
+    return register
 
 
 def numbered_axis(title: str, values: Iterable[float], scale: Scale = "log") -> Axis:

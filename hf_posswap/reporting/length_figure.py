@@ -10,6 +10,7 @@ from hf_posswap.reporting.figures import (
     Table,
     common_axis,
     drawable,
+    draws,
     numbered_axis,
     plain,
 )
@@ -17,11 +18,18 @@ from hf_posswap.reporting.lines import SEVERAL_SEEDS, any_several_seeds, gap_sen
 from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.quantities import Quantity, quantity_of
+from hf_posswap.reporting.stage_figure import stage_figures
 from hf_posswap.results.groups import Group
-from hf_posswap.results.kinds import CONTROL, Row
+from hf_posswap.results.kinds import AGREEMENT, CONTROL, LENGTHS, Row
 from hf_posswap.results.points import Point, by_key, points
 
 Lines = dict[str, list[Point]]
+
+
+@draws(LENGTHS.family, AGREEMENT)
+def stage_and_length_figures(group: Group) -> list[Figure]:
+    """Return the figure of the stages side by side, if there are several, and a figure for each stage."""
+    return [*stage_figures(group), *length_figures(group)]
 
 
 def length_figures(group: Group) -> list[Figure]:

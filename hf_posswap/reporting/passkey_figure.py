@@ -15,6 +15,7 @@ from hf_posswap.reporting.figures import (
     Table,
     Value,
     category_axis,
+    draws,
     numbered_axis,
     plain,
 )
@@ -22,13 +23,14 @@ from hf_posswap.reporting.lines import gap_sentences, interval, labelled_if_equa
 from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.results.groups import Group
-from hf_posswap.results.kinds import Row
+from hf_posswap.results.kinds import PASSKEY, Row
 from hf_posswap.results.points import Point, by_key, points
 
 LOG_PROBABILITY = "log_probability"
 COLOURS = ColourAxis("share found", SEQUENTIAL, 0.0, 1.0)
 
 
+@draws(PASSKEY.family)
 def passkey_figures(group: Group) -> list[Figure]:
     """Return the figures of each stage that was measured; each with the stock model and its control."""
     figures = (figure for stage in group.stages() or [""] for figure in (_figure(group, stage), _sure(group, stage)))

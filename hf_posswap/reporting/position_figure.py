@@ -8,6 +8,7 @@ from hf_posswap.reporting.figures import (
     LinePanel,
     Table,
     drawable,
+    draws,
     number,
     plain,
 )
@@ -16,12 +17,13 @@ from hf_posswap.reporting.lines import SEVERAL_SEEDS, any_several_seeds, gap_sen
 from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.results.groups import Group
-from hf_posswap.results.kinds import Row
+from hf_posswap.results.kinds import POSITIONS, Row
 from hf_posswap.results.points import Point, by_key
 
 MOST_TICKS = 9
 
 
+@draws(POSITIONS.family)
 def position_figures(group: Group) -> list[Figure]:
     """Return a figure for each stage that was measured; each with the stock model and its control."""
     return [_figure(group, stage) for stage in group.stages() or [""]]

@@ -8,6 +8,7 @@ from hf_posswap.reporting.figures import (
     LinePanel,
     Table,
     drawable,
+    draws,
     numbered_axis,
     plain,
 )
@@ -23,9 +24,11 @@ from hf_posswap.reporting.lines import (
 from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.results.groups import Group
+from hf_posswap.results.kinds import RETRIEVAL
 from hf_posswap.results.points import Point
 
 
+@draws(RETRIEVAL.family)
 def retrieval_figures(group: Group) -> list[Figure]:
     """Return a figure for each stage that was measured; each with the stock model and its control."""
     return [_figure(group, stage) for stage in group.stages() or [""]]

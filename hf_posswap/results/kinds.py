@@ -172,3 +172,5 @@ BIASES = Kind(
 
 KINDS = {kind.name: kind for kind in (COMPARISON, LENGTHS, POSITIONS, PASSKEY, RETRIEVAL, BENCH, BIASES)}
 """By name. A gap is a row without what is measured, and a note that says why."""
+FAMILIES = tuple(dict.fromkeys((LENGTHS.family, AGREEMENT, *(kind.family for kind in KINDS.values()))))
+"""What figures are made of, in the order of a report."""

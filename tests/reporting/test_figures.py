@@ -9,9 +9,10 @@ import pytest
 
 from hf_posswap.reporting.catalogue import all_figures
 from hf_posswap.reporting.comparison_figure import comparison_figure
-from hf_posswap.reporting.figures import BarPanel, Figure, HeatPanel, LinePanel, log_axis
+from hf_posswap.reporting.figures import BarPanel, Figure, HeatPanel, LinePanel, log_axis, makers
 from hf_posswap.reporting.length_figure import length_figures
 from hf_posswap.results.groups import as_group, read_results
+from hf_posswap.results.kinds import FAMILIES
 from hf_posswap.results.reading import result_file
 from tests.reporting import fixtures
 
@@ -20,6 +21,10 @@ def figures_of(tmp_path: Path, name: str, record: dict[str, Any]) -> dict[str, F
     fixtures.write(tmp_path, name, record)
     ((_, figures),) = all_figures(read_results(tmp_path))
     return {figure.name: figure for figure in figures}
+
+
+def test_every_family_of_results_has_figures() -> None:
+    assert set(makers) == set(FAMILIES)
 
 
 def test_lengths_have_a_figure_a_stage_with_stock_and_control(tmp_path: Path) -> None:
