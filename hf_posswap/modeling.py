@@ -27,6 +27,7 @@ from hf_posswap.errors import CheckpointError, UnsupportedError
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.loading.configuration import PREFIX, config_class_of, register_config, stock_config_class
 from hf_posswap.loading.entry import config_from_entry, make_entry
+from hf_posswap.swapped.direction import check_direction
 from hf_posswap.swapped.modules import SwappedBaseModel
 from hf_posswap.swapped.paged import check_continuous_batching
 from hf_posswap.swapped.plan import apply_plan, core_of, give_own_config, plan_swap, scheme_keys
@@ -92,7 +93,9 @@ class SwappedModel:
 
         Raises:
             CheckpointError: the config's entry was edited and is no longer the scheme in the model.
+            UnsupportedError: the config was changed between causal and bidirectional attention since the swap.
         """
+        check_direction(core_of(self))
         _require_own_scheme(self)
         hub = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs} if push_to_hub else {}
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]

@@ -11,6 +11,7 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.loading.entry import is_healed
 from hf_posswap.schemes import SchemeLayer, scheme_class
+from hf_posswap.swapped.direction import check_direction
 from hf_posswap.swapped.offloading import device_of
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.questions import (
@@ -159,7 +160,8 @@ def describe(model: Any) -> Description:
         model: a swapped or a stock model of a supported architecture; adapters of peft may be around it, and then act.
 
     Raises:
-        UnsupportedError: the architecture is not supported.
+        UnsupportedError: the architecture is not supported, or the model is to attend otherwise than its scheme was
+            swapped in for.
     """
     model = plain_model(model)
     architecture = architecture_of(config_of(model))
@@ -181,6 +183,7 @@ def describe(model: Any) -> Description:
             probe=None,
         )  # fmt: skip
     base = core_of(model)
+    check_direction(base)
     layers = [layer for layer in _acting(base) if isinstance(layer, SchemeLayer)]
     table, proof = architecture.position_table(base), proof_of(model)
     return Description(

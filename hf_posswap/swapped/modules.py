@@ -21,6 +21,7 @@ from hf_posswap.schemes.base import Scheme, SchemeLayer
 from hf_posswap.schemes.partial import PartialLayer
 from hf_posswap.swapped.angles import Turn
 from hf_posswap.swapped.cache_view import cache_among, check_whole
+from hf_posswap.swapped.direction import KEYWORD, check_direction
 from hf_posswap.swapped.forward_masks import document_mask, readable_mask
 from hf_posswap.swapped.forward_positions import check_given, check_positions, positions_of, sizes_of_keys
 from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision
@@ -280,22 +281,16 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     Raises:
         PositionError: positions of another kind or shape than the tokens', one past the scheme's longest, or a mask
             that does not fit.
-        UnsupportedError: the config has been changed between causal and bidirectional attention since the swap.
+        UnsupportedError: attention is to be causal and was bidirectional at the swap, or the other way round.
         BackendError: an attention function for a paged cache, and there is none.
     """
     scheme: Scheme = model.pos_scheme
-    architecture: Architecture = model.architecture
     tokens, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
     given = tokens if tokens is not None else embeds
     if given is None:
         return  # the stock forward says what is missing
     causal = scheme.facts.causal
-    if architecture.is_causal(model.config) is not causal:
-        raise UnsupportedError(
-            f"scheme {scheme.name!r} was swapped in for {'causal' if causal else 'bidirectional'} attention, and the "
-            "config says otherwise now (is_causal, is_decoder). Set the config first, then swap; "
-            "swap(model, scheme, replace=True) does it again."
-        )
+    check_direction(model, arguments.get(KEYWORD))
     backend = str(model.config._attn_implementation)
     check_paged_function(backend, arguments)
     batch, length = given.shape[:2]

@@ -11,7 +11,7 @@ from hf_posswap.errors import UnsupportedError
 from hf_posswap.swapped.plan import core_of
 from tests.families.checks import assert_close, check_bias, check_cached, logits, randomise, tokens
 from tests.families.configs import tiny_model
-from tests.matrix.cells import random_tokens, small_model
+from tests.matrix.cells import small_model
 
 
 def test_alibi_in_bloom_is_what_bloom_has() -> None:
@@ -88,31 +88,6 @@ def test_one_config_object_serves_two_models() -> None:
     hf_posswap.swap(second, "none")
     assert (first.config.pos_scheme["name"], second.config.pos_scheme["name"]) == ("alibi", "none")
     assert all(getattr(module, "config", first.config) is not config for module in first.modules())
-
-
-@pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@pytest.mark.parametrize("scheme", ["alibi", "t5", "relative_bias", "rope", "shaw"])
-@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-def test_a_decoder_made_bidirectional_reads_both_ways(architecture: str, scheme: str, backend: str) -> None:
-    model = small_model(architecture, True, attn_implementation=backend)
-    model.config.is_causal = False
-    hf_posswap.swap(model, scheme)
-    randomise(model)
-    text = random_tokens(1, 12)
-    padded = torch.cat((torch.zeros(1, 4, dtype=torch.long), text), dim=1)
-    mask = torch.cat((torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 12, dtype=torch.long)), dim=1)
-    with torch.no_grad():
-        alone = model(text, use_cache=False).logits
-        beside = model(padded, attention_mask=mask, use_cache=False).logits[:, 4:]
-        torch.testing.assert_close(alone, beside, atol=1e-4, rtol=1e-4)
-        other = text.clone()
-        other[0, -1] = (other[0, -1] + 1) % 90 + 3
-        assert (model(other, use_cache=False).logits[:, 0] - alone[:, 0]).abs().max() > 1e-4
-    with pytest.raises(UnsupportedError, match="bag of words"):
-        hf_posswap.swap(model, "none", replace=True)
-    model.config.is_causal = True
-    with pytest.raises(UnsupportedError, match="the config says otherwise now"):
-        model(text)
 
 
 def test_encoder_decoders_are_refused_with_the_reason() -> None:
