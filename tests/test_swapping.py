@@ -9,6 +9,7 @@ import transformers
 
 import hf_posswap
 from hf_posswap import AlibiConfig, RopeConfig, T5Config
+from hf_posswap.architectures import architecture_named
 from hf_posswap.errors import (
     AlreadySwappedError,
     NotSwappedError,
@@ -21,7 +22,7 @@ from hf_posswap.errors import (
 from hf_posswap.loading.entry import mark_healed
 from hf_posswap.schemes import SchemeLayer
 from hf_posswap.swapped.cache_view import cache_among, cache_keyword
-from tests.matrix.cells import random_tokens, randomise, small_model
+from tests.matrix.cells import Cell, default_cells, random_tokens, randomise, small_model
 
 
 @pytest.fixture
@@ -357,11 +358,28 @@ def test_a_table_that_was_frozen_stays_frozen(scheme: str) -> None:
     assert not hf_posswap.restore(model).transformer.wpe.weight.requires_grad
 
 
-@pytest.mark.parametrize("scheme", ["alibi", "none", "t5"])
-def test_a_table_comes_back_as_frozen_as_its_mean_row_is(scheme: str) -> None:
-    for learns in (False, True):
-        model = hf_posswap.swap(small_model("gpt2", True).requires_grad_(not learns), scheme)
+WITH_A_TABLE = [cell for cell in default_cells() if "learned" in str(cell.swapped().config.pos_scheme["native"])]
+
+
+@pytest.mark.parametrize("learns", [False, True], ids=["frozen", "unfrozen"])
+@pytest.mark.parametrize("cell", WITH_A_TABLE, ids=str)
+def test_a_table_comes_back_as_frozen_as_the_rest_is(cell: Cell, learns: bool) -> None:
+    for then in (None, "kerple", "learned"):
+        model = hf_posswap.swap(cell.stock().requires_grad_(not learns), cell.config)
         model.requires_grad_(learns)
-        hf_posswap.swap(model, "kerple", replace=True)
-        assert model.transformer.wpe.weight.requires_grad is learns
-        assert hf_posswap.restore(model).transformer.wpe.weight.requires_grad is learns
+        if then is not None:
+            hf_posswap.swap(model, then, replace=True)
+        hf_posswap.restore(model)
+        assert {weight.requires_grad for weight in model.parameters()} == {learns}, then
+
+
+@pytest.mark.parametrize("cell", WITH_A_TABLE, ids=str)
+def test_a_table_that_alone_learned_or_was_frozen_comes_back_so(cell: Cell) -> None:
+    for learns in (False, True):
+        model = cell.stock().requires_grad_(not learns)
+        table = architecture_named(cell.architecture).position_table(model.base_model)
+        assert table is not None
+        table.requires_grad_(learns)
+        before = {name: weight.requires_grad for name, weight in model.named_parameters()}
+        hf_posswap.restore(hf_posswap.swap(model, cell.config))
+        assert {name: weight.requires_grad for name, weight in model.named_parameters()} == before

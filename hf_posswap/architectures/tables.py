@@ -20,6 +20,7 @@ class RetiredTable(nn.Module):
         table: the stock position table, with rows (V, D).
         first_row: the first row that a text reads.
         use_mean: False if the new scheme brings a whole table of its own; zeros that do not learn then stand in.
+        rest_learns: whether anything else of the stock model learns.
     """
 
     ramp_share: Tensor | None = None
@@ -27,7 +28,9 @@ class RetiredTable(nn.Module):
     added: Tensor | None = None
     """What the scheme embeds in this forward, (B|1, L, D)."""
 
-    def __init__(self, table: nn.Embedding, first_row: int = 0, use_mean: bool = True) -> None:
+    def __init__(
+        self, table: nn.Embedding, first_row: int = 0, use_mean: bool = True, rest_learns: bool = True
+    ) -> None:
         super().__init__()
         self.first_row = first_row
         self.stock_table_class = type(table)
@@ -35,6 +38,7 @@ class RetiredTable(nn.Module):
         self.learned = table.weight.requires_grad
         """Whether the stock table learned when it was swapped out: its mean row then does."""
         self.use_mean = use_mean
+        self.rest_learned = rest_learns
         self.table = nn.Buffer(table.weight.detach().clone())
         self.weight = nn.Parameter(self.stand_in(), requires_grad=use_mean and self.learned)
 
@@ -62,12 +66,21 @@ class RetiredTable(nn.Module):
         """Return the rows of the stock table that a text reads, (L, D)."""
         return self.table[self.first_row :]
 
-    def revive(self) -> nn.Embedding:
-        """Return the stock table as the module it was; it learns if its mean row, where there is one, does by now."""
+    def revive(self, rest_learns: bool = True) -> nn.Embedding:
+        """Return the stock table as the module it was.
+
+        It learns if its mean row does by now. Where there is none, it learns as it did when it was swapped out, unless
+        the rest of the model was frozen, or unfrozen, in the meantime: then it follows that.
+
+        Args:
+            rest_learns: whether anything else of the stock model learns by now.
+        """
         table = self.stock_table_class.__new__(self.stock_table_class)
         nn.Module.__init__(table)
         vars(table).update(self.stock_attributes)
-        learns = self.weight.requires_grad if self.use_mean else self.learned
+        learns = self.learned if rest_learns is self.rest_learned else rest_learns
+        if self.use_mean:
+            learns = self.weight.requires_grad
         table.weight = nn.Parameter(self.table.clone(), requires_grad=learns)
         return table.train(self.training)
 

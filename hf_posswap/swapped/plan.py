@@ -27,6 +27,9 @@ from hf_posswap.swapped.written import WrittenAttention
 SMALL_SCHEME = 2**28
 """Parameters that a scheme may have however small its model is: 1 GiB in float32."""
 
+OWN = (Scheme, SchemeLayer, RetiredTable)
+"""What a swap puts into a model."""
+
 ToSwapped = Callable[..., type]
 """Maps a stock class and a mixin to the swapped class."""
 
@@ -124,14 +127,23 @@ def _plan_table(
         return None
     path, first_row = architecture.table_path(core), architecture.first_row(core)
     table = architecture.position_table(core)
-    if isinstance(table, RetiredTable):
-        table = table.revive()
     assert path is not None
+    assert table is not None
+    rest_learns = _rest_learns(core, table)
+    if isinstance(table, RetiredTable):
+        table = table.revive(rest_learns)
     assert isinstance(table, nn.Embedding)
-    retired = RetiredTable(table, first_row, use_mean=not scheme.brings_whole_table())
+    retired = RetiredTable(table, first_row, use_mean=not scheme.brings_whole_table(), rest_learns=rest_learns)
     if not retired.table.is_meta:
         mark_started(retired)
     return path, retired
+
+
+def _rest_learns(core: Any, table: nn.Module) -> bool:
+    """Return whether any weight of a core learns that is neither of its position table nor of a scheme."""
+    own = [table, *(module for module in core.modules() if isinstance(module, OWN))]
+    skipped = {weight for module in own for weight in module.parameters()}
+    return any(weight.requires_grad for weight in core.parameters() if weight not in skipped)
 
 
 def _check_size(base: Any, config: SchemeConfig, facts: ModelFacts) -> None:
@@ -160,8 +172,7 @@ def _check_size(base: Any, config: SchemeConfig, facts: ModelFacts) -> None:
 
 def scheme_keys(model: nn.Module) -> dict[str, torch.Size]:
     """Return the names, in a swapped model's state dict, of what its swap put in, and their shapes."""
-    kinds = Scheme | SchemeLayer | RetiredTable
-    parts = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    parts = [(name, module) for name, module in model.named_modules() if isinstance(module, OWN)]
     return {
         ".".join(filter(None, (name, key))): value.shape
         for name, module in parts
@@ -304,7 +315,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
     path = architecture.table_path(core)
     table = None if path is None else core.get_submodule(path)
     if isinstance(table, RetiredTable) and path is not None:
-        core.set_submodule(path, table.revive())
+        core.set_submodule(path, table.revive(_rest_learns(core, table)))
     del core.pos_scheme
     for name in ("pos_ramp", "pos_place", "pos_layers", "pos_proof", "pos_whole"):
         vars(core).pop(name, None)
