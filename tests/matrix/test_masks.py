@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import DynamicCache, StaticCache
 
 import hf_posswap
@@ -223,6 +224,33 @@ def test_a_compiled_model_refuses_positions_that_do_not_continue_the_cache(schem
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     assert outcome(model, compiled, [9]) == "refused"
+
+
+@pytest.mark.slow
+def test_inductors_one_graph_takes_positions_that_fit_and_refuses_others() -> None:
+    model = hf_posswap.swap(small_model("llama", True), "t5")
+    randomise(model)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(model, fullgraph=True, backend="inductor")
+    found = [outcome(model, compiled, positions) for positions in ([6], [9], [6])]
+    assert found == ["as without a cache", "refused", "as without a cache"]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.slow
+def test_inductors_graph_refuses_positions_past_the_longest() -> None:
+    model = hf_posswap.swap(small_model("gpt2", True), "learned")
+    limit = hf_posswap.longest_position(model)
+    assert limit is not None
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="inductor")
+    tokens, last = random_tokens(1, 10), torch.arange(limit - 10, limit)[None]
+    with torch.no_grad():
+        expected = model(tokens, position_ids=last, use_cache=False).logits
+        torch.testing.assert_close(compiled(tokens, position_ids=last, use_cache=False).logits, expected, **CLOSE)
+        with pytest.raises(RuntimeError, match=f"position past the longest position {limit}"):
+            compiled(tokens, position_ids=last + 1, use_cache=False)
 
 
 @pytest.mark.parametrize("scheme", ["alibi", "shaw", "t5"])
