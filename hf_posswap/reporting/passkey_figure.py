@@ -4,6 +4,7 @@ Where the log-probability of the right keys was measured, a second figure shows 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hf_posswap.reporting.colours import SEQUENTIAL
 from hf_posswap.reporting.figures import (
@@ -33,8 +34,8 @@ COLOURS = ColourAxis("share found", SEQUENTIAL, 0.0, 1.0)
 @draws(PASSKEY.family)
 def passkey_figures(group: Group) -> list[Figure]:
     """Return the figures of each stage that was measured; each with the stock model and its control."""
-    figures = (figure for stage in group.stages() or [""] for figure in (_figure(group, stage), _sure(group, stage)))
-    return [figure for figure in figures if figure is not None]
+    made = [make(group, stage) for stage in group.stages() or [""] for make in (_figure, _log_probability)]
+    return [figure for figure in made if figure is not None]
 
 
 def _figure(group: Group, stage: str) -> Figure:
@@ -56,7 +57,7 @@ def _figure(group: Group, stage: str) -> Figure:
     )
 
 
-def _sure(group: Group, stage: str) -> Figure | None:
+def _log_probability(group: Group, stage: str) -> Figure | None:
     """Return the figure of the right keys' log-probability; None if no row has it, as those of old files."""
     rows = group.of_stage(stage) if stage else list(group.rows)
     known = [row for row in rows if row.get(LOG_PROBABILITY) is not None]
@@ -64,19 +65,22 @@ def _sure(group: Group, stage: str) -> Figure | None:
         return None
     lines = {key: points(own, LOG_PROBABILITY) for key, own in by_key(known).items()}
     lengths = sorted({row["length"] for row in known})
-    series = labelled_if_equal([line_series(key, line, _hover) for key, line in lines.items()])
+    # What lies between depths is said of each point: as bands, those of several schemes would cover one another.
+    series = labelled_if_equal(
+        [replace(line_series(key, line, _hover), low=(), high=()) for key, line in lines.items()]
+    )
     axis = Axis("log-probability of a token of the key, nats")
     panel = LinePanel("All depths", numbered_axis("tokens read at once", lengths), axis, series)
     cells = {key: {point.x: _hover(point) for point in line} for key, line in lines.items()}
     return Figure(
         name=slug("passkey-probability", model_name(group), stage),
-        title=staged(f"How sure {model_name(group)} is of pass keys", stage),
+        title=staged(f"Log-probability of pass keys in {model_name(group)}", stage),
         heading="Log-probability of pass keys",
         variant=variant(group, stage),
         panels=(panel,),
         caption="The mean log-probability of a token of the right key, given the ones before it; higher is better, and "
-        "0 is certain. It tells schemes apart that find every key, or none. Lines are means over depths and seeds, "
-        "bands run from the lowest to the highest.",
+        "0 is certain. It tells schemes apart that find every key, or none. Lines are means over depths and seeds; the "
+        "table has the lowest and the highest too.",
         table=Table(
             ("scheme", *(plain(length) for length in lengths)),
             tuple((key, *(own.get(length, "") for length in lengths)) for key, own in cells.items()),

@@ -147,6 +147,16 @@ def test_a_comparison_gives_the_rows_of_this_scheme_only(swapped: Path) -> None:
     assert [result.metric_value for result in results] == [57.3975, 54.5982]
 
 
+@pytest.mark.parametrize("name", ["compare.json", "lengths.json", "healing.json"])
+def test_a_damaged_result_file_is_refused_with_its_row(swapped: Path, name: str) -> None:
+    content = healing()
+    content["evaluation"]["healed"][1]["length"] = "long"
+    rows = [row("stock", 256, 49.5), row("alibi", 256, 60.5) | {"length": "long"}]
+    write(swapped, name, content if name == "healing.json" else {"model": "demo:gpt2", "rows": rows})
+    with pytest.raises(HubError, match=rf"{name}': row \d: its 'length' is 'long', not a number. Mend it or take it"):
+        card_of(swapped, REPO)
+
+
 def test_an_evaluation_of_the_folder_itself_is_the_models_own(swapped: Path) -> None:
     rows = [row("alibi", 256, 61.5, stage="swapped"), row("alibi", 512, 62.5, stage="swapped")]
     for model, expected in ((f"out/{swapped.name}", [61.5, 62.5]), ("out/another", None)):

@@ -135,7 +135,7 @@ def test_the_log_probability_of_pass_keys_is_a_line_a_scheme(tmp_path: Path) -> 
     assert isinstance(panel, LinePanel)
     lines = {series.key: series for series in panel.series}
     t5 = lines["t5"]
-    assert (t5.x[0], t5.y[0], t5.low[0], t5.high[0]) == (64, pytest.approx(-3.5), -4.0, -3.0)
+    assert (t5.x[0], t5.y[0], t5.hover[0]) == (64, pytest.approx(-3.5), "-3.5 (-4–-3)")
     assert lines["stock"].x == (64, 128, 256)
 
 
