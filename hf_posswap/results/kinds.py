@@ -1,6 +1,7 @@
-"""The kinds of results: for each its columns, their types, which may be missing, and which identify a row.
+"""The kinds of results: for each kind its columns, their types, which may be missing, and which identify a row.
 
-A kind of measurement is made by its entry here, the code that measures it, and the figure that shows it.
+A new kind of measurement needs an entry here, code that measures it, and a figure that shows it, found by
+`reporting.figures.draws`.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ class Column:
     Attributes:
         name: its name.
         holds: float for numbers, whole ones too, or str.
-        identifies: whether it says what a row is of. Rows of one file that are equal in all these are the same row.
+        identifies: whether it says what a row is of. Rows that are equal in all of these are the same row.
         measured: whether it is what the kind measures. Rows that are the same row must agree in it, and a row in which
             it is null is a gap, whose note says why.
         nullable: whether it may be null; what is measured always may.

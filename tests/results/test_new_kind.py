@@ -1,4 +1,4 @@
-"""A kind of measurement is its entry in the table, rows of it, and a function that draws them; nothing else knows it."""
+"""A kind of measurement is its entry in the table, the rows of it, and a function that draws them: no more."""
 
 from pathlib import Path
 from typing import Any
