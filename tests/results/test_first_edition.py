@@ -33,13 +33,6 @@ def test_every_file_is_read_with_all_its_rows() -> None:
         assert {"model", "scheme", "stage", "seed", "note"} <= set(file.rows[0])
 
 
-def test_comparisons_from_before_there_were_stages_and_kinds() -> None:
-    result = read_result(FOLDER / "compare.json")
-    assert {(row["scheme"], row["stage"]) for row in result.rows} >= {("stock", "stock"), ("alibi", "swapped")}
-    assert {row["seed"] for row in result.rows} == {0}
-    assert result.train_length == 256
-
-
 def test_every_figure_is_drawn(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "results")
     report = write_report(tmp_path / "results")

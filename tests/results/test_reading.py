@@ -12,7 +12,7 @@ from hf_posswap.results.groups import read_results
 from hf_posswap.results.reading import ResultsError
 from tests.reporting import fixtures
 
-OLD = Path(__file__).parents[2] / "docs" / "results" / "compare-gpt2.json"
+OLD = Path(__file__).parent / "first_edition" / "compare.json"
 
 
 def refusal(folder: Path) -> str:
