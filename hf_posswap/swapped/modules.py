@@ -27,6 +27,7 @@ from hf_posswap.swapped.forward_positions import check_given, check_positions, p
 from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
 from hf_posswap.swapped.paged import check_paged_function
+from hf_posswap.swapped.replaced import ProvedForwards, check_entered, forward_name, is_replaced
 
 
 class Ramp(NamedTuple):
@@ -203,6 +204,7 @@ class SwappedBaseModel(nn.Module):
     """See `ForwardContext.record`."""
     pos_layers: tuple[nn.Module, ...] = ()
     """The attention modules that the swap concerns."""
+    pos_forwards: ProvedForwards
     pos_rewritten: bool = False
     """Whether calibration rewrote weights of queries and keys since the model was loaded."""
 
@@ -212,13 +214,14 @@ class SwappedBaseModel(nn.Module):
         leading = _flatten_choices(arguments)
         with weights_in_memory(self.pos_scheme):
             prepare_arguments(self, arguments)
+        self.pos_forwards.check(self.pos_scheme.name)
         replaced = [] if torch.compiler.is_compiling() else [m for m in self.pos_layers if is_replaced(m)]
         if replaced and CONTEXT in arguments:
             arguments[CONTEXT] = arguments[CONTEXT]._replace(entered=set())
         with handing_on(arguments.get(CONTEXT)):
             outputs = super().forward(**arguments)
         if replaced and CONTEXT in arguments:
-            _check_entered(replaced, arguments[CONTEXT])
+            check_entered(replaced, arguments[CONTEXT].entered, self.pos_scheme.name)
         table = self.architecture.position_table(self)
         if isinstance(table, RetiredTable):
             table.add(None)
@@ -228,34 +231,8 @@ class SwappedBaseModel(nn.Module):
         return outputs
 
 
-def is_replaced(module: nn.Module) -> bool:
-    """Return whether a tool replaced a module's forward on the instance; accelerate's hooks say what they call."""
-    return "forward" in vars(module) and "_old_forward" not in vars(module)
-
-
-def _check_entered(replaced: list[Any], context: ForwardContext) -> None:
-    """Refuse the outputs of modules whose forward another tool replaced, and which did not come to the scheme.
-
-    Raises:
-        UnsupportedError: one did not.
-    """
-    for module in replaced:
-        if module not in (context.entered or ()):
-            raise UnsupportedError(
-                f"the forward of {module.stock_class.__name__} was replaced on the instance after the swap, by "
-                f"{forward_name(module)}, and no longer comes to {_named(context.scheme)}. Let the tool call the "
-                "forward that it replaces, or take it off the model."
-            )
-
-
 def _named(scheme: Scheme | None) -> str:
     return "the scheme" if scheme is None else f"scheme {scheme.name!r}"
-
-
-def forward_name(owner: Any) -> str:
-    """Return the name of the forward of a module or class, with its home."""
-    function = owner.forward
-    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
 
 
 def _with_hidden(outputs: Any, hidden: Tensor) -> Any:

@@ -19,8 +19,9 @@ from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported, schem
 from hf_posswap.schemes.base import ModelFacts, Scheme
 from hf_posswap.swapped.angles import Turn
 from hf_posswap.swapped.config_view import own_config, real_config, show_config, show_view
-from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel, is_replaced
+from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
 from hf_posswap.swapped.offloading import device_of, in_memory
+from hf_posswap.swapped.replaced import ProvedForwards, is_replaced
 from hf_posswap.swapped.starting import mark_started
 from hf_posswap.swapped.written import WrittenAttention
 
@@ -267,6 +268,7 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
     core.pos_layers = tuple(entry.module for entry in plan.layers)
     core.pos_scheme = plan.scheme
     _retype(core, plan.core_class)
+    core.pos_forwards = ProvedForwards(core)
 
 
 def give_own_config(model: Any) -> None:
@@ -317,7 +319,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
     if isinstance(table, RetiredTable) and path is not None:
         core.set_submodule(path, table.revive(_rest_learns(core, table)))
     del core.pos_scheme
-    for name in ("pos_ramp", "pos_place", "pos_layers", "pos_proof", "pos_whole"):
+    for name in ("pos_ramp", "pos_place", "pos_layers", "pos_forwards", "pos_proof", "pos_whole"):
         vars(core).pop(name, None)
     _retype(core, type(core).stock_class)
 

@@ -152,6 +152,8 @@ def prove(model: Any, architecture: Architecture, stock: Tensor | None, limit: i
         # Attention that is written anew has nothing of the old one, and need not take positions.
         stays = stays or (architecture.writes_attention and core.pos_scheme.facts.causal)
         removed = None if stays else _prove_removed(texts)
+        if not stays and core.pos_scheme.facts.native_rope is not None:
+            _prove_angles_read(texts, stock)
         hidden, layers = _prove_layers(core, texts)
         cached = _prove_cached(texts, hidden) if core.pos_scheme.facts.causal else None
     return Proof(untouched, removed, layers, cached)
@@ -273,6 +275,18 @@ def _prove_removed(texts: _Texts) -> bool:
             core,
         )
     return True
+
+
+def _prove_angles_read(texts: _Texts, stock: Tensor | None) -> None:
+    """Angles are changed among the arguments of attention modules: what they are given there matters."""
+    core = texts.core
+    if stock is None:
+        with _mode(core, "idle"):
+            stock = texts.hidden()
+    with _mode(core, "bare"):
+        bare = texts.hidden()
+    if torch.equal(bare, stock):
+        raise refused("the rotary angles that its attention is given change nothing: it makes its own", core)
 
 
 def _prove_layers(core: Any, texts: _Texts) -> tuple[Tensor, int]:

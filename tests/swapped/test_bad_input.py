@@ -1,5 +1,7 @@
 """Attention, forwards and caches that other tools put in: the right result, or an error that names them."""
 
+import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -159,9 +161,77 @@ def test_attention_that_no_longer_comes_to_the_interface_is_noticed(
     monkeypatch.setattr(kind, "forward", forward)
     with pytest.raises(UnsupportedError, match="chooses its attention function from transformers' AttentionInterface"):
         hf_posswap.swap(stock, cell.config)
-    if isinstance(getattr(module, "pos_scheme", None), SchemeLayer) and module.pos_scheme.enters_attention:
-        with pytest.raises(UnsupportedError, match=r"did not come to its attention function, .* did not act"):
+    if module in core_of(model).pos_layers:
+        with pytest.raises(
+            UnsupportedError, match=f"forward of {kind.__name__} was replaced on the class after the swap"
+        ):
             shown(model)
+
+
+def on_the_way(model: Any) -> list[type]:
+    """The classes whose forwards lead to a layer's attention: of core, block and attention, swapped and stock."""
+    core, module = core_of(model), attention_of(model)[0]
+    path = next(name for name, other in core.named_modules() if other is module)
+    above = [core.get_submodule(path.rsplit(".", depth)[0]) for depth in range(1, path.count(".") + 1)]
+    kinds = [type(part) for part in (core, module, *above) if not isinstance(part, torch.nn.ModuleList)]
+    return kinds + [kind.stock_class for kind in kinds if hasattr(kind, "stock_class")]
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_a_forward_replaced_on_a_class_after_the_swap_is_refused(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cell.swapped()
+    copied, expected = copy.deepcopy(model), shown(model)
+    for kind in on_the_way(model):
+        concerned = kind in {type(core_of(model)), type(core_of(model)).stock_class} or core_of(model).pos_layers
+        if not concerned:
+            continue
+        proved = kind.forward
+        with monkeypatch.context() as replaced:
+            replaced.setattr(kind, "forward", looking_on(proved))
+            for each in (model, copied):
+                with pytest.raises(
+                    UnsupportedError, match=f"forward of {kind.__name__} was replaced on the class after"
+                ):
+                    shown(each)
+            again = hf_posswap.swap(cell.stock(), cell.config)  # the forward is seen to come to the scheme
+            again.load_state_dict(model.state_dict())
+            assert torch.equal(shown(again), expected)
+        assert torch.equal(shown(model), expected)
+
+
+def looking_on(forward: Any) -> Any:
+    """A tool that looks on."""
+
+    @functools.wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    return wrapper
+
+
+LEFT_OUT = [cell for cell in CELLS if hasattr(cell.stock().base_model, "rotary_emb") and cell.config.name != "rope"]
+"""Cells whose own angles a scheme takes out."""
+
+
+@pytest.mark.parametrize("cell", LEFT_OUT, ids=str)
+def test_attention_that_makes_its_own_angles_is_refused(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward that reads nothing of the angles that a scheme puts in, or takes out, among its arguments."""
+    stock = cell.stock()
+    kind, rotary = type(attention_of(stock)[0]), core_of(stock).rotary_emb
+    attention = kind.forward
+
+    @functools.wraps(attention)
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        kinds = [self.layer_type] if hasattr(self, "layer_type") else []
+        own = rotary(hidden_states, torch.arange(hidden_states.shape[1])[None], *kinds)
+        if "position_embeddings" in kwargs:
+            return attention(self, hidden_states, *args, **kwargs | {"position_embeddings": own})
+        return attention(self, hidden_states, own, *args[1:], **kwargs)
+
+    monkeypatch.setattr(kind, "forward", forward)
+    with pytest.raises(UnsupportedError, match="rotary angles that its attention is given change nothing"):
+        hf_posswap.swap(stock, cell.config)
+    assert not hf_posswap.is_swapped(stock)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
