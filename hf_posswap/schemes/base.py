@@ -155,11 +155,14 @@ class SchemeLayer(nn.Module):
     """Whether any hook below does something, so that the layer's attention has to run through the scheme."""
     transforms: ClassVar[bool] = False
     """Whether any of them changes queries or keys, so that new keys have to be seen on their way into the cache."""
+    adds_bias: ClassVar[bool] = False
+    """Whether any of them reads the distance of a query and a key, in a bias or on the value side."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.transforms = cls._overrides("transform_query", "transform_key", "transform_cached")
-        cls.enters_attention = cls.transforms or cls._overrides("bias", "mix")
+        cls.adds_bias = cls._overrides("bias", "mix")
+        cls.enters_attention = cls.transforms or cls.adds_bias
 
     @classmethod
     def _overrides(cls, *hooks: str) -> bool:

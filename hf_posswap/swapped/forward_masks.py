@@ -59,6 +59,41 @@ def shown_entries(mask: Tensor) -> Tensor:
     return mask > torch.finfo(mask.dtype).min
 
 
+LOWER_THAN_SCORES = -1000.0
+"""An additive mask that is lower hides a key as well as the lowest number does: -10000 is in wide use."""
+
+
+def check_no_future(mask: Any, offset: int | Tensor, sizes: dict[int, tuple[int, int]] | None, scheme: str) -> None:
+    """Refuse 4D masks that show the future in a causal model: a causal bias has no value there.
+
+    Args:
+        mask: the forward's `attention_mask`.
+        offset: number of cached tokens.
+        sizes: see `sizes_of_keys`.
+        scheme: name of the scheme, which adds a bias.
+
+    Raises:
+        PositionError: a mask does. A traced graph raises torch's RuntimeError with the same words when it runs.
+    """
+    for part in masks_among(mask):
+        if part.dim() != 4 or part.is_meta:
+            continue
+        before = [first for count, first in (sizes or {}).values() if count == part.shape[-1]]
+        key = torch.arange(part.shape[-1], device=part.device) + min(before, default=0)
+        query = torch.arange(part.shape[-2], device=part.device) + offset
+        shown = part if part.dtype == torch.bool else part > LOWER_THAN_SCORES
+        hidden = ~(shown & (key > query[:, None])).any()
+        words = (
+            f"the 4D attention mask of a causal model shows a query keys that come after it, where scheme {scheme!r} "
+            "has no value. Give a causal mask, swap the scheme into the model made bidirectional (config.is_causal = "
+            "False), or choose one without a bias, such as rope."
+        )
+        if torch.compiler.is_compiling():
+            torch._assert_async(hidden, words)
+        elif not bool(hidden):
+            raise PositionError(words)
+
+
 def document_mask(model: Any, arguments: dict[str, Any], batch: int, length: int, causal: bool) -> Any:
     """Return the attention mask that keeps packed documents apart, in the form the model's backend takes, or None.
 

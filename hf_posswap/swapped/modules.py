@@ -22,7 +22,7 @@ from hf_posswap.schemes.partial import PartialLayer
 from hf_posswap.swapped.angles import Turn
 from hf_posswap.swapped.cache_view import cache_among, check_whole
 from hf_posswap.swapped.direction import KEYWORD, check_direction
-from hf_posswap.swapped.forward_masks import document_mask, readable_mask
+from hf_posswap.swapped.forward_masks import check_no_future, document_mask, readable_mask
 from hf_posswap.swapped.forward_positions import check_given, check_positions, positions_of, sizes_of_keys
 from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
@@ -281,6 +281,8 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     if given.is_meta:  # neither has values there: only shapes count, and a plain text has the same ones
         known = {name: value for name, value in arguments.items() if name not in ("attention_mask", "position_ids")}
     positions = positions_of(known, length, given.device, causal, sizes)
+    if causal and any(module.pos_scheme.adds_bias for module in model.pos_layers):
+        check_no_future(known.get("attention_mask"), positions.offset, sizes, scheme.name)
     if model.pos_mode is None and not given.is_meta:
         limit = longest_position_of(model)
         ramped = limit != scheme.longest_position() and _reads_retired(model)

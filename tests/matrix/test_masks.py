@@ -192,6 +192,32 @@ def test_flash_attention_refuses_a_4d_mask() -> None:
         model(random_tokens(1, LENGTH), attention_mask=whole_mask(shown_tokens(), True))
 
 
+@pytest.mark.parametrize("backend", ["eager", "sdpa", "compiled"])
+@pytest.mark.parametrize("cell", CAUSAL, ids=str)
+def test_a_4d_mask_that_shows_a_causal_bias_the_future_is_refused(cell: Cell, backend: str) -> None:
+    model, tokens = cell.swapped(), random_tokens(2, LENGTH)
+    biased = any(module.pos_scheme.adds_bias for module in model.base_model.pos_layers)
+    run: Any = model
+    if backend == "compiled":
+        torch._dynamo.reset()
+        run = torch.compile(model, fullgraph=True, backend="eager")
+    else:
+        model.set_attn_implementation(backend)
+    causal = whole_mask(torch.ones(LENGTH, dtype=torch.bool), True)
+    prefix = causal.clone()
+    prefix[..., :6, :6] = True
+    low = torch.zeros(causal.shape).masked_fill(~causal, -1e4)
+    with torch.no_grad():
+        expected = model(tokens).logits
+        for mask in (causal, low):
+            torch.testing.assert_close(run(tokens, attention_mask=mask).logits, expected, **CLOSE)
+        if biased:
+            with pytest.raises((PositionError, RuntimeError), match="shows a query keys that come after it"):
+                run(tokens, attention_mask=prefix)
+        else:
+            assert (run(tokens, attention_mask=prefix).logits[:, 0] - expected[:, 0]).abs().max() > 1e-3
+
+
 def outcome(model: Any, compiled: Any, positions: list[int]) -> str:
     """What a decoding step at some positions comes to, after a text of 6 tokens that was cached at 0…5."""
     tokens = random_tokens(1, 6 + len(positions))
