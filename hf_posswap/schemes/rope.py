@@ -50,7 +50,9 @@ class RopeConfig(SchemeConfig):
         None, "How many times longer texts get. None: 4 where the scaling needs one.", minimum=1
     )
     original_length: int | None = option(None, "Train length T. None: the model's.", minimum=2)
-    partial_rotary_factor: float = option(1.0, "Share of the head dimension that turns.", above=0, maximum=1)
+    partial_rotary_factor: float | None = option(
+        None, "Share of the head dimension that turns. None: that of the model's own RoPE, or all.", above=0, maximum=1
+    )
     interleaved: bool = option(False, "Pairs are neighbours (GPT-J); otherwise halves (Llama).")
     beta_fast: float = option(32.0, "yarn: dimensions with more turns over T keep their frequency.", above=0)
     beta_slow: float = option(1.0, "yarn: dimensions with fewer turns over T are divided by the factor.", above=0)
@@ -100,19 +102,24 @@ class RopeConfig(SchemeConfig):
                 "interleaved": self.interleaved,
             }
             own |= {"base": self.base} if self.base is not None else {}
-            own |= {"partial_rotary_factor": self.partial_rotary_factor} if self.partial_rotary_factor != 1.0 else {}
+            share = self.partial_rotary_factor
+            own |= {"partial_rotary_factor": share} if share is not None else {}
             return RopeConfig(**(native | own)).resolve(facts)
         values: dict[str, Any] = {"base": self.base or native["base"]}
+        if self.partial_rotary_factor is None:  # proportional has another meaning for it, the model's own has not
+            same = (self.scaling == "proportional") is (native["scaling"] == "proportional")
+            values["partial_rotary_factor"] = native.get("partial_rotary_factor") if same else None
+            values["partial_rotary_factor"] = values["partial_rotary_factor"] or 1.0
         read = OPTIONS_OF_SCALING[self.scaling]
         if "factor" in read and self.factor is None and self.scaling not in ("proportional", "longrope"):
             values["factor"] = DEFAULT_FACTOR
         if "original_length" in read and self.original_length is None:
-            values["original_length"] = facts.train_length
+            values["original_length"] = native.get("original_length") or facts.train_length
         return dataclasses.replace(self, **values)
 
     def rotated(self, head_dim: int) -> int:
         """Return r, the number of dimensions that turn."""
-        return head_dim if self.scaling == "proportional" else int(head_dim * self.partial_rotary_factor)
+        return head_dim if self.scaling == "proportional" else int(head_dim * (self.partial_rotary_factor or 1))
 
 
 class Rotation(NamedTuple):

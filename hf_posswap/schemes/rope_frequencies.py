@@ -73,7 +73,7 @@ def llama3_frequencies(rotated: int, config: "RopeConfig", device: torch.device 
 def proportional_frequencies(head_dim: int, config: "RopeConfig", device: torch.device | None = None) -> Tensor:
     """p-RoPE (Barbero et al., 2410.06205): the spectrum of all dimensions, its lowest (1 − p) part set to 0."""
     assert config.base is not None
-    angles = int(config.partial_rotary_factor * head_dim // 2)
+    angles = int((config.partial_rotary_factor or 1) * head_dim // 2)
     turning = plain_frequencies(2 * angles, config.base, spectrum=head_dim, device=device)
     frequencies = torch.cat([turning, turning.new_zeros(head_dim // 2 - angles)])
     return frequencies / (config.factor or 1.0)

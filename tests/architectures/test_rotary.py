@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 import hf_posswap
@@ -117,3 +118,25 @@ def test_angles_by_length_stay_where_heads_may_not_turn_whole(model_type: str, e
     hf_posswap.swap(model, "rope")
     assert all(torch.equal(logits(model, n), out) for n, out in zip((28, 80), expected, strict=True))
     assert "nothing: the scheme is the model's own" in str(hf_posswap.describe(model))
+
+
+@pytest.mark.parametrize("scaling", ["linear", "ntk", "yarn", "llama3"])
+def test_a_scaling_turns_the_share_of_the_heads_that_the_model_turns(scaling: str) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.GPTNeoXConfig(vocab_size=97, max_position_embeddings=32, **sizes)
+    share = config.rope_parameters["partial_rotary_factor"]
+    assert share < 1
+    model = hf_posswap.swap(transformers.GPTNeoXForCausalLM(config).eval(), f"rope:{scaling}")
+    assert model.config.pos_scheme["options"]["partial_rotary_factor"] == share
+    with pytest.raises(UnsupportedError, match="leave out partial_rotary_factor, or give the model's own"):
+        hf_posswap.swap(model, f"rope:{scaling}:partial_rotary_factor={2 * share}", replace=True)
+
+
+@pytest.mark.parametrize("scaling", ["yarn", "llama3"])
+@pytest.mark.parametrize("own", ["yarn", "llama3"])
+def test_a_scaling_of_a_model_that_was_stretched_starts_from_what_it_was_trained_on(own: str, scaling: str) -> None:
+    extra = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if own == "llama3" else {}
+    stretched = {"rope_type": own, "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 10000.0} | extra
+    model = small_model("llama", True, max_position_embeddings=128, rope_parameters=stretched)
+    hf_posswap.swap(model, f"rope:{scaling}")
+    assert model.config.pos_scheme["options"]["original_length"] == 32

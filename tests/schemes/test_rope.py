@@ -233,14 +233,17 @@ NATIVE = {"scaling": "yarn", "base": 500.0, "factor": 2.0, "original_length": 12
 def test_native_takes_the_models_own_rope():
     facts = model_facts(native_rope=NATIVE)
     config = RopeConfig(layers=[1], keep_native=True).resolve(facts)
-    assert config == RopeConfig(layers=[1], keep_native=True, **NATIVE)
+    assert config == RopeConfig(layers=[1], keep_native=True, partial_rotary_factor=1.0, **NATIVE)
     assert RopeConfig(base=77.0).resolve(facts).base == 77.0
-    assert RopeConfig().resolve(model_facts()) == RopeConfig(scaling="none", base=10000.0)
+    plain = RopeConfig(scaling="none", base=10000.0, partial_rotary_factor=1.0)
+    assert RopeConfig().resolve(model_facts()) == plain
 
 
 def test_open_options_come_from_the_model():
     config = RopeConfig(scaling="yarn").resolve(model_facts(native_rope=NATIVE, train_length=99))
-    assert (config.base, config.factor, config.original_length) == (500.0, 4.0, 99)
+    assert (config.base, config.factor, config.original_length) == (500.0, 4.0, 12), "not its stretched length"
+    config = RopeConfig(scaling="yarn").resolve(model_facts(train_length=99))
+    assert (config.base, config.factor, config.original_length) == (10000.0, 4.0, 99)
 
 
 @pytest.mark.parametrize(
