@@ -32,7 +32,7 @@ from hf_posswap.swapped.modules import SwappedBaseModel
 from hf_posswap.swapped.paged import check_continuous_batching
 from hf_posswap.swapped.plan import apply_plan, core_of, give_own_config, plan_swap, scheme_keys
 from hf_posswap.swapped.proof import prove_loaded
-from hf_posswap.swapped.starting import start_scheme
+from hf_posswap.swapped.starting import start_scheme, table_for_its_owner
 from hf_posswap.swapped.stated_length import state_own_length, stating_stock_length
 
 HUB_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
@@ -107,7 +107,8 @@ class SwappedModel:
     def initialize_weights(self, *args: Any, **kwargs: Any) -> Any:
         """Start the weights that have no value yet, those of the scheme included, as transformers does."""
         start_scheme(self)
-        with stating_stock_length(self.config):  # buffers of some families are as long as the config's positions
+        # Buffers of some families are as long as the config's positions.
+        with table_for_its_owner(self), stating_stock_length(self.config):
             return super().initialize_weights(*args, **kwargs)  # type: ignore[misc]
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:

@@ -101,3 +101,16 @@ def test_what_is_taken_from_weights_is_not_left_open_where_there_are_none(archit
         hf_posswap.AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.device("meta"), pytest.raises(SchemeConfigError, match="'amplitude' is left open"):
         hf_posswap.swap(small_model(architecture, True), "sinusoidal")
+
+
+@pytest.mark.parametrize("scheme", ["alibi", "learned", "rope"])
+def test_a_family_that_starts_its_table_from_the_module_around_it_loads(scheme: str, tmp_path: Path) -> None:
+    sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 32}
+    config = transformers.DistilBertConfig(vocab_size=97, sinusoidal_pos_embds=True, **sizes)
+    model = hf_posswap.swap(transformers.DistilBertForMaskedLM(config).eval(), scheme)
+    model.save_pretrained(tmp_path)
+    loaded = hf_posswap.AutoModelForMaskedLM.from_pretrained(tmp_path)
+    tokens = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
+        assert torch.equal(hf_posswap.restore(loaded)(tokens).logits, hf_posswap.restore(model)(tokens).logits)

@@ -5,6 +5,8 @@ of a model that was made on the meta device. It knows stock modules only.
 """
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,6 +46,28 @@ def start_scheme(model: Any) -> None:
         layer = getattr(module, "pos_scheme", None)
         if layer is not None and next(layer.parameters(), None) is not None:
             _start(layer, fresh.make_layer(index))
+
+
+@contextmanager
+def table_for_its_owner(model: Any) -> Iterator[None]:
+    """Let a copy of the stock table stand in the place of a retired one within a `with` block.
+
+    Some families start the module around the table, and write all rows of the table as they do (DistilBERT's
+    sinusoids); a mean row has another shape.
+    """
+    core: Any = next((module for module in model.modules() if isinstance(module, SwappedBaseModel)), None)
+    path = core.architecture.table_path(core) if hasattr(core, "pos_scheme") else None
+    retired = None if path is None else core.get_submodule(path)
+    if path is None or not isinstance(retired, RetiredTable):
+        yield
+        return
+    copied = retired.revive()
+    mark_started(copied)
+    core.set_submodule(path, copied)
+    try:
+        yield
+    finally:
+        core.set_submodule(path, retired)
 
 
 def _start_table(retired: RetiredTable, core: Any) -> None:
