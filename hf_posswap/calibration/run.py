@@ -86,7 +86,8 @@ def calibrate(
     Args:
         model: a swapped model whose scheme has something that calibration can fit; changed in place.
         batches: token ids, int64, (B, L), each batch of one length and without padding. A row is a text of its own, of
-            2 tokens or more. A few thousand tokens are enough. Of 5 texts or more, one in nine is held back.
+            2 tokens or more; an encoder's stands between its special tokens, see `text_windows`. A few thousand tokens
+            are enough. Of 5 texts or more, one in nine is held back.
         progress: called with (layers done, layers).
         settings: how to weigh and iterate. None: the defaults, which measured best.
         measure: hold texts back and measure the model on them. False: fit to all texts, and keep the fit.
