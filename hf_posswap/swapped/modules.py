@@ -26,7 +26,7 @@ from hf_posswap.swapped.forward_masks import check_no_future, document_mask, rea
 from hf_posswap.swapped.forward_positions import check_given, check_positions, positions_of, sizes_of_keys
 from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
-from hf_posswap.swapped.paged import check_paged_function
+from hf_posswap.swapped.paged import check_paged_function, has_paged_cache
 from hf_posswap.swapped.replaced import ProvedForwards, check_entered, forward_name, is_replaced
 
 
@@ -267,9 +267,11 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     if given is None:
         return  # the stock forward says what is missing
     causal = scheme.facts.causal
-    check_direction(model, arguments.get(KEYWORD))
     backend = str(model.config._attn_implementation)
     check_paged_function(backend, arguments)
+    said = arguments.get(KEYWORD)
+    # Continuous batching says is_causal=False beside a mask of its own that is causal.
+    check_direction(model, None if said is None or has_paged_cache(arguments) else said)
     batch, length = given.shape[:2]
     check_given(arguments, batch, length)
     if arguments.get("attention_mask") is not None:

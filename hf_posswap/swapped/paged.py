@@ -45,13 +45,16 @@ def check_paged_function(backend: str, arguments: Mapping[str, Any]) -> None:
     Raises:
         BackendError: there is no paged cache among the arguments.
     """
-    if not backend.startswith(PAGED):
-        return
-    from transformers.generation.continuous_batching import PagedAttentionCache
-
-    if not any(isinstance(value, PagedAttentionCache) for value in arguments.values()):
+    if backend.startswith(PAGED) and not has_paged_cache(arguments):
         raise BackendError(
             f"backend {backend!r} is for continuous batching (model.generate_batch), which sets it by itself; without "
             "its paged cache, attention would not be causal. Choose another: "
             'model.set_attn_implementation("eager") or "sdpa".'
         )
+
+
+def has_paged_cache(arguments: Mapping[str, Any]) -> bool:
+    """Return whether a paged cache is among the arguments of a forward."""
+    from transformers.generation.continuous_batching import PagedAttentionCache
+
+    return any(isinstance(value, PagedAttentionCache) for value in arguments.values())
