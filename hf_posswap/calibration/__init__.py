@@ -1,10 +1,11 @@
-"""Start a scheme from what the old weights know: fit its parameters to the preference of each head for each distance.
+"""Calibration: fit a scheme's parameters to the stock model's attention scores.
 
-For each layer, the stock model's scores are compared with the swapped model's, whose layers below are fitted already.
-In each row (query) the difference is known up to a constant, which softmax does not see. The curve is the bias by
-distance that explains the differences best, by weighted least squares; a pair weighs by how much attention it gets from
-the stock model, from the swapped one, and from nobody in particular (a third each). A scheme whose bias reads the query
-fits the differences query by query instead. Deterministic, without labels.
+For each layer, the stock model's scores are compared with the scores of the swapped model, whose lower layers are
+already fitted. In each row (query) the difference matters only up to a constant, which softmax removes. The curve is
+the bias by distance that fits the differences best, by weighted least squares. The weight of a pair of query and key is
+the mean of its attention in the stock model, its attention in the swapped model and a uniform weight. A scheme whose
+bias depends on the query is fitted to the differences query by query instead. Calibration is deterministic and needs no
+labels.
 """
 
 from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, sum_by_query

@@ -1,11 +1,12 @@
-"""Choose each head's coordinates so that a rotary scheme turns fastest what the head reads least.
+"""Choose each head's coordinates so that a rotary scheme rotates its largest components slowest.
 
-A head's scores q·k do not change when q is multiplied by A and k by B with AᵀB = 1, nor, up to a constant for each
-query, when the same vector is subtracted from all keys. So the stock model stays what it is, to rounding. A scheme that
-turns pairs of dimensions at different rates does not treat them alike: what stands in fast pairs is lost beyond a few
-tokens. Pretrained heads spread what they read over all dimensions. Here they get coordinates in which queries and keys
-have the same diagonal second moments (balanced coordinates), and those in which they are largest get the slowest pairs.
-Heads whose scores come no closer to the stock model's by it keep the coordinates they had.
+A head's scores q·k do not change when q is multiplied by A and k by B with AᵀB = 1. When the same vector is subtracted
+from all keys, they change only by a constant for each query. So the stock model computes the same, to rounding. A
+scheme that rotates pairs of dimensions at different rates does not treat dimensions alike: products of fast pairs
+average out beyond a few tokens. Pretrained heads without RoPE use all dimensions. Here each head gets coordinates in
+which queries and keys have the same diagonal second moments (balanced coordinates), and the coordinates with the
+largest moments are assigned to the slowest pairs. A head whose scores do not come closer to the stock model's this way
+keeps its old coordinates.
 """
 
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from hf_posswap.architectures import Architecture
 from hf_posswap.architectures.base import Projection
 
 RIDGE = 1e-4
-"""Added to second moments, as a share of their mean: a dimension that a head never uses stays invertible."""
+"""Added to second moments, as a share of their mean, so that they are invertible if a head does not use a dimension."""
 
 
 class Coordinates:
-    """The coordinates of a layer's heads, in the weights that make queries and keys, which are changed in place.
+    """The coordinates of a layer's heads. Changes them in place, in the weights of the query and key projections.
 
     Args:
         architecture: the model's family.
@@ -41,7 +42,7 @@ class Coordinates:
 
         Args:
             samples: queries (B, H, L, d) and keys (B, Hkv, L, d) of each batch, as projected.
-            order: head dimensions (d,), from the one that changes least with the distance to the one that does most.
+            order: head dimensions (d,), from the one that changes least with the distance to the one that changes most.
         """
         heads = samples[0][1].shape[1]
         queries, keys = (_by_head([pair[side] for pair in samples], heads) for side in (0, 1))
@@ -53,13 +54,13 @@ class Coordinates:
 
     @torch.no_grad()
     def put_back(self, heads: Tensor) -> None:
-        """Give the heads that are marked, bool (Hkv,), the coordinates they had at first."""
+        """Restore the original coordinates of the heads that are True in `heads`, bool (Hkv,)."""
         for tensor, stock in zip((*self.query, *self.key), self.stock, strict=True):
             _take_back(tensor, stock, heads)
 
     @torch.no_grad()
     def shift_keys(self, shift: Tensor) -> Tensor:
-        """Add one vector to all keys of each head, (Hkv, d); return what takes it back, see `put_back_keys`."""
+        """Add one vector to all keys of each head, (Hkv, d); return the bias before, for `put_back_keys`."""
         bias = self.key.bias
         before = bias.clone()
         bias.copy_((bias.double().reshape(shift.shape) + shift).reshape(bias.shape))
@@ -67,16 +68,16 @@ class Coordinates:
 
     @torch.no_grad()
     def put_back_keys(self, before: Tensor, heads: Tensor) -> None:
-        """Take the last shift back from the heads that are marked, bool (Hkv,), bit for bit."""
+        """Undo the last shift, bit for bit, of the heads that are True in `heads`, bool (Hkv,)."""
         _take_back(self.key.bias, before, heads)
 
 
 def balanced(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A and B, (H, d, d), with AᵀB = 1, in whose coordinates both second moments are the same diagonal, falling.
+    """Return A and B, (H, d, d), with AᵀB = 1, that give both second moments the same diagonal, in falling order.
 
     Args:
         query: second moments of queries, positive definite, (H, d, d).
-        key: the same of keys.
+        key: second moments of keys, positive definite, (H, d, d).
     """
     left, right = torch.linalg.cholesky(query), torch.linalg.cholesky(key)
     u, values, vt = torch.linalg.svd(left.mT @ right)
@@ -87,13 +88,13 @@ def balanced(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _take_back(tensor: Tensor, before: Tensor, heads: Tensor) -> None:
-    """Give the rows of the heads that are marked, bool (Hkv,), the values they had before."""
+    """Copy the rows of the heads that are True in `heads`, bool (Hkv,), from `before` to `tensor`."""
     shape = (len(heads), -1)
     tensor.copy_(torch.where(heads[:, None], before.reshape(shape), tensor.reshape(shape)).reshape(tensor.shape))
 
 
 def _by_head(tensors: Sequence[Tensor], heads: int) -> Tensor:
-    """Return vectors (heads, n, d) in float64; under grouped queries, those of all queries that share a key."""
+    """Return vectors (heads, n, d) in float64; with grouped queries, those of all query heads that share a key head."""
     rows = [x.double().transpose(0, 1).reshape(heads, -1, x.shape[-1]) for x in tensors]
     return torch.cat(rows, dim=1)
 
@@ -107,7 +108,7 @@ def _moments(vectors: Tensor) -> Tensor:
 
 
 def _write(part: Projection, change: Tensor, shift: Tensor) -> None:
-    """Let a projection give change·(x − shift) where it gave x; change (Hkv, d, d) is shared by a group of heads."""
+    """Change a projection's output from x to change·(x − shift); a group of heads shares its change, (Hkv, d, d)."""
     weight, bias = part
     heads, d = change.shape[:2]
     old = weight.double().reshape(heads, -1, d, weight.shape[-1])

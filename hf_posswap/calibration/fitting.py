@@ -1,4 +1,4 @@
-"""From the queries and keys of a layer to the bias by distance, and the sums by query, that explain its old scores."""
+"""Fits a bias by distance, and sums by query, to the difference of a layer's stock and swapped scores."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,28 +12,29 @@ from hf_posswap.schemes.content import ContentSums
 from hf_posswap.schemes.curves import Curve
 
 TINY = 1e-12
-"""Keeps a mean over nothing at zero."""
+"""Smallest sum of weights to divide by, so that a weighted mean without any weight is zero."""
 
 
 class CalibrationError(PosSwapError):
-    """A text that cannot be calibrated on, or a setting that makes no sense."""
+    """A text that calibration cannot use, or an invalid setting."""
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How calibration weighs and iterates; the defaults are what measured best, see docs/calibration.md.
+    """Weights and iterations of calibration. The defaults gave the best results, see docs/calibration.md.
 
-    A pair of query and key weighs the mean of three shares, each of which sums to 1 over the keys of a query.
+    The weight of a pair of query and key is the weighted sum of three terms, each of which sums to 1 over the keys of a
+    query.
 
     Attributes:
-        teacher: part of the attention that the stock model pays.
-        student: part of the attention that the swapped model pays, with the curve found so far.
-        uniform: part of nobody in particular: every key alike.
+        teacher: factor on the attention weights of the stock model.
+        student: factor on the attention weights of the swapped model, with the curve found so far.
+        uniform: factor on equal weights for all keys.
         rounds: rounds of alternating least squares between row constants and the curve, at least 1.
-        follow: fit each layer on what the fitted layers below it give. False: on the stock model's hidden states.
+        follow: fit each layer on the output of the fitted layers below it. False: on the stock model's hidden states.
 
     Raises (on construction):
-        CalibrationError: a negative part, no part above 0, or no round.
+        CalibrationError: a negative factor, no factor above 0, or no round.
     """
 
     teacher: float = 1 / 3
@@ -60,8 +61,8 @@ class Pairs:
     Attributes:
         distance: int64, (n, L).
         difference: stock − swapped scores, (H, n, L).
-        bias: of the curve found so far, (H, n, L).
-        weight: (H, n, L); 0 for hidden pairs.
+        bias: the bias of the curve found so far, (H, n, L).
+        weight: (H, n, L); 0 for masked pairs.
     """
 
     distance: Tensor
@@ -71,11 +72,11 @@ class Pairs:
 
 
 def fit_curve(samples: Sequence[Projections], causal: bool, settings: FitSettings) -> tuple[Curve, Tensor]:
-    """Return the bias by distance that explains stock − swapped scores best, and the share it explains for each head.
+    """Return the bias by distance that fits stock − swapped scores best, and its share of explained variance per head.
 
     Args:
         samples: a layer's queries and keys of each batch.
-        causal: whether keys after the query are hidden.
+        causal: whether keys after the query are masked.
         settings: weights of the pairs, and rounds.
     """
     length = max(sample.length for sample in samples)
@@ -90,11 +91,11 @@ def fit_curve(samples: Sequence[Projections], causal: bool, settings: FitSetting
 
 
 def mismatch(samples: Sequence[Projections], causal: bool, settings: FitSettings) -> Tensor:
-    """Return how far the swapped scores are from the stock ones in each head: their weighted variance in rows, (H,).
+    """Return the weighted variance, within rows, of stock − swapped scores in each head, (H,).
 
     Args:
         samples: a layer's queries and keys of each batch.
-        causal: whether keys after the query are hidden.
+        causal: whether keys after the query are masked.
         settings: weights of the pairs.
     """
     length = max(sample.length for sample in samples)
@@ -105,7 +106,7 @@ def mismatch(samples: Sequence[Projections], causal: bool, settings: FitSettings
 
 
 def pairs_of(sample: Projections, text: int, causal: bool, settings: FitSettings) -> Pairs:
-    """Return the compared pairs of one text, weighed without any curve."""
+    """Return the compared pairs of one text, weighted without a curve."""
     none = _Sums.zeros(sample.stock_query.shape[1], sample.length, sample.stock_query.device).curve()
     return _compare(sample, text, none, causal, settings)
 
@@ -113,18 +114,18 @@ def pairs_of(sample: Projections, text: int, causal: bool, settings: FitSettings
 def sum_by_query(
     samples: Sequence[Projections], curve: Curve, groups: Tensor, causal: bool, settings: FitSettings
 ) -> ContentSums:
-    """Return each compared query's sums over groups of distances, for a layer whose bias reads the query.
+    """Return each compared query's sums over groups of distances, for a layer whose bias depends on the query.
 
     Args:
         samples: a layer's queries and keys of each batch.
-        curve: the fitted curve, with which the student's share of the weights is made.
+        curve: the fitted curve; the swapped model's part of the weights is computed with it.
         groups: the group of each of the curve's distances, int64, (N,).
-        causal: whether keys after the query are hidden.
+        causal: whether keys after the query are masked.
         settings: weights of the pairs.
     """
     seen = (curve.weights > 0).all(0)
     names = groups[seen].unique()
-    places = torch.searchsorted(names, groups).clamp(max=len(names) - 1)  # unseen ones weigh nothing: any place will do
+    places = torch.searchsorted(names, groups).clamp(max=len(names) - 1)  # a group without pairs has weight 0
     queries, weights, differences = [], [], []
     for sample, text in _texts(samples):
         queries.append(sample.scaled_queries(text))
@@ -133,20 +134,20 @@ def sum_by_query(
         zeros = pairs.weight.new_zeros(*pairs.weight.shape[:2], len(names))
         weights.append(zeros.scatter_add(-1, place, pairs.weight))
         differences.append(zeros.scatter_add(-1, place, pairs.weight * pairs.difference))
-        del pairs, place  # before the next text's are made
+        del pairs, place  # free the memory before the next text's are computed
     query, weight, difference = (torch.cat(parts, dim=1) for parts in (queries, weights, differences))
     return ContentSums(names, query, weight, difference, samples[0].scaling)
 
 
 def _texts(samples: Sequence[Projections]) -> Iterator[tuple[Projections, int]]:
-    """Yield every text's batch, and its place there: work goes text by text, with the scores of one in memory."""
+    """Yield each text as its batch and its index there. One text at a time bounds the memory for scores."""
     for sample in samples:
         for text in range(len(sample)):
             yield sample, text
 
 
 def _compare(sample: Projections, text: int, curve: Curve, causal: bool, settings: FitSettings) -> Pairs:
-    """Return the pairs of one text, weighed with the curve found so far."""
+    """Return the pairs of one text, weighted with the curve found so far."""
     keys = torch.arange(sample.length, device=curve.values.device)
     distance = compared_queries(sample.length, keys.device)[:, None] - keys[None, :]
     seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
@@ -156,7 +157,7 @@ def _compare(sample: Projections, text: int, curve: Curve, causal: bool, setting
 
 
 def _weigh(stock: Tensor, swapped: Tensor, seen: Tensor, settings: FitSettings) -> Tensor:
-    """Return each pair's weight: the parts' mix of stock attention, swapped attention and none in particular."""
+    """Return each pair's weight: the weighted sum of stock attention, swapped attention and uniform weights."""
     minimum = torch.finfo(torch.float32).min
     weight = (settings.uniform * seen / seen.sum(-1, keepdim=True)).expand_as(stock)
     for part, scores in ((settings.teacher, stock), (settings.student, swapped)):
@@ -167,7 +168,7 @@ def _weigh(stock: Tensor, swapped: Tensor, seen: Tensor, settings: FitSettings) 
 
 @dataclass
 class _Sums:
-    """What one round adds up over all texts; by distance Δ = 1 − L…L − 1, (H, 2L − 1), or by head, (H,)."""
+    """The sums of one round over all texts: by distance Δ = 1 − L…L − 1, (H, 2L − 1), or by head, (H,)."""
 
     weights: Tensor
     weighted: Tensor
@@ -176,12 +177,12 @@ class _Sums:
 
     @classmethod
     def zeros(cls, heads: int, length: int, device: torch.device) -> "_Sums":
-        """Return sums over nothing for texts of up to `length` tokens."""
+        """Return sums of zero for texts of up to `length` tokens."""
         shapes = ((heads, 2 * length - 1), (heads, 2 * length - 1), (heads,), (heads,))
         return cls(*(torch.zeros(shape, device=device) for shape in shapes))
 
     def add(self, pairs: Pairs) -> None:
-        """Add one text: row constants are the weighted means of what the bias leaves."""
+        """Add one text: the constant of a row is the weighted mean of its differences minus the bias."""
         weight, row = pairs.weight, pairs.weight.sum(-1, keepdim=True)
         constant = (weight * (pairs.difference - pairs.bias)).sum(-1, keepdim=True) / row
         target = pairs.difference - constant

@@ -1,9 +1,10 @@
-"""One vector added to all keys of a head, by which a scheme that turns keys says what the old one said of distances.
+"""Key shift: one vector added to all keys of a head, which gives a rotary scheme a bias by distance.
 
-Without position, a query's product with a vector that all keys share is a constant of its row, which softmax does not
-see: the stock model stays what it is. Turned by the distance it is none, q·R(Δ)c. Pretrained queries have a large mean,
-so that this is mostly a function of the distance, a sum of as many cosines as there are pairs, and the rest reads the
-query. The scores are linear in c, so the best one is a matter of least squares.
+Without positions, adding a vector c to all keys adds the same constant q·c to all scores of a query, and softmax
+removes it: the stock model's output does not change. A rotary scheme rotates c by the distance, so it adds q·R(Δ)c,
+which depends on Δ. Pretrained queries have a large mean, so this term is mostly a function of the distance alone, a sum
+of as many cosines as there are rotated pairs; the rest depends on the query. The scores are linear in c, so least
+squares finds the c whose scores are closest to the stock model's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,21 +16,21 @@ from hf_posswap.calibration.fitting import FitSettings, pairs_of
 from hf_posswap.calibration.streams import Projections
 
 EVERY = 4
-"""One in so many compared queries counts: there are d unknowns, and thousands of queries with hundreds of keys each."""
+"""Every `EVERY`-th compared query is used: there are d unknowns, and thousands of queries with hundreds of keys."""
 RIDGE = 1e-3
-"""Added to the products of features, as a share of their mean: what queries hardly read is left alone."""
+"""Ridge on the products of features, as a share of their mean: keeps c small where the queries hardly vary."""
 
 
 def key_shift(
     samples: Sequence[Projections], units: Mapping[int, Tensor], causal: bool, settings: FitSettings
 ) -> Tensor:
-    """Return the vectors that, added to the keys, bring the scores nearest to the stock ones, (Hkv, d), float64.
+    """Return the vectors that, added to the keys, bring the scores closest to the stock ones, (Hkv, d), float64.
 
     Args:
         samples: a layer's queries and keys of each batch.
-        units: by length L of the texts, what the scheme makes of every unit vector as a key, (L, d, d), see
+        units: by length L of the texts, the scheme's transform of every unit vector as a key, (L, d, d), see
             `turned_units`.
-        causal: whether keys after the query are hidden.
+        causal: whether keys after the query are masked.
         settings: weights of the pairs.
     """
     heads, dimension = samples[0].stock_key.shape[1], samples[0].stock_key.shape[3]
@@ -52,16 +53,16 @@ def key_shift(
 
 
 def _normal_equations(query: Tensor, weight: Tensor, difference: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
-    """Return one head's products of features, (d, d), and of features with what they are to explain, (d,).
+    """Return one head's normal equations: the products of features, (d, d), and of features with targets, (d,).
 
     Args:
-        query: scaled and turned queries, (n, d).
-        weight: of each pair, (n, L).
-        difference: stock − swapped scores, (n, L).
-        turned: see `key_shift`.
+        query: scaled and rotated queries, (n, d).
+        weight: the weight of each pair, (n, L).
+        difference: the targets, stock − swapped scores, (n, L).
+        turned: the rotated unit vectors, (L, d, d), see `key_shift`.
     """
     features = torch.einsum("nd,led->nle", query, turned)
-    # Row constants are free: within a row only what differs from its weighted mean counts.
+    # Each row has a free constant, so its weighted mean is subtracted.
     mean = (weight[..., None] * features).sum(1, keepdim=True) / weight.sum(1)[:, None, None]
     features = (features - mean).flatten(0, 1)
     weighted = weight.flatten()[:, None] * features

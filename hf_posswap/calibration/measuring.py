@@ -1,4 +1,4 @@
-"""How good a model is at what it is for: the next token, masked tokens, or the embeddings of the stock model."""
+"""The measure of a model before and after calibration: next-token loss, masked loss or agreement of embeddings."""
 
 from typing import Any, Literal
 
@@ -15,11 +15,11 @@ Quantity = Literal["loss", "masked loss", "agreement"]
 
 
 class Yardstick:
-    """What calibration is judged by, on texts that it was not fitted to.
+    """The measure that decides whether a calibration is kept, on texts that it was not fitted to.
 
-    A model with the head of a language model is measured by its loss: of the next token if it is causal, of masked
-    tokens if it is not and the tokenizer's mask token is known. Every other model is measured by how far its text
-    embeddings, the mean of the last hidden states, agree with the stock model's.
+    A model with a language modelling head is measured by its loss: of the next token if it is causal, of masked tokens
+    if it is an encoder and the tokenizer's mask token is known. Every other model is measured by the cosine of its text
+    embeddings, the mean of the last hidden states, to the stock model's.
 
     Args:
         model: a swapped model.
@@ -27,8 +27,8 @@ class Yardstick:
         tokenizer: the model's tokenizer, for the mask token.
 
     Attributes:
-        quantity: "loss" and "masked loss" are mean −ln p, in nats; "agreement" is 1 − the mean cosine. Less is better.
-        stock: what the stock model is measured at.
+        quantity: "loss" and "masked loss" are mean −ln p, in nats; "agreement" is 1 − the mean cosine. Lower is better.
+        stock: the value of the stock model.
     """
 
     def __init__(self, model: Any, texts: list[Tensor], tokenizer: Any = None) -> None:
@@ -49,7 +49,7 @@ class Yardstick:
 
     @torch.no_grad()
     def measure(self, model: Any) -> float:
-        """Return what the model is measured at as it is now."""
+        """Return the value of the model in its present state."""
         if self.quantity == "loss":
             loss = mean_loss(model, self.texts)
             assert loss is not None
@@ -80,13 +80,13 @@ def _predicts_next(model: Any) -> bool:
 
 
 def _total_loss(logits: Tensor, text: Tensor) -> float:
-    """Return the sum of −ln p over a batch; transformers' own loss of labels warns of GPT-2's config."""
+    """Return the sum of −ln p over a batch. Given labels instead, transformers logs a warning about GPT-2's config."""
     targets = text[:, 1:].flatten().to(logits.device)
     return float(F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum"))
 
 
 def _hide(texts: list[Tensor], tokenizer: Any) -> list[tuple[Tensor, Tensor]]:
-    """Return each batch with some of its tokens masked, and which: the same ones however often it is asked."""
+    """Return each batch with some of its tokens masked, and a mask of these; every call chooses the same tokens."""
     generator = torch.Generator().manual_seed(0)
     never = torch.tensor(tokenizer.all_special_ids)
     found = []

@@ -1,4 +1,4 @@
-"""Calibrate a swapped model: layer after layer, measured before and after, and taken back if it was better before."""
+"""Calibrate a swapped model layer by layer, measure it before and after, and undo a calibration that made it worse."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -28,26 +28,26 @@ from hf_posswap.swapped.questions import (
 
 
 class CalibrationWarning(UserWarning):
-    """Calibration would have made the model worse, and was taken back."""
+    """Calibration would have made the model worse, and was undone."""
 
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """What calibration did.
+    """The result of a calibration.
 
     Attributes:
-        tokens: number of tokens the scheme was fitted to.
-        quantity: what the losses are, by what the model is for: "loss" of the next token or "masked loss", mean −ln p
-            in nats; "agreement", 1 − the mean cosine of the model's text embeddings to the stock model's. None: they
-            were not measured.
-        held_back: number of tokens they were measured on, none of which the scheme was fitted to; 0: there were too few
-            texts, and they were measured on those it was fitted to.
+        tokens: number of tokens that the scheme was fitted to.
+        quantity: the quantity of the losses: "loss" of the next token or "masked loss", both mean −ln p in nats;
+            "agreement", 1 − the mean cosine of the model's text embeddings to the stock model's. None: nothing was
+            measured.
+        held_back: number of held-back tokens that the losses were measured on. 0: there were too few texts to hold any
+            back, and the losses were measured on the texts that the scheme was fitted to.
         loss_stock: loss of the stock model.
-        loss_before: of the swapped model before calibration.
-        loss_after: of the swapped model after it, whether that was kept or not.
-        kept_start: whether the model was better before, so that it has been left as it was.
+        loss_before: loss of the swapped model before calibration.
+        loss_after: loss of the swapped model after calibration, whether calibration was kept or not.
+        kept_start: whether the loss did not fall, so that calibration was undone.
         explained: for each layer and head, the share of the weighted variance of score differences that the curve
-            explains: 1 is all, 0 none. Heads near 0 or below attend by what a bias of the distance cannot say.
+            explains: 1 is all, 0 none. The attention of heads near 0 or below depends on more than the distance.
     """
 
     tokens: int
@@ -74,35 +74,36 @@ def calibrate(
     measure: bool = True,
     tokenizer: Any = None,
 ) -> CalibrationReport:
-    """Fit the parameters of a swapped model's scheme to the stock model's attention, layer after layer.
+    """Fit the parameters of a swapped model's scheme to the stock model's attention, layer by layer.
 
-    RoPE has no parameters, but turns some dimensions of a head faster than others: the heads get coordinates in which
-    the fastest hold what they read least, see `hf_posswap.calibration.alignment`, and keys a vector in common whose
-    turns say what the old mechanism said of distances, see `hf_posswap.calibration.key_shift`. That changes the weights
-    of queries and keys, and nothing that the stock model computes, to rounding.
+    RoPE has no parameters to fit, but it rotates some dimensions of a head faster than others. Calibration of RoPE
+    changes each head's coordinates so that the largest components rotate slowest, see
+    `hf_posswap.calibration.alignment`, and adds a vector to all keys of a head, see `hf_posswap.calibration.key_shift`.
+    This changes the weights of the query and key projections, but not the output of the stock model, to rounding.
 
-    The model is then measured by what it is for, on texts that were held back, and left as it was if it was better so.
+    The model is then measured on texts that were held back: by its loss, or by the agreement of its embeddings with the
+    stock model's. If calibration made it worse, calibration is undone.
 
     Args:
-        model: a swapped model whose scheme has something that calibration can fit; changed in place.
-        batches: token ids, int64, (B, L), each batch of one length and without padding. A row is a text of its own, of
-            2 tokens or more; an encoder's stands between its special tokens, see `text_windows`. A few thousand tokens
-            are enough. Of 5 texts or more, one in nine is held back.
+        model: a swapped model whose scheme has parameters that calibration can fit; changed in place.
+        batches: token ids, int64, (B, L), each batch of one length and without padding. A row is a separate text, of 2
+            tokens or more; for an encoder, between its special tokens, see `text_windows`. A few thousand tokens are
+            enough. Of 5 texts or more, one in nine is held back.
         progress: called with (layers done, layers).
-        settings: how to weigh and iterate. None: the defaults, which measured best.
+        settings: weights and iterations of the fit. None: the defaults, which gave the best results.
         measure: hold texts back and measure the model on them. False: fit to all texts, and keep the fit.
-        tokenizer: the model's tokenizer: a masked language model is measured by masked tokens if it is given, else by
-            how far its embeddings agree with the stock model's.
+        tokenizer: the model's tokenizer. With it a masked language model is measured by its loss on masked tokens,
+            without it by the agreement of its embeddings with the stock model's.
 
     Returns:
-        What was measured, and how well each head was fitted.
+        The losses, and how well each head was fitted.
 
     Warns:
-        CalibrationWarning: the model was better before, and has been left so.
+        CalibrationWarning: calibration made the model worse, and was undone.
 
     Raises:
         NotSwappedError: the model is not swapped.
-        UnsupportedError: the scheme has nothing to fit.
+        UnsupportedError: the scheme has no parameters that calibration can fit.
         CalibrationError: no batches, texts shorter than 2 tokens, or a ramp that has not ended.
     """
     model = plain_model(model)
@@ -152,7 +153,7 @@ def calibrate(
         explained=explained,
     )
     if kept_start:
-        # The decorator is a frame of its own.
+        # stacklevel=3: the decorator adds one stack frame.
         warnings.warn(_says_kept(report, core_of(model).pos_scheme.name), CalibrationWarning, stacklevel=3)
     return report
 
@@ -176,7 +177,7 @@ def _says_kept(report: CalibrationReport, scheme: str) -> str:
 
 
 class _Start:
-    """What calibration may change in a model, as it is before."""
+    """A copy of everything in a model that calibration may change."""
 
     def __init__(self, model: Any) -> None:
         self.base = core_of(model)
@@ -190,14 +191,14 @@ class _Start:
         self.tensors = [(tensor, tensor.detach().clone()) for tensor in tensors]
 
     def put_back(self) -> None:
-        """Give the model what it had, bit for bit."""
+        """Restore the model's state, bit for bit."""
         for tensor, before in self.tensors:
             tensor.copy_(before)
         self.base.pos_rewritten = self.rewritten
 
 
 def _checked(batch: Any) -> Tensor:
-    """Return a batch if it is one of token ids of 2 tokens or more; raise `CalibrationError` if not."""
+    """Return the batch if it holds token ids of texts of 2 tokens or more; raise `CalibrationError` if not."""
     if not isinstance(batch, Tensor) or batch.dim() != 2 or batch.shape[1] < 2 or batch.is_floating_point():
         found = f"a tensor {tuple(batch.shape)} of {batch.dtype}" if isinstance(batch, Tensor) else type(batch).__name__
         raise CalibrationError(
@@ -243,10 +244,10 @@ def calibration_refusal(model: Any) -> str | None:
 
 
 def rewrites_weights(model: Any) -> bool:
-    """Return whether calibrating a swapped model changes the weights of its queries and keys.
+    """Return whether calibrating a swapped model changes the weights of its query and key projections.
 
-    It does if the scheme prefers some dimensions to others, and the heads' coordinates can be chosen: the old mechanism
-    must not turn them.
+    It does if the scheme does not treat all dimensions alike and the heads' coordinates can be chosen, which requires
+    that the native mechanism does not rotate q and k.
     """
     base, architecture = core_of(model), architecture_of(model.config)
     if base.pos_scheme.steady_dimensions() is None or base.pos_scheme.config.keep_native:
@@ -306,11 +307,11 @@ def _fit_layers(
 
 
 SAME_SCORES = 0.05
-"""Relative change of scores up to which other coordinates changed nothing but the rounding of half precision."""
+"""Largest relative change of scores that rounding in half precision explains when coordinates change."""
 
 
 def _centred_scores(query: Tensor, key: Tensor) -> Tensor:
-    """Return the products of the first text's queries and keys, each query's mean taken off: float64, (H, L, L)."""
+    """Return the products of the first text's queries and keys minus each query's mean: float64, (H, L, L)."""
     q, k = query[0].double(), key[0].double()
     scores = q @ k.repeat_interleave(q.shape[0] // k.shape[0], dim=0).mT
     return scores - scores.mean(-1, keepdim=True)
@@ -318,7 +319,7 @@ def _centred_scores(query: Tensor, key: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer about to be fitted, and what reaches it of each batch: the stock model's stream and the swapped one's."""
+    """A layer to be fitted, with its input for each batch in the stock model and in the swapped one."""
 
     base: Any
     architecture: Architecture
@@ -331,9 +332,10 @@ class _Layer:
         return [projections(self.base, self.architecture, self.block, self.attention, *pair) for pair in self.pairs]
 
     def aligned_samples(self, order: Tensor, settings: FitSettings) -> list[Projections]:
-        """Bring heads closer to the stock scores by what the stock model does not notice, and return the samples then.
+        """Change weights so that scores come closer to the stock ones, and return the queries and keys after that.
 
-        First by other coordinates, then by a vector that all keys share. Where neither helps a head, it is left alone.
+        Changes first the coordinates of each head, then adds a vector to all its keys. Neither changes the stock
+        model's output. A change that does not bring a head's scores closer is undone for that head.
         """
         coordinates = Coordinates(self.architecture, self.attention)
         left = self._mismatch(self.samples(), settings)
@@ -355,10 +357,10 @@ class _Layer:
         return samples
 
     def _require_same_scores(self, before: tuple[Tensor, Tensor], coordinates: Coordinates) -> None:
-        """Take other coordinates back where they changed scores: q and k are then not what the weights alone make.
+        """Undo a change of coordinates that changed scores: then the module changes q and k after their projections.
 
         Raises:
-            CalibrationError: they did.
+            CalibrationError: the scores changed.
         """
         after = projected(self.block, self.attention, self.pairs[0][1])
         old, new = (_centred_scores(*pair) for pair in (before, after))
@@ -370,7 +372,7 @@ class _Layer:
             )
 
     def _turned_units(self, head_dim: int) -> "_TurnedUnits":
-        """Return `turned_units` by length of text: texts of one length have the same positions."""
+        """Return a mapping from text length to `turned_units`: texts of one length have the same positions."""
         by_length = {student.hidden.shape[1]: student for _, student in self.pairs}
         return _TurnedUnits(lambda length: turned_units(self.attention, by_length[length], head_dim))
 
@@ -379,13 +381,13 @@ class _Layer:
         return self.architecture.is_causal(self.base.config)
 
     def _mismatch(self, samples: list[Projections], settings: FitSettings) -> Tensor:
-        """Return how far the scores are from the stock ones, for each group of heads that share keys, (Hkv,)."""
+        """Return the mismatch of the scores, summed over each group of heads that share keys, (Hkv,)."""
         heads = samples[0].stock_key.shape[1]
         return mismatch(samples, self._causal, settings).view(heads, -1).sum(1)
 
 
 class _TurnedUnits(dict[int, Tensor]):
-    """Makes what is asked for, and holds one length at a time: texts may be of hundreds of lengths."""
+    """Computes entries on demand and holds one at a time, because texts may have hundreds of lengths."""
 
     def __init__(self, make: Callable[[int], Tensor]) -> None:
         super().__init__()
@@ -398,7 +400,7 @@ class _TurnedUnits(dict[int, Tensor]):
 
 
 def _measure(attention: Any, samples: list[Projections], causal: bool, settings: FitSettings) -> tuple[Curve, Tensor]:
-    """Return a layer's curve, with the sums by query if the scheme asks for them, and the share each head explains."""
+    """Return a layer's curve, with sums by query if the scheme needs them, and each head's explained share."""
     curve, share = fit_curve(samples, causal, settings)
     groups = attention.pos_scheme.content_groups(curve.distances)
     if groups is None:

@@ -1,6 +1,7 @@
-"""What the stock and the swapped model hand from block to block, and the queries and keys each layer makes of it.
+"""Runs the stock and the swapped model block by block, and records the queries and keys of each layer.
 
-Queries and keys are recorded at the attention function, where every family brings them; no projection is run apart.
+Queries and keys are recorded at the attention function, which every family calls with them. So no family's projections
+have to be computed separately.
 """
 
 import inspect
@@ -18,18 +19,18 @@ from hf_posswap.swapped.plan import natively
 from hf_posswap.swapped.written import named
 
 QUERY_STEP = 4
-"""Every fourth query is compared: neighbours say much the same, and all of them would cost four times as much."""
+"""Every fourth query is compared: adjacent queries have similar scores, and all would cost four times as much."""
 
 
 @dataclass
 class Stream:
-    """One model's way through the layers for one batch: what enters the next block.
+    """The state of one model's forward over one batch, between two blocks.
 
     Attributes:
         hidden: hidden states (B, L, D).
         inputs: further arguments and keywords of each block, which may differ by the kind of layer.
-        context: of the swapped model's forward; None in the stock one.
-        done: how many blocks have run.
+        context: the context of the swapped model's forward; None in the stock model.
+        done: number of blocks that have run.
     """
 
     hidden: Tensor
@@ -44,7 +45,7 @@ class Stream:
         self.done += 1
 
     def run(self, block: nn.Module, context: ForwardContext | None = None) -> Any:
-        """Return what the next block makes of the hidden states, with another context if one is given."""
+        """Return the next block's output for the hidden states, with `context` instead of the own one if given."""
         arguments, keywords = self.inputs[self.done]
         context = context or self.context
         handed = {name: context if name == CONTEXT else value for name, value in keywords.items()}
@@ -60,7 +61,7 @@ class Stream:
 class Projections:
     """Queries and keys of one batch in one layer, of the stock model and of the swapped one.
 
-    Scores are made of them one text at a time: those of all batches at once would need tokens · L · H numbers.
+    Scores are computed from them one text at a time: those of all batches together would need tokens · L · H numbers.
 
     Attributes:
         stock_query: the compared queries after the native mechanism, (B, H, n, d); see `compared_queries`.
@@ -68,7 +69,7 @@ class Projections:
         swapped_query: the compared queries after the scheme's transform, (B, H, n, d).
         swapped_key: all keys after the scheme's transform, (B, Hkv, L, d).
         scaling: the factor on q·k.
-        stock_bias: what the stock model adds to its scaled scores, (B|1, H|1, n|1, L), or None.
+        stock_bias: the bias that the stock model adds to its scaled scores, (B|1, H|1, n|1, L), or None.
     """
 
     stock_query: Tensor
@@ -105,12 +106,12 @@ def _scores(query: Tensor, key: Tensor, scaling: float) -> Tensor:
 
 
 def compared_queries(length: int, device: torch.device | None = None) -> Tensor:
-    """Return the indices of the queries that are compared in a text of this length, the last one among them."""
+    """Return the indices of the queries that are compared in a text of this length; they include the last query."""
     return torch.arange((length - 1) % QUERY_STEP, length, QUERY_STEP, device=device)
 
 
 def enter(base: Any, blocks: list[nn.Module], text: Tensor) -> Stream:
-    """Return what enters the first block when the base model reads a text, and what else enters each of them."""
+    """Run the base model on a text; return the input of its first block and the further arguments of each block."""
     inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     first: list[Tensor] = []
     contexts: list[Any] = []
@@ -140,7 +141,7 @@ def _parameters(base: Any) -> tuple[str, ...]:
 
 
 def _stock_record(architecture: Any, block: nn.Module, attention: Any, stream: Stream) -> Recorded:
-    """Return the queries and keys of a stock layer, after its own mechanism, and its own bias if it has one."""
+    """Return the queries and keys of a stock layer after the native mechanism, and its bias if it has one."""
     if architecture.writes_attention:
         return _written_record(architecture, block, attention, stream)
     with seen_through(attention, RECORDER):
@@ -152,7 +153,7 @@ def _stock_record(architecture: Any, block: nn.Module, attention: Any, stream: S
 
 
 def _written_record(architecture: Any, block: nn.Module, attention: Any, stream: Stream) -> Recorded:
-    """Return what `_stock_record` does, of a family whose attention does not use transformers' interface."""
+    """Return what `_stock_record` returns, for a family whose attention does not use transformers' interface."""
 
     def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = named(type(module), args, kwargs)
@@ -170,7 +171,7 @@ def _written_record(architecture: Any, block: nn.Module, attention: Any, stream:
 
 
 def _swapped_record(block: nn.Module, attention: Any, stream: Stream) -> Recorded:
-    """Return the queries and keys of a swapped layer, with its scheme and as they arrived."""
+    """Return the queries and keys of a swapped layer, both after its scheme's transform and before it."""
     assert stream.context is not None
 
     def record(call: Any, pair: tuple[Tensor, Tensor], scaling: float, projected: tuple[Tensor, Tensor]) -> None:
@@ -192,12 +193,12 @@ def projected(block: nn.Module, attention: Any, student: Stream) -> tuple[Tensor
 def projections(
     base: Any, architecture: Architecture, block: nn.Module, attention: Any, teacher: Stream, student: Stream
 ) -> Projections:
-    """Return the queries and keys that a layer makes of one batch, as the stock layer and as the swapped one."""
+    """Return the queries and keys that a layer computes for one batch, as the stock layer and as the swapped one."""
     with natively(base, architecture):
         stock = _stock_record(architecture, block, attention, teacher)
     ours = _swapped_record(block, attention, student)
     compared = compared_queries(ours.q.shape[2], ours.q.device)
-    # Slices are copied and keys made compact, so that nothing else of the fused projection stays in memory.
+    # Copy slices and make keys contiguous, so that the rest of a fused projection does not stay in memory.
     bias = stock.bias
     if bias is not None and bias.shape[-2] > 1:
         bias = bias[..., compared, :]
@@ -207,7 +208,7 @@ def projections(
 
 
 def turned_units(attention: Any, student: Stream, head_dim: int) -> Tensor:
-    """Return what a layer's scheme makes of unit vector e as the key at position j, float32, (L, d, d)[j, e]."""
+    """Return the scheme's transform of unit vector e as the key at position j, float32, (L, d, d)[j, e]."""
     assert student.context is not None
     hidden = student.hidden
     units = torch.eye(head_dim, device=hidden.device)[:, None, None].expand(-1, -1, hidden.shape[1], -1)
@@ -216,6 +217,6 @@ def turned_units(attention: Any, student: Stream, head_dim: int) -> Tensor:
 
 
 def _positioned(attention: Any, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
-    """Return q and k as the scheme turns them in a text that is read whole."""
+    """Return q and k after the scheme's transforms, for a text in one forward without a cache."""
     q, k = attention.pos_scheme.transform(q, k, context.positions, context.prepared)
     return attention.pos_scheme.transform_cached(q, k, context.positions, context.prepared)

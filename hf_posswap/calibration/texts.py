@@ -1,4 +1,4 @@
-"""What calibration reads: windows of one document each, fitted to or held back to measure on."""
+"""The texts of calibration: windows of one document each, for the fit or held back for measuring."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +10,15 @@ from hf_posswap.calibration.fitting import CalibrationError
 from hf_posswap.swapped.tokenizers import special_tokens
 
 HELD_BACK = 9
-"""One in so many texts is not fitted to but measured on."""
+"""One in this many texts is held back for measuring."""
 LEAST_TEXTS = 5
-"""With fewer texts none is held back: each is needed for the fit."""
+"""With fewer texts none is held back, because the fit needs them all."""
 
 
 def text_windows(tokenizer: Any, text: str, length: int, name: str = "the text") -> list[Tensor]:
     """Return a text's tokens as batches of one window each, int64, (1, length), without overlap.
 
-    A window of a BERT-like tokenizer stands between its special tokens, as texts do that its models are used to.
+    A BERT-like tokenizer puts its special tokens around each window, as in the texts that its models were trained on.
 
     Raises:
         CalibrationError: the text is shorter than one window, or a window has no room for any of it.
@@ -29,17 +29,18 @@ def text_windows(tokenizer: Any, text: str, length: int, name: str = "the text")
 def document_windows(tokenizer: Any, texts: Sequence[str], length: int, name: str = "the text") -> list[Tensor]:
     """Return the tokens of documents as batches of one window each, int64, (1, L), without overlap.
 
-    A document is cut into windows of `length` tokens, and what is left of it at its end is not read. One that is
-    shorter is a window of its own.
+    A document is cut into windows of `length` tokens, and the rest at its end is dropped. A document shorter than a
+    window gives one shorter window.
 
     Args:
         tokenizer: the model's tokenizer.
         texts: the documents.
         length: tokens of a window, special tokens included.
-        name: what errors call the texts.
+        name: name of the texts in error messages.
 
     Raises:
-        CalibrationError: the documents together have fewer tokens than one window, or it has no room for any of them.
+        CalibrationError: the documents together have fewer tokens than one window, or a window has no room for any
+            token besides the special ones.
     """
     first, last = (torch.tensor(tokens, dtype=torch.int64) for tokens in special_tokens(tokenizer))
     inner = length - len(first) - len(last)
@@ -64,7 +65,7 @@ def document_windows(tokenizer: Any, texts: Sequence[str], length: int, name: st
 
 
 def hold_back(texts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the texts to fit to and those to measure on, (B, L) each; none of the latter if there are few texts."""
+    """Return the texts to fit to and the texts to measure on, (B, L) each; the second list is empty for few texts."""
     rows = [row[None] for text in texts for row in text]
     if len(rows) < LEAST_TEXTS:
         return list(texts), []
@@ -82,9 +83,9 @@ def tokens_to_read(tokens: int, length: int) -> int:
 
 
 def together(texts: Sequence[Tensor]) -> list[Tensor]:
-    """Put texts of one length into common batches, none with more tokens than the longest text or batch.
+    """Join texts of one length into batches, none with more tokens than the longest text or batch.
 
-    Many short texts would otherwise be read one by one.
+    Without this, many short texts would be run one by one.
     """
     most = max(text.numel() for text in texts)
     by_length: dict[int, list[Tensor]] = {}

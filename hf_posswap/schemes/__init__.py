@@ -1,7 +1,7 @@
-"""What enters a model: the positional schemes, one file each, found by their registration.
+"""The positional schemes, one file each, found by their registration.
 
-Adding a file here is all it takes to add a scheme: every module of this package is imported, and the registry feeds
-the command line, the docs, the capability table and the test matrix.
+To add a scheme, add a file here: every module of this package is imported, and the registry feeds the command line,
+the docs, the capability table and the test matrix.
 """
 
 import importlib
@@ -67,18 +67,18 @@ def parse_scheme(text: str) -> SchemeConfig:
 
 
 def scheme_text(config: SchemeConfig, facts: ModelFacts) -> str:
-    """Return the shortest text that means `config` in a model: `parse_scheme` and `resolve` give it back.
+    """Return the shortest text for `config`: `parse_scheme`, then `resolve` with the same facts, returns `config`.
 
     Args:
         config: a resolved config.
-        facts: of the model that it was resolved for.
+        facts: the facts of the model that `config` was resolved for.
     """
     kept = {name: getattr(config, name) for name in config.option_names()}
     for name in config.option_names():
         fewer = {other: value for other, value in kept.items() if other != name}
         try:
             resolved = type(config).from_options(fewer).resolve(facts)
-        except SchemeConfigError:  # another option needs this one
+        except SchemeConfigError:  # another option requires this one, so it cannot be dropped
             continue
         if resolved == config:
             kept = fewer
@@ -88,10 +88,10 @@ def scheme_text(config: SchemeConfig, facts: ModelFacts) -> str:
 
 
 def as_config(pos_scheme: str | dict[str, Any] | SchemeConfig) -> SchemeConfig:
-    """Return the config that a user's `pos_scheme` means: a name (or "name:variant:option=value"), a dict or a config.
+    """Return the config for a user's `pos_scheme`: a name (or "name:variant:option=value"), a dict or a config.
 
     Raises:
-        SchemeConfigError: something else, or a dict without "name".
+        SchemeConfigError: `pos_scheme` is of another type, or a dict without "name".
         UnknownNameError: no such scheme.
     """
     if isinstance(pos_scheme, SchemeConfig):

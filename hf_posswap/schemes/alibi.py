@@ -69,7 +69,7 @@ class AlibiConfig(SchemeConfig):
 
 
 class AlibiLayer(SchemeLayer):
-    """Hands the layer its bias; holds the logarithms of the slopes if each layer has its own."""
+    """Returns the bias of one layer; holds the logarithms of the slopes if each layer has its own."""
 
     def __init__(self, scheme: "Alibi") -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class AlibiLayer(SchemeLayer):
         return alibi_bias(self.log_slopes.float().exp(), positions, self.config)
 
     def fit(self, curve: Curve) -> bool:
-        """The slope with which the form's penalty explains each head's curve best, if the layer's slopes learn."""
+        """Set each head's slope to the least-squares fit of its curve, if this layer has trainable slopes."""
         if self.log_slopes is None:
             return False
         with torch.no_grad():
@@ -108,7 +108,7 @@ def alibi_bias(slopes: Tensor, positions: Positions, config: AlibiConfig) -> Bia
 
 
 def unit_penalty(distances: Tensor, num_heads: int, config: AlibiConfig) -> Tensor:
-    """Return what a slope of 1 takes off at distances (N,) in the config's form: float32, (H, N)."""
+    """Return the penalty with slope 1 at distances (N,) in the config's form: float32, (H, N)."""
     if config.form == "causal":
         return distances.float().expand(num_heads, -1)
     return -_encoder_values(torch.ones(num_heads, device=distances.device), distances, config)
@@ -139,9 +139,10 @@ class Alibi(Scheme):
     """A bias of −m_h·Δ on the scaled scores, with a fixed slope m_h per head.
 
     Encoder forms: `symmetric` −m·|Δ| (MosaicBERT, Jina v2); `offset` −m·(|Δ| + o·[Δ < 0]), so that left and right
-    differ; `one-sided`, where the first half of the heads sees only the left and the second half only the right, each
-    half with the slopes of H/2 heads; `two-slope`, with another slope to the right. The paper is about causal models
-    only; these forms follow its authors' later advice, and the constants of `offset` and `two-slope` are our choice.
+    differ; `one-sided`, where the first half of the heads attends only to the left and the second half only to the
+    right, each half with the slopes of H/2 heads; `two-slope`, with a different slope to the right. The paper covers
+    causal models only. These forms follow its authors' later advice; this package chose the constants of `offset` and
+    `two-slope`.
     """
 
     name = "alibi"
@@ -197,7 +198,7 @@ class Alibi(Scheme):
         return alibi_bias(self.slopes().to(positions.query.device), positions, self.config)
 
     def fit(self, curves: list[Curve]) -> bool:
-        """The slopes that explain the curves of all layers best, if shared slopes learn."""
+        """Set the slopes to the least-squares fit of all layers' curves, if the layers share trainable slopes."""
         if self.log_slopes is None:
             return False
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """The contract of a positional scheme: its config, the hooks through which it acts, and the facts it declares.
 
-A scheme knows torch only: no model, no transformers. What it must know of a model comes as `ModelFacts`.
+A scheme depends on torch only, not on a model class or on transformers. It gets the properties of the model that it
+needs as `ModelFacts`.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from hf_posswap.schemes.stock_forms import StockForm
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a scheme may know about the model it enters.
+    """The properties of a model that a scheme may depend on.
 
     Attributes:
         architecture: the family's name, such as "gpt2".
@@ -30,16 +31,16 @@ class ModelFacts:
         num_key_value_heads: key and value heads (fewer than H under grouped-query attention).
         head_dim: d.
         num_layers: number of layers.
-        train_length: longest text the stock model was trained to read.
+        train_length: length of the longest texts, in tokens, that the stock model was trained on.
         causal: whether self-attention is causal.
-        native: name of the scheme the stock model has.
-        embedding_rms: root mean square of the token embeddings of a model without a position table; with one, 1; None
-            if the weights are not in memory.
+        native: name of the scheme that the stock model has.
+        embedding_rms: root mean square of the token embeddings if the model has no position table, and 1 if it has
+            one. None if the weights are not in memory.
         native_rope: the stock model's RoPE options, if it has RoPE (fields of `RopeConfig`); None if they are unknown.
-        native_rope_unread: why they are unknown, if it has RoPE and they are.
+        native_rope_unread: the reason why `native_rope` is unknown, if the model has RoPE and its options are unknown.
         native_table: the stock position table (rows, D), if it has one.
-        turns_whole_heads: whether a scheme may turn q and k itself, and so cache keys unturned: the model has no
-            rotation, or one of whole heads by halves.
+        turns_whole_heads: whether a scheme may rotate q and k itself, and so cache unrotated keys. True if the model
+            has no rotation, or one that rotates all dimensions of a head and pairs dimension n with n + d/2.
     """
 
     architecture: str
@@ -73,7 +74,7 @@ class SchemeConfig:
 
     name: ClassVar[str] = ""
     variant_option: ClassVar[str | None] = None
-    """The option that `name:variant` on the command line sets."""
+    """The name of the option that `name:variant` sets on the command line."""
 
     layers: tuple[int, ...] | None = option(
         None, "Layers to act in, counted from 0; elsewhere a per-layer native mechanism stays. None: all.", minimum=0
@@ -89,7 +90,7 @@ class SchemeConfig:
         self.validate()
 
     def validate(self) -> None:
-        """Check what concerns several options together; raise `SchemeConfigError`."""
+        """Check options against each other; raise `SchemeConfigError` if they contradict."""
 
     def resolve(self, facts: ModelFacts) -> Self:
         """Return the config with every open option filled in from the model, as it is stored in checkpoints."""
@@ -124,7 +125,7 @@ class SchemeConfig:
         """Make a config from options written as text, as on the command line.
 
         Raises:
-            SchemeConfigError: an unknown option, or a text that is no value of it.
+            SchemeConfigError: an unknown option, or a text that is not a value of its type.
         """
         hints = option_types(cls)
         options: dict[str, Any] = {}
@@ -136,12 +137,12 @@ class SchemeConfig:
             try:
                 options[key] = from_text(text, hints[key])
             except TypeError:
-                options[key] = text  # construction names the value, the option and what it must be
+                options[key] = text  # the constructor raises the error, with the option, its value and its type
         return cls.from_options(options)
 
 
 class SchemeLayer(nn.Module):
-    """What a scheme does in one attention layer, with the parameters that live there. Every hook defaults to nothing.
+    """The part of a scheme in one attention layer, with the parameters of that layer. By default no hook does anything.
 
     `prepared` is what `Scheme.prepare` returned for this forward.
     """
@@ -149,14 +150,14 @@ class SchemeLayer(nn.Module):
     mixes_values: ClassVar[bool] = False
     """Whether `mix` adds to the output, which then needs the attention weights."""
     scales_in_prepare: ClassVar[bool] = False
-    """Whether `Scheme.prepare_at` is all that a ramp takes for the transforms, see there."""
+    """Whether `Scheme.prepare_at` alone applies a ramp's share to the transforms, see there."""
 
     enters_attention: ClassVar[bool] = False
-    """Whether any hook below does something, so that the layer's attention has to run through the scheme."""
+    """Whether the class overrides any hook below, so that the layer's attention has to call the scheme."""
     transforms: ClassVar[bool] = False
-    """Whether any of them changes queries or keys, so that new keys have to be seen on their way into the cache."""
+    """Whether the class overrides a hook that changes queries or keys, and so has to run before keys are cached."""
     adds_bias: ClassVar[bool] = False
-    """Whether any of them reads the distance of a query and a key, in a bias or on the value side."""
+    """Whether the class overrides a hook that depends on the distance of a query and a key: a bias, or the value side."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -169,7 +170,7 @@ class SchemeLayer(nn.Module):
         return any(getattr(cls, name) is not getattr(SchemeLayer, name) for name in hooks)
 
     def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
-        """Change the queries q (B, H, Lq, d); nothing of them is cached."""
+        """Change the queries q (B, H, Lq, d). Queries are not cached."""
         return q
 
     def transform_key(self, k: Tensor, positions: Positions, prepared: Any) -> Tensor:
@@ -177,7 +178,7 @@ class SchemeLayer(nn.Module):
         return k
 
     def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
-        """Change q (B, H, Lq, d) and the new keys k (B, Hkv, Lq, d) as before the cache."""
+        """Apply `transform_query` to q (B, H, Lq, d) and `transform_key` to the new keys k (B, Hkv, Lq, d)."""
         return self.transform_query(q, positions, prepared), self.transform_key(k, positions, prepared)
 
     def transform_cached(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
@@ -200,14 +201,15 @@ class SchemeLayer(nn.Module):
         raise TypeError(f"{type(self).__name__} does not mix values")
 
     def content_groups(self, distances: Tensor) -> Tensor | None:
-        """Return the group of each distance, any int64 in its shape, over which `fit` needs sums by query.
+        """Return a group number for each distance (any int64, same shape): `fit` needs the sums over each group.
 
-        For a bias that reads the query: its layer finds the sums in `Curve.content`. None: the curve is enough.
+        A scheme whose bias depends on the query overrides this and finds the sums, by query, in `Curve.content`.
+        None: `fit` needs only the curve.
         """
         return None
 
     def fit(self, curve: Curve) -> bool:
-        """Set the layer's own parameters to what explains `curve` best; return whether there was anything to set."""
+        """Fit the layer's own parameters to `curve`; return whether the layer has any."""
         return False
 
 
@@ -229,14 +231,14 @@ class Scheme(nn.Module):
     config_class: ClassVar[type[SchemeConfig]]
 
     acts_in_layers: ClassVar[bool] = True
-    """False if the scheme enters at the embeddings only."""
+    """False if the scheme acts at the embeddings only."""
     supports_encoder: ClassVar[bool] = True
     encoder_refusal: ClassVar[str] = ""
-    """Why an encoder cannot take the scheme, if it cannot."""
+    """Why an encoder cannot use the scheme; empty if it can."""
     calibration_refusal: ClassVar[str] = ""
-    """Why calibration can fit none of the scheme's parameters, if it has some and it cannot."""
+    """Why calibration can fit none of the scheme's parameters; empty if it can, or if the scheme has none."""
     stock_form: ClassVar[type[StockForm] | None] = None
-    """What the scheme is in a stock model, if stock models have a word for it."""
+    """The kind of stock mechanism that the scheme can be exported as; None if there is none."""
 
     def __init__(self, config: SchemeConfig, facts: ModelFacts) -> None:
         super().__init__()
@@ -245,7 +247,7 @@ class Scheme(nn.Module):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """Return why this model cannot take the scheme with these options, or None if it can."""
+        """Return why this model cannot use the scheme with these options, or None if it can."""
         return None
 
     def longest_position(self) -> int | None:
@@ -253,41 +255,42 @@ class Scheme(nn.Module):
         return None
 
     def made_for(self) -> int | None:
-        """Return the length of the texts that the scheme is made to read, or None if it is made for any length."""
+        """Return the text length that the scheme is designed for, or None if it is designed for any length."""
         return self.longest_position()
 
     def brings_whole_table(self) -> bool:
-        """Return whether what the scheme embeds takes the place of a position table altogether, mean row included."""
+        """Return whether the embedded vectors replace the position table completely, its mean row included."""
         return False
 
     def symmetric(self) -> bool:
-        """Return whether, in an encoder, left and right are alike: such a model cannot tell a text from its mirror."""
+        """Return whether an encoder with this scheme treats Δ and −Δ alike, and so cannot detect a reversed text."""
         return False
 
     def length_dependent(self) -> bool:
-        """Return whether what a token computes depends on the total text length, not only on what precedes it."""
+        """Return whether a token's output depends on the total text length, not only on the tokens before it."""
         return False
 
     def turns_keys(self) -> bool:
-        """Return whether the scheme turns pairs of dimensions, as a model's own rotation may do."""
+        """Return whether the scheme rotates pairs of dimensions of q and k, as a model's own RoPE does."""
         return False
 
     def enters_as_angles(self) -> bool:
-        """Return whether the scheme is other angles for a model's own rotation, which `prepare` then returns."""
+        """Return whether the scheme only replaces the angles of the model's own RoPE; `prepare` then returns them."""
         return False
 
     def is_native(self) -> bool:
-        """Return whether the scheme is what the model has, so that nothing of it is to be changed."""
+        """Return whether the scheme equals the model's native mechanism, so that the model stays unchanged."""
         return False
 
     def keeps_raw_keys(self) -> bool:
-        """Return whether keys are cached untransformed, because their transformation changes with the text length."""
+        """Return whether keys are cached untransformed, because their transform depends on the text length."""
         return False
 
     def steady_dimensions(self) -> Tensor | None:
-        """Return the head dimensions, int64 (d,), from the one whose part of a score changes least with the distance.
+        """Return the head dimensions, int64 (d,), ordered by how much their part of a score changes with the distance.
 
-        Calibration then puts there what each head reads most. None: the scheme treats them alike.
+        The dimension that changes least comes first. Calibration moves the largest components of each head's queries
+        and keys to the first ones. None: the scheme treats all dimensions alike.
         """
         return None
 
@@ -296,28 +299,29 @@ class Scheme(nn.Module):
         return None
 
     def prepare(self, positions: Positions) -> Any:
-        """Compute once per forward what depends on positions only; every layer's hooks receive it."""
+        """Compute, once per forward, the values that depend on positions only; every layer's hooks receive them."""
         return None
 
     def prepare_at(self, positions: Positions, share: Tensor) -> Any:
-        """Compute what `prepare` does, for a ramp that has brought the scheme to a share 0…1 (0-dim) of its strength.
+        """Compute what `prepare` computes, for a ramp that applies the scheme at a share 0…1 (0-dim) of its strength.
 
-        By default the layers' transforms stay whole, and q and k are blended linearly with what they make of them. That
-        is wrong for turns: between a vector and a turned one lies a shorter one, and its length would depend on the
-        absolute position. A scheme that turns q and k scales its angles here and has `SchemeLayer.scales_in_prepare`.
+        By default this returns the full strength, and the ramp blends q and k linearly with their transforms. A linear
+        blend is wrong for rotations: the mean of a vector and its rotation is shorter than the vector, by an amount
+        that depends on the absolute position. A scheme that rotates q and k scales its angles here and sets
+        `SchemeLayer.scales_in_prepare`.
         """
         return self.prepare(positions)
 
     def fit(self, curves: list[Curve]) -> bool:
-        """Set the parameters that layers share to what explains their curves best; return whether there are any."""
+        """Fit the parameters that layers share to all layers' curves; return whether there are any."""
         return False
 
     def make_layer(self, layer_index: int) -> SchemeLayer:
-        """Make the module that acts in one layer."""
+        """Return the scheme's module for one layer."""
         return SchemeLayer()
 
     def as_stock(self) -> StockForm:
-        """Return what the scheme, with its options, is in a stock model: a `stock_form`.
+        """Return the stock mechanism, an instance of `stock_form`, that equals the scheme with its options.
 
         Raises:
             UnsupportedError: no stock model computes the same; the message gives the reason.
@@ -334,10 +338,10 @@ def register_scheme(scheme: type[Scheme]) -> type[Scheme]:
 
 
 def check_supported(config: SchemeConfig, facts: ModelFacts) -> None:
-    """Refuse a scheme that cannot enter the model, or would do nothing in it.
+    """Refuse a scheme that the model cannot use, or that would have no effect in it.
 
     Raises:
-        UnsupportedError: the cell of the capability table does not hold; the message gives the reason.
+        UnsupportedError: the model cannot use the scheme; the message gives the reason.
         SchemeConfigError: the config's layers do not exist, or the options would have no effect on this model.
     """
     scheme = schemes.get(config.name)

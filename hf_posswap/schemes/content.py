@@ -1,4 +1,4 @@
-"""What calibration measures for schemes whose bias reads the query: sums by query, and least squares in vectors."""
+"""Calibration of schemes whose bias depends on the query: sums by query, and least squares for vectors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 STEPS = 100
-"""Most steps of conjugate gradients; thanks to the preconditioner ten to twenty reach the tolerance."""
+"""Maximum steps of conjugate gradients. With the preconditioner, ten to twenty reach the tolerance."""
 TOLERANCE = 1e-6
 """Conjugate gradients stop when the preconditioned residual has shrunk by this factor."""
 
@@ -16,12 +16,12 @@ TOLERANCE = 1e-6
 class ContentSums:
     """Stock − swapped scores of one layer, summed for each query over groups of relative distances.
 
-    That is all that least squares needs in order to fit a bias q·a_g, with a vector a_g for each group g and a free
-    constant for each query: Σ w·(difference − constant − q·a_g)² over all pairs of query and key.
+    These sums are sufficient to fit a bias q·a_g by least squares, with a vector a_g for each group g and a free
+    constant for each query: minimise Σ w·(difference − constant − q·a_g)² over all pairs of query and key.
 
     Attributes:
-        groups: names of the G groups that have pairs, int64, (G,), ascending.
-        query: scaled queries, as they meet the bias: float32, (H, n, d).
+        groups: numbers of the G groups that have pairs, int64, (G,), ascending.
+        query: scaled queries, as the bias gets them: float32, (H, n, d).
         weights: total weight of a query's pairs in each group, float32, (H, n, G).
         differences: their differences times their weights, float32, (H, n, G).
         scaling: the factor on q·k that is in `query`.
@@ -39,11 +39,11 @@ class ContentSums:
         return replace(self, **parts)
 
     def coefficients(self, ridge: float, basis: Tensor | None = None) -> Tensor:
-        """Return X with which the vectors basis·X explain the differences best: float64, on the CPU, (H, m, d).
+        """Return the X whose vectors basis·X fit the differences best: float64, on the CPU, (H, m, d).
 
-        Exact least squares with each query's constant eliminated, plus a penalty λ·|X|², by conjugate gradients. They
-        are preconditioned with what the normal matrix would be if queries and weights were independent, a Kronecker
-        product, so that a few steps do what a matrix of (m·d)² would be needed for.
+        Solves the least-squares problem, with each query's constant eliminated and a penalty λ·|X|², by conjugate
+        gradients. The preconditioner is the normal matrix under the assumption that queries and weights are
+        independent, a Kronecker product. So a few steps suffice, and no matrix of (m·d)² entries is stored.
 
         Args:
             ridge: λ > 0, as a share of a group's mean weight times the mean square of a query's entries.
@@ -76,7 +76,7 @@ class ContentSums:
 def conjugate_gradients(
     apply: Callable[[Tensor], Tensor], precondition: Callable[[Tensor], Tensor], wanted: Tensor
 ) -> Tensor:
-    """Solve apply(x) = wanted for symmetric positive operators, one for each entry of the first dimension.
+    """Solve apply(x) = wanted for symmetric positive definite operators, one for each index of the first dimension.
 
     Args:
         apply: the operators, on (H, m, d).
@@ -104,7 +104,9 @@ def _inner(left: Tensor, right: Tensor) -> Tensor:
 
 
 def log_groups(distances: Tensor, exact: int = 32, per_octave: int = 8) -> Tensor:
-    """Return a group for each distance: one each up to `exact`, then so many for each doubling; negative for Δ < 0.
+    """Return a group number for each distance: one group per distance up to `exact`, then `per_octave` per doubling.
+
+    The numbers are negative for Δ < 0.
 
     Args:
         distances: int64, (N,).

@@ -1,4 +1,4 @@
-"""What calibration measures of one layer: each head's preference for each distance, and how much it rests on."""
+"""The result of calibration's measurement of one layer: a bias for each head and distance, and its weight."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +9,9 @@ from torch import Tensor
 from hf_posswap.schemes.content import ContentSums
 
 SMOOTHING = 0.08
-"""Half width of the smoothing window, as a share of the distance: narrow near the query, wide where pairs are few."""
+"""Half width of the smoothing window, as a share of the distance: wider at large distances, which have fewer pairs."""
 TINY = 1e-12
-"""Keeps a mean over nothing at zero."""
+"""Smallest sum of weights to divide by, so that a weighted mean without any weight is zero."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Curve:
 
     Attributes:
         distances: int64, (N,), ascending by one.
-        values: float32, (H, N); the bias that explains the old mechanism's scores best.
-        weights: float32, (H, N), ≥ 0; total weight of the pairs at each distance. 0: never seen.
-        content: the layer's sums by query, if it asked for them by `SchemeLayer.content_groups`.
+        values: float32, (H, N); the bias that fits the old mechanism's scores best.
+        weights: float32, (H, N), ≥ 0; total weight of the pairs at each distance. 0: the distance did not occur.
+        content: the layer's sums by query, if `SchemeLayer.content_groups` returned groups.
     """
 
     distances: Tensor
@@ -31,12 +31,12 @@ class Curve:
     content: ContentSums | None = None
 
     def centred(self) -> "Curve":
-        """Return the curve with a weighted mean of 0 for each head; softmax sees no difference."""
+        """Return the curve minus its weighted mean for each head; the result of softmax does not change."""
         total = self.weights.sum(1, keepdim=True).clamp(min=TINY)
         return replace(self, values=self.values - (self.weights * self.values).sum(1, keepdim=True) / total)
 
     def smoothed(self) -> "Curve":
-        """Return the curve averaged, by weight, over distances within a share of each other."""
+        """Return the weighted moving average of the curve, over a window whose width grows with the distance."""
         width = (SMOOTHING * self.distances.abs().float()).floor()
         near = (self.distances[:, None] - self.distances[None, :]).abs() <= width[:, None]
         kernel = near.to(self.values.dtype)
@@ -44,13 +44,13 @@ class Curve:
         return replace(self, values=((self.weights * self.values) @ kernel.t()) / total)
 
     def at(self, wanted: Tensor) -> Tensor:
-        """Return the values (H, M) at distances (M,); those never seen take the nearest seen distance's."""
+        """Return the values (H, M) at distances (M,); a distance without weight takes the nearest one with weight."""
         seen = self.distances[(self.weights > 0).all(0)]
         nearest = (wanted[:, None] - seen[None, :]).abs().argmin(dim=1)
         return self.values[:, seen[nearest] - self.distances[0]]
 
     def mean_by_group(self, groups: Tensor, count: int) -> Tensor:
-        """Return the weighted mean (H, count) of the values in each group; empty groups take the nearest full one's.
+        """Return the weighted mean (H, count) of the values in each group; an empty group takes the nearest other one.
 
         Args:
             groups: the group of each distance, int64, (N,).
@@ -78,15 +78,15 @@ def pooled(curves: Sequence[Curve]) -> Curve:
 
 
 def fitted_slopes(curves: Sequence[Curve], penalty: Tensor | None = None, smallest: float = 1e-6) -> Tensor:
-    """Return the slope m ≥ smallest, (H,), with which c − m·penalty(Δ) explains each head's curves best.
+    """Return the slope m ≥ smallest, (H,), with which c − m·penalty(Δ) fits each head's curves best.
 
-    Weighted least squares over all curves at once, with a constant c of its own for each curve. The mean of each
-    curve's own slope would be another thing: slopes of rising curves would enter as the smallest one.
+    Solves one weighted least-squares problem over all curves, with a separate constant c for each curve. This differs
+    from the mean of the curves' own slopes, in which the slope of a rising curve would be clamped to `smallest`.
 
     Args:
-        curves: of one or several layers, over the same distances.
-        penalty: float32, (H, N) or (N,); infinite where a pair is hidden. None: |Δ|.
-        smallest: slope of heads that would do better with one of 0 or below.
+        curves: curves of one or several layers, over the same distances.
+        penalty: float32, (H, N) or (N,); infinite where a pair is masked. None: |Δ|.
+        smallest: the slope of heads whose best slope is smaller.
     """
     distances = curves[0].distances
     x = distances.abs().float() if penalty is None else penalty

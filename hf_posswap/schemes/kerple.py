@@ -15,11 +15,11 @@ from hf_posswap.schemes.curves import Curve, fitted_slopes
 from hf_posswap.schemes.relative import bias_by_distance
 
 SMALLEST = 0.01
-"""Where the authors' code ends the parameters' range; the random start keeps this far from its ends."""
+"""Lower bound of the parameters in the authors' code; the random start keeps this distance from both bounds."""
 WIDEST_POWER = 2.0
-"""Beyond it −|Δ|^p is no conditionally positive definite kernel (equation 4)."""
+"""Above it −|Δ|^p is not a conditionally positive definite kernel (equation 4)."""
 SEARCH = {"log": (-7.0, 7.0), "power": (-4.0, 4.0)}
-"""Where calibration looks for the raw shape: a of 0.001 to 7 in the log form, p of 0.04 to 1.96 in the power form."""
+"""Range that calibration searches for the raw shape: a from 0.001 to 7 (log form), p from 0.04 to 1.96 (power form)."""
 SEARCH_POINTS = 33
 SEARCH_ROUNDS = 3
 
@@ -37,12 +37,12 @@ class KerpleConfig(SchemeConfig):
 
 
 class Kernel(nn.Module):
-    """p and a of every head, free of constraints: raw numbers that map to positive ones.
+    """p and a of every head, stored as unconstrained raw numbers that map to positive ones.
 
     Args:
         heads: H.
         form: "log" or "power".
-        generator: draws the start.
+        generator: random generator for the initial values.
     """
 
     def __init__(self, heads: int, form: str, generator: torch.Generator) -> None:
@@ -62,9 +62,10 @@ class Kernel(nn.Module):
 
     @torch.no_grad()
     def fit(self, curves: Sequence[Curve]) -> None:
-        """Set p and a of every head to what explains the curves best, by weighted least squares.
+        """Fit p and a of every head to the curves by weighted least squares.
 
-        The bias is a factor, found exactly, times a shape, which is searched for on ever finer grids.
+        The bias is a factor times a shape. The best factor has a closed form; the shape is searched for on successively
+        finer grids.
         """
         heads = curves[0].values.shape[0]
         low, high = (torch.full((heads,), end, device=curves[0].values.device) for end in SEARCH[self.form])
@@ -86,7 +87,7 @@ def inverse_softplus(values: Tensor) -> Tensor:
 
 
 def unit_penalty(distance: Tensor, raw_shape: Tensor, form: str) -> Tensor:
-    """Return what a factor of 1 takes off: ln(1 + a·|Δ|) or |Δ|^p, float32, in the shape of both broadcast.
+    """Return the penalty with a factor of 1: ln(1 + a·|Δ|) or |Δ|^p, float32, in the broadcast shape of both inputs.
 
     Args:
         distance: Δ.
@@ -100,7 +101,7 @@ def unit_penalty(distance: Tensor, raw_shape: Tensor, form: str) -> Tensor:
 
 
 def squared_error(curves: Sequence[Curve], raw_shape: Tensor, form: str) -> Tensor:
-    """Return what the best factor of each head's shape (H,) leaves of the curves' weighted variance, (H,)."""
+    """Return the curves' weighted squared error, (H,), for each head's shape (H,) with the best factor."""
     penalty = unit_penalty(curves[0].distances, raw_shape[:, None], form)
     bias = -fitted_slopes(curves, penalty)[:, None] * penalty
     left = [Curve(curve.distances, curve.values - bias, curve.weights).centred() for curve in curves]
@@ -108,7 +109,7 @@ def squared_error(curves: Sequence[Curve], raw_shape: Tensor, form: str) -> Tens
 
 
 class KerpleLayer(SchemeLayer):
-    """Hands the layer its bias; holds the kernel if each layer has its own."""
+    """Returns the bias of one layer; holds the kernel if each layer has its own."""
 
     def __init__(self, kernel: Kernel | None) -> None:
         super().__init__()
@@ -119,7 +120,7 @@ class KerpleLayer(SchemeLayer):
         return prepared if self.kernel is None else bias_by_distance(positions, self.kernel.values)
 
     def fit(self, curve: Curve) -> bool:
-        """Take the p and a that explain the layer's curve best, if it has its own."""
+        """Fit p and a to the layer's curve, if the layer has its own."""
         if self.kernel is None:
             return False
         self.kernel.fit([curve])
@@ -130,9 +131,9 @@ class KerpleLayer(SchemeLayer):
 class Kerple(Scheme):
     """A bias of −p·ln(1 + a·|Δ|), or of −a·|Δ|^p, with p and a learned per head.
 
-    Both stay positive through softplus, p of the power form below 2 through a sigmoid, where the authors' code clamps
-    them after each step. The power form with p = 1 is ALiBi with learned slopes. In encoders the bias is symmetric; the
-    paper is about causal models only.
+    Softplus keeps both positive, and a sigmoid keeps p of the power form below 2; the authors' code clamps them after
+    each step instead. The power form with p = 1 is ALiBi with learned slopes. In encoders the bias is symmetric; the
+    paper covers causal models only.
     """
 
     name = "kerple"
@@ -153,7 +154,7 @@ class Kerple(Scheme):
         self.kernel = None if config.per_layer else self.make_kernel(0)
 
     def make_kernel(self, layer_index: int) -> Kernel:
-        """Return a kernel whose start follows from the seed and the layer."""
+        """Return a kernel whose initial values depend on the seed and the layer only."""
         generator = torch.Generator().manual_seed(self.config.seed + layer_index)
         return Kernel(self.facts.num_heads, self.config.form, generator)
 
@@ -166,7 +167,7 @@ class Kerple(Scheme):
         return None if self.kernel is None else bias_by_distance(positions, self.kernel.values)
 
     def fit(self, curves: list[Curve]) -> bool:
-        """Take the p and a that explain the curves of all layers best, if they share them."""
+        """Fit p and a to the curves of all layers, if the layers share them."""
         if self.kernel is None:
             return False
         self.kernel.fit(curves)

@@ -14,7 +14,7 @@ from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, option, re
 from hf_posswap.schemes.stock_forms import AddedVectors
 
 NEW_TABLE_STD = 0.02
-"""Standard deviation of a table that starts from nothing (GPT-2's and BERT's initialisation)."""
+"""Standard deviation of a randomly initialised table (as in GPT-2 and BERT)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class LearnedConfig(SchemeConfig):
     alpha: float = option(0.4, "α of the hierarchical extension.", above=0, maximum=0.499)
 
     def validate(self) -> None:
-        """Refuse a way to extend, and an α, that nothing reads."""
+        """Refuse `extend` and `alpha` where they would have no effect."""
         if self.extend != "interpolate" and self.length is None:
             raise SchemeConfigError(
                 f"learned option extend={self.extend!r} says how a longer table is made from the model's own: give its "
@@ -114,7 +114,7 @@ class Learned(Scheme):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """A table cannot shrink, a hierarchical one has an end, and none cannot be made longer."""
+        """Refuse a shorter table, a hierarchical one beyond its limit, and an extension of a table that is missing."""
         assert isinstance(config, LearnedConfig)
         if facts.native_table is None and config.extend != "interpolate":
             return f"it has no position table that extend={config.extend!r} could make longer. Leave extend out."

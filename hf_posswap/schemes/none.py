@@ -25,7 +25,7 @@ class NoneConfig(SchemeConfig):
     original_length: int | None = option(None, "T of the recalibration. None: the model's train length.", minimum=1)
 
     def validate(self) -> None:
-        """Refuse what would do nothing."""
+        """Refuse options that would have no effect."""
         if self.keep_native and self.recalibration == 0:
             raise SchemeConfigError(
                 "scheme 'none' with keep_native=True changes nothing: leave out keep_native, or set recalibration > 0."
@@ -37,7 +37,7 @@ class NoneConfig(SchemeConfig):
 
 
 class NoneLayer(SchemeLayer):
-    """Scales the queries by DroPE's recalibration, if it is on."""
+    """Scales the queries by DroPE's recalibration factor, if recalibration is on."""
 
     def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
         """See `SchemeLayer.transform_query`."""
@@ -46,7 +46,7 @@ class NoneLayer(SchemeLayer):
 
 @register_scheme
 class NoPositions(Scheme):
-    """Nothing tells positions apart but the causal mask.
+    """No positional mechanism: only the causal mask depends on positions.
 
     DroPE's recalibration (2512.12167) scales all logits by the total text length n. Here n is each query's own
     position plus one, so that a token's output does not depend on what follows it and decoding with a cache equals
@@ -71,7 +71,7 @@ class NoPositions(Scheme):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """A position table cannot be taken out of some layers only."""
+        """Refuse `layers` in a model with a position table, which acts in all layers."""
         if config.layers is not None and facts.native_table is not None:
             return (
                 f"its positions enter once, at the embeddings, so they cannot be left out of layers "

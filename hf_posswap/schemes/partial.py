@@ -1,4 +1,4 @@
-"""A scheme's layer at a share of its strength, as it acts on a ramp from the old mechanism."""
+"""A scheme's layer at a share of its strength, for a ramp from the old mechanism to the scheme."""
 
 from typing import Any
 
@@ -19,7 +19,9 @@ def blend(old: Tensor, new: Tensor, share: Tensor) -> Tensor:
 
 
 class PartialLayer:
-    """A scheme's layer at a share of its strength, with the hooks of `SchemeLayer`; `prepared` is of `prepare_at`.
+    """A scheme's layer at a share of its strength, with the hooks of `SchemeLayer`.
+
+    The hooks' `prepared` is the result of `Scheme.prepare_at`.
 
     Args:
         layer: the scheme's layer.

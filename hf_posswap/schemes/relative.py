@@ -1,4 +1,4 @@
-"""From a function of the relative distance to the cheapest bias kind that holds it."""
+"""Turns a function of the relative distance into the cheapest kind of bias that represents it."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def bias_by_distance(positions: Positions, values: Callable[[Tensor], Tensor]) -
     if positions.by_index:
         return RelativeBias(values(positions.distances), positions.query_length, positions.key_length)
     every = positions.bounded_distances()
-    if every is not None:  # looked up rather than worked out for each pair
+    if every is not None:  # compute each distance's value once and index it, instead of computing it for each pair
         vector = values(every)
         return DenseBias(lambda start, stop: vector[:, positions.bounded_index(start, stop)].transpose(0, 1))
     return DenseBias(lambda start, stop: values(positions.distance_rows(start, stop)).transpose(0, 1))

@@ -1,6 +1,7 @@
-"""A free bias per layer, head and distance, constant beyond a limit: what calibration fits directly.
+"""A free bias per layer, head and distance, constant beyond a limit. Calibration fits it directly.
 
-Shaw's clipping in the place of T5's buckets; Swin's table in one dimension (Liu et al., 2103.14030, equation 4).
+It is T5's bias with Shaw's clipping instead of buckets, or Swin's table in one dimension (Liu et al., 2103.14030,
+equation 4).
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ class RelativeBiasConfig(SchemeConfig):
 
 
 def clipped(distance: Tensor, first: int, last: int) -> Tensor:
-    """Return the table column of each distance: int64, its place among first…last, ends included."""
+    """Return the table column of each distance, int64: its index in first…last after clipping to that range."""
     return distance.clamp(first, last) - first
 
 
@@ -57,7 +58,7 @@ class RelativeBiasLayer(SchemeLayer):
         return bias_by_distance(positions, lambda distance: table[:, clipped(distance, self.first, self.last)])
 
     def fit(self, curve: Curve) -> bool:
-        """The curve itself, smoothed where few pairs were seen; distances never seen take the nearest seen one's."""
+        """Copy the smoothed curve into the table; a distance that did not occur takes the nearest other value."""
         wanted = torch.arange(self.table.shape[1], device=curve.values.device) + self.first
         with torch.no_grad():
             self.table.copy_(curve.smoothed().at(wanted))
@@ -68,7 +69,7 @@ class RelativeBiasLayer(SchemeLayer):
 class RelativeBiasScheme(Scheme):
     """One scalar per layer, head and distance, added to the scaled scores; keys farther than R share the last one.
 
-    Starts at zero: no position, until trained or calibrated.
+    The table starts at zero, which means no positional information until it is trained or calibrated.
     """
 
     name = "relative_bias"
@@ -97,7 +98,7 @@ class RelativeBiasScheme(Scheme):
         return self.longest() + 1 - self.first_distance()
 
     def prepare(self, positions: Positions) -> Tensor | None:
-        """Table columns of `positions.distances`; None where positions skip."""
+        """Return the table columns of `positions.distances`; None if positions are not consecutive."""
         if not positions.by_index:
             return None
         return clipped(positions.distances, self.first_distance(), self.longest())

@@ -1,4 +1,4 @@
-"""RoPE: q and k are turned by an angle that grows with position (Su et al., 2104.09864), and its scalings."""
+"""RoPE: q and k are rotated by an angle that grows with position (Su et al., 2104.09864), and its scalings."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ OPTIONS_OF_SCALING: dict[str, tuple[str, ...]] = {
 DEFAULT_FACTOR = 4.0
 BY_LENGTH = ("dynamic", "longrope")
 STRETCHED = ("linear", "ntk", "dynamic", "yarn", "longrope", "llama3")
-"""Scalings whose factor says how many times longer texts get; that of `proportional` says something else."""
+"""Scalings whose factor is the ratio of new to old text length; the factor of `proportional` is something else."""
 BY_LENGTH_NOTE = (
     "Stock transformers takes these angles from the longest text of a batch and does not turn cached keys anew: "
     "batches of unequal texts, and generation past the train length, come out differently there."
@@ -64,7 +64,7 @@ class RopeConfig(SchemeConfig):
     long_factor: tuple[float, ...] | None = option(None, "longrope: divisors of θ for longer texts.", above=0)
 
     def validate(self) -> None:
-        """Refuse options that the scaling does not read, and scalings that lack what they need."""
+        """Refuse options that the scaling does not use, and scalings without the options that they need."""
         read = OPTIONS_OF_SCALING[self.scaling]
         for field in dataclasses.fields(self):
             belongs_to_scaling = any(field.name in names for names in OPTIONS_OF_SCALING.values())
@@ -74,7 +74,7 @@ class RopeConfig(SchemeConfig):
                     f"rope option {field.name!r} has no effect with scaling={self.scaling!r}. It is read by scaling "
                     f"{', '.join(readers)}."
                 )
-        needs_more = self.scaling in ("linear", "ntk", "yarn", "llama3")  # by 1 they would change nothing
+        needs_more = self.scaling in ("linear", "ntk", "yarn", "llama3")  # a factor of 1 would have no effect
         if needs_more and self.factor is not None and self.factor <= 1:
             raise SchemeConfigError(
                 f"rope option 'factor' is {self.factor}; scaling={self.scaling!r} needs factor > 1."
@@ -118,7 +118,7 @@ class RopeConfig(SchemeConfig):
         return dataclasses.replace(self, **values)
 
     def rotated(self, head_dim: int) -> int:
-        """Return r, the number of dimensions that turn."""
+        """Return r, the number of rotated dimensions."""
         return head_dim if self.scaling == "proportional" else int(head_dim * (self.partial_rotary_factor or 1))
 
 
@@ -137,11 +137,11 @@ class Rotations(NamedTuple):
 
 
 def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
-    """Turn the first r dimensions of x (B, H, L, d) in float32 and return x's dtype (equation 34 of the paper)."""
+    """Rotate the first r dimensions of x (B, H, L, d) in float32 and return x's dtype (equation 34 of the paper)."""
     cos, sin = rotation
     half = cos.shape[-1]
     turning, rest = x[..., : 2 * half], x[..., 2 * half :]
-    # Half by half, so that little is held in float32 at a time.
+    # One half after the other, so that less is in memory in float32 at a time.
     places = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, half), slice(half, None))
     left, right = (turning[..., place].float() for place in places)
     turned = [(left * cos - right * sin).to(x.dtype), (right * cos + left * sin).to(x.dtype)]
@@ -151,7 +151,7 @@ def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
 
 
 class RopeLayer(SchemeLayer):
-    """Turns q and k of one layer."""
+    """Rotates q and k of one layer."""
 
     scales_in_prepare = True
 
@@ -160,17 +160,17 @@ class RopeLayer(SchemeLayer):
         self.interleaved = interleaved
 
     def transform_query(self, q: Tensor, positions: Positions, prepared: Rotations) -> Tensor:
-        """Turn q, unless keys are cached unrotated."""
+        """Rotate q, unless keys are cached unrotated."""
         return q if prepared.key is not None else rotate(q, prepared.query, self.interleaved)
 
     def transform_key(self, k: Tensor, positions: Positions, prepared: Rotations) -> Tensor:
-        """Turn the new keys, unless keys are cached unrotated."""
+        """Rotate the new keys, unless keys are cached unrotated."""
         return self.transform_query(k, positions, prepared)
 
     def transform_cached(
         self, q: Tensor, k: Tensor, positions: Positions, prepared: Rotations
     ) -> tuple[Tensor, Tensor]:
-        """Turn q and all keys after the cache, if keys are cached unrotated."""
+        """Rotate q and all keys after the cache, if keys are cached unrotated."""
         if prepared.key is None:
             return q, k
         return rotate(q, prepared.query, self.interleaved), rotate(k, prepared.key, self.interleaved)
@@ -178,7 +178,7 @@ class RopeLayer(SchemeLayer):
 
 @register_scheme
 class Rope(Scheme):
-    """Pairs of dimensions of q and k turn by pos·θ_n, so that scores depend on the distance.
+    """Rotates pairs of dimensions of q and k by pos·θ_n, so that scores depend on the distance.
 
     Scalings: `linear` (position interpolation, 2306.15595), `ntk` (base·s^(r/(r−2))), `dynamic` (NTK by the text's
     length), `yarn` (2309.00071), `longrope` (2402.13753), `llama3`, `proportional` (p-RoPE, 2410.06205).
@@ -200,7 +200,7 @@ class Rope(Scheme):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """Dimensions turn in pairs, and longrope's lists have one entry a pair."""
+        """Refuse an odd number of rotated dimensions, and longrope's lists without one entry per pair."""
         assert isinstance(config, RopeConfig)
         if facts.native_rope_unread is not None and not config.keep_native:
             if dataclasses.replace(config, layers=None) == RopeConfig():
@@ -224,13 +224,13 @@ class Rope(Scheme):
         return None
 
     def made_for(self) -> int:
-        """See `Scheme.made_for`: angles have no end, but models read little past the train length times the factor."""
+        """See `Scheme.made_for`: angles are unlimited, but quality drops past the train length times the factor."""
         if self.config.scaling not in STRETCHED:
             return self.facts.train_length
         return round((self.config.original_length or self.facts.train_length) * (self.config.factor or 1))
 
     def length_dependent(self) -> bool:
-        """See `Scheme.length_dependent`: dynamic and longrope choose angles by the text's length."""
+        """See `Scheme.length_dependent`: the angles of dynamic and longrope depend on the text's length."""
         return self.config.scaling in BY_LENGTH
 
     def keeps_raw_keys(self) -> bool:
@@ -238,7 +238,7 @@ class Rope(Scheme):
         return self.length_dependent() and not self._left_alone()
 
     def steady_dimensions(self) -> Tensor:
-        """See `Scheme.steady_dimensions`: those that do not turn, then pairs by their rate."""
+        """See `Scheme.steady_dimensions`: first the dimensions without rotation, then pairs by rising frequency."""
         head_dim, rotated = self.facts.head_dim, self.config.rotated(self.facts.head_dim)
         rates = self.frequencies(torch.tensor([[self.facts.train_length]])).flatten()
         pairs = torch.arange(rotated).view(-1, 2) if self.config.interleaved else torch.arange(rotated).view(2, -1).t()
@@ -250,7 +250,7 @@ class Rope(Scheme):
         return True
 
     def enters_as_angles(self) -> bool:
-        """See `Scheme.enters_as_angles`; a model's own rotation pairs dimensions its way, and caches turned keys."""
+        """See `Scheme.enters_as_angles`; the model's own RoPE fixes how dimensions pair, and caches rotated keys."""
         if self.config.keep_native or self.config.interleaved or self.keeps_raw_keys():
             return False
         if self.facts.native_rope is None:
@@ -270,7 +270,7 @@ class Rope(Scheme):
         return dataclasses.replace(self.config, layers=None) == native
 
     def _left_alone(self) -> bool:
-        """Return whether the model's own rotation stays for want of a better: its heads do not turn whole."""
+        """Return whether the model keeps its own rotation: the options equal it, and the scheme cannot rotate here."""
         return not self.facts.turns_whole_heads and self._says_native()
 
     def frequencies(self, lengths: Tensor) -> Tensor:
@@ -295,7 +295,7 @@ class Rope(Scheme):
         return frequencies.plain_frequencies(rotated, config.base, device=device)
 
     def rotation(self, positions: Tensor, theta: Tensor, share: Tensor | None = None) -> Rotation:
-        """Return cos and sin for positions (B|1, L) and θ (r/2,) or (B, r/2), of a share of each angle in a ramp."""
+        """Return cos and sin for positions (B|1, L) and θ (r/2,) or (B, r/2); in a ramp, `share` scales each angle."""
         angles = positions[..., None].float() * (theta if theta.dim() == 1 else theta[:, None])
         factor: Any = frequencies.attention_factor(self.config)
         if share is not None:
@@ -303,16 +303,16 @@ class Rope(Scheme):
         return Rotation((angles.cos() * factor)[:, None], (angles.sin() * factor)[:, None])
 
     def prepare(self, positions: Positions) -> Rotations:
-        """Angles of this forward, shared by all layers."""
+        """Return cos and sin for this forward, shared by all layers."""
         return self.prepare_at(positions, None)
 
     def prepare_at(self, positions: Positions, share: Tensor | None) -> Rotations:
-        """See `Scheme.prepare_at`: every angle is scaled by the share; None: the angles as they are.
+        """See `Scheme.prepare_at`: scale every angle by the share; a share of None leaves the angles unscaled.
 
-        None is returned for the angles of a model that could not be read: they stay, and nothing else is known of them.
+        Returns None for the scaling `native`, where the model's own angles could not be read and stay in place.
         """
         if self.config.scaling == "native":
-            return None  # type: ignore[return-value]  # only here: no layer of such a model reads angles of ours
+            return None  # type: ignore[return-value]  # no layer reads the result: the model computes its own angles
         if self.keeps_raw_keys():
             positions.require_known()
         theta = self.frequencies(positions.row_lengths())
@@ -347,10 +347,10 @@ class Rope(Scheme):
         return RotaryAngles(options=options, longest=self.made_for(), note=note)
 
     def _check_alike_in_all_layers(self) -> None:
-        """Refuse what gives layers different angles, or angles twice.
+        """Refuse options under which layers have different angles, or rotate q and k twice.
 
         Raises:
-            UnsupportedError: it does.
+            UnsupportedError: the options are such.
         """
         if self.config.keep_native:
             raise UnsupportedError("no stock model turns q and k twice; keep_native=False could be exported.")

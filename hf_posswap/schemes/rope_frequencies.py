@@ -1,6 +1,6 @@
-"""Rotary frequencies θ_n under the scalings that stretch RoPE to longer texts; float32, formulas of the papers.
+"""Rotary frequencies θ_n of RoPE's scalings for longer texts, float32, by the papers' formulas.
 
-Each function returns (…, r/2) frequencies for r rotated dimensions. The order of the float32 operations is that of the
+Each function returns (…, r/2) frequencies for r rotated dimensions. The float32 operations run in the order of the
 reference implementations, so that checkpoints made with those give equal logits.
 """
 
@@ -26,8 +26,8 @@ def yarn_frequencies(rotated: int, config: "RopeConfig", device: torch.device | 
     """YaRN (Peng et al., 2309.00071, equations 18–23): θ/s for slow dimensions, θ for fast ones, a ramp between.
 
     A dimension is slow if it turns fewer than `beta_slow` times over the train length, fast if more than `beta_fast`
-    times. Between the two the ramp runs over the dimension's index, as in the authors' code, in transformers and so in
-    every released checkpoint; the paper writes it over the number of turns, which gives other frequencies.
+    times. Between the two the ramp is linear in the dimension's index, as in the authors' code, in transformers and so
+    in every released checkpoint. In the paper it is linear in the number of turns, which gives other frequencies.
     """
     assert config.factor is not None
     assert config.original_length is not None
@@ -55,7 +55,7 @@ def base_powers(rotated: int, base: float, device: torch.device | None = None) -
 
 
 def llama3_frequencies(rotated: int, config: "RopeConfig", device: torch.device | None = None) -> Tensor:
-    """Llama 3.1's scaling: wavelengths above T/low are divided by the factor, below T/high kept, between blended."""
+    """Llama 3.1's scaling: frequencies of wavelength > T/low over the factor, < T/high unchanged, blended between."""
     assert config.factor is not None
     assert config.original_length is not None
     assert config.base is not None
@@ -92,7 +92,7 @@ def dynamic_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) -> 
 
 
 def longrope_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) -> Tensor:
-    """LongRoPE (Ding et al., 2402.13753): θ_n over a searched factor, another list for texts longer than T."""
+    """LongRoPE (Ding et al., 2402.13753): θ_n divided by a list of factors; texts longer than T have their own list."""
     assert config.short_factor is not None
     assert config.long_factor is not None
     assert config.base is not None
@@ -104,7 +104,7 @@ def longrope_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) ->
 
 
 def attention_factor(config: "RopeConfig") -> float:
-    """Return the factor on cos and sin, and so, squared, on the logits of the rotated dimensions."""
+    """Return the factor on cos and sin. It scales the rotated dimensions' part of the scores by its square."""
     if config.attention_factor is not None:
         return config.attention_factor
     if config.scaling == "yarn" and config.factor is not None and config.factor > 1:

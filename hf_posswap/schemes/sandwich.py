@@ -24,7 +24,7 @@ class SandwichConfig(SchemeConfig):
     dimension: int = option(128, "d̄, the width of the sinusoidal embeddings whose product is taken; even.", minimum=2)
 
     def validate(self) -> None:
-        """Refuse a width that sine and cosine cannot share."""
+        """Refuse an odd width: sines and cosines take half of it each."""
         if self.dimension % 2:
             raise SchemeConfigError(f"sandwich option 'dimension' is {self.dimension}; it must be even.")
 
@@ -40,7 +40,7 @@ def sandwich_values(distance: Tensor, num_heads: int, dimension: int) -> Tensor:
     half = dimension // 2
     frequencies = BASE ** (-torch.arange(1, half + 1, device=distance.device).float() / half)
     magnitude, total = distance.float(), torch.zeros_like(distance, dtype=torch.float32)
-    # One frequency after the other: all of them at once would take d̄/2 times the memory of a block of scores.
+    # One frequency after the other: all of them at once would need d̄/2 times the memory of a block of scores.
     for frequency in frequencies:
         total = total + torch.cos(magnitude * frequency)
     ratios = torch.arange(1, num_heads + 1, device=distance.device).float() * (8.0 / num_heads)
@@ -48,7 +48,7 @@ def sandwich_values(distance: Tensor, num_heads: int, dimension: int) -> Tensor:
 
 
 class SandwichLayer(SchemeLayer):
-    """Hands the layer the bias that all layers share."""
+    """Returns the bias that all layers share."""
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
         """See `SchemeLayer.bias`."""
@@ -59,8 +59,8 @@ class SandwichLayer(SchemeLayer):
 class Sandwich(Scheme):
     """A fixed bias that falls with the logarithm of the distance: the inner product of two sinusoidal embeddings.
 
-    The sum over n starts at 1, as in the paper's formula. The bias is 0 at Δ = 0 and symmetric, so encoders take it as
-    it is.
+    The sum over n starts at 1, as in the paper's formula. The bias is 0 at Δ = 0 and symmetric, so encoders use it
+    unchanged.
     """
 
     name = "sandwich"

@@ -26,7 +26,7 @@ class ShawConfig(SchemeConfig):
 
 
 class ShawLayer(SchemeLayer):
-    """The tables a^K and a^V of one layer, (2K + 1, d), row clip(j − i) + K; zeros at first: no position."""
+    """The tables a^K and a^V of one layer, (2K + 1, d), row clip(j − i) + K; they start at zero (no position)."""
 
     def __init__(self, scheme: "Shaw") -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class ShawLayer(SchemeLayer):
         self.value_table = nn.Parameter(torch.zeros(shape)) if scheme.config.values else None
 
     @property
-    def mixes_values(self) -> bool:  # type: ignore[override]  # an instance's answer to the class-level question
+    def mixes_values(self) -> bool:  # type: ignore[override]  # a property overrides the class attribute
         """Whether the layer has a value table."""
         return self.value_table is not None
 
@@ -56,7 +56,7 @@ class ShawLayer(SchemeLayer):
         )
 
     def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
-        """Σ_j α_ij·a^V_c, the second part of equation 3: weights are summed by distance first."""
+        """Return Σ_j α_ij·a^V_c, the second part of equation 3; weights are first summed by distance."""
         assert self.value_table is not None
         index = self.index_rows(positions, start, start + weights.shape[2])[:, None].expand_as(weights)
         by_distance = weights.new_zeros(*weights.shape[:3], self.value_table.shape[0], dtype=torch.float32)
@@ -64,13 +64,13 @@ class ShawLayer(SchemeLayer):
         return by_distance @ self.value_table.float()
 
     def content_groups(self, distances: Tensor) -> Tensor:
-        """The key table's row of each distance."""
+        """Return the key table's row for each distance."""
         return (-distances).clamp(-self.max_distance, self.max_distance) + self.max_distance
 
     def fit(self, curve: Curve) -> bool:
-        """The key vectors that explain the scores of all heads best; rows never seen take the nearest seen one's.
+        """Fit the key vectors to the scores of all heads; rows that did not occur take the nearest row's vector.
 
-        The value table stays as it is: scores say nothing about it.
+        The value table stays unchanged, because scores do not depend on it.
         """
         sums = curve.content
         assert sums is not None, "content_groups asks for it"

@@ -39,10 +39,10 @@ class SinusoidalConfig(SchemeConfig):
 
 
 def native_rms(facts: ModelFacts) -> float:
-    """Return the root mean square of what the model is used to find in the place of positions.
+    """Return the root mean square of the model's position table around its mean row.
 
-    That is its position table around the mean row (the outlier at position 0 left out, as in the mean row that stays
-    behind), or its token embeddings where there is no table.
+    Row 0, which is an outlier, is left out here and in the mean row that a swap keeps. A model without a table gives
+    the root mean square of its token embeddings.
 
     Raises:
         SchemeConfigError: the weights are not in memory.
@@ -62,7 +62,11 @@ def native_rms(facts: ModelFacts) -> float:
 
 @register_scheme
 class Sinusoidal(Scheme):
-    """Fixed sines and cosines of the position, added to the token embeddings at the scale the model is used to."""
+    """Fixed sines and cosines of the position, added to the token embeddings.
+
+    By default their amplitude is the one that the model is used to: that of its position table if it has one, otherwise
+    that of its token embeddings.
+    """
 
     name = "sinusoidal"
     pretty_name = "Sinusoidal"
@@ -86,7 +90,7 @@ class Sinusoidal(Scheme):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """Sines and cosines come in pairs."""
+        """Refuse an odd hidden size: sines and cosines come in pairs."""
         if facts.hidden_size % 2:
             return f"sines and cosines need an even model width, and it is {facts.hidden_size}."
         return None

@@ -1,4 +1,4 @@
-"""Sinusoid vectors of positions or distances, shared by the schemes that are built on them."""
+"""Sinusoid vectors of positions or distances, for the schemes that use them."""
 
 import torch
 from torch import Tensor

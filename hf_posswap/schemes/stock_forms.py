@@ -1,7 +1,7 @@
-"""What a scheme can be in a stock model: the positional mechanisms that stock configs and weights have words for.
+"""The positional mechanisms that a stock model's config and weights can express, as which a scheme can be exported.
 
-A scheme says which of these it is (`Scheme.as_stock`), an architecture says how its stock models write it
-(`Architecture.write_stock`). Neither knows of the other.
+A scheme returns one of these (`Scheme.as_stock`), and an architecture writes it into its stock model
+(`Architecture.write_stock`). Neither depends on the other.
 """
 
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ class StockForm:
     """A positional mechanism as stock models have it.
 
     Attributes:
-        note: what else a user of the stock model should know, or None.
+        note: further information for users of the stock model, or None.
     """
 
     words: ClassVar[str]
-    """What the mechanism is, for messages."""
+    """Description of the mechanism, for messages."""
 
     note: str | None = None
 
@@ -35,7 +35,7 @@ class RotaryAngles(StockForm):
 
     Attributes:
         options: the fields of `RopeConfig` that its scaling reads, resolved.
-        longest: the longest text that the scaling is made for.
+        longest: length of the longest text that the scaling is designed for.
     """
 
     words: ClassVar[str] = "RoPE, the same in every layer"
@@ -46,10 +46,10 @@ class RotaryAngles(StockForm):
 
 @dataclass(frozen=True, kw_only=True)
 class NoMechanism(StockForm):
-    """Nothing that tells positions apart.
+    """No positional mechanism.
 
     Attributes:
-        layers: the layers without it, the native mechanism acting in the others. None: all layers.
+        layers: the layers without a mechanism; the others keep the native one. None: all layers.
     """
 
     words: ClassVar[str] = "layers without any positions"

@@ -26,7 +26,7 @@ class T5Config(SchemeConfig):
     per_layer: bool = option(False, "A table in each layer. False: one table shared by all layers, as in T5.")
 
     def validate(self) -> None:
-        """Refuse buckets that would not reach their distance."""
+        """Refuse a number of buckets that cannot be divided, and a `max_distance` without logarithmic buckets."""
         if self.num_buckets % 4:
             raise SchemeConfigError(f"t5 option 'num_buckets' is {self.num_buckets}; it must be a multiple of 4.")
         if self.max_distance <= self.num_buckets // 2:
@@ -45,7 +45,7 @@ def t5_bucket(distance: Tensor, num_buckets: int, max_distance: int, causal: boo
     Args:
         distance: Δ = i − j, int64.
         num_buckets: number of buckets, over both sides in an encoder.
-        max_distance: where the last bucket begins to hold everything farther away.
+        max_distance: the distance from which on everything falls into the last bucket.
         causal: whether only Δ ≥ 0 occurs; smaller ones share bucket 0.
     """
     side = torch.zeros_like(distance)
@@ -54,7 +54,7 @@ def t5_bucket(distance: Tensor, num_buckets: int, max_distance: int, causal: boo
         side = (distance < 0).long() * num_buckets
     magnitude = distance.clamp(min=0) if causal else distance.abs()
     exact = num_buckets // 2
-    # The product in this order, in float32, is what T5 checkpoints were trained with.
+    # T5 checkpoints were trained with the product in this order, in float32.
     log_ratio = torch.log(magnitude.clamp(min=1).float() / exact) / math.log(max_distance / exact)
     far = (exact + (log_ratio * (num_buckets - exact)).long()).clamp(max=num_buckets - 1)
     return side + torch.where(magnitude < exact, magnitude, far)
@@ -67,7 +67,7 @@ def bucket_bias(table: Tensor, positions: Positions, config: T5Config, buckets: 
         table: bias of each bucket and head, any dtype.
         positions: positions of this forward.
         config: the scheme's options.
-        buckets: buckets of `positions.distances`, if distances follow the indices.
+        buckets: buckets of `positions.distances`, if positions are consecutive.
     """
     columns = table.float().t()
     if buckets is not None:
@@ -85,7 +85,7 @@ def fitted_table(curve: Curve, config: T5Config, causal: bool) -> Tensor:
 
 
 class T5Layer(SchemeLayer):
-    """Hands the layer its bias; holds the table if each layer has its own."""
+    """Returns the bias of one layer; holds the table if each layer has its own."""
 
     def __init__(self, scheme: "T5Bias") -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class T5Layer(SchemeLayer):
         return bucket_bias(self.table, positions, self.config, prepared)
 
     def fit(self, curve: Curve) -> bool:
-        """Bucket means, if the layer has a table."""
+        """Set the layer's table to the curve's bucket means, if the layer has a table."""
         if self.table is None:
             return False
         with torch.no_grad():
@@ -112,7 +112,7 @@ class T5Layer(SchemeLayer):
 class T5Bias(Scheme):
     """A learned scalar b[bucket(Δ), h] on the scaled scores.
 
-    Starts at zero: no position, until trained or calibrated.
+    The table starts at zero, which means no positional information until it is trained or calibrated.
     """
 
     name = "t5"
@@ -134,7 +134,7 @@ class T5Bias(Scheme):
         return nn.Parameter(torch.zeros(self.config.num_buckets, self.facts.num_heads))
 
     def prepare(self, positions: Positions) -> Bias | Tensor | None:
-        """The shared bias, or the buckets from which each layer looks up its own."""
+        """Return the shared bias, or the buckets with which each layer looks up its own."""
         buckets = None
         if positions.by_index:
             buckets = t5_bucket(
@@ -145,7 +145,7 @@ class T5Bias(Scheme):
         return bucket_bias(self.table, positions, self.config, buckets)
 
     def fit(self, curves: list[Curve]) -> bool:
-        """Bucket means over all layers, if they share the table."""
+        """Set the shared table to the bucket means over all layers, if the layers share it."""
         if self.table is None:
             return False
         with torch.no_grad():

@@ -27,7 +27,7 @@ class TransformerXLConfig(SchemeConfig):
 
 
 class TransformerXLLayer(SchemeLayer):
-    """u, v (H, d) and W_R (H·d, D) of one layer. All zero at first: (q + u)·k = q·k and no position."""
+    """u, v (H, d) and W_R (H·d, D) of one layer. All start at zero: (q + u)·k = q·k, and no position."""
 
     def __init__(self, scheme: "TransformerXL") -> None:
         super().__init__()
@@ -38,16 +38,16 @@ class TransformerXLLayer(SchemeLayer):
         self.position_weight = nn.Parameter(torch.zeros(heads * dim, scheme.facts.hidden_size))
 
     def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
-        """Q + u, which gives the terms (a) and (c) of the paper's equation."""
+        """Return q + u, for the terms (a) and (c) of the paper's equation."""
         return (q.float() + self.content_bias.float()[:, None]).to(q.dtype)
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
-        """(q + v)·W_R·r_Δ/√d, the terms (b) and (d); `q` holds u already."""
+        """Return (q + v)·W_R·r_Δ/√d, the terms (b) and (d). The `q` passed in already contains u."""
         shift = (self.position_bias.float() - self.content_bias.float())[:, None]
         if prepared is None:
             query = (q.float() + shift) * scaling
             return DenseBias(lambda start, stop: self.rows_by_position(query, positions, start, stop))
-        # W_R is multiplied with the distances' vectors, or with queries that are fewer than a head is wide.
+        # Project the distances' vectors with W_R, or the queries if there are fewer of them than head dimensions.
         if q.shape[2] >= q.shape[-1]:
             return RelativeContentBias(q, self.project(prepared), positions.key_length, shift, scaling)
         weight = self.position_weight.float().view(*self.content_bias.shape, -1)
@@ -60,7 +60,7 @@ class TransformerXLLayer(SchemeLayer):
         return (vectors @ self.position_weight.float().t()).view(-1, heads, dim).transpose(0, 1)
 
     def rows_by_position(self, query: Tensor, positions: Positions, start: int, stop: int) -> Tensor:
-        """Rows (B, H, stop − start, Lk) where positions skip: every distance that occurs, or may, is projected once."""
+        """Return bias rows (B, H, stop − start, Lk) for any positions; each possible distance is projected once."""
         occurring = positions.bounded_distances()
         if occurring is None:
             occurring, index = positions.distance_rows(start, stop).unique(return_inverse=True)
@@ -71,14 +71,15 @@ class TransformerXLLayer(SchemeLayer):
         return products.gather(-1, index[:, None].expand(*products.shape[:3], -1))
 
     def content_groups(self, distances: Tensor) -> Tensor:
-        """Near distances one by one, far ones a few for each doubling."""
+        """Return one group for each small distance, and a few groups per doubling for large ones."""
         return log_groups(distances)
 
     def fit(self, curve: Curve) -> bool:
-        """The W_R whose products with the queries explain the scores of each head best, with a v that holds still.
+        """Fit W_R to the scores of each head by least squares, with a fixed v.
 
-        v points where the queries vary least and is several times as long as they are there, so that W_R can say what
-        does not depend on the query as well as what does. u stays as it is.
+        v points in the direction in which the queries vary least, and is several times as long as the queries are in
+        that direction. So W_R can represent a bias that does not depend on the query as well as one that does. u stays
+        unchanged.
         """
         sums = curve.content
         assert sums is not None, "content_groups asks for it"
@@ -92,9 +93,9 @@ class TransformerXLLayer(SchemeLayer):
         return True
 
     def _basis(self, curve: Curve, groups: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how each group's mean r_Δ is made (G, m) of m combinations, and these (m, D): float64.
+        """Return coefficients (G, m) and m basis vectors (m, D) whose product is each group's mean r_Δ: float64.
 
-        Scaled such that a vector r_Δ, whose squared length is D/2, counts as one of length 1.
+        Both are scaled as if each r_Δ, whose squared length is D/2, had length 1.
         """
         width = self.position_weight.shape[1]
         vectors = sinusoids(curve.distances, width, self.base, interleaved=False).cpu().double()
@@ -106,9 +107,9 @@ class TransformerXLLayer(SchemeLayer):
 
 
 def still_vectors(query: Tensor, strength: float = 10.0) -> Tensor:
-    """Return a shift for each head, (H, d), along the direction in which its queries (H, n, d) vary least.
+    """Return a shift for each head, (H, d), in the direction in which its queries (H, n, d) vary least.
 
-    With it, the shifted queries' mean in that direction is `strength` times the root mean square of a query's entries.
+    The mean of the shifted queries in that direction is `strength` times the root mean square of a query's entries.
     """
     mean = query.mean(1)
     centred = query - mean[:, None]
@@ -135,15 +136,15 @@ class TransformerXL(Scheme):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """Sines and cosines come in pairs."""
+        """Refuse an odd hidden size: sines and cosines come in pairs."""
         if facts.hidden_size % 2:
             return f"sines and cosines need an even model width, and it is {facts.hidden_size}."
         return None
 
     def prepare(self, positions: Positions) -> Tensor | None:
-        """r_Δ of every distance, in a causal model from 0 on: float32, (N, D); None where positions skip.
+        """Return r_Δ of every distance, from 0 on in a causal model: float32, (N, D); None if positions skip.
 
-        Keys after the query, which are masked there, get the vector of 0 from `RelativeContentBias`.
+        Keys after the query, which a causal model masks, get the vector of distance 0 in `RelativeContentBias`.
         """
         if not positions.by_index:
             return None

@@ -22,7 +22,7 @@ _HOME = {
     "refine": "refinement",
     "stock_copy": "teacher",
 }
-"""Public names and the module each lives in, loaded when first used: accelerate and peft are slow to import."""
+"""Public names and their modules, imported at first use because accelerate and peft are slow to import."""
 
 
 __all__ = list(_HOME)

@@ -1,12 +1,13 @@
-"""peft on swapped models: every adapter carries the scheme it was trained with, and refuses a base with another one.
+"""peft on swapped models: an adapter stores the scheme it was trained with, and is refused on a base with another one.
 
-Whatever peft injects into a swapped model (`get_peft_model`, `add_adapter`, `hf_posswap.training.adapters.add_lora`)
-trains the scheme's own parameters in full beside its own, as peft does with a new classifier, and saves them. Prompt
-learning, which injects nothing, leaves the scheme's parameters as they are, and carries its name and options. On disk
-such an adapter is of a peft type of its own, "POSSWAP_LORA" for "LORA": peft without hf_posswap does not know it and
-fails. In memory its config is a subclass of peft's with a `pos_scheme` entry; all else stays peft's.
+An adapter that peft injects into a swapped model (`get_peft_model`, `add_adapter`,
+`hf_posswap.training.adapters.add_lora`) trains the scheme's parameters in full besides its own and saves them, as peft
+does with a new classifier. Prompt learning injects no layers: it leaves the scheme's parameters unchanged and stores
+only the scheme's name and options. On disk such an adapter has a separate peft type, such as "POSSWAP_LORA" for "LORA",
+so that peft without hf_posswap fails on it instead of loading it wrongly. In memory its config is a subclass of peft's
+config class with a `pos_scheme` entry.
 
-`hf_posswap.training.peft_hooks` has peft use what is here.
+`hf_posswap.training.peft_hooks` makes peft call the functions of this module.
 """
 
 import copy
@@ -37,9 +38,9 @@ class AdapterError(PosSwapError):
 
 
 class CarriesScheme:
-    """Mixin for a peft config: says which scheme the adapter was trained with.
+    """Mixin for a peft config class: adds the entry of the scheme that the adapter was trained with.
 
-    mypy does not see the stock class that stands after a mixin; that is what the ignored errors here are about.
+    The ignored type errors are due to mypy, which does not know the config class that a mixin is combined with.
     """
 
     plain_class: ClassVar[type]
@@ -50,19 +51,19 @@ class CarriesScheme:
         validate_entry(self.pos_scheme)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values under the type that peft alone does not know."""
+        """Return JSON-ready values, with the peft type that peft without hf_posswap does not know."""
         values = super().to_dict()  # type: ignore[misc]
         return values | {"peft_type": carrying_type(values["peft_type"])}
 
 
 def carrying_type(peft_type: Any) -> str:
-    """Return the type that an adapter of a peft type bears on disk: "POSSWAP_LORA" for "LORA"."""
+    """Return the type name that an adapter of a peft type has on disk: "POSSWAP_LORA" for "LORA"."""
     return TYPE_PREFIX + getattr(peft_type, "value", peft_type)
 
 
 @cache
 def carrying_class(plain: Any) -> Any:
-    """Return the subclass of a peft config class that carries a scheme, made once: `PosSwapLoraConfig` and the like."""
+    """Return the cached subclass of a peft config class with a `pos_scheme` field, such as `PosSwapLoraConfig`."""
     name = plain.__name__
     made = dataclasses.make_dataclass(
         CLASS_PREFIX + name,
@@ -75,10 +76,10 @@ def carrying_class(plain: Any) -> Any:
 
 
 def carrying(config: Any, entry: dict[str, Any] | None) -> Any:
-    """Return a peft config that carries a scheme's entry, or that carries none.
+    """Return a peft config with a scheme's entry, or without one if `entry` is None.
 
-    A plain config becomes a carrying one in place, since people go on using theirs. One that was used with another
-    scheme before stays as it is, since that model goes on using it; its copy is returned.
+    A plain config is changed in place, because its owner goes on using the same object. A config with the entry of
+    another scheme stays unchanged, because another model uses it; a changed copy is returned.
     """
     present = getattr(config, SCHEME, None)
     if present == entry:
@@ -95,27 +96,27 @@ def carrying(config: Any, entry: dict[str, Any] | None) -> Any:
 
 
 class CarriedModule(ModulesToSaveWrapper):
-    """Stands in the place of one of the scheme's modules: holds the base's own, frozen, and a copy for each adapter."""
+    """Replaces one of the scheme's modules: holds the base's module, frozen, and a trainable copy for each adapter."""
 
     original_module: Any
     modules_to_save: Any
 
     def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
-        """Return names of the adapter's parameters by their names on disk."""
+        """Return a mapping from names on disk to the adapter's parameter names."""
         if adapter_name not in self.modules_to_save:
             return {}
         own = self.modules_to_save[adapter_name].named_parameters()
         return {name: f"modules_to_save.{adapter_name}.{name}" for name, _ in own}
 
     def adapter_state_dict(self, adapter_name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the adapter's parameters by their names on disk."""
+        """Return a mapping from names on disk to the adapter's parameters."""
         return {name: state_dict[inside] for name, inside in self.adapter_state_dict_load_map(adapter_name).items()}
 
     def kept(self, merge: bool, adapter_names: list[str] | None) -> nn.Module:
-        """Return the module that stays when adapters go: the merged adapter's, or else the base's own.
+        """Return the module that stays when adapters are removed: the merged adapter's, otherwise the base's.
 
         Raises:
-            AdapterError: several adapters are merged, and each has its own.
+            AdapterError: several adapters are merged, and each has its own module.
         """
         merged = [name for name in adapter_names or self.active_adapters if name in self.modules_to_save]
         if not merge or not merged:
@@ -129,22 +130,22 @@ class CarriedModule(ModulesToSaveWrapper):
 
 
 class _TableInterface(RetiredTable):
-    """A `RetiredTable` for whoever asks, with no tensors of its own: the wrapper hands on those inside it."""
+    """A `RetiredTable` by type but without tensors: the wrapper delegates to the tables inside it."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
 
 
 class CarriedTable(CarriedModule, _TableInterface):
-    """Stands in the place of a `RetiredTable`, and can do what that can. Its adapters share the table of the base."""
+    """Replaces a `RetiredTable` and has its interface. All adapters share the base's table."""
 
     def update(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Give an adapter its mean row; its table is not saved, since it is the base's."""
+        """Add an adapter's mean row. Its table is the base's, and is not saved with the adapter."""
         super().update(adapter_name, *args, **kwargs)
         self.modules_to_save[adapter_name].table = nn.Buffer(self.original_module.table, persistent=False)
 
     def kept(self, merge: bool, adapter_names: list[str] | None) -> nn.Module:
-        """See `CarriedModule.kept`; the table of what stays is saved again."""
+        """See `CarriedModule.kept`; the returned module's table is saved with the model again."""
         module: Any = super().kept(merge, adapter_names)
         if module is self.original_module:
             return module
@@ -160,7 +161,7 @@ def entry_in(model: nn.Module) -> dict[str, Any] | None:
 
 
 def require_base_as_loaded(model: nn.Module) -> None:
-    """Refuse a new adapter on weights that calibration rewrote in memory; raise `AdapterError`."""
+    """Refuse a new adapter on a model whose weights calibration changed in memory; raise `AdapterError`."""
     if any(module.pos_rewritten for module in model.modules() if isinstance(module, SwappedBaseModel)):
         raise AdapterError(
             "calibration rewrote the weights of queries and keys of this model in memory, and the adapter would be "
@@ -185,7 +186,7 @@ def places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 
 
 def carry(tuner: BaseTuner, model: nn.Module, adapter_name: str) -> None:
-    """Give an adapter its copies of the scheme's modules, as peft does with `modules_to_save`."""
+    """Add an adapter's copies of the scheme's modules, as peft does with `modules_to_save`."""
     for parent, name in list(places(model)):
         module: Any = getattr(parent, name)
         if isinstance(module, CarriedModule):
@@ -200,10 +201,10 @@ def carry(tuner: BaseTuner, model: nn.Module, adapter_name: str) -> None:
 
 
 def release(model: nn.Module, merge: bool, adapter_names: list[str] | None) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Put what is kept in the place of each wrapper, and return the wrappers with their places.
+    """Replace each wrapper by the module that stays, and return (parent, name, wrapper) of each.
 
     Raises:
-        AdapterError: several adapters are to be merged. Nothing has changed.
+        AdapterError: several adapters are to be merged. The model is unchanged.
     """
     found = [(parent, name, getattr(parent, name)) for parent, name in places(model)]
     wrappers = [place for place in found if isinstance(place[2], CarriedModule)]
@@ -233,7 +234,7 @@ def check_scheme(adapter: dict[str, Any] | None, model: nn.Module, source: str) 
         source: name of the adapter, for the message.
 
     Raises:
-        AdapterError: names both schemes and the way out.
+        AdapterError: the schemes differ; the message names both and how to load the adapter.
         CheckpointError: the entry is malformed, or of a newer format.
     """
     base = entry_in(model)
@@ -270,7 +271,7 @@ def _in_words(entry: Any, other: Any = None) -> str:
 
 
 def _native(model: Any, entry: Any) -> str:
-    """Return the name of a model's stock scheme; of an unsupported family, that of the swapped model at hand."""
+    """Return the name of a model's stock scheme; for an unsupported family, the one in the swapped model's entry."""
     try:
         return repr(native_scheme(model))
     except (PosSwapError, AttributeError):
@@ -278,7 +279,7 @@ def _native(model: Any, entry: Any) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """Find the carrying config class of that name, for pickle."""
+    """Return the config class of that name from `carrying_class`, for pickle."""
     for plain in set(PEFT_TYPE_TO_CONFIG_MAPPING.values()):
         if name == CLASS_PREFIX + plain.__name__:
             return carrying_class(plain)
@@ -286,7 +287,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _register() -> None:
-    """Register a carrying type for each kind of adapter that is injected into layers, and each of prompt learning."""
+    """Register a type with `pos_scheme` for each peft type of injected adapters and of prompt learning."""
     for peft_type, plain in list(PEFT_TYPE_TO_CONFIG_MAPPING.items()):
         tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(peft_type)
         injected = isinstance(tuner, type) and issubclass(tuner, BaseTuner)

@@ -1,4 +1,4 @@
-"""LoRA on a swapped model: projections adapted, the scheme's own parameters trained in full, all saved together.
+"""LoRA on a swapped model: adapts the projections, trains the scheme's parameters in full and saves both together.
 
     model = hf_posswap.AutoModelForCausalLM.from_pretrained("gpt2", pos_scheme="t5")
     adapted = add_lora(model, rank=8)
@@ -6,7 +6,7 @@
     adapted.save_pretrained("adapter")
     again = load_adapter("adapter")
 
-What the adapter carries, and what it refuses, is in `hf_posswap.training.adapter_schemes`.
+See `hf_posswap.training.adapter_schemes` for the scheme that the adapter stores, and for the bases it is refused on.
 """
 
 import warnings
@@ -35,7 +35,7 @@ from hf_posswap.swapping import swap
 from hf_posswap.training.adapter_schemes import SCHEME, AdapterError
 
 FOR_CONFIG = ("revision", "subfolder", "cache_dir", "token", "gguf_file")
-"""Arguments of `from_pretrained` that say where a config is."""
+"""Arguments of `from_pretrained` that locate a config."""
 
 
 def add_lora(
@@ -45,24 +45,24 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: Iterable[str] | str | None = None,
 ) -> peft.PeftModel:
-    """Put LoRA on a model, in place (Hu et al. 2021, equation 3): W + α/r·BA on frozen projections W.
+    """Add LoRA to a model, in place (Hu et al. 2021, equation 3): W + α/r·BA on frozen projections W.
 
-    On a swapped model the scheme's own parameters, and the mean row left of a position table, are trained in full and
-    saved with the adapter. On a stock model, as a control, it is LoRA and nothing else.
+    On a swapped model the scheme's parameters, and the mean row of a removed position table, are trained in full and
+    saved with the adapter. A stock model, used as a control, gets LoRA only.
 
     Args:
         model: a transformers model of a supported architecture, swapped or not.
         rank: r, the rank of the update.
         alpha: α; its ratio to the rank scales the update. Default: twice the rank.
         dropout: probability of dropping an input of the update in training.
-        target_modules: names of the layers to adapt, or what peft takes there. Default: every linear layer inside the
-            transformer blocks, that is the projections of attention and MLP.
+        target_modules: names of the layers to adapt, or any other value of peft's `target_modules`. Default: every
+            linear layer inside the transformer blocks, that is the projections of attention and MLP.
 
     Returns:
-        peft's model around the model. All but LoRA and the scheme is frozen.
+        peft's wrapper of the model. All weights except LoRA and the scheme are frozen.
 
     Raises:
-        AdapterError: the model is no plain transformers model, or a number is out of range. Nothing has changed.
+        AdapterError: the model is not a plain transformers model, or a number is out of range. The model is unchanged.
         UnsupportedError: the architecture is not supported.
     """
     if not isinstance(model, PreTrainedModel):
@@ -94,7 +94,7 @@ def _check_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
 
 
 def _projections(model: Any, architecture: Architecture) -> set[str]:
-    """Return the names, below a transformer block, of its linear layers; see `exclude_scheme` for the scheme's own."""
+    """Return the names of the linear layers inside transformer blocks; `exclude_scheme` removes the scheme's own."""
     return {
         name
         for block, _ in architecture.blocks(core_of(model))
@@ -109,21 +109,21 @@ def _task_of(model: Any, architecture: Architecture) -> str | None:
 
 
 def load_adapter(folder: str | Path, base: Any = None, *, is_trainable: bool = False, **kwargs: Any) -> peft.PeftModel:
-    """Load an adapter and the model under it, and swap that model as the adapter says.
+    """Load an adapter and its base model, and swap the base to the adapter's scheme.
 
     Args:
         folder: the adapter's folder, or its name on the Hub.
-        base: the model under it, or its name or folder; by default what the adapter names. If its mechanism is the
-            stock one and the adapter's was not, it is swapped: a model that is given, in place.
-        is_trainable: whether to go on training it.
-        kwargs: for the `from_pretrained` of the base model (dtype, device_map, …).
+        base: the base model, or its name or folder. Default: the base that the adapter names. A stock base is swapped
+            if the adapter was trained on a swapped model; a model object is swapped in place.
+        is_trainable: whether the adapter is loaded for further training.
+        kwargs: arguments of the base model's `from_pretrained` (dtype, device_map, …).
 
     Returns:
-        peft's model around the base.
+        peft's wrapper of the base.
 
     Raises:
-        AdapterError: the adapter names no base or none that can be found here, is broken, or the base is swapped
-            otherwise.
+        AdapterError: the adapter is broken, names no base or one that cannot be found, or the base is swapped to
+            another scheme.
         CheckpointError: the adapter's `pos_scheme` entry is malformed, or of a newer format.
     """
     config = _config_in(folder)
@@ -150,7 +150,7 @@ def load_adapter(folder: str | Path, base: Any = None, *, is_trainable: bool = F
 
 
 def adapted_config(name: str) -> Any:
-    """Return the config of the model that `adapted_model` returns; no weights are loaded.
+    """Return the config of the model that `adapted_model` returns, without loading weights.
 
     Raises:
         AdapterError, CheckpointError: see `load_adapter`.
@@ -169,16 +169,18 @@ def adapted_config(name: str) -> Any:
 
 
 def adapted_model(name: str, auto_class: Any = None, *, supported_only: bool = True, **kwargs: Any) -> Any:
-    """Load an adapter with the model under it, and merge it into that: a model like any other, and healed.
+    """Load an adapter with its base model and merge it; the result is a plain model without peft, marked as healed.
 
     Args:
         name: the adapter's folder, or its name on the Hub.
-        auto_class: the class that is wanted; None: the one that the adapter was trained on. Its base is AutoModel.
-        supported_only: refuse a base that no scheme can enter.
-        kwargs: for the `from_pretrained` of the base model (dtype, …).
+        auto_class: the Auto class of the result; None: the class that the adapter was trained on. AutoModel gives the
+            base model without a head.
+        supported_only: refuse a base whose architecture is not supported.
+        kwargs: arguments of the base model's `from_pretrained` (dtype, …).
 
     Raises:
-        AdapterError: see `load_adapter`; or it cannot be merged, or was trained on another head than is wanted.
+        AdapterError: see `load_adapter`; or the adapter cannot be merged, or was trained with another head than that of
+            `auto_class`.
         CheckpointError: see `load_adapter`.
     """
     adapter = _config_in(name)
@@ -198,7 +200,7 @@ def adapted_model(name: str, auto_class: Any = None, *, supported_only: bool = T
 
 
 def adapter_base(name: str) -> str:
-    """Return the name of the model under an adapter.
+    """Return the name of an adapter's base model.
 
     Raises:
         AdapterError: there is no adapter of that name, or it names no base.
@@ -211,7 +213,7 @@ def _config_in(folder: str | Path) -> Any:
         return peft.PeftConfig.from_pretrained(str(folder))
     except PosSwapError:
         raise
-    except (*UNREADABLE, TypeError) as error:  # what peft says of a folder without an adapter, or with a broken one
+    except (*UNREADABLE, TypeError) as error:  # peft's errors for a folder without an adapter, or with a broken one
         raise AdapterError(
             f"{str(folder)!r} holds no adapter: {error}. Give the folder or the Hub name of a saved adapter."
         ) from error
@@ -248,9 +250,9 @@ def _base_config(folder: str | Path, name: str, kwargs: dict[str, Any]) -> Any:
 
 
 def _class_of(folder: str | Path, config: Any, base_config: Any) -> Any:
-    """Return the class that loads the base: by the adapter's task, or the one that the adapter was trained on.
+    """Return the class that loads the base: the class of the adapter's task, or the one that the adapter names.
 
-    The latter's module comes from a file: it is looked up among supported architectures, never imported by its name.
+    The name comes from a file, so it is looked up among the supported architectures and never imported.
     """
     if config.task_type in AUTO_CLASS_OF_TASK:
         return getattr(transformers, AUTO_CLASS_OF_TASK[config.task_type])
@@ -266,5 +268,5 @@ def _class_of(folder: str | Path, config: Any, base_config: Any) -> Any:
 
 
 def _trained_on(config: Any) -> str:
-    """Return the name of the stock class that an adapter without a task was trained on; "" if it does not say."""
+    """Return the name of the stock class that an adapter without a task was trained on; "" if its config has none."""
     return str((config.auto_mapping or {}).get("base_model_class", "")).removeprefix(PREFIX)

@@ -1,7 +1,7 @@
-"""Checkpoints of a healing run: whole or not there at all, safetensors and JSON only, never unpickled.
+"""Checkpoints of a healing run: written atomically, as safetensors and JSON only, never unpickled.
 
 A checkpoint holds weights, optimizer state and the history of losses. Learning rates, masked tokens, dropout and the
-order of the text follow from the options and the step, so they need no saving.
+order of the text depend only on the options and the step, so they are not saved.
 """
 
 import json
@@ -30,7 +30,7 @@ from hf_posswap.training.options import HealingError
 PREFIX = "checkpoint-"
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 SEPARATOR = "/"
-"""Between a weight's name and the name of a moment of it, in the optimizer's file."""
+"""Separates a weight's name from the name of its moment, in the optimizer's file."""
 FORMAT_VERSION = 1
 
 
@@ -40,12 +40,12 @@ class CheckpointError(HealingError):
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands.
+    """The state of a run.
 
     Attributes:
         step: optimizer steps done.
         history: one row for each step.
-        run: what makes the run what it is: options, texts and model; only an equal run may go on from here.
+        run: identity of the run: options, texts and model. Only a run with an equal identity may resume from it.
     """
 
     step: int
@@ -56,18 +56,18 @@ class RunState:
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: Any, state: RunState, keep: int, writes: bool) -> None:
     """Write `folder`/checkpoint-<step>, then remove older ones down to `keep`.
 
-    Every process calls this, since sharded weights are gathered from all of them; one writes.
+    Every process calls this, because sharded weights are gathered from all of them; one process writes.
 
     Args:
         folder: the run's output folder.
         model: the model as Accelerate prepared it.
         optimizer: the optimizer as Accelerate prepared it.
-        state: where the run stands.
-        keep: how many of the newest checkpoints stay.
+        state: the run's state.
+        keep: number of the newest checkpoints to keep.
         writes: whether this process is the one that writes.
 
     Raises:
-        CheckpointError: the files cannot be written; earlier checkpoints are as they were.
+        CheckpointError: the files cannot be written; earlier checkpoints are unchanged.
     """
     weights, optimizer_state = _gathered(model, optimizer)
     if not writes:
@@ -75,7 +75,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Any, state: RunSt
     final = folder / f"{PREFIX}{state.step:07d}"
     temporary = folder / f".{final.name}.partial"
     try:
-        for unfinished in folder.glob(f".{PREFIX}*.partial"):  # of a run that was killed while it wrote
+        for unfinished in folder.glob(f".{PREFIX}*.partial"):  # left by a run that was killed while writing
             shutil.rmtree(unfinished, ignore_errors=True)
         temporary.mkdir(parents=True)
         moments = {
@@ -97,7 +97,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Any, state: RunSt
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in checkpoints_in(folder)[:-keep]:
-        # Renamed first: a run that is killed while it removes files leaves no checkpoint that lacks some.
+        # Rename first, so that a run that is killed while it removes files leaves no incomplete checkpoint.
         shutil.rmtree(old.replace(folder / f".{old.name}.partial"))
 
 
@@ -108,10 +108,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, run: Mapping[str, Any]) -> RunState:
-    """Put a checkpoint's weights and optimizer state into a prepared model and optimizer.
+    """Load a checkpoint's weights and optimizer state into a prepared model and optimizer.
 
     Raises:
-        CheckpointError: it is broken, or belongs to a run with other options, texts or model; nothing has changed.
+        CheckpointError: the checkpoint is broken, or is of a run with other options, texts or model; neither the model
+            nor the optimizer has changed.
     """
     try:
         content = json.loads((path / STATE).read_text(encoding="utf-8"))
@@ -159,9 +160,9 @@ def _require_same_tensors(path: Path, weights: Mapping[str, Tensor], aliases: Ma
 
 
 def _gathered(model: nn.Module, optimizer: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return whole weights and optimizer state on the CPU, however they are sharded."""
+    """Return unsharded weights and optimizer state on the CPU."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    # Gathering copies a tied weight once for each of its names; the shards still show that it is one.
+    # Gathering copies a tied weight once for each of its names; only the shards show that it is one tensor.
     aliases = _aliases(get_model_state_dict(model))
     weights = get_model_state_dict(model, options=options)
     return (
@@ -171,7 +172,7 @@ def _gathered(model: nn.Module, optimizer: Any) -> tuple[dict[str, Any], dict[st
 
 
 def _unflattened(moments: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the optimizer's moments by the name of their weight."""
+    """Return the optimizer's moments, keyed by the name of their weight."""
     result: dict[str, dict[str, Tensor]] = {}
     for key, value in moments.items():
         name, _, moment = key.rpartition(SEPARATOR)
@@ -185,7 +186,7 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
 
 
 def _aliases(tensors: Mapping[str, Any]) -> dict[str, str]:
-    """Return, for each name of a tensor, whole or sharded, the first name of it: safetensors stores a tensor once."""
+    """Return a mapping from each tensor's names to its first name: safetensors stores a tensor once."""
     first: dict[tuple[int, tuple[int, ...]], str] = {}
     result = {}
     for name, value in tensors.items():
@@ -196,11 +197,11 @@ def _aliases(tensors: Mapping[str, Any]) -> dict[str, str]:
 
 
 def tied_names(model: nn.Module) -> set[str]:
-    """Return the names in a model's state dict that only repeat a weight named before."""
+    """Return the names in a model's state dict of weights that have another name before it."""
     return {name for name, first in _aliases(model.state_dict()).items() if name != first}
 
 
 def _storable(values: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors as safetensors takes them: contiguous, and tied ones once."""
+    """Return the tensors in the form that safetensors requires: contiguous, and tied tensors once."""
     aliases = _aliases(values)
     return {name: values[name].contiguous() for name, first in aliases.items() if name == first}

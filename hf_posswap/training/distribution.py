@@ -1,4 +1,4 @@
-"""What has to be settled with Accelerate so that a run computes the same however many processes share it."""
+"""Settings of Accelerate under which a run computes the same with any number of processes."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def expected_device() -> str:
-    """Return the kind of device, such as "cpu" or "cuda", that Accelerate will take."""
+    """Return the type of device, such as "cpu" or "cuda", that Accelerate will use."""
     if parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available():
         return "cpu"
     device = torch.accelerator.current_accelerator()
@@ -24,18 +24,18 @@ def expected_device() -> str:
 
 
 def make_accelerator(options: HealingOptions, **arguments: Any) -> Accelerator:
-    """Return an Accelerator for a run, from the environment of `accelerate launch`; `arguments` are its own.
+    """Return an Accelerator for a run, from the environment of `accelerate launch` and its own `arguments`.
 
-    Every process is made to load the whole model: swapping and calibrating compute with its weights.
+    It makes every process load the whole model, because swapping and calibrating compute with its weights.
 
     Raises:
         HealingError: several processes were started that Accelerate does not join, or were asked for and not started.
     """
     launched = "LOCAL_RANK" in os.environ
     if launched and not torch.accelerator.is_available():
-        # Without this, processes on a machine without a GPU do not find each other: each heals a model of its own.
+        # Without this, processes on a machine without a GPU do not communicate, and each heals a separate model.
         arguments.setdefault("cpu", True)
-    if not is_initialized():  # then the first Accelerator of the process has decided: see settle
+    if not is_initialized():  # otherwise the process's first Accelerator has fixed it: see settle
         arguments.setdefault("mixed_precision", "no")
     accelerator = Accelerator(gradient_accumulation_steps=options.accumulation, **arguments)
     started = int(os.environ.get("WORLD_SIZE", "1")) if launched else 1
@@ -53,7 +53,7 @@ def make_accelerator(options: HealingOptions, **arguments: Any) -> Accelerator:
         )
     if accelerator.distributed_type == DistributedType.FSDP:
         accelerator.state.fsdp_plugin.cpu_ram_efficient_loading = False
-        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers reads it when it loads
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # transformers reads it when it loads a model
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -62,7 +62,7 @@ def make_accelerator(options: HealingOptions, **arguments: Any) -> Accelerator:
 
 
 def processes_asked_for(command: list[str]) -> int:
-    """Return how many processes a command line of `accelerate launch` asks for; 1 for one that does not say."""
+    """Return the number of processes in a command line of `accelerate launch`; 1 if it has none."""
     place = command.index("launch") if "launch" in command else 0
     if not any(Path(part).name.startswith("accelerate") for part in command[:place]):
         return 1
@@ -80,14 +80,14 @@ def _parents_command() -> list[str]:
         parent = psutil.Process().parent()
         return [] if parent is None else parent.cmdline()
     except psutil.Error:
-        return []  # gone, or not ours to look at
+        return []  # the process has ended, or access is denied
 
 
 def settle(accelerator: Accelerator, options: HealingOptions, writes_checkpoints: bool) -> None:
-    """Let the options decide over what the configuration of `accelerate launch` says otherwise. Call before `prepare`.
+    """Override the configuration of `accelerate launch` with the run's options. Call it before `prepare`.
 
     Raises:
-        HealingError: the configuration asks for something that cannot be had.
+        HealingError: the configuration requires something that is not supported.
     """
     if accelerator.mixed_precision not in ("no", options.precision):
         raise HealingError(
@@ -96,7 +96,7 @@ def settle(accelerator: Accelerator, options: HealingOptions, writes_checkpoints
             "the option precision alone decides."
         )
     accelerator.gradient_accumulation_steps = options.accumulation
-    accelerator.step = 0  # of an earlier run: gradients are applied at multiples of the accumulation
+    accelerator.step = 0  # reset the count of an earlier run: gradients are applied at multiples of the accumulation
     if accelerator.distributed_type == DistributedType.FSDP:
         _require_whole_weights(accelerator.state.fsdp_plugin)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

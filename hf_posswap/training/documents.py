@@ -1,4 +1,4 @@
-"""Where documents come from: text files, or a `datasets` dataset, streamed."""
+"""Sources of documents: text files, or a `datasets` dataset, streamed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,13 +8,13 @@ from hf_posswap.training.options import HealingError
 from hf_posswap.training.texts import Documents
 
 Texts = tuple[list[str], list[dict[str, Any]]]
-"""Documents, and what identifies each of their files; a file has as many of them as its "documents" says, else one."""
+"""Documents, and an identity for each of their files. A file holds "documents" documents, or one without that key."""
 MAY_RECUR = 0.01
-"""Share of the documents measured on that may be learned from: short ones, such as "Yes.", recur by chance."""
+"""Share of the measured documents that may be among the training documents: short ones, as "Yes.", recur by chance."""
 
 
 def from_files(names: Sequence[str], documents: str | None = None) -> Texts:
-    """Return the documents of files or `demo:` names, and what identifies the files: name, length and SHA-256.
+    """Return the documents of files or `demo:` names, and the files' identities: name, length and SHA-256.
 
     Arguments, errors and warnings are those of `hf_posswap.text_files.read_files`.
     """
@@ -23,11 +23,11 @@ def from_files(names: Sequence[str], documents: str | None = None) -> Texts:
 
 
 def require_apart(measured: Texts, learned: Texts) -> None:
-    """Refuse to learn from what is measured on.
+    """Refuse to train on the texts that are measured on.
 
     Raises:
-        HealingError: a text that is measured on is learned from, or holds one that is, or is held by one, whatever the
-            line breaks; or documents of it are, one by one.
+        HealingError: ignoring line breaks, a measured text equals a training text, contains one or is part of one; or
+            more than `MAY_RECUR` of its documents are training documents.
     """
     others = list(_by_file(learned))
     known = {document for _, documents in others for document in documents}
@@ -50,7 +50,7 @@ def require_apart(measured: Texts, learned: Texts) -> None:
 
 
 def _by_file(texts: Texts) -> Iterator[tuple[str, list[str]]]:
-    """Yield each file's name and documents, with line breaks and spaces evened out: a copy set anew is recognised."""
+    """Yield each file's name and documents with normalised whitespace, so that a reformatted copy is recognised."""
     documents, facts = texts
     start = 0
     for fact in facts:
@@ -60,7 +60,7 @@ def _by_file(texts: Texts) -> Iterator[tuple[str, list[str]]]:
 
 
 class _Stream:
-    """A streamed dataset that says which it is when it cannot be read."""
+    """A streamed dataset whose read errors name it."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self.dataset, self.name = dataset, name
@@ -73,10 +73,10 @@ class _Stream:
 
 
 def from_dataset(name: str, split: str = "train", column: str = "text") -> tuple[Documents, list[dict[str, Any]]]:
-    """Return a dataset of the Hub or of a local folder, streamed, and what identifies it.
+    """Return a dataset of the Hub or of a local folder, streamed, and its identity.
 
     Raises:
-        HealingError: the package `datasets` is missing, or the dataset, split or column is.
+        HealingError: the package `datasets` is missing, or the dataset, split or column does not exist.
     """
     try:
         import datasets

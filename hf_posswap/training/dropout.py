@@ -1,4 +1,4 @@
-"""Doing without dropout where the stock model's outputs are to be met: to them it is noise."""
+"""Turns dropout off, for training towards the stock model's outputs, where dropout only adds noise."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from torch import nn
 
 ATTRIBUTE = "attention_dropout"
-"""Where attention modules without an `nn.Dropout` of their own keep their probability."""
+"""Attribute in which attention modules without an `nn.Dropout` store their dropout probability."""
 
 
 class Dropouts:
-    """The probabilities of all dropout in a model, without that of adapters, whose users chose it for them.
+    """The probabilities of all dropout in a model, except that of adapters, which their users chose.
 
     Args:
         model: a transformers model.
@@ -20,12 +20,12 @@ class Dropouts:
         self.found = [(module, name, getattr(module, name)) for module, name in _places(model)]
 
     def turn_off(self) -> None:
-        """Set all of them to 0."""
+        """Set all probabilities to 0."""
         for module, name, _ in self.found:
             setattr(module, name, 0.0)
 
     def put_back(self) -> None:
-        """Set all of them to what they were."""
+        """Restore the original probabilities."""
         for module, name, probability in self.found:
             setattr(module, name, probability)
 

@@ -1,6 +1,6 @@
-"""One healing experiment from end to end: stock, swapped, calibrated, healed, and the control; one result for all.
+"""One healing experiment from end to end: stock, swapped, calibrated, healed and control model, with one result.
 
-What is measured is measured on texts that nothing learnt from.
+All stages are measured on texts that no stage was trained on.
 """
 
 import copy
@@ -41,31 +41,32 @@ CONTROL_FOLDER = "control"
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What to do.
+    """The settings of an experiment.
 
     Attributes:
-        model: name of the model, see `hf_posswap.demo.load_model`; stock, or swapped already.
-        pos_scheme: the scheme to swap in, as on the command line; None: the model is swapped already.
-        stock: name of the stock model: teacher, yardstick and start of the control. None: the one inside `model`, which
-            is there until the model is healed.
+        model: name of the model, see `hf_posswap.demo.load_model`; stock, or already swapped.
+        pos_scheme: the scheme to swap in, as on the command line; None: the model is already swapped.
+        stock: name of the stock model, which is the teacher, the reference and the start of the control. None: the
+            stock model inside `model`, which exists until the model is healed.
         documents: texts to heal on.
-        texts: what identifies them, for the result and for resuming; JSON-ready.
-        options: how to heal.
-        output_dir: where the healed model, checkpoints and the result go; None: nothing is written.
-        calibrate: fit the scheme to the old weights before healing, on the documents, if it has parameters.
-        calibration_tokens: tokens to read for that; None: the default of `calibrate_on`.
-        lora_rank: train low-rank adapters of this rank and the scheme's parameters, not the weights.
-        control: heal the stock model too, on the same tokens in the same order and schedule, with the objective's own
-            loss: a model that is its own teacher learns nothing.
+        texts: identities of these texts, for the result and for resuming; JSON-ready.
+        options: options of healing.
+        output_dir: folder for the healed model, checkpoints and the result; None: nothing is written.
+        calibrate: calibrate the scheme before healing, on the documents, if it has parameters to fit.
+        calibration_tokens: tokens to calibrate on; None: the default of `calibrate_on`.
+        lora_rank: train low-rank adapters of this rank and the scheme's parameters instead of the weights.
+        control: also heal the stock model, on the same tokens in the same order and schedule. Its loss is the
+            objective's own, because a model that is its own teacher has a distillation loss of zero.
         evaluation: texts to measure on, none of them among the documents.
-        evaluation_texts: what identifies them, for the result; JSON-ready.
-        lengths: tokens to read at once when measuring; empty: the healing length, or that of the longest text if it is
-            shorter.
-        evaluation_tokens: about how many tokens to read at each length.
-        resume: go on where an interrupted run stopped.
+        evaluation_texts: identities of these texts, for the result; JSON-ready.
+        lengths: context lengths, in tokens, to measure at; empty: the healing length, or that of the longest text if
+            it is shorter.
+        evaluation_tokens: approximate number of tokens to read at each length.
+        resume: resume an interrupted run.
         column: column of the documents with the texts, if they are mappings.
-        history: a file for every step of healing and of the control: the result has a few rows of each; None: none.
-        log_with: trackers of Accelerate, such as "tensorboard"; the numbers are named "healed/loss", "control/loss" …
+        history: a file for every step of healing and of the control; the result has only a few rows of each. None: no
+            such file.
+        log_with: trackers of Accelerate, such as "tensorboard"; the metrics are named "healed/loss", "control/loss" …
     """
 
     model: str
@@ -90,35 +91,35 @@ class Experiment:
 
 
 class ExperimentObserver(HealingObserver):
-    """Hears, besides the steps, which stage is under way."""
+    """A `HealingObserver` that is also told the current stage and the documents."""
 
     def stage(self, name: str) -> None:
         """Called when a stage begins."""
 
     def documents(self, what: str, tokens: Sequence[int], number: int | None) -> None:
-        """Called when documents were read, before anything long begins.
+        """Called when documents were read, before any long computation.
 
         Args:
-            what: is done with them, "Healing on" or "Measuring on".
-            tokens: of each document, or of a sample of them.
-            number: how many there are; None: it is not known.
+            what: the use of the documents, "Healing on" or "Measuring on".
+            tokens: number of tokens of each document, or of a sample of the documents.
+            number: number of documents; None: unknown.
         """
 
 
 def run_experiment(experiment: Experiment, observer: ExperimentObserver | None = None) -> dict[str, Any]:
-    """Carry out an experiment and return its result, JSON-ready.
+    """Run an experiment and return its result, JSON-ready.
 
-    The result has, for each of "stock", "swapped", "calibrated", "healed" and "control" that took place, `evaluation`
-    rows by length; the losses of healing and of the control in a few rows; options, texts, versions and hardware.
+    The result has `evaluation` rows by length for each of the stages "stock", "swapped", "calibrated", "healed" and
+    "control" that ran; a few rows of the losses of healing and of the control; options, texts, versions and hardware.
 
     Raises:
-        PosSwapError: a model, scheme, text or option that does not fit; see `heal`.
+        PosSwapError: a model, scheme, text or option that cannot be used; see `heal`.
     """
     return _Conductor(experiment, observer or ExperimentObserver()).run()
 
 
 class _Conductor:
-    """Carries out one experiment."""
+    """Runs one experiment."""
 
     def __init__(self, experiment: Experiment, observer: ExperimentObserver) -> None:
         self.experiment, self.observer = experiment, observer
@@ -189,7 +190,7 @@ class _Conductor:
         return result
 
     def _tell_documents(self) -> None:
-        """Say how many documents of which length there are."""
+        """Tell the observer the number of documents and their lengths."""
         if not self.accelerator.is_main_process:
             return
         tokens, number = Windows(
@@ -199,7 +200,7 @@ class _Conductor:
         self.observer.documents("Measuring on", [len(ids) for ids in self.evaluation_ids], len(self.evaluation_ids))
 
     def _require_room(self) -> None:
-        """Refuse folders that hold something else, before anything long begins."""
+        """Refuse output folders with other contents, before any long computation."""
         experiment = self.experiment
         if experiment.output_dir is None:
             return
@@ -208,7 +209,7 @@ class _Conductor:
             require_room(folder, experiment.resume, adapter=experiment.lora_rank is not None)
 
     def _load(self, name: str) -> Any:
-        """Load a model, with the head the objective trains if one is named."""
+        """Load a model, with the head that the objective trains if the options name an objective."""
         self._stage("loading")
         objective = self.experiment.options.objective
         torch.manual_seed(self.experiment.options.seed)
@@ -224,7 +225,7 @@ class _Conductor:
         return load_model(name, auto_class=auto_class(auto_name), config=config)
 
     def _check(self, model: Any) -> None:
-        """Refuse, before anything long begins, what cannot be healed or controlled."""
+        """Refuse a model that cannot be healed, or has no control, before any long computation."""
         experiment = self.experiment
         if self.scheme is None and not is_swapped(model):
             raise HealingError(
@@ -254,10 +255,10 @@ class _Conductor:
             )
 
     def _load_stock(self) -> Any:
-        """Load the stock model anew.
+        """Load another copy of the stock model.
 
         Raises:
-            HealingError: what is named as the stock model is swapped.
+            HealingError: the model named as the stock model is swapped.
         """
         stock = self._load(self.experiment.stock or self.experiment.model)
         if not is_swapped(stock):
@@ -284,7 +285,7 @@ class _Conductor:
         self._measure("swapped", model)
 
     def _require_base_for_adapter(self, model: Any) -> None:
-        """Refuse an adapter for weights that calibration rewrites: it would be saved without them."""
+        """Refuse an adapter if calibration will change weights: the adapter would be saved without them."""
         experiment = self.experiment
         if experiment.lora_rank is None or not experiment.calibrate or not rewrites_weights(model):
             return
@@ -299,7 +300,7 @@ class _Conductor:
         if not self.experiment.calibrate:
             return "calibration is left out (--no-calibrate)"
         if self.scheme is None:
-            # It may be healed already, past its start; its weights are no longer stock then.
+            # The model may be healed already, and its weights are then not the stock model's.
             return "a model that came swapped is not calibrated"
         return calibration_refusal(model)
 
@@ -351,12 +352,12 @@ class _Conductor:
             observer=self.observer,
             tracked_as=f"{name}/",
         )
-        self.accelerator.free_memory()  # or else the optimizer stays while the control is healed
+        self.accelerator.free_memory()  # otherwise the optimizer stays in memory while the control is healed
         self._measure(name, self._whole(model, folder))
         return report, model
 
     def _identity(self) -> dict[str, Any]:
-        """Return what else than the options identifies a run, for resuming."""
+        """Return the run's identity besides its options, for resuming."""
         experiment = self.experiment
         stock = {} if experiment.stock is None else {"stock": experiment.stock}
         return {
@@ -368,7 +369,7 @@ class _Conductor:
         } | stock
 
     def _whole(self, model: Any, folder: Path | None) -> Any:
-        """Return a healed model that one process can run alone: a sharded one is loaded as it was saved."""
+        """Return a healed model that a single process can run: a sharded one is loaded from its saved folder."""
         if self._sharded and self.evaluation_ids and self.accelerator.is_main_process:
             return load_model(str(folder))
         return model

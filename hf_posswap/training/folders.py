@@ -1,4 +1,4 @@
-"""The folder a healed model goes into, looked at before anything long begins."""
+"""Checks of the output folder of a healed model, before any long computation."""
 
 from pathlib import Path
 
@@ -10,16 +10,16 @@ MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 def require_room(folder: Path, resume: bool, adapter: bool) -> list[Path]:
-    """Return the checkpoints in the folder of a run to go on from, oldest first; make nothing.
+    """Return the checkpoints in the folder that a run can resume from, oldest first; create nothing.
 
     Args:
-        folder: where the healed model and its checkpoints go.
-        resume: whether the run goes on from a checkpoint, if there is one.
-        adapter: whether an adapter is going to be saved, not a whole model.
+        folder: folder for the healed model and its checkpoints.
+        resume: whether the run resumes from a checkpoint, if there is one.
+        adapter: whether the run saves an adapter instead of a whole model.
 
     Raises:
-        OutputError: it cannot be written to, or holds what would be loaded along with what is saved.
-        CheckpointError: it holds checkpoints, and `resume` is not asked for.
+        OutputError: the folder cannot be written to, or holds files that would be loaded together with the saved ones.
+        CheckpointError: the folder holds checkpoints, and `resume` is False.
     """
     require_no_other_kind(folder, adapter)
     present = checkpoints_in(folder)
@@ -35,7 +35,7 @@ def require_no_other_kind(folder: Path, adapter: bool) -> None:
     """Refuse a folder with an adapter for a whole model, and the other way round: loading would mix them.
 
     Raises:
-        OutputError: names the files; or the folder cannot be written to.
+        OutputError: the folder holds such files, which the message names, or cannot be written to.
     """
     check_folder(folder)
     others = MODEL_FILES if adapter else ADAPTER_FILES

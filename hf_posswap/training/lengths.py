@@ -1,4 +1,4 @@
-"""Texts of many lengths for an encoder, whose users embed a sentence as well as a page."""
+"""Training texts of various lengths for encoders, which are used on single sentences as well as on pages."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from hf_posswap.training.texts import Window
 
 
 class Lengths:
-    """Cuts a batch of windows into texts of one length, drawn anew for each batch.
+    """Cuts a batch of windows into texts of one length, which is drawn at random for each batch.
 
-    A model that only ever reads full windows never learns how its scheme acts among few tokens: the beginning of a long
-    text is no short text to an encoder, which sees the rest of it, too. All texts of a batch are equally long, so that
-    nothing is padded, and a batch of shorter texts has more of them.
+    Training on full windows only does not train an encoder's scheme on short texts: the first tokens of a long text
+    attend to the rest of the text, too. All texts of a batch have the same length, so that no padding is needed, and a
+    batch of shorter texts has more of them.
 
     Args:
         length: tokens of a window.
@@ -37,14 +37,14 @@ class Lengths:
             self.choices.append(self.choices[-1] // 2)
 
     def cut(self, windows: list[Window], generator: torch.Generator) -> list[Window]:
-        """Return a batch's windows, cut into texts of one of the lengths; without a choice, nothing is drawn."""
+        """Return a batch's windows, cut into texts of a random length; with only one length, draw no random number."""
         if len(self.choices) == 1:
             return windows
         chosen = self.choices[int(torch.randint(len(self.choices), (), generator=generator))]
         return [part for window in windows for part in self._parts(window, chosen)]
 
     def _parts(self, window: Window, length: int) -> list[Window]:
-        """Return the whole texts of this length in a window, or the window if it is shorter."""
+        """Return the texts of exactly this length in a window, or the window itself if it is not longer."""
         if len(window.ids) <= length:
             return [window]
         inside = window.ids[len(self.first) : len(window.ids) - len(self.last)]

@@ -1,4 +1,4 @@
-"""The healing loop on Accelerate: one CPU, one GPU, many, sharded or not, by the same lines."""
+"""The healing loop on Accelerate; the same code runs on a CPU, on one or several GPUs, and with sharded weights."""
 
 import contextlib
 import math
@@ -30,24 +30,24 @@ from hf_posswap.training.trainer import Trainer
 
 LONGEST_BY_DEFAULT = 512
 TRACKED = ("loss", "learning_rate", "gradient_norm")
-"""Numbers of a step that go to trackers."""
+"""Values of a step that are sent to trackers."""
 LANGUAGE_TOKENS = 1024
-"""About how many tokens tell whether a model knows their language."""
+"""Approximate number of tokens with which the model's knowledge of the text's language is checked."""
 WORSE_THAN_GUESSING = 1.0
-"""Nats above ln(vocabulary) from which a stock model cannot know the language of its tokens."""
+"""Nats above ln(vocabulary): a stock model with a larger loss does not know the language of the text."""
 
 
 @dataclass(frozen=True)
 class HealingReport:
-    """What a healing run did.
+    """The result of a healing run.
 
     Attributes:
-        tokens: tokens read, padding not counted.
-        steps: optimizer steps.
-        length: tokens read at once.
-        parameters: number of parameters that learned.
+        tokens: number of tokens read, without padding.
+        steps: number of optimizer steps.
+        length: tokens of a window.
+        parameters: number of trained parameters.
         history: for each step: step, tokens (so far), loss (the step's mean), learning_rate (of the weights, or of the
-            scheme if it learns alone), gradient_norm and tokens_per_second.
+            scheme if it is trained alone), gradient_norm and tokens_per_second.
     """
 
     tokens: int
@@ -62,10 +62,10 @@ class HealingReport:
 
 
 class HealingObserver:
-    """Hears how a run goes on; override what is of interest. Only the main process calls it."""
+    """Callbacks of a run; override the ones you need. Only the main process calls them."""
 
     def started(self, steps: int, done: int) -> None:
-        """Called before the first step; `done` steps were done before a restart."""
+        """Called before the first step; `done` is the number of steps done before a restart."""
 
     def step(self, row: dict[str, Any]) -> None:
         """Called after each step with its row of the history."""
@@ -92,19 +92,19 @@ def heal(
     """Fine-tune a model in place: a swapped one or, as its control, a stock one.
 
     Args:
-        model: the model, or peft's around it (`hf_posswap.training.add_lora`).
-        documents: texts to read; see `Windows`.
+        model: the model, or peft's wrapper of it (`hf_posswap.training.add_lora`).
+        documents: texts to train on; see `Windows`.
         tokenizer: the model's tokenizer.
-        options: how to heal.
-        teacher: the stock model to learn from if `options.distill` is not 0; by default the one inside `model`, which
-            is there until the model is healed.
-        output_dir: where the healed model, its tokenizer and checkpoints go; nothing is written without it.
-        resume: go on from the newest checkpoint in `output_dir`, if there is one.
-        run: what else identifies the run (texts, model); a checkpoint of another run is refused.
+        options: options of healing.
+        teacher: the stock model to distil from if `options.distill` is not 0. Default: the stock model inside `model`,
+            which exists until the model is healed.
+        output_dir: folder for the healed model, its tokenizer and checkpoints. None: nothing is written.
+        resume: resume from the newest checkpoint in `output_dir`, if there is one.
+        run: the run's identity besides its options (texts, model); a checkpoint of another run is refused.
         column: column of the documents with the texts, if they are mappings.
-        accelerator: made here by default.
-        observer: hears of every step.
-        tracked_as: stands before the names under which trackers keep the numbers, to tell several runs apart.
+        accelerator: the Accelerator to run on. Default: `make_accelerator(options)`.
+        observer: callbacks for every step.
+        tracked_as: prefix of the names of metrics in trackers, which distinguishes several runs.
 
     Returns:
         The losses, step by step. The model is left in evaluation mode, on the device it was trained on.
@@ -112,8 +112,8 @@ def heal(
     Raises:
         HealingError: options, texts or tokenizer that do not fit the model, weights in float16, or a loss that is not
             finite.
-        OutputError: a folder that cannot be written to, or that holds a model of another kind.
-        CheckpointError: a checkpoint that cannot be written, is broken, or belongs to another run.
+        OutputError: the folder cannot be written to, or holds a model of another kind.
+        CheckpointError: a checkpoint cannot be written, is broken, or is of another run.
     """
     if not isinstance(options, HealingOptions):
         raise HealingError(
@@ -148,7 +148,7 @@ def heal(
 
 
 def healing_length(given: int | None, train_length: int) -> int:
-    """Return how many tokens are read at once: what is given, or the model's train length, at most 512."""
+    """Return the tokens of a window: the given number, or the model's train length but at most 512."""
     return given or min(train_length, LONGEST_BY_DEFAULT)
 
 
@@ -156,7 +156,7 @@ def _packs(options: HealingOptions, objective: type[Objective]) -> bool:
     """Return whether windows are packed.
 
     Raises:
-        HealingError: packing is asked for in an encoder.
+        HealingError: the options ask for packing in an encoder.
     """
     causal = objective is LanguageModelling
     if options.packing and not causal:
@@ -168,7 +168,7 @@ def _packs(options: HealingOptions, objective: type[Objective]) -> bool:
 
 
 def _check_types(model: Any) -> None:
-    """Refuse to train weights in float16, which has no room for small steps nor for Adam's second moments."""
+    """Refuse to train weights in float16, which cannot represent small updates nor Adam's second moments."""
     half = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.dtype == torch.float16]
     if half:
         raise HealingError(
@@ -179,10 +179,10 @@ def _check_types(model: Any) -> None:
 
 @torch.no_grad()
 def _check_language(model: Any, windows: list[Window]) -> None:
-    """Refuse texts that the stock or healed model reads worse than by guessing: there is nothing to heal with.
+    """Refuse texts on which the stock or healed model is worse than a uniform guess: it cannot be healed on them.
 
     Raises:
-        HealingError: says the loss, and what the reasons may be.
+        HealingError: it is worse; the message gives the loss and possible reasons.
     """
     training = model.training
     model.eval()
@@ -203,7 +203,7 @@ def _check_language(model: Any, windows: list[Window]) -> None:
 
 
 def _mean_loss(model: Any, windows: list[Window], readable: int) -> float:
-    """Return the mean loss of the beginnings of windows, each document read alone."""
+    """Return the mean loss over the beginnings of windows; documents do not attend to each other."""
     losses, scored = 0.0, 0
     for window in windows:
         cut = Window(window.ids[:readable], window.positions[:readable])

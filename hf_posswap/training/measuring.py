@@ -1,4 +1,4 @@
-"""What a stage of a model's life is measured by: the loss its head is for, or the agreement of its embeddings."""
+"""The measure of a stage of an experiment: the loss of the model's head, or the agreement of its embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,19 +15,19 @@ from hf_posswap.swapped.tokenizers import special_tokens
 
 
 class StageMeasure:
-    """Measures models of one objective by length, all on the same documents.
+    """Measures models of one objective at several context lengths, all on the same documents.
 
     Args:
         objective: name of the objective: "lm", "mlm" or "embedding".
         tokenizer: the models' tokenizer.
         documents: token ids of each document, int64 (n,).
-        lengths: tokens to read at once; empty: `usual`, or the longest document if that is shorter.
-        usual: tokens that healing reads at once.
-        budget: about how many tokens to read at each length.
-        seed: of masked tokens and of the bootstrap.
+        lengths: context lengths in tokens; empty: `usual`, or the length of the longest document if it is shorter.
+        usual: tokens of a window in healing.
+        budget: approximate number of tokens to read at each length.
+        seed: seed of the masked tokens and of the bootstrap.
 
     Raises:
-        EvaluationError: an objective that is not measured by length.
+        EvaluationError: the objective cannot be measured by length.
         TextTooShortError: no document has as many tokens as the longest length.
     """
 
@@ -47,7 +47,7 @@ class StageMeasure:
         self.frame: tuple[list[int], list[int]] = ([], []) if objective == "lm" else special_tokens(tokenizer)
         around = len(self.frame[0]) + len(self.frame[1])
         counts = [len(ids) for ids in documents]
-        whole = sum(counts) >= usual  # else there is too little text, whatever it consists of
+        whole = sum(counts) >= usual  # otherwise there is too little text in total
         self.lengths = tuple(lengths) or (min(usual, max(counts) + around) if whole else usual,)
         longest = max(self.lengths)
         places, share = share_out(counts, longest, budget, around)
@@ -60,7 +60,7 @@ class StageMeasure:
 
         Args:
             model: the model.
-            stock: the stock model, with whose embeddings those of an encoder without a head are to agree.
+            stock: the stock model, whose embeddings are the reference for an encoder without a head.
         """
         rows: Sequence[Any]
         if self.objective == "lm":

@@ -1,7 +1,7 @@
-"""What a healed model is asked for: the next token, a masked token, or a text's embedding; and what its teacher says.
+"""Training objectives of healing: next token, masked tokens or text embeddings, each with or without a teacher.
 
-Each objective gives sums over tokens or texts and their count, so that the mean over several batches and processes is
-that over all of their tokens.
+Each objective returns a sum over tokens or texts and their count, so that a mean over several batches and processes is
+the mean over all of their tokens or texts.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ class Objective(ABC):
 
     Args:
         distill: weight in [0, 1] of the teacher's outputs as the target.
-        readable: longest text the teacher can read.
+        readable: length of the longest text that the teacher can read.
         tokenizer: the model's tokenizer.
     """
 
@@ -37,7 +37,7 @@ class Objective(ABC):
     auto_class: ClassVar[str]
     """The Auto class that loads a model for this objective."""
     shortest_length: ClassVar[int | None] = None
-    """Tokens of the shortest texts to learn from, unless one says otherwise; None: all windows are whole."""
+    """Default length of the shortest training texts, in tokens; None: windows are not cut into shorter texts."""
 
     def __init__(self, distill: float, readable: int, tokenizer: Any) -> None:
         self.distill, self.readable, self.tokenizer = distill, readable, tokenizer
@@ -47,7 +47,7 @@ class Objective(ABC):
     @classmethod
     @abstractmethod
     def suits(cls, model: Any) -> bool:
-        """Return whether a model has the head this objective trains."""
+        """Return whether a model has the head that this objective trains."""
 
     def batch(self, windows: list[Window], generator: torch.Generator) -> Inputs:
         """Return the model's inputs (B, L), and `labels` if the objective has them."""
@@ -55,19 +55,19 @@ class Objective(ABC):
 
     @abstractmethod
     def count(self, batch: Inputs) -> int:
-        """Return how many tokens or texts a batch scores."""
+        """Return the number of tokens or texts that the batch's loss sums over."""
 
     @abstractmethod
     def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
-        """Return the sum of the losses that `count` counts, a float32 scalar."""
+        """Return the sum of the losses of the tokens or texts that `count` counts, a float32 scalar."""
 
     def check(self, length: int, batch_size: int) -> None:
-        """Refuse a length at which the teacher has nothing to say, or too small a batch; raise `HealingError`."""
+        """Refuse a length that the teacher cannot read, or too small a batch; raise `HealingError`."""
         return
 
     @staticmethod
     def freeze_idle(model: Any) -> None:
-        """Freeze weights that the loss does not reach; processes wait for each other's gradient of the rest."""
+        """Freeze weights without a gradient: distributed processes would wait for their gradients."""
         return
 
 
@@ -80,10 +80,10 @@ def register_objective(objective: type[Objective]) -> type[Objective]:
 
 
 def objective_for(model: Any, name: str | None) -> type[Objective]:
-    """Return the objective called `name`, or the one that the model's head is for.
+    """Return the objective called `name`, or the one that trains the model's head.
 
     Raises:
-        HealingError: the model has no head for it; says which class to load.
+        HealingError: the model has no head for it; the message names the class to load.
     """
     if name is None:
         return next(objective for objective in objectives if objective.suits(model))
@@ -114,7 +114,7 @@ def divergence(student: Tensor, teacher: Tensor) -> Tensor:
 
 @register_objective
 class LanguageModelling(Objective):
-    """−ln p of the next token; the teacher's distribution over it where the teacher can read."""
+    """−ln p of the next token, or the KL divergence to the teacher's distribution within the teacher's length."""
 
     name = "lm"
     auto_class = "AutoModelForCausalLM"
@@ -128,7 +128,7 @@ class LanguageModelling(Objective):
 
     @staticmethod
     def labelled(inputs: Inputs) -> Inputs:
-        """Return inputs with `labels`: at each token the next one, unless that begins another document."""
+        """Return inputs with `labels`: for each token the next one, except the last token of a document."""
         ids = inputs["input_ids"]
         labels = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
         if "attention_mask" in inputs:
@@ -141,7 +141,7 @@ class LanguageModelling(Objective):
         return int((batch["labels"] != IGNORED).sum())
 
     def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
-        """Beyond what the teacher can read, the objective's own loss stands alone."""
+        """Return the sum of losses; tokens beyond the teacher's length have the objective's own loss only."""
         inputs, labels = _labelled(model, batch)
         logits = model(**inputs, use_cache=False).logits
         scored = labels != IGNORED
@@ -163,7 +163,10 @@ class LanguageModelling(Objective):
 
 @register_objective
 class MaskedLanguageModelling(Objective):
-    """−ln p of masked tokens (BERT: 15% of them; of these 80% masked, 10% replaced, 10% kept), or the teacher's."""
+    """−ln p of masked tokens, or the KL divergence to the teacher there.
+
+    As in BERT, 15% of the tokens are chosen; of these 80% are masked, 10% replaced and 10% kept.
+    """
 
     name = "mlm"
     auto_class = "AutoModelForMaskedLM"
@@ -180,7 +183,7 @@ class MaskedLanguageModelling(Objective):
             raise HealingError("objective 'mlm' needs a tokenizer with a mask token; this one has none.")
         special = torch.isin(ids, torch.tensor(self.tokenizer.all_special_ids))
         drawn = torch.rand(ids.shape, generator=generator).masked_fill(special, 1.0)
-        # The smallest draw is always masked: a step has something to learn from, however short its texts.
+        # The smallest draw is always masked, so that a step with very short texts has at least one masked token.
         chosen = (drawn < MASKED_SHARE) | ((drawn == drawn.min()) & ~special)
         chance = torch.rand(ids.shape, generator=generator)
         other = torch.randint(len(self.tokenizer), ids.shape, generator=generator)
@@ -211,13 +214,14 @@ class MaskedLanguageModelling(Objective):
 
 @register_objective
 class Embedding(Objective):
-    """The direction of a text's embedding, the mean of its last hidden states.
+    """A loss on the direction of a text's embedding, the mean of its last hidden states.
 
-    Alone: two halves of one text are to lie closer than halves of other texts in the batch (independent cropping,
-    Izacard et al., 2112.09118, with an in-batch softmax at temperature 0.05). With the teacher: 1 − cosine to the stock
-    model's embedding, plus, for each layer, the mean over the text's tokens of 1 − cosine to the stock model's hidden
-    state. A text has one embedding but a hidden state for each token and layer, so that says far more of a text, and
-    says to each layer what it got wrong (hidden-state distillation, Jiao et al., TinyBERT, 1909.10351, section 3.2).
+    Without the teacher it is contrastive: the embeddings of two halves of a text should be closer than those of halves
+    of different texts in the batch (independent cropping, Izacard et al., 2112.09118, with an in-batch softmax at
+    temperature 0.05). With the teacher it is 1 − cosine to the stock model's embedding, plus, for each layer, the mean
+    over the text's tokens of 1 − cosine to the stock model's hidden state (hidden-state distillation, Jiao et al.,
+    TinyBERT, 1909.10351, section 3.2). A text has one embedding but a hidden state for each token and layer, so the
+    second term has many more targets per text, and a separate one for each layer.
     """
 
     name = "embedding"
@@ -230,7 +234,7 @@ class Embedding(Objective):
 
     @staticmethod
     def freeze_idle(model: Any) -> None:
-        """The pooler transforms the first token's hidden state; a text's embedding is the mean over all tokens."""
+        """Freeze the pooler: it transforms the first token's hidden state, and the embedding is a mean over tokens."""
         for name, weight in model.named_parameters():
             if "pooler" in name.split("."):
                 weight.requires_grad_(False)
@@ -278,7 +282,7 @@ def _mean_distance(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def _contrast(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Sum over texts of −ln softmax of each left half's cosine to its own right half among all right halves."""
+    """Return the sum over texts of −ln softmax, over all right halves, of the cosine of left and right half."""
     left = (mask.cumsum(1) * 2 <= mask.sum(1, keepdim=True)) & (mask == 1)
     right = ~left & (mask == 1)
     halves = [F.normalize(pooled(hidden, half), dim=-1) for half in (left, right)]

@@ -10,12 +10,13 @@ from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.training.options import HealingError, HealingOptions
 
 SHORTEST_WARMUP = 3
-"""Steps. Adam's first step moves every weight by the whole rate, however small its gradient. Taken at the peak, a
-calibrated `rope` gained 0.07 nats from 28 steps of healing instead of 0.53; 2, 4 or 6 steps of warmup: 0.51 to 0.54."""
+"""Steps. Adam's first step changes every weight by the full learning rate, however small its gradient. With that step
+at the peak rate, 28 steps of healing improved a calibrated `rope` by 0.07 nats instead of 0.53; with 2, 4 or 6 steps of
+warmup, by 0.51 to 0.54."""
 
 
 def scheme_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return a swapped model's own parameters by name: its scheme's, and the mean row left of a position table."""
+    """Return the parameters that a swap adds, by name: the scheme's, and the mean row of a removed position table."""
     retired = [name for name, module in model.named_modules() if isinstance(module, RetiredTable)]
     return {
         name: weight
@@ -25,7 +26,7 @@ def scheme_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def choose_trained(model: nn.Module, options: HealingOptions) -> None:
-    """Let only the parameters learn that the options say, in place. Adapters have chosen for themselves.
+    """Set `requires_grad` of all parameters by the options, in place. A model with adapters stays unchanged.
 
     Raises:
         HealingError: the scheme has no parameters to train.
@@ -33,7 +34,7 @@ def choose_trained(model: nn.Module, options: HealingOptions) -> None:
     if options.train != "scheme":
         return
     own = scheme_parameters(model)
-    if not any("pos_scheme" in name.split(".") for name in own):  # a mean row alone would be a stock weight that learns
+    if not any("pos_scheme" in name.split(".") for name in own):  # a mean row alone is a stock weight
         raise HealingError(
             "train='scheme' has nothing to train: the scheme has no parameters with these options. Take train='all' "
             "or a scheme with parameters, such as alibi:trainable=true, t5 or relative_bias."
@@ -44,7 +45,7 @@ def choose_trained(model: nn.Module, options: HealingOptions) -> None:
 
 
 def parameter_groups(model: nn.Module, options: HealingOptions) -> list[dict[str, Any]]:
-    """Return optimizer groups: the scheme's parameters, matrices, and the rest; each with its peak learning rate."""
+    """Return optimizer groups, each with its peak learning rate: the scheme's parameters, matrices, and the rest."""
     own = {id(weight) for weight in scheme_parameters(model).values()}
     learning = [weight for weight in model.parameters() if weight.requires_grad]
     scheme = [weight for weight in learning if id(weight) in own]
@@ -60,15 +61,15 @@ def parameter_groups(model: nn.Module, options: HealingOptions) -> list[dict[str
 
 
 def make_optimizer(model: nn.Module, options: HealingOptions) -> torch.optim.Optimizer:
-    """Return AdamW with β = (0.9, 0.95) over what learns."""
+    """Return AdamW with β = (0.9, 0.95) over the trainable parameters."""
     return torch.optim.AdamW(parameter_groups(model, options), betas=(0.9, 0.95))
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
     """Return the share of the peak learning rate at a step (from 0): a linear rise, then a cosine down to 0.
 
-    The rise takes a share `warmup` of the steps, but at least `SHORTEST_WARMUP`, or half of the run if that is fewer.
-    With `warmup` 0 there is no rise.
+    The rise takes a share `warmup` of the steps, but at least `SHORTEST_WARMUP` steps, or half of the run if that is
+    less. With `warmup` 0 there is no rise.
     """
     shortest = min(SHORTEST_WARMUP, steps // 2) if warmup > 0 else 0
     rising = max(1, round(warmup * steps), shortest)

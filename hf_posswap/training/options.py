@@ -12,22 +12,21 @@ Trained = Literal["all", "scheme"]
 Precision = Literal["no", "bf16"]
 HEALING, TEXTS, RUN = "How to heal", "What to heal on", "The run"
 RECIPE = {"distill": 1.0, "batch_size": 16, "learning_rate": 1e-3, "scheme_learning_rate": 2e-2}
-"""Options that healed small models best. `compare` takes them unless others are given."""
+"""The options that gave small models the lowest loss after healing. They are the defaults of `compare`."""
 
 
 class HealingError(PosSwapError):
-    """A healing run that cannot start or go on: options, texts, checkpoints or losses that do not fit."""
+    """A healing run cannot start or continue, because of its options, texts, checkpoints or losses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealingOptions:
-    """How a model is healed. Everything that changes the losses is here, so that equal options give equal curves.
+    """Options of healing: everything that changes the losses, so that equal options give equal curves.
 
-    Each field states its meaning, default and limits once; the command line, its help and the reference take them
-    from here.
+    The command line, its help and the reference take the meaning, default and limits of each option from here.
 
     Raises (on construction):
-        HealingError: an option out of range, or options that exclude each other.
+        HealingError: an option out of range, or options that cannot be combined.
     """
 
     tokens: int | None = option(
@@ -125,7 +124,7 @@ class HealingOptions:
 
     @property
     def drops_out(self) -> bool:
-        """Whether activations are dropped out."""
+        """Whether dropout is on."""
         return self.distill == 0 if self.dropout is None else self.dropout
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +132,7 @@ class HealingOptions:
         return dataclasses.asdict(self)
 
     def identity(self) -> dict[str, Any]:
-        """Return the options that change what a run computes, JSON-ready: what a checkpoint must have in common."""
+        """Return the options that change what a run computes, JSON-ready; resuming a checkpoint requires equal ones."""
         return {
             key: value for key, value in self.to_dict().items() if key not in ("checkpoint_every", "keep_checkpoints")
         }

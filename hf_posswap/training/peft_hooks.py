@@ -1,7 +1,8 @@
-"""What peft does differently on swapped models, once this module has been imported.
+"""Patches of peft for swapped models, applied when this module is imported.
 
-`import hf_posswap` has it imported as soon as peft is. A few methods, through which all adapters come and go, first
-look at the model's scheme; on stock models with stock adapters they do what they did.
+`import hf_posswap` makes sure that it is imported together with peft. The patches wrap the few methods that add, load
+and remove adapters, and check the model's scheme first. On stock models with stock adapters these methods behave as
+before.
 """
 
 import json
@@ -24,17 +25,17 @@ from hf_posswap.errors import PosSwapError
 from hf_posswap.loading.entry import mark_healed
 from hf_posswap.swapped.questions import is_swapped
 
-# As a module, since it may be just importing peft, and so this one, when this is read.
+# Imported as a module: it may be only partly initialised here, because its own import of peft imports this module.
 from hf_posswap.training import adapter_schemes as schemes
 
 SOURCE = "_posswap_source"
-"""Where a config keeps what it was loaded from; a new config has none."""
+"""Attribute of a config with the source that it was loaded from; a new config does not have it."""
 SOURCE_ARGUMENTS = ("subfolder", "revision")
 DOWNLOAD_ARGUMENTS = (*SOURCE_ARGUMENTS, "cache_dir", "force_download", "local_files_only", "token")
 
 
 def _injecting(stock: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the method through which an adapter, new or loaded, enters a model, whatever door of peft it came by."""
+    """Wrap the method that injects an adapter into a model; all of peft's functions that add an adapter call it."""
 
     @wraps(stock)
     def inject_adapter(self: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -55,7 +56,11 @@ def _injecting(stock: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fitting(config: Any, model: nn.Module, entry: dict[str, Any] | None) -> Any:
-    """Return the config of an adapter for a model with this entry: a new one takes it, a loaded one has to agree."""
+    """Return an adapter's config for a model with this entry: a new config gets the entry, a loaded one is checked.
+
+    Raises:
+        AdapterError: a loaded config has another scheme.
+    """
     source = vars(config).get(SOURCE)
     if source is None:
         schemes.require_base_as_loaded(model)
@@ -65,7 +70,7 @@ def _fitting(config: Any, model: nn.Module, entry: dict[str, Any] | None) -> Any
 
 
 def _prompting(stock: Callable[..., None]) -> Callable[..., None]:
-    """Wrap the method by which prompt learning comes to a model: it injects nothing, so nothing else would look."""
+    """Wrap the method that adds prompt learning to a model: it does not call `inject_adapter`."""
 
     @wraps(stock)
     def add_adapter(self: Any, adapter_name: str, peft_config: Any, *args: Any, **kwargs: Any) -> None:
@@ -77,7 +82,7 @@ def _prompting(stock: Callable[..., None]) -> Callable[..., None]:
 
 
 def _unloading(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the method that takes adapters off: it moves weights and biases as only layers have them."""
+    """Wrap the method that removes adapters, which expects layers with weights and biases: release the scheme first."""
 
     @wraps(stock)
     def unload(self: Any, merge: bool = True, *args: Any, adapter_names: Any = None, **kwargs: Any) -> Any:
@@ -96,7 +101,7 @@ def _unloading(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _remembering(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the loading of a config: what is loaded has to fit the model, what is new takes the model's scheme."""
+    """Wrap the loading of a config: record its source, by which a loaded config is told from a new one."""
 
     @wraps(stock)
     def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -109,7 +114,7 @@ def _remembering(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _reloading(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the loading of weights: into an adapter that is there already, peft loads without reading the config."""
+    """Wrap the loading of weights: check the scheme, because peft does not read the config for an existing adapter."""
 
     @wraps(stock)
     def load_adapter(self: Any, model_id: Any, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
@@ -144,7 +149,7 @@ def _finding(stock: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _renamings(model: nn.Module, adapter_name: str) -> list[WeightRenaming]:
-    """Return how the scheme's parameters on disk are named in a model with the adapter."""
+    """Return the renamings from the scheme's parameters on disk to those in a model with the adapter."""
     names = {module: name for name, module in model.named_modules()}
     found = []
     for parent, name in schemes.places(model):
@@ -162,7 +167,7 @@ def _replace(owner: type, name: str, wrap: Callable[..., Any]) -> None:
 
 
 def _teach_default_targets() -> None:
-    """Let peft adapt the same layers of a swapped model as of the stock one when none are named."""
+    """Register peft's default target modules of each stock model type for its swapped type, too."""
     for name, mapping in vars(constants).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_"):
             for model_type in list(mapping):

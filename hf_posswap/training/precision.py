@@ -1,7 +1,7 @@
-"""In which precision healing computes unless one says otherwise: bfloat16 where the device is fast at it.
+"""The default precision of healing: bfloat16 on devices that have instructions for it, otherwise float32.
 
-A CPU without instructions for bfloat16 converts number by number: a step then takes several times as long as in
-float32, and saves nothing.
+A CPU without instructions for bfloat16 converts each number: a step takes several times as long as in float32, and
+saves no memory.
 """
 
 import warnings
@@ -14,7 +14,7 @@ NAMES = {"no": "float32", "bf16": "bfloat16"}
 
 
 class SlowPrecisionWarning(UserWarning):
-    """Healing computes in a precision that its device is slow at."""
+    """Healing uses a precision that is slow on its device."""
 
 
 def fast_precision(device: str) -> Precision:
@@ -28,7 +28,7 @@ def fast_precision(device: str) -> Precision:
 
 
 def slowness(precision: str, device: str) -> str | None:
-    """Return what to say of a precision that was asked for if the device is slow at it, otherwise None."""
+    """Return a warning if the requested precision is slow on the device, otherwise None."""
     if precision != "bf16" or fast_precision(device) == "bf16":
         return None
     kind = torch.device(device).type
@@ -39,7 +39,7 @@ def slowness(precision: str, device: str) -> str | None:
 
 
 def choice_in_words(precision: Precision, device: str) -> str:
-    """Return what to say of a precision that was chosen for the device."""
+    """Return a description of the precision that was chosen for the device."""
     kind = torch.device(device).type
     if precision == "bf16":
         return f"Healing computes in bfloat16, at which this {kind} is fast; --precision no computes in float32."
@@ -47,7 +47,7 @@ def choice_in_words(precision: Precision, device: str) -> str:
 
 
 def warn_if_slow(precision: Precision, device: str) -> None:
-    """Warn of a precision that the device is slow at, as `slowness` says it."""
+    """Issue the warning of `slowness`, if there is one."""
     text = slowness(precision, device)
     if text is not None:
         warnings.warn(text, SlowPrecisionWarning, stacklevel=3)

@@ -35,17 +35,17 @@ def refine(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> HealingReport:
-    """Train a swapped model's scheme alone, its weights frozen, until its outputs come close to the stock model's.
+    """Train only a swapped model's scheme, with its weights frozen, towards the stock model's outputs.
 
     Args:
-        model: a swapped model, best calibrated; changed in place.
+        model: a swapped model, preferably calibrated; changed in place.
         documents: texts; no labels are needed.
         tokenizer: the model's tokenizer.
-        tokens: how many to read.
-        batch_size: windows of a step. Few parameters get by with little text a step, and gain by more steps.
-        learning_rate: peak; biases are of the order of 1, so it is larger than for weights.
-        precision: "bf16" computes in bfloat16 by autocast; the parameters stay as they are.
-        seed: of the order of the windows.
+        tokens: number of tokens to read.
+        batch_size: windows of a step. The scheme has few parameters, so small batches and more steps work best.
+        learning_rate: peak learning rate. Biases are of the order of 1, so it is larger than for weights.
+        precision: "bf16" computes in bfloat16 by autocast; the parameters keep their dtype.
+        seed: seed of the order of the windows.
         progress: called with (steps done, steps).
 
     Returns:

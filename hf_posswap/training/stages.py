@@ -1,4 +1,4 @@
-"""Stages of a model's life that every experiment shares: calibrated on the text it will heal on, and its control."""
+"""Stages that all experiments share: calibration on the text for healing, and the options of the control."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,13 +28,13 @@ def calibrate_on(
         model: a swapped model whose scheme calibration can fit.
         documents: texts; see `Windows`.
         tokenizer: the model's tokenizer.
-        tokens: how many to fit to; an eighth more is read to measure on.
+        tokens: number of tokens to fit to; an eighth more is read to measure on.
         column: column of the documents with the texts, if they are mappings.
         progress: see `hf_posswap.calibrate`.
 
     Raises:
         HealingError: the documents together have fewer tokens than one window.
-        UnsupportedError: the scheme has nothing to fit.
+        UnsupportedError: the scheme has no parameters that calibration can fit.
     """
     length = calibration_length(train_length(model))
     count = tokens_to_read(max(tokens, length), length) // length
@@ -43,14 +43,14 @@ def calibrate_on(
 
 
 def calibration_length(train_length: int) -> int:
-    """Return how many tokens calibration reads at once."""
+    """Return the tokens of a window in calibration."""
     return min(CALIBRATION_LENGTH, train_length)
 
 
 def control_options(options: HealingOptions) -> HealingOptions:
-    """Return how the unswapped model is healed beside a swapped one: on the same tokens in the same order and schedule.
+    """Return the options of the control, the stock model, which is trained on the same tokens with the same schedule.
 
-    It learns the text itself, since a model that is its own teacher learns nothing, and has nothing to fade out. It
-    drops out if the swapped model does.
+    The control is trained without distillation, because a model that is its own teacher has a loss of zero, and without
+    a ramp, because no mechanism is replaced. It uses dropout if the swapped model does.
     """
     return dataclasses.replace(options, distill=0.0, ramp=0.0, dropout=options.drops_out)

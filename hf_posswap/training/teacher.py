@@ -15,10 +15,10 @@ def stock_copy(model: Any, share: bool = True) -> Any:
 
     Args:
         model: the model.
-        share: share the weights that do not learn, so that a teacher costs memory only for what will change.
+        share: share the frozen weights with the model, so that only trainable weights are copied.
 
     Raises:
-        HealingError: the model was healed before; the stock model is no longer in it.
+        HealingError: the model was healed before, and no longer contains the stock model.
     """
     require_stock_inside(model)
     shared = {id(weight): weight for weight in model.parameters() if share and not weight.requires_grad}
@@ -33,7 +33,7 @@ def stock_copy(model: Any, share: bool = True) -> Any:
 
 
 def require_stock_inside(model: Any) -> None:
-    """Refuse a model that was healed before where its stock model is asked for; raise `HealingError`."""
+    """Refuse a model that was healed before, because it no longer contains the stock model; raise `HealingError`."""
     config = plain_model(model).config
     if is_healed(config):
         raise HealingError(
@@ -46,9 +46,9 @@ def require_same_shape(stock: Any, model: Any, name: str) -> None:
     """Refuse a stock model that `model` cannot have been made from; raise `HealingError`.
 
     Args:
-        stock: what was named as the stock model.
+        stock: the model named as the stock model.
         model: the model.
-        name: what `stock` was loaded by.
+        name: the name by which `stock` was loaded.
     """
     ours, theirs = _shape(model.config), _shape(stock.config)
     for key, value in theirs.items():
@@ -65,6 +65,6 @@ def _shape(config: Any) -> dict[str, Any]:
 
 
 def readable_length(stock: Any) -> int:
-    """Return the longest text a stock model was trained to read and has positions for."""
+    """Return the length of the longest text that a stock model was trained on and has positions for."""
     limit = longest_position(stock)
     return train_length(stock) if limit is None else min(limit, train_length(stock))

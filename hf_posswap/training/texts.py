@@ -1,4 +1,4 @@
-"""From documents to windows of tokens, in an order that the seed alone decides, one document in memory at a time."""
+"""Turns documents into windows of tokens, in an order that depends on the seed only, holding one document at a time."""
 
 import itertools
 import random
@@ -14,18 +14,18 @@ from hf_posswap.swapped.tokenizers import special_tokens
 from hf_posswap.training.options import HealingError
 
 Documents = Iterable[str | Mapping[str, Any]]
-"""Texts, or mappings with a column of texts; read anew in each pass."""
+"""Texts, or mappings with a column of texts; iterated once per pass."""
 SHUFFLED_TOKENS = 2**22
-"""Tokens of the windows that wait to be drawn at random: a larger text is shuffled locally, never held whole."""
+"""Tokens of the shuffle buffer: a larger text is shuffled locally and never held in memory as a whole."""
 SAMPLED_WINDOWS = 512
-"""How many windows say how long they are on average."""
+"""Number of windows from which the mean length is estimated."""
 SAMPLED_DOCUMENTS = 512
-"""How many documents say how long they all are."""
+"""Number of documents from which the lengths of all documents are estimated."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens read at once.
+    """Tokens of one sequence.
 
     Attributes:
         ids: token ids.
@@ -37,16 +37,16 @@ class Window:
 
 
 class Windows:
-    """An endless stream of windows: the documents pass by pass, each pass in another order.
+    """An endless stream of windows from repeated passes over the documents, each pass in another order.
 
     Args:
         documents: texts, or mappings with a column of texts (such as a `datasets` dataset, streaming or not). They are
-            read anew in each pass, so this must be no iterator that ends.
+            iterated once per pass, so an iterator that can be read only once does not work.
         tokenizer: a transformers tokenizer.
         length: tokens of a window.
-        packing: fill windows with several documents, an end-of-text token between them. Otherwise each document is cut
-            into windows, between the tokenizer's special tokens if it has such, and its last window may be shorter.
-        seed: of the order.
+        packing: fill windows with several documents, with an end-of-text token between them. Otherwise each document is
+            cut into windows, each inside the tokenizer's special tokens if it has any; the last one may be shorter.
+        seed: seed of the order.
         column: the column with the texts.
 
     Raises (on iteration):
@@ -93,7 +93,7 @@ class Windows:
             passes += 1
 
     def first(self, count: int = 1) -> list[Window]:
-        """Return up to `count` windows as the documents stand, without reading further.
+        """Return up to `count` windows in the documents' order, without reading further.
 
         Raises:
             HealingError: there is less text than one window.
@@ -104,19 +104,19 @@ class Windows:
         return windows
 
     def document_lengths(self) -> tuple[list[int], int | None]:
-        """Return the tokens of some documents, of all if they are few, and how many there are, if that is known."""
+        """Return the lengths of a sample of documents (of all if they are few) and their number, if it is known."""
         number = len(self.documents) if isinstance(self.documents, Sized) else None
         return [len(ids) for ids in itertools.islice(self._sample()._tokens(), SAMPLED_DOCUMENTS)], number
 
     def typical_length(self) -> float:
-        """Return the mean number of tokens of some windows: fewer than `length` where documents are short."""
+        """Return the mean length of a sample of windows; less than `length` if documents are short."""
         if self.packing:
             return self.length
         lengths = [len(window.ids) for window in self._sample().first(SAMPLED_WINDOWS)]
         return sum(lengths) / len(lengths)
 
     def _sample(self) -> "Windows":
-        """Return windows of some documents, evenly spread over all of them if their number is known."""
+        """Return windows of a sample of documents, evenly spaced over all of them if their number is known."""
         documents: Any = self.documents
         indexed = isinstance(documents, Sized) and hasattr(documents, "__getitem__")
         if not indexed or len(documents) <= SAMPLED_DOCUMENTS:
@@ -141,9 +141,9 @@ class Windows:
     def spread(self, count: int) -> list[Tensor]:
         """Return windows of one document each, int64 (1, L), with about as many tokens as `count` full ones.
 
-        They are of as many documents as there are. The first window of each document comes first, then the second
-        ones, and so on; reading stops as soon as the first ones are enough. A document shorter than a window is one as
-        a whole; what is left at the end of a longer one is not read.
+        They cover as many documents as possible: the first windows of all documents come first, then the second
+        windows, and so on; reading stops as soon as the first windows are enough. A document shorter than a window
+        gives one window. The rest at the end of a longer document is dropped.
 
         Raises:
             HealingError: the documents together have fewer tokens than one window.
@@ -199,7 +199,7 @@ class Windows:
                 yield ids
 
     def _packed(self) -> Iterator[Window]:
-        """Windows of full length; what is left over at the end of a pass is not read."""
+        """Yield windows of full length; the rest at the end of a pass is dropped."""
         end = self.tokenizer.eos_token_id
         ids: list[int] = []
         positions: list[int] = []
@@ -223,7 +223,7 @@ class Windows:
                     yield Window(ids, list(range(len(ids))))
 
     def _cut_document(self, document: list[int]) -> Iterator[list[int]]:
-        """Yield a document's windows, between the special tokens if there are such; the last may be shorter."""
+        """Yield a document's windows, each inside the special tokens if there are any; the last may be shorter."""
         first, last = special_tokens(self.tokenizer)
         inner = self.length - len(first) - len(last)
         if inner < 1:
@@ -248,7 +248,7 @@ class Windows:
 
 
 def _shuffled(windows: Iterator[Window], chance: random.Random, room: int) -> Iterator[Window]:
-    """Draw windows at random from among `room` that wait, which are held as plain 32-bit integers."""
+    """Yield windows drawn at random from a buffer of `room` windows, which are stored as 32-bit integers."""
     waiting: list[tuple[array[int], array[int]]] = []
     for window in windows:
         waiting.append((array("i", window.ids), array("i", window.positions)))
@@ -265,16 +265,17 @@ def _unpacked(stored: "tuple[array[int], array[int]]") -> Window:
 
 
 def batches(windows: Iterable[Window], size: int, process: int, processes: int, skip: int) -> Iterator[list[Window]]:
-    """Yield this process's batches: of every `processes` batches in the common order, the one with its number.
+    """Yield this process's batches: out of every `processes` batches in the common order, batch number `process`.
 
-    So n processes read in one round what one process reads in n, and the order does not depend on how many there are.
+    So n processes read in one round what one process reads in n rounds, and the order is the same for any number of
+    processes.
 
     Args:
-        windows: the common order.
+        windows: all windows, in the same order in every process.
         size: windows in a batch.
         process: this process's number, from 0.
-        processes: how many there are.
-        skip: batches of this process to leave out at the start, read before a restart.
+        processes: number of processes.
+        skip: number of this process's batches to skip at the start, because they were read before a restart.
     """
     batch: list[Window] = []
     number = 0
@@ -291,8 +292,8 @@ def batches(windows: Iterable[Window], size: int, process: int, processes: int, 
 def collate(windows: list[Window], pad_token_id: int) -> dict[str, Tensor]:
     """Return windows as a model's inputs, int64 (B, L).
 
-    `position_ids` are there only if a window holds several documents, `attention_mask` only if some are shorter than
-    others: without both, attention takes its fastest path.
+    Returns `position_ids` only if a window holds several documents, and `attention_mask` only if windows differ in
+    length: without both, attention uses its fastest path.
     """
     longest = max(len(window.ids) for window in windows)
     ids = torch.full((len(windows), longest), pad_token_id)
@@ -310,10 +311,10 @@ def collate(windows: list[Window], pad_token_id: int) -> dict[str, Tensor]:
 
 
 def check_vocabulary(tokenizer: Any, model: Any) -> None:
-    """Refuse a tokenizer whose tokens the model has no embeddings for.
+    """Refuse a tokenizer with tokens that the model has no embeddings for.
 
     Raises:
-        HealingError: it has more tokens than the model.
+        HealingError: the tokenizer has more tokens than the model.
     """
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
@@ -324,12 +325,12 @@ def check_vocabulary(tokenizer: Any, model: Any) -> None:
 
 
 def check_padding(tokenizer: Any, model: Any) -> None:
-    """Refuse a tokenizer for an encoder that pads with another token than the encoder does.
+    """Refuse a tokenizer whose padding token differs from the encoder's.
 
-    An encoder without a head has no loss by which a wrong tokenizer would be found out; its padding token tells.
+    An encoder without a head has no loss that would reveal a wrong tokenizer; a different padding token does.
 
     Raises:
-        HealingError: names both tokens.
+        HealingError: the tokens differ; the message names both.
     """
     own = getattr(model.config, "pad_token_id", None)
     if own is not None and own != tokenizer.pad_token_id:

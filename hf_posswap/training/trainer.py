@@ -1,4 +1,4 @@
-"""One healing run's model, teacher and optimizer, and a step with them."""
+"""The model, teacher and optimizer of one healing run, and its optimizer step."""
 
 import contextlib
 import math
@@ -27,20 +27,19 @@ from hf_posswap.training.texts import Window
 class Trainer:
     """A model that is being healed, as Accelerate prepared it, with its teacher and optimizer.
 
-    It is a context: whatever it changes in the model for the time of the run is put back at the end, and after an
-    error too.
+    It is a context manager: on exit, also after an error, it undoes its temporary changes of the model.
 
     Args:
-        model: the model, or peft's around it.
-        objective: what it is asked for.
-        tokenizer: its tokenizer.
-        options: how to heal.
+        model: the model, or peft's wrapper of it.
+        objective: the training objective.
+        tokenizer: the model's tokenizer.
+        options: options of healing.
         teacher: the stock model; None: the one inside the model.
-        accelerator: runs it.
+        accelerator: the Accelerator to run on.
         length: tokens of a window.
 
     Raises:
-        HealingError: options that do not fit the model. It is as it was.
+        HealingError: options that do not fit the model. The model is unchanged.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Trainer:
             self.dropouts.turn_off()
         self.parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self.tied = tied_names(model)
-        # Adapters and a scheme leave the weights as they are; everything else makes them others than the stock model's.
+        # Training only adapters or the scheme leaves the stock weights unchanged; any other training changes them.
         self.changes_weights = is_swapped(model) and model is self.plain and options.train == "all"
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, options))
 
@@ -95,7 +94,7 @@ class Trainer:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Leave the model in evaluation mode, free of what Accelerate wrapped around it, and let all learn that did."""
+        """Put the model in evaluation mode, remove Accelerate's wrappers and restore `requires_grad`."""
         if self.options.ramp > 0 and is_swapped(self.plain):
             set_ramp(self.plain, None)
         self._put_back(self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False).eval())
@@ -110,7 +109,7 @@ class Trainer:
             self.plain.gradient_checkpointing_disable()
 
     def load(self, checkpoint: Path, run: dict[str, Any]) -> RunState:
-        """Go on from a checkpoint; see `load_checkpoint`."""
+        """Resume from a checkpoint; see `load_checkpoint`."""
         state = load_checkpoint(checkpoint, self.model, self.optimizer, run)
         if self.changes_weights and state.step > 0:
             mark_healed(self.plain.config)
@@ -120,10 +119,10 @@ class Trainer:
         """Take optimizer step `number` (from 0) of `steps`; return its loss, gradient norm, learning rate and tokens.
 
         Raises:
-            HealingError: the loss or the gradient is not finite; the weights are those of the step before.
+            HealingError: the loss or the gradient is not finite; the step has not changed the weights.
         """
         accelerator, options = self.accelerator, self.options
-        # Masked tokens and dropout follow from the step, so that a restarted run draws what the unbroken one drew.
+        # Seed masked tokens and dropout by the step, so that a resumed run draws the same as an uninterrupted one.
         seed = (options.seed * 1_000_003 + number) * 4099 + accelerator.process_index
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
@@ -161,18 +160,18 @@ class Trainer:
         with accelerator.accumulate(self.model):
             with accelerator.autocast(), self._precision():
                 loss = self.objective.loss(self.model, self.teacher, batch)
-            # Accelerate divides by the accumulation, and processes are averaged: the step's mean is over all tokens.
+            # Accelerate divides by the accumulation and averages over processes; undo both to average over all tokens.
             accelerator.backward(loss * (self.options.accumulation * accelerator.num_processes / max(1, scored)))
         return float(loss.detach())
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast of our own: Accelerate's is fixed for the process by the first Accelerator made in it."""
+        """Return a separate autocast: Accelerate's is fixed for the process by its first Accelerator."""
         if self.options.precision == "no":
             return contextlib.nullcontext()
         return torch.autocast(self.accelerator.device.type, torch.bfloat16)
 
     def _sum(self, values: list[float]) -> torch.Tensor:
-        """Return sums over all processes, in float64, which not every device has."""
+        """Return sums over all processes, in float64; a single process needs no device for it, as some lack float64."""
         if self.accelerator.num_processes == 1:
             return torch.tensor(values, dtype=torch.float64)
         return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.accelerator.device), "sum")
@@ -195,7 +194,7 @@ class Trainer:
         )
 
     def save(self, folder: Path, tokenizer: Any) -> None:
-        """Write the model, whole however it is sharded, and its tokenizer."""
+        """Write the unsharded model and its tokenizer."""
         accelerator = self.accelerator
         state = None
         if accelerator.distributed_type in SHARDED:
@@ -206,7 +205,7 @@ class Trainer:
                 model = accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
                 model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
                 fit_tokenizer(tokenizer, self.plain).save_pretrained(folder)
-            # tokenizers raises a bare Exception when it cannot write; any other kind goes on as it is.
+            # tokenizers raises a bare Exception if it cannot write, so all are caught; other types are raised again.
             except Exception as error:
                 if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
                     raise
@@ -219,7 +218,7 @@ class Trainer:
 
 
 def _shortest_length(options: HealingOptions, objective: type[Objective], length: int) -> int:
-    """Return the tokens of the shortest texts to learn from.
+    """Return the length of the shortest training texts, in tokens.
 
     Raises:
         HealingError: a shortest length is given for a causal model.
@@ -235,7 +234,7 @@ def _shortest_length(options: HealingOptions, objective: type[Objective], length
 
 
 def _check(model: Any, options: HealingOptions, length: int) -> None:
-    """Refuse options that a model cannot be healed with; raise `HealingError`."""
+    """Refuse options that do not fit the model; raise `HealingError`."""
     plain = plain_model(model)
     require_positions(plain, length)
     if options.ramp > 0 and not is_swapped(plain):
@@ -250,7 +249,7 @@ def _check(model: Any, options: HealingOptions, length: int) -> None:
 
 
 def require_positions(model: Any, length: int) -> None:
-    """Refuse windows that are longer than a model has positions for; raise `HealingError`."""
+    """Refuse windows longer than the number of the model's positions; raise `HealingError`."""
     limit = longest_position(model)
     if limit is not None and length > limit:
         raise HealingError(
