@@ -1,8 +1,8 @@
-"""The yardstick of today: a bias held as a tensor of heads × length × length and added in eager attention.
+"""The baseline: a bias stored as a tensor of heads × length × length and added in eager attention.
 
-That is what Composer's ALiBi for GPT-2 and transformers' BLOOM do. Stock models take such a tensor as a ready-made
-additive mask, so their own eager attention does the rest. Inference finds it ready, as a buffer; a bias that learns is
-made anew in each training step, as in transformers' T5.
+Composer's ALiBi for GPT-2 and transformers' BLOOM do this. Stock models accept such a tensor as a prepared additive
+mask, so their own eager attention adds it. In inference the tensor exists before the measured call, as a buffer; a
+trainable bias is computed again in each training step, as in transformers' T5.
 """
 
 from functools import cache
@@ -21,7 +21,7 @@ from hf_posswap.swapped.plan import core_of
 
 
 def dense_model(stock: Any) -> Any:
-    """Return a copy of a stock model that runs eager attention, without positions of its own if it can."""
+    """Return a copy of a stock model with eager attention, and without its native mechanism if that can be removed."""
     causal = architecture_of(stock.config).is_causal(stock.config)
     model = swapped_copy(stock, "none") if causal else stock
     model.set_attn_implementation("eager")
@@ -29,10 +29,10 @@ def dense_model(stock: Any) -> Any:
 
 
 def dense_mask(swapped: Any) -> MakeMask:
-    """Return what makes the mask that holds a swapped model's bias.
+    """Return a function that computes the mask with a swapped model's bias.
 
     Raises:
-        BenchmarkError: the scheme has no bias, or (when the mask is made) one that reads the queries.
+        BenchmarkError: the scheme has no bias, or (when the function is called) one that depends on the queries.
     """
     causal = architecture_of(swapped.config).is_causal(swapped.config)
     module: Any = next(architecture_of(swapped.config).attention_modules(core_of(swapped)))[1]
@@ -60,6 +60,6 @@ def dense_mask(swapped: Any) -> MakeMask:
 
 
 def needed_bytes(stock: Any, length: int, batch: int) -> int:
-    """Return about what eager attention with a dense bias holds at once in one layer."""
+    """Return the approximate bytes that eager attention with a dense bias needs in one layer."""
     heads = architecture_of(stock.config).facts(core_of(stock)).num_heads
     return heads * length * length * (4 + 3 * 4 * batch)

@@ -1,4 +1,4 @@
-"""The files of a benchmark: bench.csv with the ratios, bench.json with everything behind them."""
+"""The files of a benchmark: bench.csv with the ratios, bench.json with the measurements and settings as well."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ def write_bench(settings: Settings, rows: Sequence[Mapping[str, Any]], folder: P
 
 
 def read_rows(folder: Path, settings: Settings) -> list[dict[str, Any]]:
-    """Return the rows of an earlier run in a folder, to go on from; none if there was no run.
+    """Return the rows of an earlier run in a folder, to resume it; empty if there was no run.
 
     Raises:
         OutputError: bench.json is unreadable, or was measured under other conditions.

@@ -1,8 +1,8 @@
-"""Peak memory of one call: every byte that torch's allocator hands out, inside kernels too.
+"""Peak memory of one call: all bytes that torch's allocator allocates, inside kernels too.
 
-On CUDA it is the allocator's own count. On CPU the profiler reports each allocation and release, from which the peak
-follows exactly and the same in every run; the peak of a process's resident memory would hold libraries, heaps that are
-never given back, and whatever ran before. Scratch memory that MKL and oneDNN allocate by themselves is not seen.
+On CUDA the allocator reports its peak. On CPU the profiler reports each allocation and release, from which the peak is
+computed exactly and reproducibly. The peak of the process's resident memory would include libraries, heaps that are
+never returned and earlier allocations. Scratch memory that MKL and oneDNN allocate themselves is not counted.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:
-    """Return how far the memory in use rises above its level before the call, in bytes."""
+    """Return the peak of the memory in use during the call minus that before it, in bytes."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -47,7 +47,7 @@ def cpu_allocations(function: Callable[[], object]) -> list[int]:
 
 @contextlib.contextmanager
 def _silent_start_and_stop() -> Iterator[None]:
-    """Keep what the profiler's library writes on file descriptor 2, past Python's stderr, off the terminal."""
+    """Suppress the output that the profiler's library writes directly to file descriptor 2."""
     sys.stderr.flush()
     kept = os.dup(2)
     nothing = os.open(os.devnull, os.O_WRONLY)

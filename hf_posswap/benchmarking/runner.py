@@ -1,4 +1,4 @@
-"""Run a benchmark cell by cell: stock and swapped model in turn within each, so that a run can stop and go on."""
+"""Runs a benchmark cell by cell, stock and swapped model in turn within each cell, so that a run can be resumed."""
 
 import gc
 import os
@@ -32,12 +32,12 @@ Save = Callable[[Sequence[Row]], object]
 
 
 class Pair(NamedTuple):
-    """What a cell compares.
+    """The two models that a cell compares.
 
     Attributes:
         stock: the unswapped model.
-        other: the swapped one, or the stock one with a dense bias.
-        mask: makes the dense bias, if `other` takes one.
+        other: the swapped model, or the stock model with a dense bias.
+        mask: function that computes the dense bias, if `other` needs one.
     """
 
     stock: Any
@@ -48,21 +48,21 @@ class Pair(NamedTuple):
 def run(
     settings: Settings, known: Sequence[Row] = (), save: Save | None = None, progress: Progress | None = None
 ) -> list[Row]:
-    """Measure every cell that is not known yet.
+    """Measure every cell that has not been measured yet.
 
     Args:
-        settings: what to measure.
+        settings: settings of the benchmark.
         known: rows of an earlier run under the same `Settings.conditions`; their cells are not measured again.
         save: called with all rows so far after each cell.
-        progress: called with (cells done, cells in all).
+        progress: called with (cells done, number of cells).
 
     Returns:
-        A row for each cell: the columns of bench.csv, and under "measured" the seconds and bytes behind the ratios.
-        A cell that cannot be measured has no ratios and a note that says why.
+        A row for each cell: the columns of bench.csv, and under "measured" the seconds and bytes of the ratios. A cell
+        that cannot be measured has no ratios, and a note with the reason.
 
     Raises:
-        SourceError: there is no such model.
-        BenchmarkError: there is no such device, or the model has fewer layers than are to be kept.
+        SourceError: the model does not exist.
+        BenchmarkError: the device does not exist, or the model has fewer layers than `settings.layers`.
     """
     check_device(settings.device)
     check_model(settings)
@@ -81,10 +81,10 @@ def run(
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that is not there.
+    """Refuse a device that is not available.
 
     Raises:
-        BenchmarkError: it is not.
+        BenchmarkError: it is not available.
     """
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise BenchmarkError(f"there is no device {device!r} here. Allowed: cpu, and cuda where torch sees a GPU.")
@@ -96,7 +96,7 @@ def cell_of(row: Row) -> Cell:
 
 
 class _Models:
-    """The pair of models at hand; the next pair takes its place."""
+    """Holds one pair of models at a time; the next pair replaces it."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -109,7 +109,7 @@ class _Models:
         """Return the pair for a cell.
 
         Raises:
-            PosSwapError: the model cannot take the scheme or the backend cannot carry it.
+            PosSwapError: the model cannot use the scheme, or the backend does not support it.
         """
         attention = "sdpa" if cell.backend == DENSE else cell.backend
         if self._stock_key != (cell.dtype, attention):
@@ -147,7 +147,7 @@ def _measured(settings: Settings, cell: Cell, models: _Models) -> Row:
         if reason is not None:
             return make_row(settings, cell, note=reason)
         return _compared(settings, cell, pair)
-    except SourceError:  # no gap of this cell: the model can never be measured
+    except SourceError:  # not a gap of this cell: the model cannot be loaded at all
         raise
     except PosSwapError as error:
         return make_row(settings, cell, note=str(error))
@@ -165,18 +165,18 @@ def _compared(settings: Settings, cell: Cell, pair: Pair) -> Row:
 
 
 def warm_up(work: Work, device: str) -> None:
-    """Run once what has to be compiled on CUDA; on CPU the run that counts memory is the first one."""
+    """On CUDA, run the work once so that kernels are compiled; on CPU the run that measures memory warms up."""
     if device.startswith("cuda"):
         work.call()
 
 
 def memory_of(work: Work, device: str) -> dict[str, int]:
-    """Return the bytes of what is there before the call, and how far the call rises above it."""
+    """Return the bytes that exist before the call, and the peak of the call above them."""
     return {"resident": work.resident_bytes(), "peak": peak_bytes(work.call, device)}
 
 
 def gap(settings: Settings, cell: Cell, pair: Pair) -> str | None:
-    """Return why a cell is not measured, or None if it is."""
+    """Return why a cell cannot be measured, or None if it can."""
     causal = architecture_of(pair.stock.config).is_causal(pair.stock.config)
     if cell.mode == "decode" and not causal:
         return "an encoder does not decode"

@@ -1,4 +1,4 @@
-"""What a benchmark measures: its settings, checked before anything is loaded, and its cells in order."""
+"""The settings of a benchmark, which are checked before anything is loaded, and its cells in order."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from hf_posswap.errors import PosSwapError
 from hf_posswap.schemes import as_config
 
 DENSE = "dense-eager"
-"""A bias held as a tensor of heads × length × length and added in eager attention: what a user would have today."""
+"""The baseline without this package: a bias stored as heads × length × length and added in eager attention."""
 BACKENDS = ("eager", "sdpa", "flex_attention", DENSE)
 MODEL_MODES = ("prefill", "training", "decode")
 ATTENTION_MODES = ("attention", "attention-training")
@@ -18,7 +18,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class BenchmarkError(PosSwapError):
-    """A benchmark that cannot be run as asked."""
+    """A benchmark cannot be run with these settings."""
 
 
 class Cell(NamedTuple):
@@ -33,24 +33,24 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure.
+    """The settings of a benchmark.
 
     Attributes:
         model: the name of a shape (`shapes.SHAPES`), whose weights are random, or of a model.
         schemes: specifications such as "alibi" or "rope:yarn".
-        lengths: tokens read at once; in decode mode, tokens in the cache.
-        modes: of `MODES`.
-        dtypes: of `DTYPES`.
-        backends: of `BACKENDS`.
+        lengths: sequence lengths in tokens; in decode mode, tokens in the cache.
+        modes: names in `MODES`.
+        dtypes: names in `DTYPES`.
+        backends: names in `BACKENDS`.
         device: "cpu" or "cuda".
-        batch: texts read at once.
-        layers: how many of the model's layers to keep; None: all.
-        repeats: how often stock and swapped model run in turn.
-        seed: of the random weights and inputs.
+        batch: texts per batch.
+        layers: number of the model's layers to keep; None: all.
+        repeats: number of times that stock and swapped model run in turn.
+        seed: seed of the random weights and inputs.
 
     Raises (on construction):
         BenchmarkError: an unknown mode, dtype or backend, or a number below 1.
-        SchemeConfigError, UnknownNameError: no such scheme.
+        SchemeConfigError, UnknownNameError: an invalid or unknown scheme.
     """
 
     model: str
@@ -79,7 +79,7 @@ class Settings:
             as_config(scheme)
 
     def cells(self) -> Iterator[Cell]:
-        """Yield the cells, those of one pair of models together."""
+        """Yield the cells; those of one pair of models follow each other."""
         for dtype in self.dtypes:
             for backend in self.backends:
                 for scheme in self.schemes:
@@ -88,7 +88,7 @@ class Settings:
                         yield from (Cell(scheme, dtype, backend, mode, length) for length in lengths)
 
     def conditions(self) -> dict[str, Any]:
-        """Return what must be equal for cells of two runs to belong into one table."""
+        """Return the settings that must be equal in two runs for their cells to be combined in one table."""
         asked = ("schemes", "lengths", "modes", "dtypes", "backends")
         return {name: value for name, value in asdict(self).items() if name not in asked}
 

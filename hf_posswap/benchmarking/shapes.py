@@ -1,4 +1,4 @@
-"""The models a benchmark runs: well-known shapes with random weights, which are as fast as trained ones, or a model."""
+"""The models of a benchmark: known shapes with random weights, which are as fast as trained ones, or a named model."""
 
 import copy
 from typing import Any
@@ -31,24 +31,24 @@ SHAPES: dict[str, dict[str, Any]] = {
         "n_head": 12,
         "n_positions": 1024,
         "vocab_size": 1024,
-        "bos_token_id": 0,  # of a cut vocabulary; transformers warns of its own default
+        "bos_token_id": 0,  # within the reduced vocabulary; transformers logs a warning for its default
         "eos_token_id": 0,
     },
 }
-"""SmolLM2-135M (a Llama with grouped queries) and GPT-2 (124M): configs by name. Their vocabularies are cut: token
-embeddings and their gradients cost the same whatever the scheme, and would flatter every ratio."""
+"""SmolLM2-135M (a Llama with grouped queries) and GPT-2 (124M): configs by name. Their vocabularies are reduced: the
+cost of token embeddings and their gradients does not depend on the scheme and would move every ratio towards 1."""
 
 TABLE_STD = 0.02
-"""Parameters of a scheme that start at zero are made random, so that no zeros make anything faster."""
+"""Standard deviation of random values for scheme parameters that start at zero, as zeros could make kernels faster."""
 
 
 def check_model(settings: Settings) -> None:
-    """Refuse a model that is neither a shape nor to be found, and more layers than it has.
+    """Refuse a model that is not a shape and cannot be found, and more layers than it has.
 
     Raises:
-        SourceError: there is no such model; names the shapes.
+        SourceError: the model does not exist; the message names the shapes.
         UnsupportedError: its architecture is not supported.
-        BenchmarkError: it has fewer layers than are to be kept.
+        BenchmarkError: it has fewer layers than `settings.layers`.
     """
     config = _config(settings.model)
     if settings.layers is not None and settings.layers > config.num_hidden_layers:
@@ -71,15 +71,15 @@ def _config(name: str) -> Any:
 
 
 def stock_model(settings: Settings, dtype: str, attention: str) -> Any:
-    """Return the unswapped base model: no head, whose cost is the same whatever the scheme, in evaluation mode.
+    """Return the unswapped base model in evaluation mode, without a head, whose cost does not depend on the scheme.
 
     Args:
-        settings: which model, how many layers, and the longest text.
-        dtype: of the weights.
+        settings: settings with the model, its number of layers and the lengths.
+        dtype: dtype of the weights.
         attention: transformers' name of the backend.
 
     Raises:
-        SourceError: there is no such model.
+        SourceError: the model does not exist.
     """
     torch.manual_seed(settings.seed)
     if settings.model in SHAPES:
@@ -96,7 +96,7 @@ def stock_model(settings: Settings, dtype: str, attention: str) -> Any:
 
 
 def _make_room(config: Any, length: int) -> None:
-    """Give a shape enough positions, which a table has rows for; their number costs no time."""
+    """Raise a shape's number of positions to the length; the size of a position table does not affect the time."""
     config.max_position_embeddings = max(config.max_position_embeddings, length)
 
 
@@ -111,10 +111,10 @@ def _keep_layers(model: Any, layers: int) -> None:
 
 
 def swapped_copy(model: Any, scheme: str) -> Any:
-    """Return a copy of a stock base model with a scheme swapped in, its zero parameters made random.
+    """Return a copy of a stock base model with a scheme swapped in and random values for its zero parameters.
 
     Raises:
-        PosSwapError: the model cannot take the scheme.
+        PosSwapError: the model cannot use the scheme.
     """
     swapped = swap(copy.deepcopy(model), scheme)
     known = {name for name, _ in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""What comes before the first token: the time to import, and to load a model."""
+"""The time before the first token: importing the package and loading a model."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ IMPORT = "import time; start = time.perf_counter(); import {modules}; print(time
 def import_times(repeats: int) -> Times:
     """Return the seconds of `import transformers` and of `import hf_posswap, transformers`, in fresh processes."""
     stock, ours = "transformers", "hf_posswap, transformers"
-    _seconds_of_import(ours)  # byte code is written, files are in the page cache
+    _seconds_of_import(ours)  # writes byte code and fills the page cache
     times = Times([_seconds_of_import(stock)], [])
     for _ in range(repeats):
         times.other.append(_seconds_of_import(ours))

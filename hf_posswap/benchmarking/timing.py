@@ -1,4 +1,4 @@
-"""Time two functions in turn, so that a change of the machine's speed meets both alike."""
+"""Times two functions in turn, so that a change of the machine's speed affects both alike."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 SHORTEST = 0.05
-"""Seconds. Functions that take less are called several times for one reading of the clock."""
+"""Seconds. A faster function is called several times for each measurement."""
 
 
 class Ratio(NamedTuple):
@@ -26,7 +26,7 @@ class Times(NamedTuple):
     other: list[float]
 
     def ratio(self) -> Ratio:
-        """Return other over stock; each entry is a ratio to the mean of the stock runs just before and just after."""
+        """Return the ratios of other to stock; each is relative to the mean of the stock runs just before and after."""
         before, after = self.stock[:-1], self.stock[1:]
         pairs = zip(self.other, before, after, strict=True)
         ratios = [other / ((first + last) / 2) for other, first, last in pairs]
@@ -34,13 +34,13 @@ class Times(NamedTuple):
 
 
 def in_turn(stock: Callable[[], object], other: Callable[[], object], repeats: int, device: str) -> Times:
-    """Time stock, other, stock, …, other, stock. Both have run before, so that nothing is done for the first time.
+    """Time stock, other, stock, …, other, stock. Both must have run before, so that no first-call cost is measured.
 
     Args:
-        stock: the yardstick, timed repeats + 1 times.
-        other: what is measured, timed `repeats` times.
+        stock: the reference, timed repeats + 1 times.
+        other: the function to compare, timed `repeats` times.
         repeats: number of ratios.
-        device: "cpu" or "cuda"; on CUDA the clock waits for the device.
+        device: "cpu" or "cuda"; on CUDA each measurement waits for the device.
     """
     once = seconds(stock, 1, device)
     calls = max(1, round(SHORTEST / max(once, 1e-6)))

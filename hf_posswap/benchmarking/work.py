@@ -1,4 +1,4 @@
-"""What is timed: one call of a base model or of its attention, ready to be called again and again."""
+"""The timed work: one call of a base model or of its attention, which can be repeated."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,15 +17,15 @@ from hf_posswap.swapped.modules import ForwardContext
 from hf_posswap.swapped.plan import core_of
 
 MakeMask = Callable[[int, int], Tensor]
-"""Makes an additive mask (1, H, Lq, Lk) for the last Lq of Lk tokens."""
+"""Function that computes an additive mask (1, H, Lq, Lk) for the last Lq of Lk tokens."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One call, and what it needs to be there before.
+    """One call, and the tensors that it needs.
 
     Attributes:
-        call: does the work once; leaves nothing behind.
+        call: does the work once and keeps no memory.
         resident: tensors that are in memory before the call: weights, inputs, cache.
     """
 
@@ -33,7 +33,7 @@ class Work:
     resident: Sequence[Tensor] = field(default_factory=list)
 
     def resident_bytes(self) -> int:
-        """Return the size of what is in memory before the call."""
+        """Return the size in bytes of the tensors that are in memory before the call."""
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in self.resident}
         return sum(storages.values())
 
@@ -42,12 +42,12 @@ def model_work(mode: str, model: Any, length: int, settings: Settings, mask: Mak
     """Return the work of a base model, stock or swapped.
 
     Args:
-        mode: "prefill" (a text read at once, a causal model's cache made), "training" (forward and backward pass of
-            every parameter, without an optimizer) or "decode" (one token, `length` of them cached).
+        mode: "prefill" (one forward over the whole text, which fills a causal model's cache), "training" (forward and
+            backward pass of all parameters, without an optimizer) or "decode" (one token, with `length` cached).
         model: a base model without a head.
         length: number of tokens.
         settings: batch and seed.
-        mask: for stock models that add a dense bias: makes the mask that holds it.
+        mask: for stock models with a dense bias: function that computes the mask.
     """
     return {"prefill": _prefill, "training": _training, "decode": _decode}[mode](model, length, settings, mask)
 
@@ -79,8 +79,8 @@ def _training(model: Any, length: int, settings: Settings, mask: MakeMask | None
     cached = {"use_cache": False} if architecture_of(model.config).is_causal(model.config) else {}
 
     def call() -> None:
-        # In training mode dropout would take fused kernels from both models; rates of 0 are today's practice.
-        made = None if mask is None else mask(length, length)  # a bias that learns has to be made in each step
+        # The models are in evaluation mode: dropout would disable fused kernels in both, and today's models have none.
+        made = None if mask is None else mask(length, length)  # a trainable bias has to be computed in each step
         model(tokens, attention_mask=made, **cached)[0].backward(gradient)
         for parameter in model.parameters():
             parameter.grad = None
@@ -120,7 +120,7 @@ def attention_work(mode: str, model: Any, length: int, settings: Settings, mask:
 
     Args:
         mode: "attention" (the forward pass) or "attention-training" (forward and backward).
-        model: a base model; a swapped one runs its scheme's part in the layer, what the forward prepares being ready.
+        model: a base model. A swapped one runs its scheme's part in the layer, with `Scheme.prepare` called before.
         length: number of tokens.
         settings: batch and seed.
         mask: see `model_work`.

@@ -1,7 +1,7 @@
-"""Comparing schemes on one model: the same text and lengths for the stock model and for each scheme swapped in.
+"""Comparison of schemes on one model: the stock model and each swapped model on the same texts and lengths.
 
-`prepare` finds everything that cannot work before anything long starts; `run` takes the model through its stages once
-for each scheme and seed (swapped, calibrated, healed; stock and its control beside them) and measures each.
+`prepare` checks all settings before any long computation. `run` takes the model through its stages (swapped,
+calibrated, healed) once for each scheme and seed, and the stock model and its control besides, and measures each stage.
 """
 
 from hf_posswap.comparison.cells import Cell, Outcome

@@ -1,4 +1,4 @@
-"""What a comparison consists of: cells, each one model at one stage, measured at every length."""
+"""The cells of a comparison: each is one model at one stage, measured at every length."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +12,9 @@ class Cell:
     """One point of a comparison.
 
     Attributes:
-        scheme: the scheme as it was asked for, or "stock".
+        scheme: the scheme as the user wrote it, or "stock".
         stage: "stock", "control", "swapped", "calibrated" or "healed".
-        seed: of what the scheme and healing draw at random.
+        seed: seed of the random numbers of the scheme and of healing.
     """
 
     scheme: str
@@ -27,15 +27,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell.
+    """The result of a cell.
 
     Attributes:
         cell: the cell.
-        status: "measured"; "refused", when its rows are gaps; "absent", when there is no such point; or "same", when
-            it is in all numbers the cell with the first seed, because nothing in it is random.
+        status: "measured"; "refused", when its rows are gaps; "absent", when the scheme has no such stage; or "same",
+            when all its numbers equal those of the cell with the first seed, because nothing in it is random.
         reason: why there are no numbers.
         rows: tidy rows, one for each protocol and length.
-        facts: how it came about: the start of the scheme's parameters, calibration, losses of healing, seconds.
+        facts: further facts: digest of the scheme's initial parameters, calibration, losses of healing, seconds.
     """
 
     cell: Cell

@@ -1,4 +1,4 @@
-"""How a cell is measured: by the loss its model's head is for, or by how far its embeddings agree with stock's."""
+"""Measures a cell: by the loss of the model's head, or by the agreement of its embeddings with the stock model's."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ AUTO_CLASSES = {"lm": "AutoModelForCausalLM", "mlm": "AutoModelForMaskedLM", "em
 
 
 def objective_of(config: "PretrainedConfig") -> str:
-    """Return what a model is for: "lm", "mlm", or "embedding" if it is an encoder without a masked-token head."""
+    """Return a model's objective: "lm", "mlm", or "embedding" if it is an encoder without a masked-token head."""
     if architecture_of(config).is_causal(config):
         return "lm"
     return "mlm" if has_masked_head(config) else "embedding"
@@ -35,17 +35,17 @@ class CellMeasure:
     """Measures every cell of a comparison on the same documents.
 
     Args:
-        settings: of the comparison.
+        settings: settings of the comparison.
         objective: see `objective_of`.
         tokenizer: the model's tokenizer.
         documents: token ids of each document, int64 (n,).
 
     Attributes:
-        protocols: by which it measures.
-        tokens: how many tokens are read to measure one cell, for progress; of embeddings known roughly.
+        protocols: the protocols that it measures by.
+        tokens: number of tokens read to measure one cell, for progress; approximate for embeddings.
 
     Raises:
-        EvaluationError: a length or a budget that cannot be measured.
+        EvaluationError: an invalid length or budget.
         TextTooShortError: no document has as many tokens as the longest length.
     """
 
@@ -68,7 +68,7 @@ class CellMeasure:
             self.tokens = sum(map(len, self.documents)) * len(lengths)
 
     def remember(self, stock: Any) -> None:
-        """Take note of what the stock model says, before its scheme is swapped."""
+        """Store the stock model's embeddings, if they are needed, before its scheme is swapped."""
         if self.objective != "embedding" or self._stock or self._notes:
             return
         for length in self.settings.lengths:
@@ -79,7 +79,7 @@ class CellMeasure:
                 self._stock[length] = windows, embeddings(stock, windows)
 
     def rows(self, model: Any, progress: Callable[[int], None]) -> list[LengthRow]:
-        """Return the rows of a model: for each protocol one for each length."""
+        """Return the rows of a model, one for each protocol and length."""
         settings, seed = self.settings, self.settings.seed
         if self.objective == "lm":
             return perplexity_rows(
@@ -95,7 +95,7 @@ class CellMeasure:
         return [self._agreement(model, length, progress) for length in settings.lengths]
 
     def gaps(self, reason: str) -> list[LengthRow]:
-        """Return rows without a loss, which say why."""
+        """Return rows without a loss, with the reason in each."""
         return [gap_row(protocol, length, reason) for protocol in self.protocols for length in self.settings.lengths]
 
     def _agreement(self, model: Any, length: int, progress: Callable[[int], None]) -> LengthRow:

@@ -1,4 +1,4 @@
-"""How a comparison tells what it is doing."""
+"""Callbacks that report the progress of a comparison."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,16 +7,16 @@ from hf_posswap.comparison.cells import Cell, Outcome
 
 
 class Observer:
-    """Told what `run` is doing; does nothing. Override what is of interest."""
+    """Callbacks of `run`, which do nothing by default; override the ones you need."""
 
     def planned(self, cells: Sequence[Cell], done: Sequence[Cell]) -> None:
-        """Called first, with all cells in the order of measuring, and those that an earlier run has measured."""
+        """Called first, with all cells in the order of measuring, and the cells that an earlier run has measured."""
 
     def activity(self, cell: Cell, what: str) -> None:
-        """Called when something begins on the way to `cell`: loading, swapping, calibrating, healing, a protocol."""
+        """Called when a step towards `cell` begins: loading, swapping, calibrating, healing or a protocol."""
 
     def worked(self, amount: float) -> None:
-        """Called when work is done on the way to the cell, in the unit of `Prepared.work`."""
+        """Called when part of a cell's work is done, with the amount in the unit of `Prepared.work`."""
 
     def healing_step(self, row: dict[str, Any], steps: int) -> None:
         """Called after each of the `steps` steps of healing, with its row of the history."""

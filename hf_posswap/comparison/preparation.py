@@ -1,4 +1,4 @@
-"""Finds everything that cannot work before anything long starts."""
+"""Checks all settings of a comparison before any long computation."""
 
 import dataclasses
 import os
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 CALIBRATION_WORK, HEALING_WORK = 5.0, 2.0
-"""Time for a token of calibration, and of healing, as a multiple of that for measuring one; roughly, for progress."""
+"""Time per token of calibration, and of healing, relative to that of measuring; approximate, for progress only."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A scheme that this model cannot take, and why."""
+    """A scheme that this model cannot use, and the reason."""
 
     scheme: str
     reason: str
@@ -39,17 +39,17 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything `run` needs; nothing in it has taken long.
+    """The inputs of `run`, checked and without any long computation.
 
     Attributes:
-        settings: as given, with lengths in ascending order and the device chosen.
+        settings: the given settings, with lengths in ascending order and the device chosen.
         config: the model's configuration.
         tokenizer: the model's tokenizer.
-        texts: what is measured on.
-        documents: what is calibrated and healed on.
-        training_facts: what identifies each of these texts.
+        texts: the texts to measure on.
+        documents: the documents to calibrate and heal on.
+        training_facts: identity of each of these texts.
         refusals: schemes that become rows without a loss.
-        measure: measures a cell.
+        measure: the measure of a cell.
     """
 
     settings: Settings
@@ -63,21 +63,21 @@ class Prepared:
 
     @property
     def train_length(self) -> int:
-        """The longest text that the stock model was trained to read."""
+        """Length of the longest texts that the stock model was trained on."""
         return int(self.config.max_position_embeddings)
 
     @property
     def healing_length(self) -> int:
-        """Tokens that healing reads at once."""
+        """Tokens of a window in healing."""
         healing = self.settings.healing
         return healing_length(None if healing is None else healing.length, self.train_length)
 
     def learning_lengths(self) -> tuple[list[int], int | None]:
-        """Return the tokens of some of the documents to learn from, and how many there are."""
+        """Return the lengths of a sample of the training documents, and their number, if it is known."""
         return Windows(self.documents, self.tokenizer, 1, packing=False).document_lengths()
 
     def work(self, cell: Cell) -> float:
-        """Return about how much there is to do for a cell, in tokens measured."""
+        """Return the approximate work for a cell, in units of the work for measuring one token."""
         settings = self.settings
         if cell.scheme in {refusal.scheme for refusal in self.refusals}:
             return 0.0
@@ -93,9 +93,9 @@ def prepare(settings: Settings) -> Prepared:
     """Check the settings against the model and the texts, and tokenise the texts.
 
     Raises:
-        PosSwapError: an unknown scheme or model, a model that is swapped or is not supported, a text
-            that is missing, too short, or measured on as well as learned from, settings that do not go together, or
-            schemes of which this model can take none.
+        PosSwapError: an unknown scheme or model; a model that is swapped or is not supported; a text that is missing,
+            too short, or used both for measuring and for training; settings that cannot be combined; or schemes none
+            of which this model can use.
     """
     _require_one_process()
     settings = normalised(settings)
@@ -138,10 +138,10 @@ def _require_one_process() -> None:
 
 
 def _check_training_texts(prepared: Prepared) -> None:
-    """Refuse too little text before a model loads.
+    """Refuse too little text before a model is loaded.
 
     Raises:
-        HealingError: says how many tokens there are.
+        HealingError: there is too little text; the message gives its number of tokens.
     """
     settings = prepared.settings
     if settings.calibrate:

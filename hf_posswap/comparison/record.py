@@ -1,4 +1,4 @@
-"""The record of a comparison, in its results folder after every cell, so that an interrupted one goes on from there."""
+"""The record of a comparison, written to its results folder after every cell, so that an interrupted run can resume."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -16,15 +16,15 @@ from hf_posswap.results.writing import make_result, write_result
 
 _CELL = ("scheme", "stage", "seed")
 DECIDING_PACKAGES = ("hf_posswap", "torch", "transformers")
-"""Packages of which another version gives other numbers."""
+"""Packages whose version changes the numbers."""
 WAY_OUT = "Give what was given then to go on from it, another --output-dir, or --overwrite to start anew."
 
 
 class Record:
-    """What became of each cell so far.
+    """The results of all cells so far.
 
     Args:
-        prepared: what `prepare` returned.
+        prepared: the result of `prepare`.
         folder: the results folder, in which compare.json and compare.csv are rewritten after every cell; None: nothing
             is written.
 
@@ -41,28 +41,28 @@ class Record:
         path = folder / f"{COMPARISON.file}.json"
         if path.exists():
             self._take_over(path)
-        for unfinished in folder.glob(f".{COMPARISON.file}-*"):  # of a run that was killed while it wrote
+        for unfinished in folder.glob(f".{COMPARISON.file}-*"):  # left by a run that was killed while writing
             unfinished.unlink(missing_ok=True)
 
     def __contains__(self, cell: Cell) -> bool:
         return cell in self.outcomes
 
     def start_of(self, scheme: str, seed: int) -> str | None:
-        """Return the digest of a scheme's parameters after the swap with that seed, if it was swapped."""
+        """Return the digest of a scheme's parameters after the swap with that seed; None if it was not swapped."""
         outcome = self.outcomes.get(Cell(scheme, "swapped", seed))
         return None if outcome is None else outcome.facts.get("start")
 
     def add(self, outcome: Outcome) -> None:
-        """Keep what became of a cell.
+        """Add the result of a cell and write the record.
 
         Raises:
-            OutputError: it cannot be written; what was written before is intact.
+            OutputError: the record cannot be written; the files written before are intact.
         """
         self.outcomes[outcome.cell] = outcome
         self.write()
 
     def write(self) -> None:
-        """Write what is known so far.
+        """Write the results so far.
 
         Raises:
             OutputError: see `add`.
@@ -97,7 +97,7 @@ class Record:
         )
 
     def _take_over(self, path: Path) -> None:
-        """Take the outcomes from a compare.json that an earlier run left."""
+        """Load the results from an earlier run's compare.json."""
         saved = read_result(path)
         if saved.kind != COMPARISON or not isinstance(saved.facts.get("cells"), list):
             raise OutputError(
@@ -148,7 +148,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
 
 
 def _identity(result: ResultFile) -> dict[str, Any]:
-    """Return what decides the numbers."""
+    """Return the parts of a result that determine its numbers."""
     versions = result.environment["versions"]
     return {
         "settings": {"documents": None} | {n: value for n, value in result.settings.items() if n not in GROWING},

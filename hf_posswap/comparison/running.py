@@ -1,4 +1,4 @@
-"""Carries a comparison out, lane by lane."""
+"""Runs a comparison, lane by lane."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from hf_posswap.comparison.stages import walk
 def run(prepared: Prepared, observer: Observer | None = None, folder: Path | None = None) -> dict[str, Any]:
     """Measure stock and each scheme at each stage, and return the content of compare.json.
 
-    A scheme whose swap or healing is refused only once the model is there becomes rows without a loss, which say why.
+    A scheme whose swap or healing is refused after the model was loaded becomes rows without a loss, with the reason.
 
     Args:
-        prepared: what `prepare` returned.
-        observer: told what happens.
-        folder: the results folder: what an interrupted run left there is not measured again, and compare.json and
-            compare.csv are rewritten after every cell. None: nothing is written.
+        prepared: the result of `prepare`.
+        observer: callbacks for progress.
+        folder: the results folder: cells that an interrupted run measured there are not measured again, and
+            compare.json and compare.csv are rewritten after every cell. None: nothing is written.
 
     Raises:
         OutputError: the folder holds a comparison with other settings, or cannot be written to.
@@ -30,7 +30,7 @@ def run(prepared: Prepared, observer: Observer | None = None, folder: Path | Non
     cells = [cell for lane in lanes for cell in lane.cells]
     observer.planned(cells, [cell for cell in cells if cell in record])
     if all(cell in record for cell in cells):
-        record.write()  # in the order asked for now
+        record.write()  # in the order of the present settings
     for lane in lanes:
         wanted = [cell.stage for cell in lane.cells if cell not in record]
         if not wanted:

@@ -1,4 +1,4 @@
-"""What to compare, and how a swapped model is healed unless one says otherwise."""
+"""The settings of a comparison, and its default options of healing."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,30 +13,30 @@ from hf_posswap.training.precision import fast_precision
 from hf_posswap.training.stages import CALIBRATION_TOKENS
 
 GROWING = ("schemes", "seeds", "control")
-"""Settings that may grow from one run to the next in the same folder: what was measured before is kept."""
+"""Settings that a later run in the same folder may extend; it keeps the cells that were measured before."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to compare.
+    """The settings of a comparison.
 
     Attributes:
         model: a folder, a Hub name, a GGUF file or a `demo:` name.
         schemes: scheme specifications such as "alibi" or "rope:yarn:factor=4".
         texts: files or `demo:` names to measure on.
-        lengths: tokens to read at once.
-        documents: what is a document of the texts, of those that are measured on and of those that are learned from;
-            see `hf_posswap.text_files.read_files`.
-        tokens: about how many tokens are read for each length, protocol and measured point.
-        seed: of the bootstrap, and the first of the seeds of what schemes and healing draw at random.
-        seeds: how many seeds, counted up from `seed`.
-        dtype: in which the model computes when it is measured.
-        device: on which it computes, such as "cpu" or "cuda"; None picks CUDA where there is one.
+        lengths: context lengths in tokens.
+        documents: how texts, both for measuring and for training, are split into documents; see
+            `hf_posswap.text_files.read_files`.
+        tokens: approximate number of tokens to read for each length, protocol and cell.
+        seed: seed of the bootstrap, and the first seed of the random numbers of schemes and healing.
+        seeds: number of seeds, counted up from `seed`.
+        dtype: dtype in which models are measured.
+        device: device such as "cpu" or "cuda"; None: CUDA if it is available.
         train_texts: files or `demo:` names to calibrate and heal on; none of them may be measured on.
-        calibrate: fit each scheme to the old weights, if it has parameters that can be, and measure that too.
-        calibration_tokens: tokens to read for that.
-        healing: how each swapped model is healed; None: not at all. Its seed is set for each run.
-        control: heal the stock model too, on the same tokens in the same order and schedule.
+        calibrate: calibrate each scheme that has parameters to fit, and measure that stage, too.
+        calibration_tokens: tokens to calibrate on.
+        healing: options of healing for each swapped model; None: no healing. Its seed is set for each run.
+        control: also heal the stock model, on the same tokens in the same order and schedule.
     """
 
     model: str
@@ -65,9 +65,9 @@ class Settings:
 
 
 def recipe(tokens: int, **changes: Any) -> HealingOptions:
-    """Return how a swapped model is healed with so many tokens: what healed small models best.
+    """Return the default options of healing with a number of tokens: those that were best for small models.
 
-    The stock model's outputs are the target, and it computes in bfloat16 where there are instructions for it.
+    The target is the stock model's outputs, and the precision is bfloat16 on devices that have instructions for it.
     `changes` replace single options of `HealingOptions`.
     """
     chosen: dict[str, Any] = {
@@ -79,10 +79,10 @@ def recipe(tokens: int, **changes: Any) -> HealingOptions:
 
 
 def normalised(settings: Settings) -> Settings:
-    """Put the lengths in order and refuse what does not go together, whatever the model and the texts.
+    """Sort the lengths and refuse settings that cannot be combined with any model and texts.
 
     Raises:
-        EvaluationError: says which settings.
+        EvaluationError: there are such settings; the message names them.
     """
     if not settings.texts:
         raise EvaluationError("no text given. Give a UTF-8 text file or demo:books.")

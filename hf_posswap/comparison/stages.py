@@ -1,4 +1,4 @@
-"""One model's way through its stages: loaded, swapped, calibrated, healed, and measured wherever that is asked for."""
+"""Takes one model through its stages (loaded, swapped, calibrated, healed) and measures the wanted ones."""
 
 import copy
 import dataclasses
@@ -28,20 +28,20 @@ from hf_posswap.training.stages import calibrate_on, control_options
 
 
 class _AbsentError(Exception):
-    """There is no such stage for this scheme; the way goes on without it."""
+    """This scheme has no such stage; the next stages follow without it."""
 
 
 def walk(
     prepared: Prepared, lane: Lane, wanted: Collection[str], first_start: str | None, observer: Observer
 ) -> Iterator[Outcome]:
-    """Take one model through its stages, and yield what became of each wanted one as soon as it is known.
+    """Take one model through its stages, and yield the result of each wanted stage as soon as it is known.
 
     Args:
-        prepared: what `prepare` returned.
+        prepared: the result of `prepare`.
         lane: the scheme, its seed and its stages.
-        wanted: the stages to measure; the others are passed through only if the way leads through them.
+        wanted: the stages to measure; other stages run only if a wanted stage comes after them.
         first_start: the `start` of the swapped model with the first seed, if this is another seed.
-        observer: told what happens.
+        observer: callbacks for progress.
     """
     last = max(lane.stages.index(stage) for stage in wanted)
     way = _Way(prepared, lane, observer)
@@ -61,7 +61,7 @@ def _outcome(way: "_Way", cell: Cell, measured: bool, first_start: str | None) -
         facts = way.reach(cell)
     except _AbsentError as error:
         return Outcome(cell, "absent", str(error))
-    except SourceError:  # no gap of this cell: the model can never be measured
+    except SourceError:  # not a gap of this cell: the model cannot be loaded at all
         raise
     except PosSwapError as error:
         return Outcome(cell, "refused", str(error), way.gaps(cell, str(error)))
@@ -71,10 +71,10 @@ def _outcome(way: "_Way", cell: Cell, measured: bool, first_start: str | None) -
 
 
 class _Way:
-    """A model, and what takes it from one stage to the next.
+    """A model and the transitions from one stage to the next.
 
     Attributes:
-        start: digest of the scheme's parameters right after the swap: equal ones lead to equal numbers.
+        start: digest of the scheme's parameters right after the swap; equal digests lead to equal numbers.
     """
 
     def __init__(self, prepared: Prepared, lane: Lane, observer: Observer) -> None:
@@ -83,10 +83,10 @@ class _Way:
         self.start = ""
 
     def reach(self, cell: Cell) -> dict[str, Any]:
-        """Take the model to a stage from the one before, and return what there is to tell about it, JSON-ready.
+        """Take the model from the previous stage to the cell's, and return facts about the transition, JSON-ready.
 
         Raises:
-            PosSwapError: the model or the scheme cannot.
+            PosSwapError: the model or the scheme does not allow it.
         """
         steps = {
             "stock": self._load,
@@ -98,12 +98,12 @@ class _Way:
         return steps[cell.stage](cell)
 
     def measure(self, cell: Cell) -> list[dict[str, Any]]:
-        """Return the rows of the model as it is now."""
+        """Return the rows of the model in its present state."""
         self.observer.activity(cell, "measuring")
         return self._labelled(cell, self.prepared.measure.rows(self.model, self.observer.worked))
 
     def gaps(self, cell: Cell, reason: str) -> list[dict[str, Any]]:
-        """Return rows without a loss, which say why."""
+        """Return rows without a loss, with the reason in each."""
         return self._labelled(cell, self.prepared.measure.gaps(reason))
 
     def _labelled(self, cell: Cell, rows: list[LengthRow]) -> list[dict[str, Any]]:
@@ -112,7 +112,7 @@ class _Way:
 
     def _load(self, cell: Cell) -> dict[str, Any]:
         self.observer.activity(cell, "loading")
-        # A copy, for a swap changes the configuration of its model.
+        # Copy the configuration, because a swap changes it.
         config = copy.deepcopy(self.prepared.config)
         head = auto_class(AUTO_CLASSES[self.prepared.measure.objective])
         loaded = load_model(self.settings.model, head, config=config, dtype=self.settings.dtype)
@@ -176,7 +176,7 @@ class _Way:
 
 
 class _HealingSteps(HealingObserver):
-    """Passes steps of healing on."""
+    """Reports the steps of healing to the comparison's observer."""
 
     def __init__(self, observer: Observer) -> None:
         self.observer, self.steps, self.tokens = observer, 0, 0

@@ -1,4 +1,4 @@
-"""The Hub: a model card written from facts, an upload that arrives whole or not at all, and native export."""
+"""Publishing on the Hub: a model card written from facts, and an upload in a single commit."""
 
 from hf_posswap.hub.adapter import adapter_card_of, push_adapter
 from hf_posswap.hub.errors import HubError, UploadError

@@ -1,4 +1,4 @@
-"""Publishing an adapter that was trained on a swapped model: its weights, its config with the scheme, and a card."""
+"""Publishing of an adapter that was trained on a swapped model: its weights, its config with the scheme, and a card."""
 
 import json
 from dataclasses import replace
@@ -27,10 +27,10 @@ MODELS_MODULE = "hf_posswap.modeling"
 def adapter_card_of(
     folder: Path, repo: str | None = None, base_model: str | None = None, license: str | None = None
 ) -> ModelCard:
-    """Return the card of an adapter's folder, without asking the Hub anything; see `hf_posswap.hub.card_of`.
+    """Return the card of an adapter's folder, without requests to the Hub; see `hf_posswap.hub.card_of`.
 
     Raises:
-        HubError: the folder is not fit to be published, or `repo` is no name on the Hub.
+        HubError: the folder cannot be published, or `repo` is not a valid name on the Hub.
     """
     if repo is not None:
         require_repo_name(repo)
@@ -42,14 +42,14 @@ def push_adapter(folder: Path, target: Target, base_model: str | None = None, li
     """Upload an adapter that was trained on a swapped model, with its card.
 
     Args:
-        folder: as `hf-posswap finetune --lora-rank` or peft's `save_pretrained` writes it.
-        target: where to.
-        base_model: name of the base model on the Hub, if the adapter was trained on one from a folder.
+        folder: a folder written by `hf-posswap finetune --lora-rank` or peft's `save_pretrained`.
+        target: repository and options of the upload.
+        base_model: name of the base model on the Hub, if the adapter was trained on a model from a folder.
         license: the licence; None: the base model's, if known.
 
     Raises:
-        HubError: the folder is not fit to be published, or nobody is logged in. Nothing was sent.
-        UploadError: the Hub or the way to it failed.
+        HubError: the folder cannot be published, or nobody is logged in. Nothing was sent.
+        UploadError: the Hub or the connection to it failed.
     """
     contents, config = read_adapter(folder)
     require_login(target)
@@ -63,10 +63,10 @@ def push_adapter(folder: Path, target: Target, base_model: str | None = None, li
 
 
 def read_adapter(folder: Path) -> tuple[Contents, dict[str, Any]]:
-    """Check an adapter's folder that is to be published; return its files and its config.
+    """Check an adapter's folder before publishing; return its files and its config.
 
     Raises:
-        HubError: it holds no adapter of a swapped model, or an unsafe or broken file.
+        HubError: the folder holds no adapter of a swapped model, or an unsafe or broken file.
     """
     contents = adapter_contents(folder)
     config = read_json(folder / ADAPTER_CONFIG)
@@ -91,7 +91,7 @@ def read_adapter(folder: Path) -> tuple[Contents, dict[str, Any]]:
 
 
 def _base_name(config: dict[str, Any], base_model: str | None) -> tuple[str | None, bool]:
-    """Return the base model's name, and whether that is its name on the Hub and not a folder's."""
+    """Return the base model's name, and whether it is a name on the Hub (True) or a folder (False)."""
     if base_model is not None:
         return base_model, True
     name = config.get(BASE_KEY)
@@ -115,7 +115,7 @@ def _facts(
     name, on_hub = _base_name(config, base_model)
     base = base_of(entry, name if on_hub else None, license, find_license)
     if not base.on_hub and name is not None:
-        base = replace(base, name=Path(name).name)  # what the adapter's config says when it is published
+        base = replace(base, name=Path(name).name)  # the published config of the adapter has this name
     return CardFacts(
         title=repo.rpartition("/")[2],
         repo=repo,

@@ -1,6 +1,6 @@
-"""The model card of a swapped model, written from facts; a fact that is not known is left out.
+"""The model card of a swapped model, written from facts; unknown facts are left out.
 
-The front matter is YAML written by huggingface_hub, and everything that came from a file is escaped in the text.
+huggingface_hub writes the front matter as YAML. In the text, all values from files are escaped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from hf_posswap.schemes import SchemeConfig, scheme_class
 from hf_posswap.version import __version__
 
 MARK = "<!-- written by hf_posswap"
-"""How a card begins that may be replaced; one without it was written by a person, and stays."""
+"""Beginning of a generated card, which may be replaced. A card without it was written by a person and is kept."""
 METRICS = {"perplexity": "Perplexity", "cosine": "Cosine to the stock model's embeddings"}
 PROTOCOLS = {
     "windows": "non-overlapping windows",
@@ -60,7 +60,7 @@ def _front_matter(facts: CardFacts, library: str, tags: Sequence[str]) -> ModelC
 
 
 def _eval_results(facts: CardFacts) -> Iterator[EvalResult]:
-    """Yield what was measured of the published weights, where it is known on which texts."""
+    """Yield the measurements of the published weights whose texts are known."""
     for measurement in facts.measurements:
         for row in measurement.rows:
             if not row.own or row.value is None or not measurement.texts or facts.pipeline_tag is None:

@@ -1,4 +1,4 @@
-"""A swapped checkpoint on disk, looked at without loading its weights: what it is, and whether it is whole."""
+"""Checks of a swapped checkpoint on disk, without loading its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +36,10 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Check a folder that is to be published.
+    """Check a checkpoint's folder before publishing.
 
     Raises:
-        HubError: it holds no swapped checkpoint, an unsafe or broken file, or less than its scheme needs.
+        HubError: the folder holds no swapped checkpoint, an unsafe or broken file, or not all tensors of its scheme.
     """
     contents = model_contents(folder)
     raw = read_json(folder / CONFIG_FILE)
@@ -59,10 +59,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def check_code_map(found: Any, config: Any) -> None:
-    """Refuse a config that sends those who trust its repository to any other code.
+    """Refuse a config whose `auto_map` refers to other code than the remote-code file of hf_posswap.
 
     Raises:
-        HubError: names what it says and what it should say.
+        HubError: it does; the message gives the present and the right value.
     """
     allowed = code_map(architecture_of(config))
     wrong = found if not isinstance(found, dict) else {k: v for k, v in found.items() if allowed.get(k) != v}
@@ -77,7 +77,7 @@ def empty_model(config: Any) -> Any:
     """Return a swapped config's model without weights.
 
     Raises:
-        HubError: the config names no swapped class, or the scheme cannot enter its model.
+        HubError: the config names no swapped class, or its model cannot use the scheme.
     """
     names = config.architectures or []
     name = names[0] if names else None
@@ -96,12 +96,12 @@ def empty_model(config: Any) -> Any:
 def _load_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers checks fields with errors of many kinds, all of them about the file
+    except Exception as error:  # transformers raises errors of many types for invalid fields of the file
         raise HubError(f"{CONFIG_FILE} in {str(folder)!r} is not valid: {error}") from error
 
 
 def _check_weights(contents: Contents, model: Any) -> None:
-    """Check that the files hold the scheme's weights, in their shapes."""
+    """Check that the files hold the scheme's weights, in the right shapes."""
     weights = [name for name in contents.files if WEIGHTS.fullmatch(name)]
     if INDEX_FILE in contents.files:
         check_index(contents.folder, weights)

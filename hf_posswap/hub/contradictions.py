@@ -1,4 +1,4 @@
-"""Records beside a checkpoint that tell of another one: they were there before it was saved, or it changed since."""
+"""Detects records in a checkpoint's folder that are of another checkpoint: older ones, or made before it changed."""
 
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -17,23 +17,23 @@ COMPARISON_FILE, LENGTHS_FILE = f"{COMPARISON.file}.json", f"{LENGTHS.file}.json
 def require_no_contradiction(
     folder: Path, records: Mapping[str, Mapping[str, Any]], entry: Mapping[str, Any], adapter: bool = False
 ) -> None:
-    """Refuse records that contradict the config they lie beside.
+    """Refuse records that contradict the config in the same folder.
 
     Args:
-        folder: where they lie.
-        records: their content, by the names of their files.
+        folder: the folder.
+        records: content of the records, by file name.
         entry: the `pos_scheme` entry of the config.
-        adapter: whether the config is an adapter's, which learns beside weights that do not.
+        adapter: whether the config is an adapter's, which is trained while the model's weights are not.
 
     Raises:
-        HubError: names the record, what it says and what the config says.
+        HubError: a record contradicts the config; the message gives the record and both values.
     """
     options = config_from_entry(entry)
     for name, content in records.items():
         if name == COMPARISON_FILE:
             said = _other_base(content, entry)
         elif name == LENGTHS_FILE and not measured_here(content.get("model"), folder):
-            said = None  # of another model, and shown as such
+            said = None  # a measurement of another model, which the card shows as such
         else:
             said = _other_scheme(name, content, options) or _other_weights(name, content, entry, adapter)
         if said is not None:

@@ -1,11 +1,11 @@
-"""Errors of publishing: what is refused before anything is sent, and what went wrong on the way."""
+"""Errors of publishing: refusals before anything is sent, and failures of the upload."""
 
 from hf_posswap.errors import PosSwapError
 
 
 class HubError(PosSwapError):
-    """Something that is not published: no swapped checkpoint, an unsafe file, a card that cannot be written."""
+    """Publishing is refused: not a swapped checkpoint, an unsafe file, or a card that cannot be written."""
 
 
 class UploadError(PosSwapError):
-    """The Hub, or the way to it, failed; says what is there now and how to go on."""
+    """The Hub or the connection to it failed; the message gives the repository's present state and how to continue."""

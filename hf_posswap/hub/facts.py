@@ -1,4 +1,4 @@
-"""What a model card may say of a swapped model: facts from its config, its files and its results, and nothing else."""
+"""The facts of a model card, all from the swapped model's config, its files and its results."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme, scheme_class
 from hf_posswap.swapped.questions import longest_position, stock_longest_position, train_length
 
 FindLicense = Callable[[str, str | None], str | None]
-"""Finds the licence on the card of a Hub model, given its name and its commit or None."""
+"""Function that returns the licence on a Hub model's card, given the model's name and its commit or None."""
 
 PIPELINE_TAGS = {
     "AutoModelForCausalLM": "text-generation",
@@ -41,9 +41,9 @@ class Base:
 
     Attributes:
         name: its name, if known.
-        on_hub: whether that is its name on the Hub.
-        revision: its commit there, if known.
-        license: its licence as the Hub names licences, if known.
+        on_hub: whether the name is one on the Hub.
+        revision: its commit on the Hub, if known.
+        license: its licence, by the Hub's name, if known.
     """
 
     name: str | None
@@ -53,21 +53,21 @@ class Base:
 
     @property
     def has_name(self) -> bool:
-        """Whether hf_posswap finds it by its name anywhere."""
+        """Whether hf_posswap can load it by its name on any machine."""
         return self.on_hub or (self.name or "").startswith(DEMO)
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model's config says.
+    """Facts from a model's config.
 
     Attributes:
         architecture: the family's name.
         model_class: name of the model's class.
         layers: number of layers.
-        train_length: longest text the stock model was trained to read.
-        longest: longest position now; None: no limit.
-        longest_before: longest position of the stock model; None: no limit.
+        train_length: length of the longest texts that the stock model was trained on.
+        longest: number of positions of the swapped model; None: no limit.
+        longest_before: number of positions of the stock model; None: no limit.
     """
 
     architecture: str
@@ -80,23 +80,23 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What is known of a swapped model.
+    """The known facts about a swapped model.
 
     Attributes:
         title: name of the model.
-        repo: what `from_pretrained` takes.
+        repo: argument of `from_pretrained` that loads it.
         base: the stock model.
         scheme: the scheme that was swapped in.
-        options: its resolved options.
+        options: the scheme's resolved options.
         native: the scheme that was swapped out.
-        auto_class: name of the Auto class that loads the model, or None if none does or it is unknown.
-        model: what the model's config says; None for an adapter, which does not say it.
+        auto_class: name of the Auto class that loads the model; None if there is none or it is unknown.
+        model: facts from the model's config; None for an adapter, whose config does not have them.
         parameters: number of the model's parameters; None for an adapter.
-        healed: whether its weights have learned with the scheme, so that the base model is no longer in it.
+        healed: whether its weights were trained with the scheme, so that it no longer contains the base model.
         has_tokenizer: whether a tokenizer is published with it.
-        results: what lies beside the checkpoint.
-        measurements: those of the results that are about this model.
-        figures: paths of pictures in the repository.
+        results: the results in the checkpoint's folder.
+        measurements: the results that are about this model.
+        figures: paths of images in the repository.
     """
 
     title: str
@@ -131,13 +131,13 @@ def folder_facts(
 
     Args:
         checkpoint: the checkpoint, checked.
-        repo: where it will be on the Hub; None: the folder's name stands in.
-        base_model: name of the base model on the Hub, if the checkpoint does not know it.
-        license: the licence, if it is not the base model's, or that is not known.
-        find_license: looks for the base model's licence if neither says it.
+        repo: the future repository on the Hub; None: the folder's name is used instead.
+        base_model: name of the base model on the Hub, if the checkpoint's config does not have it.
+        license: the licence, if the base model's is unknown or does not apply.
+        find_license: looks up the base model's licence if neither `license` nor the config has it.
 
     Raises:
-        HubError: a name or licence is not written as the Hub writes them, or a result file is broken.
+        HubError: a name or licence does not have the Hub's form, or a result file is broken.
     """
     contents, config = checkpoint.contents, checkpoint.config
     name = repo or contents.folder.resolve().name
@@ -163,7 +163,7 @@ def folder_facts(
 
 
 def _model_facts(model: Any) -> ModelFacts:
-    """Return what the config of a swapped model says, with or without weights."""
+    """Return the facts from the config of a swapped model, which may be on the meta device."""
     architecture = architecture_of(model.config)
     return ModelFacts(
         architecture=architecture.name,
@@ -178,16 +178,16 @@ def _model_facts(model: Any) -> ModelFacts:
 def base_of(
     entry: dict[str, Any], base_model: str | None, license: str | None, find_license: FindLicense = cached_license
 ) -> Base:
-    """Return what is known of the stock model.
+    """Return the known facts about the stock model.
 
     Args:
         entry: the `pos_scheme` entry of the swapped model.
-        base_model: its name on the Hub, from someone who knows; it goes before the entry's.
-        license: its licence, from someone who knows.
-        find_license: looks for the licence of a model on the Hub.
+        base_model: its name on the Hub, given by the user; it overrides the entry's.
+        license: its licence, given by the user.
+        find_license: looks up the licence of a model on the Hub.
 
     Raises:
-        HubError: the name or the licence is not written as the Hub writes them.
+        HubError: the name or the licence does not have the Hub's form.
     """
     if base_model is not None and not is_repo_id(base_model):
         raise HubError(f"base model {base_model!r} is no name on the Hub. Write owner/name, or leave it out.")
@@ -204,7 +204,7 @@ def base_of(
 
 
 def _auto_class(known: dict[str, str], stock: str) -> str | None:
-    """Return the Auto class that loads a stock class's checkpoints, one with a task before others."""
+    """Return the Auto class that loads a stock class's checkpoints; classes with a task have priority."""
     fitting = [auto for auto, name in known.items() if name == stock]
     return next((auto for auto in PIPELINE_TAGS if auto in fitting), next(iter(fitting), None))
 
@@ -213,9 +213,9 @@ def about(options: SchemeConfig, results: Results, folder: str) -> Iterator[Meas
     """Yield the measurements with the rows that are about this scheme with these options, and the stock model's.
 
     Args:
-        options: the published model's.
-        results: all there is.
-        folder: name of the folder the results are in.
+        options: the published model's options.
+        results: all results.
+        folder: name of the folder of the results.
     """
     for measurement in results.measurements:
         rows = [row for row in measurement.rows if _concerns(row, options)]
@@ -225,14 +225,14 @@ def about(options: SchemeConfig, results: Results, folder: str) -> Iterator[Meas
 
 
 def _is_own(row: Row, measurement: Measurement, results: Results, folder: str) -> bool:
-    """Return whether a row is known to be of the published weights, and not of a model with the same scheme."""
+    """Return whether a row is certainly a measurement of the published weights, not of a model with the same scheme."""
     if row.scheme == "stock":
         return False
     if measurement.file == HEALING_FILE:
         return row.stage == "healed"
     if measurement.file == LENGTHS_FILE:
         return PurePath(measurement.model).name == folder
-    # A comparison swaps and heals models of its own; an untrained swap is the same again.
+    # A comparison swaps and heals its models itself; only an untrained swap gives the same weights.
     return row.stage == results.stage == "swapped" and bool(results.swap)
 
 
@@ -245,6 +245,6 @@ def _concerns(row: Row, options: SchemeConfig) -> bool:
         return False
     if measured.name != options.name:
         return False
-    # Options left open were filled in from the model when it was swapped.
+    # Options without a value were filled in from the model at the swap.
     stated = {key: value for key, value in measured.to_dict().items() if value is not None and value != "native"}
     return all(options.to_dict()[key] == value for key, value in stated.items())

@@ -1,7 +1,7 @@
-"""What of a folder is published, and what keeps it from being published at all.
+"""Selects the files of a folder that are published, and refuses folders with unsafe files.
 
-Only files that are known by name go up, so that nothing does by accident: no checkpoints of a run, no logs, no data.
-Everything is checked before anything is sent, and nothing in the folder is run or unpickled.
+Only files with known names are uploaded, so that no checkpoints of a run, logs or data are published by accident. All
+files are checked before anything is sent, and nothing in the folder is executed or unpickled.
 """
 
 import re
@@ -32,13 +32,13 @@ TOKENIZER_FILES = (
 )
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 OF_TRAINER = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth")
-"""What transformers' Trainer leaves beside a model: no weights, and not published."""
+"""File that transformers' Trainer writes: it holds no weights and is not published."""
 FIGURES_FOLDER = "figures"
 FIGURE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(png|jpg|jpeg)", re.IGNORECASE)
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 """First bytes of a PNG and of a JPEG file."""
 SECRET = re.compile(rb"hf_[A-Za-z0-9]{30,}")
-"""What access tokens of the Hub look like."""
+"""Pattern of the Hub's access tokens."""
 LARGEST_TEXT = 64 * 2**20
 
 
@@ -48,9 +48,9 @@ class Contents:
 
     Attributes:
         folder: the folder.
-        files: names of those that are published, below the folder.
-        figures: those of them that are pictures.
-        left: names of those at the top of the folder that are not.
+        files: names, relative to the folder, of the files that are published.
+        figures: the names in `files` that are images.
+        left: names at the top of the folder that are not published.
     """
 
     folder: Path
@@ -60,10 +60,10 @@ class Contents:
 
 
 def model_contents(folder: Path) -> Contents:
-    """Return what is published of a checkpoint's folder.
+    """Return the files of a checkpoint's folder to publish.
 
     Raises:
-        HubError: the folder holds no checkpoint, pickled weights, links that lead out of it, or a secret.
+        HubError: the folder holds no checkpoint, or holds pickled weights, links to files outside it, or a secret.
     """
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / CONFIG_FILE).is_file():
         raise HubError(f"{str(folder)!r} holds an adapter, not a whole model. Take push_adapter and adapter_card_of.")
@@ -79,7 +79,7 @@ def model_contents(folder: Path) -> Contents:
 
 
 def adapter_contents(folder: Path) -> Contents:
-    """Return what is published of an adapter's folder.
+    """Return the files of an adapter's folder to publish.
 
     Raises:
         HubError: see `model_contents`.
@@ -105,7 +105,7 @@ def read_shapes(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, ...]
     """Return the shapes of the tensors in safetensors files by their names; only the headers are read.
 
     Raises:
-        HubError: a file is no safetensors file.
+        HubError: a file is not a safetensors file.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:
@@ -147,7 +147,7 @@ def _contents(folder: Path, known: Iterable[str], also_known: Iterable[str] = ()
 
 
 def _figures(folder: Path) -> list[str]:
-    """Return the pictures at the top of a folder and in its folder `figures`, the comparison first."""
+    """Return the images at the top of a folder and in its subfolder `figures`, the comparison first."""
     top = sorted((path for path in folder.iterdir() if FIGURE.fullmatch(path.name)), key=_comparison_first)
     below = folder / FIGURES_FOLDER
     inside = sorted(path for path in below.iterdir() if FIGURE.fullmatch(path.name)) if below.is_dir() else []
@@ -165,7 +165,7 @@ def _comparison_first(path: Path) -> tuple[bool, str]:
 
 
 def _require_inside(folder: Path, name: str) -> None:
-    """Refuse what is no ordinary file within the folder: links lead to files that nobody meant to publish."""
+    """Refuse anything but a regular file inside the folder: a link could publish other files by accident."""
     target = (folder / name).resolve()
     if not target.is_relative_to(folder.resolve()):
         raise HubError(
@@ -177,7 +177,7 @@ def _require_inside(folder: Path, name: str) -> None:
 
 
 def _refuse_secrets(path: Path) -> None:
-    """Refuse a text in which an access token was left."""
+    """Refuse a text file that contains an access token."""
     if path.suffix == ".safetensors" or path.stat().st_size > LARGEST_TEXT:
         return
     if SECRET.search(path.read_bytes()):
@@ -188,10 +188,10 @@ def _refuse_secrets(path: Path) -> None:
 
 
 def check_index(folder: Path, weights: Iterable[str]) -> None:
-    """Check that a sharded checkpoint's index names exactly the files that are there.
+    """Check that a sharded checkpoint's index names exactly the existing files.
 
     Raises:
-        HubError: it does not.
+        HubError: the index and the files differ.
     """
     named = read_json(folder / INDEX_FILE).get("weight_map")
     files = set(map(str, named.values())) if isinstance(named, dict) else set()

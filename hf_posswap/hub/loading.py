@@ -1,4 +1,4 @@
-"""How to load a published model, as a card says it."""
+"""The section of a card on loading the published model."""
 
 from hf_posswap.hub.facts import CardFacts
 from hf_posswap.hub.markdown import code_block
@@ -48,5 +48,5 @@ def adapter_loading(facts: CardFacts) -> str:
 
 
 def _literal(name: str) -> str:
-    """Return a name as a Python string that a code block can hold."""
+    """Return a name as a Python string literal for a code block."""
     return '"' + "".join(c for c in name if c.isprintable() and c not in '"\\`') + '"'

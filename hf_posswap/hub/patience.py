@@ -1,4 +1,4 @@
-"""How long to wait for the Hub: huggingface_hub's client by default waits without end on a connection that stalls."""
+"""Timeout for the Hub: by default huggingface_hub's client waits forever on a stalled connection."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,15 +8,15 @@ from huggingface_hub import get_session
 from huggingface_hub.utils import _http
 
 FACTORY = "_GLOBAL_CLIENT_FACTORY"
-"""Where huggingface_hub keeps what makes its client; it makes another one when a connection could not be opened."""
+"""Attribute of huggingface_hub with its client factory, which it calls again if a connection could not be opened."""
 
 
 @contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Within a `with` block, let requests of huggingface_hub fail that stand still for so long.
+    """Within a `with` block, make requests of huggingface_hub fail after this many seconds without progress.
 
-    What moves, however slowly, goes on. huggingface_hub tries uploads again a few times. Xet, by which it uploads large
-    files where the Hub has that storage, has limits of its own.
+    Slow transfers continue. huggingface_hub retries uploads a few times. Xet, which it uses for large files if the Hub
+    offers that storage, has its own timeouts.
     """
     client, make = get_session(), getattr(_http, FACTORY)
     before = client.timeout

@@ -1,4 +1,4 @@
-"""Publishing a folder or a model: checks, facts, card, upload."""
+"""Publishing of a folder or a model: checks, facts, card and upload."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +21,16 @@ from hf_posswap.swapped.description import describe
 def card_of(
     folder: Path, repo: str | None = None, base_model: str | None = None, license: str | None = None
 ) -> ModelCard:
-    """Return the card of a checkpoint's folder, without asking the Hub anything.
+    """Return the card of a checkpoint's folder, without requests to the Hub.
 
     Args:
         folder: see `push_folder`.
-        repo: where it will be on the Hub, for the lines that load it.
+        repo: the future repository on the Hub, for the code that loads the model.
         base_model: see `push_folder`.
         license: see `push_folder`.
 
     Raises:
-        HubError: the folder is not fit to be published, or `repo` is no name on the Hub.
+        HubError: the folder cannot be published, or `repo` is not a valid name on the Hub.
     """
     if repo is not None:
         require_repo_name(repo)
@@ -38,17 +38,17 @@ def card_of(
 
 
 def push_folder(folder: Path, target: Target, base_model: str | None = None, license: str | None = None) -> Upload:
-    """Upload a swapped checkpoint with its card: weights, config, tokenizer, remote-code file, figures; nothing else.
+    """Upload a swapped checkpoint with its card: only weights, config, tokenizer, remote-code file and figures.
 
     Args:
-        folder: as `hf-posswap swap`, `calibrate` and `finetune` or `save_pretrained` write it.
-        target: where to.
-        base_model: name of the base model on the Hub, if the checkpoint does not know it.
+        folder: a folder written by `hf-posswap swap`, `calibrate` or `finetune`, or by `save_pretrained`.
+        target: repository and options of the upload.
+        base_model: name of the base model on the Hub, if the checkpoint's config does not have it.
         license: the licence; None: the base model's, if known.
 
     Raises:
-        HubError: the folder is not fit to be published, or nobody is logged in. Nothing was sent.
-        UploadError: the Hub or the way to it failed.
+        HubError: the folder cannot be published, or nobody is logged in. Nothing was sent.
+        UploadError: the Hub or the connection to it failed.
     """
     checkpoint = read_checkpoint(folder)
     require_login(target)
@@ -74,24 +74,24 @@ def push_model(
     base_model: str | None = None,
     license: str | None = None,
 ) -> Any:
-    """Upload a swapped model with its card; what `model.push_to_hub` does.
+    """Upload a swapped model with its card; `model.push_to_hub` calls this.
 
     Args:
         model: the model.
-        repo_id: "owner/name", or a name of your own.
+        repo_id: "owner/name", or "name" for a repository of the token's owner.
         commit_message: first line of the commit's message.
-        commit_description: the rest of it.
-        private: make a new repository private; None: as the owner's settings say.
+        commit_description: the rest of the commit's message.
+        private: make a new repository private; None: by the owner's settings.
         token: access token; None: the one of `hf auth login` or HF_TOKEN.
         revision: branch; None: main.
         create_pr: open a pull request instead of committing to the branch.
         max_shard_size: size at which weights are split into several files.
         tags: further tags for the card.
-        base_model: name of the base model on the Hub, if the model does not know it.
+        base_model: name of the base model on the Hub, if the model's config does not have it.
         license: the licence; None: the base model's, if known.
 
     Returns:
-        huggingface_hub's report on the commit, as transformers' method does.
+        huggingface_hub's commit information, as transformers' method returns it.
 
     Raises:
         HubError, UploadError: see `push_folder`.
@@ -114,5 +114,5 @@ def push_model(
 
 
 def _code(checkpoint: Checkpoint) -> dict[str, str]:
-    """Return the remote-code file, as this version writes it and not as it may lie in the folder."""
+    """Return the remote-code file of this version, which replaces the one in the folder."""
     return {REMOTE_CODE_FILE: remote_code_of(architecture_of(checkpoint.config))}

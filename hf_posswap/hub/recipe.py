@@ -1,4 +1,4 @@
-"""How a model was made, from its result files: swap, calibration, healing with its budget, the control, commands."""
+"""The section of a card on how the model was made: swap, calibration, healing with its budget, control, commands."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ HEALING_BUDGET = (
 
 
 def recipe(results: Results) -> str:
-    """Return the section on how the model was made; empty if nothing is known of it."""
+    """Return the section on how the model was made; empty if nothing is known about it."""
     parts = [*_probe(results.swap), *_calibration(results.calibration), *_healing(results.healing), *_commands(results)]
     return "\n\n".join(["## How it was made", *parts]) if parts else ""
 

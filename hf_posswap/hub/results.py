@@ -1,6 +1,6 @@
-"""What the result files beside a checkpoint say: swap.json, calibration.json, healing.json, and measurements by length.
+"""Reads the result files in a checkpoint's folder: swap.json, calibration.json, healing.json, measurements by length.
 
-The files may come from anywhere: numbers are checked, texts stay texts, and what is missing is missing.
+The files may be untrusted: numbers are checked, strings are never interpreted, and missing entries stay missing.
 """
 
 import json
@@ -20,7 +20,7 @@ from hf_posswap.results.reading import ResultsError, has_rows, result_file
 from hf_posswap.results.records import CALIBRATION_FILE, HEALING_FILE, SWAP_FILE, changed
 
 LARGEST_FILE = 64 * 2**20
-"""Bytes of a result file."""
+"""Maximum bytes of a result file."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Row:
 
     Attributes:
         stage: one of `STAGES`.
-        scheme: the scheme as it was specified; "stock" for a stock model, "" for the checkpoint's own.
-        protocol: how the texts were cut, such as "windows" or "same-targets".
-        length: tokens read at once.
+        scheme: the scheme's specification; "stock" for a stock model, "" for the checkpoint's own scheme.
+        protocol: name of the protocol, such as "windows" or "same-targets".
+        length: context length in tokens.
         value: perplexity, or the cosine to the stock model's embeddings; None: a gap.
-        seed: of the run, if it says so.
-        note: why there is a gap.
-        own: whether it was measured on the very weights that are published.
+        seed: seed of the run, if the file has it.
+        note: reason for a gap.
+        own: whether it was measured on the published weights.
     """
 
     stage: str
@@ -53,12 +53,12 @@ class Measurement:
     """The rows of one result file.
 
     Attributes:
-        file: its name.
+        file: name of the file.
         quantity: "perplexity" or "cosine".
-        model: the model that was measured, as the file names it.
-        texts: names of the texts it was measured on.
+        model: the measured model, by its name in the file.
+        texts: names of the texts that it was measured on.
         rows: the numbers.
-        command: the command that measured, without paths of the computer it ran on; "" if unknown.
+        command: the command of the measurement, without local paths; "" if unknown.
     """
 
     file: str
@@ -71,14 +71,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Results:
-    """What lies beside a checkpoint.
+    """The results in a checkpoint's folder.
 
     Attributes:
         swap: content of swap.json.
-        calibration: content of calibration.json, or what healing.json says of a calibration.
+        calibration: content of calibration.json, or the calibration entry of healing.json.
         healing: content of healing.json.
-        measurements: what was measured by length.
-        healed: whether the weights have learned with the scheme, whatever is known of how.
+        measurements: measurements by length.
+        healed: whether the weights were trained with the scheme, even if there is no record of it.
     """
 
     swap: Mapping[str, Any] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Results:
 
     @property
     def stage(self) -> str:
-        """How far the checkpoint has come: "swapped", "calibrated" or "healed"."""
+        """Stage of the checkpoint: "swapped", "calibrated" or "healed"."""
         return "healed" if self.healing or self.healed else "calibrated" if changed(self.calibration) else "swapped"
 
 
@@ -98,11 +98,11 @@ def read_results(folder: Path, entry: Mapping[str, Any], adapter: bool = False) 
 
     Args:
         folder: the folder.
-        entry: the `pos_scheme` entry of the checkpoint's config, against which they are held.
+        entry: the `pos_scheme` entry of the checkpoint's config, which the files are checked against.
         adapter: whether the folder holds an adapter.
 
     Raises:
-        HubError: one of them is no JSON object, too large, or contradicts the config.
+        HubError: a file is not a JSON object, is too large, or contradicts the config.
     """
     names = (SWAP_FILE, CALIBRATION_FILE, HEALING_FILE, COMPARISON_FILE, LENGTHS_FILE)
     contents = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
@@ -127,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
-        HubError: it holds something else, or is too large.
+        HubError: the file holds something else, or is too large.
     """
     if path.stat().st_size > LARGEST_FILE:
         raise HubError(f"{path.name!r} has more than {LARGEST_FILE:,} bytes. Take it out of the folder.")
@@ -143,14 +143,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """Return a finite number as it is, anything else as None."""
+    """Return the value if it is a finite number, otherwise None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or not math.isfinite(value):
         return None
     return value
 
 
 def count(value: Any) -> int | None:
-    """Return a whole number from 0 that a table can hold, anything else as None."""
+    """Return the value if it is a non-negative integer that fits into a table, otherwise None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15 else None
 
 
@@ -161,7 +161,7 @@ def part(content: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def command_of(content: Mapping[str, Any]) -> str:
-    """Return the command that made a result, with files by their names only; "" if it is not known."""
+    """Return the command that made a result, with file names instead of paths; "" if it is not known."""
     command = part(content, "environment").get("command")
     if not isinstance(command, str):
         return ""
@@ -173,7 +173,7 @@ def command_of(content: Mapping[str, Any]) -> str:
 
 
 def without_folders(word: str) -> str:
-    """Leave out the folders of an absolute path: they are those of the computer the command ran on."""
+    """Remove the folders of an absolute path, which are specific to the machine that the command ran on."""
     key, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     if value.startswith(("/", "~", "\\")) or PureWindowsPath(value).drive:
         value = PureWindowsPath(value).name or "."
@@ -181,10 +181,10 @@ def without_folders(word: str) -> str:
 
 
 def _measurement(path: Path, content: Mapping[str, Any]) -> Measurement:
-    """Return what a result file measured by length.
+    """Return the measurements by length in a result file.
 
     Raises:
-        HubError: it is no result file; says why.
+        HubError: the file is not a result file; the message gives the reason.
     """
     try:
         result = result_file(content, str(path))
@@ -195,7 +195,7 @@ def _measurement(path: Path, content: Mapping[str, Any]) -> Measurement:
     texts = tuple(without_folders(name) for text in result.texts if isinstance(name := text.get("name"), str) and name)
     if path.name != HEALING_FILE:
         return Measurement(path.name, quantity, result.model, texts, tuple(rows), command_of(content))
-    # What was healed is the checkpoint, whatever the scheme's options; the card shows the command as the healing's.
+    # The healed model is the checkpoint itself, so its rows are the checkpoint's; the card shows the healing command.
     own = (row if row.scheme == STOCK else replace(row, scheme="") for row in rows)
     return Measurement(path.name, quantity, result.model, texts, tuple(own))
 

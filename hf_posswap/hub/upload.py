@@ -1,6 +1,6 @@
-"""Upload to the Hub in one commit: all of it arrives or none, and an error says which and how to go on.
+"""Upload to the Hub in one commit, so that either all files arrive or none; an error says which and how to continue.
 
-Only huggingface_hub talks to the Hub, so its settings hold: `hf auth login`, HF_TOKEN, HF_ENDPOINT, proxies, Xet.
+All requests go through huggingface_hub, so its settings apply: `hf auth login`, HF_TOKEN, HF_ENDPOINT, proxies, Xet.
 """
 
 import math
@@ -21,7 +21,7 @@ from hf_posswap.hub.patience import patience
 from hf_posswap.loading.origin import is_repo_id, license_in
 
 _QUERY = re.compile(r"(https?://[^\s'\"?]+)\?[^\s'\"]+")
-"""A web address with a query, which may hold a signature."""
+"""Pattern of a web address with a query, which may contain a signature."""
 ADVICE = {
     401: "the Hub does not accept the token. Log in again with `hf auth login`, or set HF_TOKEN to a valid token",
     403: "the token may not do this. Take one with write access to the repository's owner",
@@ -30,31 +30,31 @@ ADVICE = {
     413: "a file is too large for the Hub. Save the model with a smaller max_shard_size",
     429: "too many requests; the Hub wants you to wait for a few minutes",
 }
-"""What a status of the Hub's answer means for the one who pushes."""
+"""Explanations of HTTP status codes of the Hub, for error messages."""
 
 
 PATIENCE = 60.0
-"""Seconds that the Hub may take to answer, or a network to take the next bytes."""
+"""Timeout in seconds for an answer of the Hub, and for the network to accept the next bytes."""
 TEMPLATE_TITLE, TEMPLATE_GAP, MOST_GAPS_FILLED = "# Model Card for Model ID", "[More Information Needed]", 10
-"""Of the template that peft and transformers save, with about 30 gaps."""
+"""Text in the card template that peft and transformers save, which has about 30 gaps."""
 TRAINER_MARK = "This model card has been generated automatically according to the information the Trainer had access to"
-"""Begins the comment in the cards of transformers' Trainer, which whoever completes one is asked to remove."""
+"""Beginning of a comment in the cards of transformers' Trainer, which asks whoever completes the card to remove it."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to upload to, and how.
+    """The repository and the options of an upload.
 
     Attributes:
-        repo_id: "owner/name", or a name of the token's owner.
-        private: make a new repository private; None: as the owner's settings say.
+        repo_id: "owner/name", or "name" for a repository of the token's owner.
+        private: make a new repository private; None: by the owner's settings.
         token: access token; None: the one of `hf auth login` or HF_TOKEN.
         revision: branch; None: main.
         create_pr: open a pull request instead of committing to the branch.
         message: first line of the commit's message.
-        description: the rest of it.
-        again: what to do after an error to go on, such as a command.
-        timeout: seconds after which a connection that stands still counts as broken.
+        description: the rest of the commit's message.
+        again: instruction, such as a command, with which to continue after an error.
+        timeout: seconds without progress after which a connection counts as broken.
     """
 
     repo_id: str
@@ -70,14 +70,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Upload:
-    """What was uploaded.
+    """The result of an upload.
 
     Attributes:
         repo_id: full name of the repository.
-        commit: huggingface_hub's report on the commit.
+        commit: huggingface_hub's commit information.
         files: paths in the repository.
         left: names in the folder that were not uploaded.
-        card: "written" from facts, or "kept": one that a person wrote, in the folder or in the repository.
+        card: "written" from facts, or "kept" if a person wrote the card in the folder or in the repository.
     """
 
     repo_id: str
@@ -88,10 +88,10 @@ class Upload:
 
 
 def require_repo_name(name: str) -> None:
-    """Refuse what cannot be the name of a repository on the Hub.
+    """Refuse an invalid name of a repository on the Hub.
 
     Raises:
-        HubError: it cannot.
+        HubError: the name is invalid.
     """
     if not is_repo_id(name):
         raise HubError(f"{name!r} is no name on the Hub. Write owner/name.")
@@ -101,7 +101,7 @@ def require_login(target: Target) -> None:
     """Refuse to start without a name and a token.
 
     Raises:
-        HubError: the name is not written as on the Hub, nobody is logged in, or the timeout is no time.
+        HubError: the name is invalid, nobody is logged in, or the timeout is not a positive number.
     """
     require_repo_name(target.repo_id)
     if not 0 < target.timeout < math.inf:
@@ -116,14 +116,15 @@ def upload(
     """Upload files of a folder and a card in one commit.
 
     Args:
-        target: where to.
-        contents: the files, checked.
-        made: texts of files by their paths; they go before those of the folder.
-        write_card: makes the card, given the repository's full name; not called if a person has written one.
+        target: repository and options of the upload.
+        contents: the checked files.
+        made: texts of generated files by their paths; they replace files of the folder.
+        write_card: function that makes the card from the repository's full name; not called if a person wrote one.
 
     Raises:
         HubError: nobody is logged in.
-        UploadError: the Hub or the way to it failed; says what is there now and how to go on.
+        UploadError: the Hub or the connection to it failed; the message gives the repository's present state and how to
+            continue.
     """
     require_login(target)
     api = HfApi(token=target.token)
@@ -136,13 +137,13 @@ def upload(
         there = set(api.list_repo_files(state.repo_id, revision=target.revision)) if state.head else set()
         card = _card(contents.folder, state, there, write_card)
         if card is not None and card.text.startswith("---"):
-            ModelCard(card.text).validate()  # by the Hub, before anything large is sent
+            ModelCard(card.text).validate()  # the Hub validates it, before anything large is sent
         texts = dict(made) | ({} if card is None else {CARD_FILE: card.text})
         files = [name for name in contents.files if name not in texts]
         uploaded = [*files, *texts]
         operations: list[Any] = [CommitOperationAdd(name, contents.folder / name) for name in files]
         for addition in [operation for operation in operations if operation.path_in_repo.endswith(".safetensors")]:
-            # One by one, so that an error can say which have arrived; the commit does not send them again.
+            # Upload one by one, so that an error can name the files that arrived; the commit does not send them again.
             api.preupload_lfs_files(state.repo_id, [addition], revision=target.revision, create_pr=target.create_pr)
             state.arrived.append(addition.path_in_repo)
         operations += [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
@@ -178,20 +179,20 @@ def _card(folder: Path, state: "_State", there: set[str], write_card: Callable[[
 
 
 def is_handwritten(card: str) -> bool:
-    """Return whether a person wrote in a card: not front matter alone, nor what hf_posswap or a template says."""
+    """Return whether a person wrote a card: it has text, and neither hf_posswap nor a template made it."""
     body = re.sub(r"\A\s*---\r?\n.*?\r?\n---[ \t]*(\r?\n|\Z)", "", card, count=1, flags=re.DOTALL)
     unfilled = TEMPLATE_TITLE in body and body.count(TEMPLATE_GAP) >= MOST_GAPS_FILLED
     return bool(body.strip()) and MARK not in body and TRAINER_MARK not in body and not unfilled
 
 
 def _outdated(name: str, uploaded: list[str]) -> bool:
-    """Return whether a file of the repository is weights of an earlier upload, which transformers might prefer."""
+    """Return whether a file of the repository holds weights of an earlier upload, which transformers might load."""
     is_weights = WEIGHTS.fullmatch(name) or name in (INDEX_FILE, ADAPTER_WEIGHTS)
     return bool(is_weights) and name not in uploaded
 
 
 class _State:
-    """How far an upload has come, for whoever has to go on from there."""
+    """The progress of an upload, for error messages."""
 
     def __init__(self, target: Target, api: HfApi) -> None:
         self.target, self.api = target, api
@@ -201,12 +202,12 @@ class _State:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn what goes wrong within a `with` block into an `UploadError` that says how to go on."""
+        """Turn errors within a `with` block into an `UploadError` that says how to continue."""
         try:
             yield
         except (HubError, UploadError):
             raise
-        except Exception as error:  # huggingface_hub raises HTTP, transport, OS and its own errors, by version
+        except Exception as error:  # by version, huggingface_hub raises HTTP, transport, OS or its own errors
             raise UploadError(f"{self._what(error)}. {self._where()} To go on: {self.target.again}") from error
 
     def _what(self, error: Exception) -> str:
@@ -229,12 +230,12 @@ class _State:
         return text.replace(token, "…") if token else text
 
     def _where(self) -> str:
-        """Say what the repository holds now."""
+        """Return a sentence on the present state of the repository."""
         if not self.repo_id:
             return "Nothing was sent."
         try:
             now = _head(self.api, self.repo_id, self.target.revision)
-        except Exception:  # the way to the Hub is broken: what is there now cannot be known
+        except Exception:  # without a connection to the Hub, the repository's state is unknown
             return (
                 f"{self.repo_id} holds either what it held before or all of the upload, never a part; which, cannot be "
                 f"seen from here. Weights that arrived: {', '.join(self.arrived) or 'none'}."
@@ -262,7 +263,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _stood_still(error: BaseException | None) -> bool:
-    """Return whether an error comes from a connection that timed out, through however many libraries."""
+    """Return whether a connection that timed out is among the causes of an error."""
     return error is not None and (isinstance(error, TimeoutError) or _stood_still(error.__cause__ or error.__context__))
 
 
@@ -271,7 +272,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def fetched_license(name: str, revision: str | None) -> str | None:
-    """Return the licence on a Hub model's card, asked from the Hub; None if there is no card or no answer."""
+    """Return the licence on a Hub model's card, requested from the Hub; None if there is no card or no answer."""
     try:
         path = HfApi().hf_hub_download(name, CARD_FILE, revision=revision)
     except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, HfHubHTTPError, OSError, ValueError):

@@ -1,1 +1,1 @@
-"""A checkpoint on disk: its config, the entry that names its scheme, what is refused in it, and where it came from."""
+"""Checkpoints on disk: the config, its `pos_scheme` entry, checks of its fields, and the origin of the stock model."""

@@ -1,4 +1,4 @@
-"""Which of transformers' Auto classes know a model family, and by which class."""
+"""The transformers Auto classes of a model family, and the class that each of them loads."""
 
 from functools import cache
 from importlib import import_module
@@ -13,16 +13,16 @@ AUTO_CLASS_OF_TASK = {
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
 }
-"""peft's names of tasks; masked language modelling has none."""
+"""Auto classes by peft's task names; peft has no name for masked language modelling."""
 
 
 @cache
 def auto_classes(architecture: Architecture) -> dict[str, str]:
-    """Return the Auto classes that know an architecture: {"AutoModelForCausalLM": "GPT2LMHeadModel", …}.
+    """Return the Auto classes of an architecture and their classes: {"AutoModelForCausalLM": "GPT2LMHeadModel", …}.
 
-    An Auto class may also know a family by a class of another one, which is none of ours.
+    An Auto class that maps the family to a class of another family is left out: hf_posswap has no swapped class for it.
     """
-    # The family's package lists its classes before it imports any of them.
+    # `dir` of the family's package lists its classes without importing their modules.
     family = set(dir(import_module(package_of(architecture.name))))
     known = {
         name: class_name_of(architecture.name, name)

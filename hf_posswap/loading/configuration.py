@@ -15,16 +15,16 @@ from hf_posswap.loading.limits import check_dtype, check_fields, check_sizes
 
 PREFIX = "PosSwap"
 HOME = "hf_posswap.modeling"
-"""The module in which pickle and the Hub's remote code find swapped classes, of configs and of models."""
+"""The module from which pickle and the Hub's remote code import swapped config and model classes."""
 
 
 class SwappedConfig:
-    """Mixin for the config of a swapped model: validates `pos_scheme` and writes the remote-code file beside it.
+    """Mixin for the config of a swapped model: validates `pos_scheme` and saves the remote-code file with the config.
 
-    The config of a model states how many positions the model can represent, which is what transformers and others read
-    there; its file states the stock model's number, by which its tables are made.
+    In memory, the config has the number of positions that the swapped model can represent, because transformers and
+    other libraries read it. In the file, it has the stock model's number, which determines the size of its tables.
 
-    mypy does not see the stock class that stands after a mixin; that is what the ignored errors here are about.
+    The ignored type errors are due to mypy, which does not know the config class that a mixin is combined with.
     """
 
     pos_scheme: dict[str, Any] | None
@@ -40,7 +40,7 @@ class SwappedConfig:
             check_sizes(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what a file of the config holds."""
+        """Return the content of the config's file."""
         values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
         entry = self.pos_scheme or {}
         if STOCK_LENGTH in entry:
@@ -49,14 +49,14 @@ class SwappedConfig:
         return values
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save the config, and the file through which plain transformers finds hf_posswap."""
+        """Save the config and the remote-code file, with which transformers alone imports hf_posswap."""
         self.auto_map = code_map(architecture_of(self))
         super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         (Path(save_directory) / REMOTE_CODE_FILE).write_text(remote_code_of(architecture_of(self)), encoding="utf-8")
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
-        """Do nothing: `save_pretrained` writes the remote-code file, and no copy of this one shall lie beside it."""
+        """Do nothing: `save_pretrained` writes the remote-code file, and no copy of this module is saved."""
 
 
 def stock_config_class(architecture: Architecture) -> type[PreTrainedConfig]:
@@ -83,7 +83,7 @@ def config_class_of(architecture: Architecture) -> type[PreTrainedConfig]:
 
 
 def code_map(architecture: Architecture) -> dict[str, str]:
-    """Return the `auto_map` of a swapped config: which class of the remote-code file each Auto class takes."""
+    """Return the `auto_map` of a swapped config: the class in the remote-code file that each Auto class loads."""
     module = REMOTE_CODE_FILE.removesuffix(".py")
     models = {auto: f"{module}.{PREFIX}{stock}" for auto, stock in auto_classes(architecture).items()}
     return {"AutoConfig": f"{module}.{config_class_of(architecture).__name__}"} | models
@@ -97,7 +97,7 @@ def remote_code_of(architecture: Architecture) -> str:
 
 
 def mark_swapped(config: Any, architecture: Architecture, entry: dict[str, Any]) -> None:
-    """Let a model's config, in place, say that a scheme was swapped in; one that is swapped takes the new entry."""
+    """Turn a model's config, in place, into a swapped config with this entry; a swapped config gets the new entry."""
     config.__class__ = config_class_of(architecture)
     config.pos_scheme = entry
     config.auto_map = code_map(architecture)

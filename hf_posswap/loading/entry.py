@@ -1,4 +1,4 @@
-"""What a swapped checkpoint says about its scheme: the `pos_scheme` entry of its config and the remote-code file."""
+"""The scheme in a swapped checkpoint: the `pos_scheme` entry of its config, and the remote-code file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +12,15 @@ FORMAT_VERSION = 1
 REMOTE_CODE_FILE = "modeling_posswap.py"
 ORIGIN_KEYS = ("base_model", "base_source", "base_revision", "base_license")
 HEALED_KEY = "healed"
-"""Its value is true once the weights have learned with the scheme; else the key may be absent."""
+"""True if the weights were trained with the scheme; otherwise the key may be absent."""
 MADE_KEYS = ("format_version", "name", "options", "native", "hf_posswap_version")
 ENTRY_KEYS = (*MADE_KEYS, STOCK_LENGTH, *ORIGIN_KEYS, HEALED_KEY)
 LONGEST_LENGTH = 1_000_000_000
-"""Far beyond any model's number of positions."""
+"""Upper limit of the number of positions, far above that of any model."""
 LONGEST_TEXT = 256
-"""Characters of a text in an entry: names on the Hub have at most 96, folders 255."""
+"""Maximum characters of a text in an entry: names on the Hub have at most 96, folders 255."""
 SHOWN = 200
-"""Characters of a refused value that a message repeats."""
+"""Maximum characters of a refused value in an error message."""
 
 
 def make_entry(config: SchemeConfig, native: str, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,8 +29,8 @@ def make_entry(config: SchemeConfig, native: str, origin: Mapping[str, Any]) -> 
     Args:
         config: the resolved config.
         native: name of the scheme that was swapped out.
-        origin: where the stock model came from: `ORIGIN_KEYS` and their values, as far as known; or the entry that
-            this one replaces.
+        origin: origin of the stock model: `ORIGIN_KEYS` and their values, as far as known; or the entry that this one
+            replaces.
     """
     options = config.to_dict()
     name = options.pop("name")
@@ -50,17 +50,17 @@ def make_entry(config: SchemeConfig, native: str, origin: Mapping[str, Any]) -> 
 
 
 def is_healed(config: Any) -> bool:
-    """Return whether a swapped model's weights have learned with its scheme: they are no longer the stock model's."""
+    """Return whether a swapped model's weights were trained with its scheme, and so are not the stock model's."""
     return bool((getattr(config, "pos_scheme", None) or {}).get(HEALED_KEY))
 
 
 def mark_healed(config: Any) -> None:
-    """Note in a swapped model's config that its weights have learned with its scheme."""
+    """Record in a swapped model's config that its weights were trained with its scheme."""
     config.pos_scheme = config.pos_scheme | {HEALED_KEY: True}
 
 
 def healed_before(config: Any) -> str:
-    """Return why a healed model cannot stand for its stock model, and what can: the beginning of a refusal."""
+    """Return the beginning of an error message: why a healed model cannot replace its stock model, and what can."""
     origin = config.pos_scheme.get("base_model")
     return (
         "the model was healed before: its weights have learned with its scheme, so taking the scheme out no longer "
@@ -72,7 +72,7 @@ def validate_entry(entry: Any) -> None:
     """Check a `pos_scheme` entry.
 
     Raises:
-        CheckpointError: it is malformed, or of a newer format than this hf_posswap reads.
+        CheckpointError: the entry is malformed, or of a newer format than this version of hf_posswap reads.
     """
     config_from_entry(entry)
 
@@ -81,7 +81,7 @@ def config_from_entry(entry: Any) -> SchemeConfig:
     """Return the scheme config that a `pos_scheme` entry describes.
 
     Raises:
-        CheckpointError: it is malformed, or of a newer format than this hf_posswap reads.
+        CheckpointError: the entry is malformed, or of a newer format than this version of hf_posswap reads.
     """
     if not isinstance(entry, dict):
         raise CheckpointError(f"pos_scheme in the config is {shown(entry)}; it must be an object with {_KEYS}.")
@@ -115,7 +115,7 @@ def config_from_entry(entry: Any) -> SchemeConfig:
 
 
 def _check_stock_length(length: Any) -> None:
-    """Refuse a number of positions that no model has: a table is made by it."""
+    """Refuse an impossible number of positions, because a table of this size is allocated."""
     if length is None or (type(length) is int and 0 < length <= LONGEST_LENGTH):
         return
     raise CheckpointError(
@@ -124,7 +124,7 @@ def _check_stock_length(length: Any) -> None:
 
 
 def _check_texts(entry: Mapping[str, Any]) -> None:
-    """Refuse texts of an entry that are none, or that could pass for more than a name where they are shown."""
+    """Refuse values that are not text, and texts that could be taken for more than a name where they are shown."""
     for key in ("hf_posswap_version", *ORIGIN_KEYS):
         value = entry.get(key)
         if value is None or (isinstance(value, str) and len(value) <= LONGEST_TEXT and value.isprintable()):
@@ -142,7 +142,7 @@ def _check_texts(entry: Mapping[str, Any]) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value from a file as an error message repeats it: on one line and not too long."""
+    """Return a value from a file for an error message: on one line and not too long."""
     if isinstance(value, int) and abs(value) > 10**SHOWN:
         return f"an integer of more than {SHOWN} digits"
     return _shortened(repr(value), SHOWN)

@@ -1,6 +1,6 @@
-"""What the config of a swapped checkpoint may hold: files come from anywhere, and transformers believes them.
+"""Checks of the config of a swapped checkpoint: files may be untrusted, and transformers does not check these fields.
 
-The scheme's own entry is checked in `hf_posswap.loading.entry`; this is about the fields around it.
+The scheme's entry is checked in `hf_posswap.loading.entry`; this module checks the other fields.
 """
 
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ LARGEST_SIZES = {
     "max_position_embeddings": LONGEST_LENGTH,
     "type_vocab_size": 100_000_000,
 }
-"""Far beyond any model; past them transformers would make modules or lists until the memory ends."""
+"""Upper limits far above any model; larger values would make transformers create modules or lists without end."""
 
 
 def check_fields(config_class: type, fields: Mapping[str, Any]) -> None:
-    """Refuse further fields of a config that would hide parts of the config class, or fetch code from the Hub.
+    """Refuse undeclared fields of a config that would hide parts of the config class, or load code from the Hub.
 
     Args:
         config_class: the swapped config class.
-        fields: the fields it does not declare, which transformers would set as attributes.
+        fields: the fields that the class does not declare; transformers would set them as attributes.
 
     Raises:
-        CheckpointError: names the field.
+        CheckpointError: there is such a field, which the message names.
     """
     for name in ("attn_implementation", "_attn_implementation"):
         if "/" in str(fields.get(name, "")):
@@ -49,10 +49,10 @@ def check_fields(config_class: type, fields: Mapping[str, Any]) -> None:
 
 
 def check_dtype(dtype: Any) -> None:
-    """Refuse a dtype that is none: transformers would take any attribute of torch.
+    """Refuse a value that is not a dtype: transformers would use any attribute of torch.
 
     Raises:
-        CheckpointError: names the value.
+        CheckpointError: it is not a dtype; the message gives the value.
     """
     import torch
 
@@ -61,10 +61,10 @@ def check_dtype(dtype: Any) -> None:
 
 
 def check_sizes(config: Any) -> None:
-    """Refuse numbers that no model has.
+    """Refuse sizes outside the allowed range.
 
     Raises:
-        CheckpointError: names the field, its value and what is allowed.
+        CheckpointError: there is such a size; the message gives the field, its value and the allowed range.
     """
     for name, largest in LARGEST_SIZES.items():
         value = getattr(config, name, None)

@@ -1,4 +1,4 @@
-"""Where a stock model came from: its name, whether that is on the Hub, the revision, and the licence on its card."""
+"""The origin of a stock model: its name, whether it is on the Hub, its revision, and the licence on its card."""
 
 import re
 from collections.abc import Mapping
@@ -16,23 +16,23 @@ FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\
 LICENSE_NAME = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LARGEST_CARD = 2**20
-"""Bytes; a longer card is not read for its licence."""
+"""Maximum bytes of a card; a longer card is not searched for its licence."""
 
 _REVISION = "_posswap_base_revision"
-"""Where a model that was loaded here keeps the commit it came from, since transformers does not."""
+"""Attribute of a model with the commit that it was loaded from, which transformers does not store."""
 _PLACE = "_posswap_base_place"
-"""Where a model that goes by a name of ours keeps the folder or file it was loaded from."""
+"""Attribute of a model with the folder or file that it was loaded from, if it has a name such as demo:gpt2."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What is known of the stock model.
+    """The known facts about a stock model.
 
     Attributes:
-        name: its name on the Hub, or the name of its folder, or `demo:…`; None: made from a config.
+        name: its name on the Hub, the name of its folder, or `demo:…`; None: it was made from a config.
         source: "hub" or "folder"; None: unknown.
         revision: its commit on the Hub, if known.
-        license: the licence its card states, as the Hub names licences, if known here without asking the Hub.
+        license: the licence on its card, by the Hub's name, if known without a request to the Hub.
     """
 
     name: str | None = None
@@ -41,7 +41,7 @@ class Origin:
     license: str | None = None
 
     def to_entry(self) -> dict[str, str | None]:
-        """Return the keys of a `pos_scheme` entry that say where the model came from."""
+        """Return the keys of a `pos_scheme` entry that state the model's origin."""
         return {
             "base_model": self.name,
             "base_source": self.source,
@@ -51,11 +51,11 @@ class Origin:
 
 
 def remember_source(model: Any, name: Any, loading: Mapping[str, Any]) -> None:
-    """Note at a model which commit of the Hub, or which GGUF file, it was just loaded from, if it came from there.
+    """Store, as attributes of a model, the Hub commit or the GGUF file that it was loaded from, if any.
 
     Args:
         model: the model.
-        name: what it was loaded by.
+        name: the name by which it was loaded.
         loading: the keyword arguments it was loaded with (`revision`, `cache_dir`, …).
     """
     revision = cached_revision(str(name), loading)
@@ -67,21 +67,21 @@ def remember_source(model: Any, name: Any, loading: Mapping[str, Any]) -> None:
 
 
 def remember_name(model: Any, name: str, place: str | Path) -> None:
-    """Let a model go by a name that leads back to it, such as demo:gpt2, where the folder it is in does not.
+    """Set a model's name to one by which it can be loaded again, such as demo:gpt2, instead of its folder.
 
     peft writes the name into adapters that are trained on the model.
 
     Args:
         model: the model.
-        name: what `hf_posswap.demo.load_model` finds it by.
-        place: the folder it was loaded from.
+        name: a name for `hf_posswap.demo.load_model`.
+        place: the folder that the model was loaded from.
     """
     model.name_or_path = model.config.name_or_path = name
     setattr(model, _PLACE, str(place))
 
 
 def cached_revision(name: str, loading: Mapping[str, Any]) -> str | None:
-    """Return the commit that a name and revision of the Hub mean in the local cache, or None if there is none."""
+    """Return the commit of a Hub name and revision in the local cache; None if it is not there."""
     if not is_repo_id(name) or Path(name).exists():
         return None
     file = "/".join(filter(None, (loading.get("subfolder"), loading.get("gguf_file") or "config.json")))
@@ -95,13 +95,13 @@ def cached_revision(name: str, loading: Mapping[str, Any]) -> str | None:
 
 
 def origin_of(model: Any) -> Origin:
-    """Return what is known of where a stock model came from."""
+    """Return the known origin of a stock model."""
     name = getattr(model.config, "_name_or_path", "") or ""
     if not name:
         return Origin()
     path = Path(vars(model).get(_PLACE) or name)
     if path.exists():
-        # Paths of this computer are nobody else's business: a folder's name only.
+        # Keep only the folder's name: full paths are private.
         folder = path if path.is_dir() else path.parent
         known_as = (name if _PLACE in vars(model) else str(path.resolve())).rpartition("/")[2]
         return Origin(known_as or None, "folder", license=license_in(folder / CARD_FILE))
@@ -112,13 +112,13 @@ def origin_of(model: Any) -> Origin:
 
 
 def cached_license(name: str, revision: str | None) -> str | None:
-    """Return the licence on a Hub model's card, if that card lies in the local cache."""
+    """Return the licence on a Hub model's card, if the card is in the local cache."""
     path = try_to_load_from_cache(name, CARD_FILE, **({} if revision is None else {"revision": revision}))
     return license_in(Path(path)) if isinstance(path, str) else None
 
 
 def license_in(card: Path) -> str | None:
-    """Return the licence that a model card states, or None if there is no card or it states none that the Hub knows."""
+    """Return the licence on a model card; None if there is no card, or no licence that the Hub knows."""
     if not card.is_file() or card.stat().st_size > LARGEST_CARD:
         return None
     name = front_matter(card.read_text(encoding="utf-8", errors="replace")).get("license")
@@ -126,7 +126,7 @@ def license_in(card: Path) -> str | None:
 
 
 def front_matter(card: str) -> dict[str, Any]:
-    """Return the front matter of a card's text; empty if there is none, or none that is YAML."""
+    """Return the front matter of a card's text; empty if there is none or it is not YAML."""
     match = FRONT_MATTER.search(card)
     if match is None:
         return {}
@@ -138,12 +138,12 @@ def front_matter(card: str) -> dict[str, Any]:
 
 
 def is_license(name: Any) -> bool:
-    """Return whether a value is written as the Hub writes licences, such as "apache-2.0"."""
+    """Return whether a value has the form of the Hub's licence names, such as "apache-2.0"."""
     return isinstance(name, str) and LICENSE_NAME.fullmatch(name) is not None
 
 
 def is_repo_id(name: Any) -> bool:
-    """Return whether a value is written as names on the Hub are: "gpt2" or "owner/name"."""
+    """Return whether a value has the form of names on the Hub: "gpt2" or "owner/name"."""
     try:
         validate_repo_id(name)
     except HFValidationError:

@@ -1,5 +1,5 @@
-"""What was measured, as files: one table of the kinds of results, one writer, one reader, and points made of rows.
+"""Result files: one table of the kinds of results, one writer, one reader, and points computed from rows.
 
-`kinds` says which columns the rows of each kind have; `writing` writes a result, `reading` reads a file or a folder of
-them, `points` merges the seeds of rows. What measures, compares, reports and publishes reads and writes through these.
+`kinds` defines the columns of each kind; `writing` writes a result, `reading` reads a file, `groups` reads a folder of
+them, and `points` merges the seeds of rows. Evaluation, comparison, reporting and publishing all use these modules.
 """

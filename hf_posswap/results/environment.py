@@ -1,4 +1,4 @@
-"""Where and how a result was measured: versions, hardware and command, kept beside every number."""
+"""The environment of a result: versions, hardware and command, which every result file contains."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,7 @@ PACKAGES = ("hf_posswap", "transformers", "torch", "accelerate", "peft", "safete
 
 
 def collect_environment(command: Sequence[str] | None = None) -> dict[str, object]:
-    """Return what someone needs to measure the same again, as JSON-ready values.
+    """Return the information needed to reproduce a measurement, as JSON-ready values.
 
     Args:
         command: the command line; this process's own if None.
@@ -28,7 +28,7 @@ def collect_environment(command: Sequence[str] | None = None) -> dict[str, objec
 
 
 def own_command() -> list[str]:
-    """Return the command line of this process as one would type it again."""
+    """Return the command line of this process, in the form in which a user would type it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is not None and spec.name:
         return ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
@@ -36,12 +36,12 @@ def own_command() -> list[str]:
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Version of each package that can change a number; None for one that is not installed."""
+    """Return the version of each package that can change a number; None if it is not installed."""
     return {name: _version(name) for name in PACKAGES}
 
 
 def hardware() -> dict[str, object]:
-    """Processor, its instructions as torch names them, cores, threads, memory and accelerators of this machine."""
+    """Return the processor, its instruction sets by torch's names, cores, threads, memory and accelerators."""
     import torch
 
     return {
@@ -63,7 +63,7 @@ def _version(name: str) -> str | None:
 
 
 def _processor() -> str:
-    """Name of the processor; Linux says more in /proc/cpuinfo than Python does."""
+    """Return the name of the processor; on Linux /proc/cpuinfo is more precise than Python's `platform`."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -73,7 +73,7 @@ def _processor() -> str:
 
 
 def _memory_gib() -> float | None:
-    """Physical memory in GiB, or None where the system does not tell."""
+    """Return the physical memory in GiB; None if the system does not report it."""
     try:
         pages, page_size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

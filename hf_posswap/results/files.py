@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of it."""
+"""Atomic writing of files: a reader gets either the old or the new content."""
 
 import os
 import tempfile
@@ -9,11 +9,11 @@ from hf_posswap.errors import PosSwapError
 
 
 class OutputError(PosSwapError):
-    """A place that cannot be written to."""
+    """A file or folder that cannot be written to."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a temporary file beside `path`, then move it into place.
+    """Call `write` on a temporary file in the folder of `path`, then rename it to `path`.
 
     Args:
         path: the file to write; its folder must exist.
@@ -27,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
     temporary = Path(name)
     try:
         write(temporary)
-        # mkstemp makes files only their owner can read; results follow the user's umask like any other file.
+        # mkstemp makes files that only their owner can read; give results the permissions of the user's umask.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -43,10 +43,10 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def check_folder(path: Path) -> Path:
-    """Check that the folder `path` can be written to, or made; nothing is made yet.
+    """Check that the folder `path` can be written to or created, without creating it.
 
     Raises:
-        OutputError: it is a file or below one, or may not be written to.
+        OutputError: `path` is a file or below one, or cannot be written to.
     """
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():

@@ -1,4 +1,4 @@
-"""A folder of results: every result file anywhere below it, grouped into what belongs in one figure."""
+"""A folder of results: all result files anywhere below it, grouped by the figure that they belong to."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +15,15 @@ ApartBy = Literal["nothing", "texts", "file"]
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that belong together: of one family, one model and the same texts, from one or several files.
+    """Rows of one family, one model and the same texts, from one or several files.
 
     Attributes:
         family: see `ResultFile`.
         model: the model's name.
-        files: where the rows come from.
-        rows: all of them, without repetition.
-        apart_by: what tells it from others of its family and model: nothing if there are none, its texts, or, where
-            another has the same texts and says different things of them, its file.
+        files: the files that the rows come from.
+        rows: all rows, without repetition.
+        apart_by: the property that distinguishes this group from others of its family and model: none if there are no
+            others, its texts, or its file if another group has the same texts but contradicting numbers.
     """
 
     family: str
@@ -34,12 +34,12 @@ class Group:
 
     @property
     def kind(self) -> Kind:
-        """Its kind; those of one family differ in name only."""
+        """The kind of the group's first file; kinds of one family differ in name only."""
         return self.files[0].kind
 
     @property
     def train_length(self) -> int | None:
-        """Longest text the stock model was trained on, if a file says."""
+        """Length of the longest texts that the stock model was trained on, if a file has it."""
         return next((file.train_length for file in self.files if file.train_length is not None), None)
 
     def stages(self) -> list[str]:
@@ -47,7 +47,7 @@ class Group:
         return swapped_stages(self.rows)
 
     def of_stage(self, stage: str) -> list[Row]:
-        """Rows of the stock model, of its control, and of swapped models in one stage, in this order of schemes."""
+        """Return the rows of the stock model, then of its control, then of swapped models in one stage."""
         kept = [row for row in self.rows if row["stage"] in (STOCK, CONTROL, stage)]
         return sorted(kept, key=lambda row: (STOCK, stage, CONTROL).index(row["stage"]))
 
@@ -57,8 +57,8 @@ class Results:
     """All results of a folder.
 
     Attributes:
-        groups: in the order of the files.
-        notes: files that were left out, and why.
+        groups: the groups, in the order of the files.
+        notes: the files that were left out, with the reasons.
     """
 
     groups: tuple[Group, ...]
@@ -69,22 +69,22 @@ class Results:
         return list(dict.fromkeys(group.model for group in self.groups))
 
     def keys(self) -> list[str]:
-        """Every scheme that occurs, "stock" and "control" first, in order, without repetition."""
+        """All schemes that occur, in order and without repetition, with "stock" and "control" first."""
         found = dict.fromkeys(key_of(row) for group in self.groups for row in group.rows)
         return [key for key in (STOCK, CONTROL) if key in found] + [key for key in found if key not in (STOCK, CONTROL)]
 
 
 def read_results(folder: Path) -> Results:
-    """Read every result file anywhere below a folder.
+    """Read all result files anywhere below a folder.
 
-    Other JSON files, such as a model's config, are passed over. A kind of results that this version does not know is
-    passed over with a note.
+    Other JSON files, such as a model's config, are ignored. A file of a kind that this version does not know is skipped
+    with a note.
 
     Args:
-        folder: where results were written, by one command or by several.
+        folder: a folder with results of one or several commands.
 
     Raises:
-        ResultsError: no such folder, no results in it, or a file that cannot be read.
+        ResultsError: the folder does not exist, has no results, or has a result file that cannot be read.
     """
     if not folder.is_dir():
         raise ResultsError(f"{str(folder)!r} is no folder. Give the folder that holds the results.")
@@ -113,7 +113,7 @@ def read_results(folder: Path) -> Results:
 
 
 def as_group(file: ResultFile) -> Group:
-    """Return the rows of one file as a group of their own; the model is the first row's."""
+    """Return the rows of one file as one group; its model is that of the first row."""
     return Group(file.family, file.rows[0]["model"] if file.rows else "", (file,), file.rows)
 
 
@@ -126,7 +126,7 @@ def _nothing_found(folder: Path, others: int, notes: Sequence[str]) -> str:
 
 
 def _grouped(files: Iterable[ResultFile]) -> list[Group]:
-    """Put rows of one family, model and text together, unless they say different things of the same."""
+    """Group rows by family, model and texts; files with different numbers for the same row are kept apart."""
     groups: list[tuple[tuple[Any, ...], dict[tuple[str, ...], Row], list[ResultFile]]] = []
     for file in files:
         for model in dict.fromkeys(row["model"] for row in file.rows):

@@ -1,4 +1,4 @@
-"""healing.json, what `hf-posswap finetune` writes: its measurements as a result file, and its steps in few rows."""
+"""healing.json, the file of `hf-posswap finetune`: its measurements as a result file, and its steps in a few rows."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -8,20 +8,20 @@ from typing import Any
 from hf_posswap.results.kinds import AGREEMENT, CONTROL, LENGTHS, STAGES, STOCK
 
 MOST_STEPS = 25
-"""Rows of a step history in a result file."""
+"""Maximum number of rows of a step history in a result file."""
 AVERAGED = ("loss", "gradient_norm", "tokens_per_second")
-"""Numbers of a step that vary from step to step; the others say how far the run has come."""
+"""Numbers of a step that are averaged over a stretch; of the others the last value is kept."""
 
 
 def thinned(history: Sequence[Mapping[str, Any]], most: int = MOST_STEPS) -> list[dict[str, Any]]:
-    """Return the history of a run's steps in few rows, the first and the last step among them.
+    """Return the history of a run's steps in a few rows, which include the first and the last step.
 
-    The steps between are divided into stretches of about as many steps each. A stretch's row is that of its last step,
-    with what varies from step to step averaged over the stretch.
+    The steps between are divided into stretches of about equal length. The row of a stretch is that of its last step,
+    with loss, gradient norm and speed averaged over the stretch.
 
     Args:
         history: a row for each step.
-        most: rows to return at most; at least 3.
+        most: maximum number of rows to return; at least 3.
     """
     if len(history) <= most:
         return [dict(row) for row in history]
@@ -32,7 +32,7 @@ def thinned(history: Sequence[Mapping[str, Any]], most: int = MOST_STEPS) -> lis
 
 
 def is_healing(content: Any) -> bool:
-    """Return whether the content of a JSON file is that of a healing.json."""
+    """Return whether the content of a JSON file is a healing.json."""
     return (
         isinstance(content, dict)
         and isinstance(content.get("evaluation"), dict)
@@ -43,7 +43,7 @@ def is_healing(content: Any) -> bool:
 def healing_result(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of a result file of losses by length, a row for each stage and length.
 
-    Of a model of embeddings the loss is 1 − the mean cosine to the stock model's, as `hf-posswap compare` writes it.
+    For an embedding model the loss is 1 − the mean cosine to the stock model's embeddings, as in `hf-posswap compare`.
     """
     entry, options = _mapping(content.get("pos_scheme")), _mapping(content.get("options"))
     scheme = content.get("scheme") or entry.get("name") or ""

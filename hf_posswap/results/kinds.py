@@ -1,7 +1,7 @@
-"""The kinds of results: for each kind its columns, their types, which may be missing, and which identify a row.
+"""The kinds of results: the columns of each kind, their types, which may be missing, and which identify a row.
 
-A new kind of measurement needs an entry here, code that measures it, and a figure that shows it, found by
-`reporting.figures.draws`.
+A new kind of measurement needs an entry here, code that measures it, and a figure, which `reporting.figures.draws`
+registers.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from typing import Any
 
 FORMAT_VERSION = 1
 STOCK, CONTROL = "stock", "control"
-"""The unswapped model, and the unswapped model trained on the tokens that healed the others."""
+"""The stock model, and its control: the stock model trained on the tokens that the swapped models were healed on."""
 SWAPPED_STAGES = ("swapped", "calibrated", "healed")
 STAGES = (STOCK, *SWAPPED_STAGES, CONTROL)
-"""What was done to a model before it was measured."""
+"""Stages of a model before a measurement."""
 AGREEMENT = "agreement"
 """The protocol whose loss is 1 − the mean cosine to the stock model's embeddings, and the family of its rows."""
 
@@ -25,13 +25,13 @@ class Column:
     """A column of the rows of a kind.
 
     Attributes:
-        name: its name.
-        holds: float for numbers, whole ones too, or str.
-        identifies: whether it says what a row is of. Rows that are equal in all of these are the same row.
-        measured: whether it is what the kind measures. Rows that are the same row must agree in it, and a row in which
-            it is null is a gap, whose note says why.
-        nullable: whether it may be null; what is measured always may.
-        optional: whether it may be missing too, as it is in files that were written before there was the column.
+        name: the column's name.
+        holds: float for all numbers, including integers, or str.
+        identifies: whether the column identifies a row. Rows that are equal in all these columns are the same row.
+        measured: whether the column holds the measured value. Equal rows must agree in it. A row in which it is null is
+            a gap, whose note gives the reason.
+        nullable: whether the value may be null; a measured value always may be.
+        optional: whether the column may be missing, as in files from before the column existed.
     """
 
     name: str
@@ -47,14 +47,14 @@ class Kind:
     """A kind of result.
 
     Attributes:
-        name: what files call it.
-        file: name of its files, without their endings.
-        family: kinds of one family have the same columns, and are drawn together.
-        columns: of its rows, in the order of the CSV. Where model, stage and seed are not among them, they are those of
-            the whole file.
-        measures: what it is the measurement of, in words.
-        of_weights: whether it measures the weights of the model that it names, and no models that it swaps itself.
-        by_texts: whether what it measures depends on the texts.
+        name: the kind's name in files.
+        file: name of its files, without suffix.
+        family: name of the family. Kinds of one family have the same columns, and are drawn in the same figure.
+        columns: columns of its rows, in the order of the CSV. If model, stage or seed is not among them, it is the same
+            for the whole file.
+        measures: the measured quantity, in words.
+        of_weights: whether it measures the weights of the named model, not models that the command swaps itself.
+        by_texts: whether the measured value depends on the texts.
     """
 
     name: str
@@ -76,13 +76,13 @@ class Kind:
         return tuple(column.name for column in self.columns if column.measured)
 
     def identity(self, row: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return what a row is of; equal for rows of the same."""
+        """Return the values of the identifying columns; rows with equal values are the same row."""
         own = (column.name for column in self.columns if column.identifies)
         return tuple(str(row.get(name)) for name in dict.fromkeys((*_WHOLE_FILE, *own)))
 
 
 def _keys(*names: str, holds: type[float | str] = float, open: bool = False) -> tuple[Column, ...]:
-    """Columns that identify a row; open ones may be null or missing."""
+    """Return columns that identify a row; with `open` they may be null or missing."""
     return tuple(Column(name, holds, identifies=True, nullable=open, optional=open) for name in names)
 
 
@@ -91,7 +91,7 @@ def _measured(name: str) -> tuple[Column, ...]:
 
 
 def _details(*names: str, holds: type[float | str] = float) -> tuple[Column, ...]:
-    """Columns that a file may lack."""
+    """Return columns that may be missing in a file."""
     return tuple(Column(name, holds, nullable=True, optional=True) for name in names)
 
 
@@ -172,6 +172,6 @@ BIASES = Kind(
 )
 
 KINDS = {kind.name: kind for kind in (COMPARISON, LENGTHS, POSITIONS, PASSKEY, RETRIEVAL, BENCH, BIASES)}
-"""By name. A gap is a row without what is measured, and a note that says why."""
+"""Kinds by name. A gap is a row without a measured value, and with a note that gives the reason."""
 FAMILIES = tuple(dict.fromkeys((LENGTHS.family, AGREEMENT, *(kind.family for kind in KINDS.values()))))
-"""What figures are made of, in the order of a report."""
+"""Families of kinds in the order of their figures in a report."""

@@ -1,4 +1,4 @@
-"""Finished parts of a long measurement, one file each, so that an interrupted one goes on where it stopped."""
+"""Finished parts of a long measurement, one file each, so that an interrupted measurement can resume."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ IDENTITY_FILE = "identity.json"
 
 
 class Parts:
-    """The parts in the folder `unfinished` of a results folder, which is there until `finish`.
+    """The parts in the folder `unfinished` of a results folder, which exists until `finish`.
 
     Args:
         output_dir: the results folder.
-        identity: what the parts depend on (settings, texts, model), JSON-ready.
+        identity: everything that the parts depend on (settings, texts, model), JSON-ready.
 
     Raises:
-        OutputError: the folder has parts of another measurement, one that cannot be read, or cannot be written to.
+        OutputError: the folder has parts of another measurement or a part that cannot be read, or cannot be written to.
     """
 
     def __init__(self, output_dir: Path, identity: Mapping[str, Any]) -> None:
@@ -34,19 +34,19 @@ class Parts:
             write_text(kept, json.dumps(wanted, indent=1, ensure_ascii=False))
 
     def __len__(self) -> int:
-        """Return how many parts are finished."""
+        """Return the number of finished parts."""
         return sum(path.name != IDENTITY_FILE for path in self.folder.glob("*.json"))
 
     def get(self, name: str) -> Any:
-        """Return what was kept under `name`, or None."""
+        """Return the value stored under `name`, or None."""
         path = self._path(name)
         return _read(path) if path.exists() else None
 
     def put(self, name: str, value: Any) -> None:
-        """Keep a JSON-ready value under `name`, atomically.
+        """Store a JSON-ready value under `name`, atomically.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the value cannot be written.
         """
         try:
             write_text(self._path(name), json.dumps(value, ensure_ascii=False))
@@ -57,7 +57,7 @@ class Parts:
             ) from error
 
     def finish(self) -> None:
-        """Remove the folder: the result is written."""
+        """Remove the folder, after the result was written."""
         shutil.rmtree(self.folder)
 
     def _path(self, name: str) -> Path:
@@ -74,11 +74,11 @@ class Parts:
 
 
 def first_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """Return the name and both values of the first entry that differs, or None if all are the same.
+    """Return the name and both values of the first entry that differs; None if all are equal.
 
     Args:
-        saved: as it was read from a JSON file.
-        now: JSON-ready; mappings inside are compared entry by entry.
+        saved: a mapping that was read from a JSON file.
+        now: a JSON-ready mapping; nested mappings are compared entry by entry.
     """
     wanted = json.loads(json.dumps(now))
     for key in sorted(set(saved) | set(wanted)):

@@ -1,4 +1,4 @@
-"""From rows to points and curves: seeds merged, intervals kept, gaps named."""
+"""Turns rows into points and curves: merges seeds, and keeps intervals and the notes of gaps."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from hf_posswap.results.kinds import CONTROL, STAGES, STOCK, SWAPPED_STAGES, Row
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured at one place, over all seeds.
+    """The measured values at one x, over all seeds.
 
     Attributes:
-        x: the place.
+        x: the x value, such as a length.
         y: mean of the values, or None if there is none.
-        low: lowest lower end of the intervals, or None. Without intervals the lowest value of several.
-        high: highest upper end.
-        seeds: number of seeds behind it.
-        note: why there is no value.
+        low: lowest lower end of the intervals, or None. Without intervals, the lowest of several values.
+        high: highest upper end of the intervals, or None. Without intervals, the highest of several values.
+        seeds: number of seeds.
+        note: reason why there is no value.
     """
 
     x: float
@@ -30,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """A scheme in one stage, by length, measured by one protocol."""
+    """The points of one scheme in one stage by one protocol, by length."""
 
     scheme: str
     stage: str
@@ -38,13 +38,13 @@ class Curve:
 
 
 def key_of(row: Mapping[str, Any]) -> str:
-    """Return what decides how a row is drawn: "stock", "control", or its scheme."""
+    """Return the key that determines how a row is drawn: "stock", "control", or its scheme."""
     stage = str(row["stage"])
     return stage if stage in (STOCK, CONTROL) else str(row["scheme"])
 
 
 def by_key(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each scheme, of the stock model first and of its control second."""
+    """Return the rows of each scheme; the stock model comes first, its control second."""
     found: dict[str, list[Row]] = {STOCK: [], CONTROL: []}
     for row in rows:
         found.setdefault(key_of(row), []).append(row)
@@ -61,11 +61,11 @@ def points(rows: Sequence[Row], value: str, low: str = "", high: str = "", x: st
     """Return the points of one line, by ascending x.
 
     Args:
-        rows: of one scheme in one stage.
+        rows: rows of one scheme in one stage.
         value: column of the values.
-        low: column of the lower ends; those of several seeds are merged.
+        low: column of the lower ends of intervals; those of several seeds are merged.
         high: column of the upper ends.
-        x: column of the places.
+        x: column of the x values.
     """
     places: dict[float, list[Row]] = {}
     for row in rows:
@@ -74,9 +74,9 @@ def points(rows: Sequence[Row], value: str, low: str = "", high: str = "", x: st
 
 
 def curves_of(rows: Iterable[Row], protocol: str) -> list[Curve]:
-    """Return the losses by one protocol, scheme by scheme in the order of the rows, and stage by stage.
+    """Return the losses by one protocol as curves, scheme by scheme in the order of the rows, and stage by stage.
 
-    The ends of a point are those of its seeds; with one seed it has none.
+    The interval of a point covers the values of its seeds; with one seed there is no interval.
     """
     own = [row for row in rows if row["protocol"] == protocol]
     stages = [STOCK, CONTROL, *swapped_stages(own)]

@@ -1,4 +1,4 @@
-"""The reader of results: a file's content, checked against the table of kinds."""
+"""The reader of result files: checks their content against the table of kinds."""
 
 import json
 import math
@@ -12,11 +12,11 @@ from hf_posswap.results.healing import healing_result, is_healing
 from hf_posswap.results.kinds import AGREEMENT, COMPARISON, FORMAT_VERSION, KINDS, LENGTHS, STOCK, Column, Kind, Row
 
 KNOWN = ", ".join(KINDS)
-"""The kinds that are read, as errors name them."""
+"""Names of the known kinds, for error messages."""
 
 
 class ResultsError(PosSwapError):
-    """A folder without results, or a result file that cannot be read; names the file and the reason."""
+    """A folder without results, or a result file that cannot be read; the message gives the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class ResultFile:
     """One result file.
 
     Attributes:
-        path: where it was read from, relative to the folder if it was read with one.
-        kind: what its rows measure.
+        path: path of the file, relative to the folder if it was read as part of one.
+        kind: the kind of its rows.
         rows: its rows, each with model, scheme, stage, seed and note.
-        model: the model measured, as the file names it.
+        model: the measured model, by its name in the file.
         texts: name, tokens and sha256 of each text.
-        train_length: longest text the stock model was trained on, if the file says.
-        settings: what was asked for.
+        train_length: length of the longest texts that the stock model was trained on, if the file has it.
+        settings: settings of the measurement.
         environment: versions, hardware and command.
-        facts: whatever else the file says, such as `complete` or `cells`.
+        facts: all other entries of the file, such as `complete` or `cells`.
     """
 
     path: str
@@ -47,7 +47,7 @@ class ResultFile:
 
     @property
     def family(self) -> str:
-        """The family of its kind; agreement stands apart from losses, with which it shares its columns."""
+        """The family of its kind; agreement is a separate family, although it has the columns of losses."""
         protocols = {row.get("protocol") for row in self.rows}
         return AGREEMENT if self.kind.family == LENGTHS.family and protocols == {AGREEMENT} else self.kind.family
 
@@ -56,13 +56,13 @@ def read_result(path: Path) -> ResultFile:
     """Read a result file.
 
     Raises:
-        ResultsError: it is missing, cannot be read, or is no result of a kind that is known; names the file.
+        ResultsError: the file is missing, cannot be read, or is not a result of a known kind.
     """
     return result_file(read_json(path), str(path))
 
 
 def result_file(content: Any, path: str = "compare.json") -> ResultFile:
-    """Return the content of a result file that is at hand already, checked as if it were read from `path`.
+    """Return the given content as a result file, checked as if it were read from `path`.
 
     Raises:
         ResultsError: see `read_result`.
@@ -89,7 +89,7 @@ def result_file(content: Any, path: str = "compare.json") -> ResultFile:
             checked = _row(row, kind.columns, defaults)
         except ResultsError as error:
             raise wrong(f"row {place}: {error}") from error
-        # A checkpoint stands beside the model it was made from.
+        # A checkpoint is shown together with the model that it was made from.
         rows.append(checked | {"model": base_model} if isinstance(base_model, str) else checked)
     train_length = content.get("train_length") or _mapping(content.get("settings")).get("train_length")
     known = ("format_version", "kind", "model", "seed", "train_length", "texts", "settings", "environment", "rows")
@@ -107,10 +107,10 @@ def result_file(content: Any, path: str = "compare.json") -> ResultFile:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; NaN and Infinity, which are no JSON, are refused like any other mistake.
+    """Return the content of a JSON file; NaN and Infinity, which JSON does not have, are refused as syntax errors.
 
     Raises:
-        ResultsError: it cannot be read; names the file and the reason.
+        ResultsError: the file cannot be read; the message gives the file and the reason.
     """
 
     def refuse(constant: str) -> float:
@@ -131,7 +131,7 @@ def has_rows(content: Any) -> bool:
 
 
 def kind_of(content: Mapping[str, Any]) -> str:
-    """Return the kind that a file with rows names; files of compare from before there were kinds are told by rows."""
+    """Return the kind that a file names; old files of compare without a kind are recognised by their rows."""
     if "kind" in content:
         return content["kind"] if isinstance(content["kind"], str) else repr(content["kind"])
     first = next((row for row in content["rows"] if isinstance(row, dict)), {})
@@ -139,7 +139,7 @@ def kind_of(content: Mapping[str, Any]) -> str:
 
 
 def _row(row: Any, columns: Sequence[Column], defaults: Mapping[str, Any]) -> Row:
-    """Return a row with the columns of its kind, or say which one is missing or of the wrong type."""
+    """Return a row with the columns of its kind; raise `ResultsError` if one is missing or of the wrong type."""
     if not isinstance(row, dict):
         raise ResultsError("it is no object with columns")
     for column in columns:

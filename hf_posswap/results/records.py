@@ -1,4 +1,4 @@
-"""Records beside a checkpoint: what was done to its weights, and what was measured of them."""
+"""Records in a checkpoint's folder: how its weights were made, and measurements of them."""
 
 import contextlib
 import json
@@ -11,13 +11,13 @@ from hf_posswap.results.kinds import KINDS
 
 SWAP_FILE, CALIBRATION_FILE, HEALING_FILE = "swap.json", "calibration.json", "healing.json"
 MEASUREMENTS = tuple(kind.file for kind in KINDS.values() if kind.of_weights)
-"""Names of the files that measure weights, without their endings."""
+"""Names of the files with measurements of weights, without suffix."""
 
 
 def remove_records(folder: Path) -> None:
-    """Remove the records of the weights that a folder holds, since others are going to be saved there.
+    """Remove the records of the weights in a folder, before other weights are saved there.
 
-    Measurements of other models stay, and so does a comparison, which swaps models of its own.
+    Measurements of other models stay, and so does a comparison, which swaps its models itself.
     """
     for name in (SWAP_FILE, CALIBRATION_FILE, HEALING_FILE):
         (folder / name).unlink(missing_ok=True)
@@ -28,12 +28,12 @@ def remove_records(folder: Path) -> None:
 
 
 def measured_here(model: Any, folder: Path) -> bool:
-    """Return whether a result's model, as it was named to the command, is a folder's."""
+    """Return whether a result's model, by the name given to the command, is the one in a folder."""
     return isinstance(model, str) and PurePath(model).name == folder.resolve().name
 
 
 def stage_of(config: Any, model: str) -> str:
-    """Return what was done to a model, as far as its config and the records beside it say: one of `STAGES`.
+    """Return a model's stage, one of `STAGES`, by its config and the records in its folder.
 
     Args:
         config: the model's config.
@@ -47,7 +47,7 @@ def stage_of(config: Any, model: str) -> str:
 
 
 def changed(calibration: Mapping[str, Any]) -> bool:
-    """Return whether the calibration of a record, if there is one, changed the model: its start was not kept."""
+    """Return whether a record has a calibration that changed the model, that is, was not undone."""
     report, refinement = (calibration.get(name) for name in ("report", "refinement"))
     kept = (report if isinstance(report, Mapping) else calibration).get("kept_start") is True
     return bool(calibration) and (not kept or bool(refinement))
@@ -58,7 +58,7 @@ def _is_of(folder: Path, path: Path) -> bool:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """Return what a record says; nothing if it is not there or is no record."""
+    """Return the content of a record; empty if the file does not exist or is not a record."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}

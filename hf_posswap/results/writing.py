@@ -1,6 +1,6 @@
-"""The writer of results: a CSV of tidy rows, and a JSON file that also says where they come from.
+"""The writer of results: a CSV of tidy rows, and a JSON file that also has their settings, texts and environment.
 
-A results folder holds such pairs, anywhere below it. The CSV has no times: the same seed gives the same bytes.
+A results folder holds such pairs, anywhere below it. The CSV has no times, so the same seed gives the same bytes.
 """
 
 import csv
@@ -30,14 +30,14 @@ def make_result(
     """Return the content of a result's JSON file.
 
     Args:
-        kind: what the rows measure.
+        kind: the kind of the rows.
         rows: tidy rows with at least the columns of this kind.
-        model: the model measured, as the user named it.
-        seed: of everything drawn at random.
-        settings: what else was asked for.
+        model: the measured model, by the user's name for it.
+        seed: seed of all random numbers.
+        settings: further settings of the measurement.
         texts: name, tokens and sha256 of each text.
-        environment: where it was measured, if that was not here and now.
-        facts: anything more to keep, such as `train_length`.
+        environment: environment of the measurement. Default: that of this process.
+        facts: further entries, such as `train_length`.
     """
     return {
         "format_version": FORMAT_VERSION,
@@ -71,7 +71,7 @@ def to_csv(kind: Kind, rows: Sequence[Mapping[str, Any]]) -> str:
 def to_json(value: Any) -> str:
     """Return JSON text, an object or list of plain values on one line: a row, a step, a list of numbers.
 
-    A number that is not finite becomes null, as JSON has none.
+    A number that is not finite becomes null, because JSON cannot represent it.
     """
     return _laid_out(finite(value), "") + "\n"
 
