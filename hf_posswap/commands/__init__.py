@@ -1,4 +1,4 @@
-"""The commands of `hf-posswap`. Each imports what is slow to import only when it runs, so that help comes at once."""
+"""The commands of `hf-posswap`. Each imports slow packages only when it runs, so that help is printed at once."""
 
 import contextlib
 import warnings
@@ -29,7 +29,7 @@ from hf_posswap.version import __version__
 
 @contextlib.contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Show hf_posswap's warnings without the place in the code, which is of use from Python only."""
+    """Show hf_posswap's warnings without the location in the code, which is useful from Python only."""
 
     def show(
         message: Warning | str,
@@ -51,11 +51,11 @@ def _warnings_in_a_line() -> Iterator[None]:
 
 
 class _Group(TyperGroup):
-    """Turns errors of hf_posswap into one message and exit code 2, and Ctrl-C into 130; other exceptions stay."""
+    """Turns errors of hf_posswap into a message and exit code 2, and Ctrl-C into 130; other exceptions propagate."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            # Commands that can go on where they stopped have said how before it comes to this.
+            # Commands that can be resumed have printed how before this line.
             with interruptible(lambda: ""), _warnings_in_a_line():
                 return super().invoke(ctx)
         except PosSwapError as error:

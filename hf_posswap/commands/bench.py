@@ -1,4 +1,4 @@
-"""`hf-posswap bench`: what a swapped model costs, as ratios to the unswapped one."""
+"""`hf-posswap bench`: time and memory of a swapped model, as ratios to the unswapped one."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,7 +109,7 @@ def bench(
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the ratios and, below, why cells are missing."""
+    """Print the ratios and, below them, the reasons of missing cells."""
     columns = ("scheme", "mode", "dtype", "backend", "length", "time", "range", "peak memory")
     measured = [row for row in rows if row["time_ratio"] is not None]
     body = [

@@ -1,4 +1,4 @@
-"""`hf-posswap bias`: what each scheme says about distance, head by head, before and after calibration."""
+"""`hf-posswap bias`: the bias of each scheme by distance and head, before and after calibration."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -83,10 +83,10 @@ def bias(
 
 
 def _checked_schemes(model: str, schemes: list[str]) -> list[str | None]:
-    """Return the schemes to swap in; None stands for the one that a swapped model has.
+    """Return the schemes to swap in; None stands for the scheme of a model that is already swapped.
 
     Raises:
-        PosSwapError: an unknown scheme, schemes for a model that has one, or none for a model that has none.
+        PosSwapError: an unknown scheme, schemes for a model that is already swapped, or no scheme for a stock model.
     """
     from hf_posswap.demo import load_config
     from hf_posswap.evaluation.errors import EvaluationError
@@ -105,7 +105,7 @@ def _checked_schemes(model: str, schemes: list[str]) -> list[str | None]:
 def _read(
     model: str, names: list[str], documents: str | None, tokens: int, length: int
 ) -> "tuple[list[Tensor], list[dict[str, Any]]]":
-    """Return calibration batches, and the texts they are from as a result file says them."""
+    """Return calibration batches, and their texts as a result file stores them."""
     if not names:
         return [], []
     from hf_posswap.commands.calibrate import read_batches
@@ -123,7 +123,7 @@ def _read(
 def _rows(
     model: str, scheme: str | None, stage: str | None, batches: "list[Tensor]", longest: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Rows of one scheme as it is swapped in and, if there are texts and something to fit, after calibration."""
+    """Return the rows of one scheme after the swap and, if there are texts and parameters to fit, after calibration."""
     import torch
 
     from hf_posswap.calibration import calibrate, calibration_refusal
@@ -154,7 +154,7 @@ def _rows(
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    """Print, for each scheme and stage, the mean over heads and layers at some distances."""
+    """Print the mean over heads and layers at some distances, for each scheme and stage."""
     found: dict[tuple[str, str, str], dict[int, list[float]]] = {}
     for row in rows:
         cells = found.setdefault((row["scheme"], row["stage"], row["quantity"]), {})

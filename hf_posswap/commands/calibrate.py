@@ -1,4 +1,4 @@
-"""`hf-posswap calibrate`: swap a scheme in, start it from what the old weights know, and save it."""
+"""`hf-posswap calibrate`: swap a scheme in, calibrate it, and save the model."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -79,10 +79,10 @@ def calibrate(
 
 
 def _precision(given: str | None, refine_tokens: int) -> "Precision":
-    """Return in what the second stage computes; refuse what it cannot, and what would not be used."""
+    """Return the precision of the second stage; refuse an unsupported precision, and one without a second stage."""
     from hf_posswap.training.options import HealingError, HealingOptions
 
-    # What is typed may be any text: HealingOptions checks it, in words, where typing would want a Literal.
+    # The type is ignored because a command line gives any text, which HealingOptions checks.
     precision = HealingOptions(steps=1, precision=given or "no").precision  # type: ignore[arg-type]
     if given is not None and refine_tokens == 0:
         raise HealingError(f"--precision {given} is for the second stage: give --refine-tokens too, or leave it out.")
@@ -110,12 +110,12 @@ def _refine(
 
 
 def read_batches(tokenizer: Any, files: "Sequence[TextFile]", tokens: int, length: int) -> "list[Tensor]":
-    """Return about `tokens` tokens of the files, shared among them, as batches of one window of a document, (1, L).
+    """Return about `tokens` tokens, divided among the files, as batches of one window of a document, (1, L).
 
-    Of a file that is one document the first windows are read, of one with many documents some that are evenly spread.
+    A file with one document gives its first windows; a file with many documents gives evenly spread ones.
 
     Raises:
-        CalibrationError: a file that is read has fewer tokens than one window; says how many.
+        CalibrationError: a file has fewer tokens than one window; the message gives their number.
     """
     from hf_posswap.calibration import document_windows
 

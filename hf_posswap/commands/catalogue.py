@@ -1,4 +1,4 @@
-"""`hf-posswap schemes` and `hf-posswap matrix`: what there is, generated from what the code declares."""
+"""`hf-posswap schemes` and `hf-posswap matrix`: the schemes and the capability table, generated from the registries."""
 
 import dataclasses
 from typing import Annotated, Any
@@ -55,7 +55,7 @@ def matrix(
 
 
 def _show_families(as_json: bool) -> None:
-    """Print every model type of transformers with its own mechanism, or why it takes no scheme."""
+    """Print every model type of transformers with its native mechanism, or the reason why it is not supported."""
     from hf_posswap.support import families
 
     found = families()
@@ -72,7 +72,7 @@ def _show_families(as_json: bool) -> None:
 
 
 def _scheme_entry(name: str) -> dict[str, Any]:
-    """Return everything a scheme declares about itself, JSON-ready."""
+    """Return all declared facts of a scheme, JSON-ready."""
     from hf_posswap.schemes import scheme_class
 
     scheme = scheme_class(name)

@@ -1,4 +1,4 @@
-"""`hf-posswap compare`: how several schemes on one model read, by length: swapped, calibrated and healed."""
+"""`hf-posswap compare`: several schemes on one model, measured by length: swapped, calibrated and healed."""
 
 import contextlib
 import sys
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LEARNING = "What else to measure"
 NAMES = {"length": "--heal-length", "distill": "--distill-weight"}
-"""Options of the recipe that have another name here: every scheme learns from the stock model unless it is 0."""
+"""Options of the recipe that have another name in this command."""
 
 
 @takes(
@@ -160,7 +160,7 @@ def compare(
 
 
 def _refuse_unread(given: Mapping[str, object], switch: str) -> None:
-    """Refuse options that nothing reads without another."""
+    """Refuse options that have no effect without another option."""
     for name, value in given.items():
         if value is not None:
             raise typer.BadParameter(
@@ -178,7 +178,7 @@ def _precision(given: str | None, device: str | None, earlier: Path | None) -> s
 
 @contextlib.contextmanager
 def _progress(prepared: "Prepared") -> "Iterator[LineObserver]":
-    """Show progress on stderr: a bar on a terminal, some lines elsewhere."""
+    """Show progress on stderr: a bar on a terminal, otherwise some lines."""
     from hf_posswap.commands.progress import BarObserver, LineObserver
 
     if not sys.stderr.isatty():

@@ -19,7 +19,7 @@ PROTOCOL_TITLES = {
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """Print one table for each protocol, then the reasons of the gaps and of points that are not there."""
+    """Print one table for each protocol, then the reasons of gaps and of absent points."""
     seeds = result["settings"].get("seeds", 1)
     spread = f", mean of {seeds} seeds ± half their range" if seeds > 1 else ""
     for protocol, title in PROTOCOL_TITLES.items():
@@ -42,7 +42,7 @@ def print_result(result: Mapping[str, Any]) -> None:
 
 
 def _cell(point: Point, quantity: Quantity) -> str:
-    """Return the mean over the seeds as what is shown of a loss, with half the range of several."""
+    """Return the mean over the seeds, in the quantity that is shown, with half the range of several seeds."""
     if point.y is None:
         return "—"
     value = quantity.shown(point.y)

@@ -1,4 +1,4 @@
-"""What the commands share: tables on stdout, progress on stderr, and options that several of them take."""
+"""Functions that commands share: tables on stdout, progress on stderr, and common options."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ DocumentsOption = Annotated[
 ]
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
-# Not rope:yarn:factor=4: rich writes :yarn: as a picture.
+# Not rope:yarn:factor=4: rich prints :yarn: as an emoji.
 SCHEME_HELP = "A scheme as name[:variant][:option=value]…, such as alibi, rope:linear:factor=4 or t5:layers=0+1."
 
 
@@ -48,24 +48,24 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    # A pipe or file has no width; a fixed one keeps the columns of long tables apart.
+    # A pipe or file has no width; a fixed one keeps the columns of long tables from being cut.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(Text(title, style="bold"))
     console.print(table)
 
 
 def note(message: str) -> None:
-    """Print a line on stderr, where it does not mix with results."""
+    """Print a line on stderr, so that it does not mix with results on stdout."""
     typer.echo(message, err=True)
 
 
 def note_documents(what: str, tokens: Sequence[int], documents: int | None = None) -> None:
-    """Print how many documents of which length are read.
+    """Print the number of documents and their lengths.
 
     Args:
-        what: is done with them, such as "Measuring on".
-        tokens: of each document, or of a sample of them.
-        documents: how many there are, if `tokens` are those of a sample.
+        what: the use of the documents, such as "Measuring on".
+        tokens: number of tokens of each document, or of a sample of the documents.
+        documents: number of documents, if `tokens` is of a sample.
     """
     from hf_posswap.text_files import DocumentLengths
 
@@ -75,7 +75,7 @@ def note_documents(what: str, tokens: Sequence[int], documents: int | None = Non
 
 @contextlib.contextmanager
 def interruptible(way_on: Callable[[], str]) -> Iterator[None]:
-    """Answer Ctrl-C with a line that says how to go on, and the exit code that shells have for it."""
+    """On Ctrl-C, print how to resume, and exit with the code that shells use for it."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -84,7 +84,7 @@ def interruptible(way_on: Callable[[], str]) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Switch off the progress bars of the libraries below, which would break into ours. Call before importing them."""
+    """Switch off the progress bars of other libraries, which would disturb ours. Call it before importing them."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     from transformers.utils import logging
 
@@ -100,7 +100,7 @@ def parse_numbers(values: str, option: str) -> list[int]:
     """Return the whole numbers of a list written with commas.
 
     Raises:
-        typer.BadParameter: something is no whole number.
+        typer.BadParameter: an item is not a whole number.
     """
     try:
         return [int(value) for value in split_list(values)]

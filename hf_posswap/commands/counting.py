@@ -1,4 +1,4 @@
-"""A progress bar over things that are counted, such as the layers of a model, on stderr."""
+"""A progress bar on stderr for countable items, such as the layers of a model."""
 
 import contextlib
 import sys
@@ -9,7 +9,7 @@ from hf_posswap.commands.console import note
 
 @contextlib.contextmanager
 def count_progress(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total): a bar in a terminal, a line each quarter elsewhere."""
+    """Yield a function of (done, total), which shows a bar in a terminal, otherwise a line at each quarter."""
     if not sys.stderr.isatty():
         yield lambda done, total: note(f"{what}: {unit} {done} of {total}") if done % max(1, total // 4) == 0 else None
         return

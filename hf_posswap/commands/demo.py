@@ -1,4 +1,4 @@
-"""`hf-posswap demo`: the whole story on a small GPT-2 that comes with hf_posswap: compare, bias and report in one."""
+"""`hf-posswap demo`: compare, bias and report in one command, on a small GPT-2 that comes with hf_posswap."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from hf_posswap.commands.console import note
 
 SCHEMES = "alibi:trainable=true:per_layer=true,t5:per_layer=true,rope,sinusoidal"
-"""ALiBi and T5 in the forms that calibration can fit: slopes that learn, and parameters for each layer."""
+"""ALiBi and T5 in the forms that calibration can fit: trainable slopes, and separate parameters for each layer."""
 HEAL_TOKENS = 57344
 
 

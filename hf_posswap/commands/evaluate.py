@@ -1,4 +1,4 @@
-"""`hf-posswap evaluate`: how far one model reads, by all that can be measured of it; also under `accelerate launch`."""
+"""`hf-posswap evaluate`: all measurements of one model by length; also under `accelerate launch`."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""Progress of an evaluation on stderr: a bar over all tokens in a terminal, a line for each part elsewhere."""
+"""Progress of an evaluation on stderr: a bar over all tokens in a terminal, otherwise a line for each part."""
 
 import contextlib
 import sys
@@ -49,7 +49,7 @@ class BarObserver(EvaluationObserver):
         self.progress.advance(self.task, count)
 
     def part_done(self, part: Part) -> None:
-        self.done += part.tokens  # a length the model cannot read is not read; the bar moves on over it
+        self.done += part.tokens  # also counts the tokens of a length that the model cannot read
         self.progress.update(self.task, completed=self.done)
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, as tables: lengths across, and below each table the reasons of its gaps."""
+"""Tables of an evaluation's results, with lengths as columns and the reasons of gaps below each table."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def print_results(results: dict[str, dict[str, Any]]) -> None:
-    """Print the tables of every result file; of a kind that has none, what its gaps are."""
+    """Print the tables of every result file; for a kind without values, the reasons of its gaps."""
     printers: dict[str, Callable[[dict[str, Any]], None]] = {
         "lengths": _print_lengths,
         "positions": _print_positions,
@@ -50,7 +50,7 @@ def _print_lengths(result: dict[str, Any]) -> None:
 
 
 def _print_positions(result: dict[str, Any]) -> None:
-    """Print quarters only: all bins are in the file."""
+    """Print the loss of each quarter of the positions; the file has all bins."""
     lengths = sorted({row["length"] for row in result["rows"]})
     cells = []
     for length in lengths:
@@ -83,7 +83,7 @@ def _print_passkey(result: dict[str, Any]) -> None:
 
 def _print_retrieval(result: dict[str, Any]) -> None:
     rows = result["rows"]
-    if "documents" not in result:  # there was nothing to retrieve from; the notes say why
+    if "documents" not in result:  # retrieval was not possible; the notes give the reason
         typer.echo(f"Retrieval was not measured: {_name(result)}")
         return
     lengths = [str(length) for length in dict.fromkeys(row["length"] for row in rows)]

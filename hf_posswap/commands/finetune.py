@@ -1,4 +1,4 @@
-"""`hf-posswap finetune`: swap, calibrate, heal with Accelerate, and the control; runs under `accelerate launch` too."""
+"""`hf-posswap finetune`: swap, calibrate and heal with Accelerate, with a control; also under `accelerate launch`."""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""Options of commands, generated from the dataclasses that hold them, where type, default, help and limits stand."""
+"""Generates options of commands from dataclasses, whose fields define type, default, help and limits."""
 
 import dataclasses
 import functools
@@ -24,19 +24,19 @@ def takes(
     only: Iterable[str] | None = None,
     group: str | None = None,
 ) -> Callable[[Command], Command]:
-    """Give a command one option for each field of a dataclass of options, in the place of one parameter.
+    """Replace one parameter of a command by an option for each field of a dataclass of options.
 
-    What was typed arrives in that parameter as a dict of keyword arguments for the dataclass: what was not typed is not
-    in it. The dataclass checks the values.
+    The command gets, in that parameter, a dict of keyword arguments for the dataclass, with only the options that the
+    user gave. The dataclass checks the values.
 
     Args:
-        options: the dataclass, its fields declared by `hf_posswap.options.option`.
-        parameter: name of the command's parameter that takes the dict.
-        names: fields whose option is not called as they are, and what it is called.
-        help: fields whose help is another in this command.
-        defaults: values that the command takes instead of the dataclass's where nothing is typed, for the help.
-        only: the fields that are offered; None: all.
-        group: heading for all of them in the help; None: that of each field.
+        options: the dataclass, with fields declared by `hf_posswap.options.option`.
+        parameter: name of the command's parameter that gets the dict.
+        names: names of options that differ from the name of their field, by field.
+        help: help texts that differ in this command, by field.
+        defaults: values that this command uses instead of the dataclass's defaults, by field; shown in the help.
+        only: the fields that get an option; None: all.
+        group: heading of all these options in the help; None: the group of each field.
     """
     names, help, defaults = names or {}, help or {}, defaults or {}
     kinds = option_types(options)
@@ -56,7 +56,7 @@ def takes(
         signature = []
         for one in written.parameters.values():
             signature += made if one.name == parameter else [one.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
-        # typer reads a command's signature, and the types from its annotations.
+        # typer reads the parameters from the signature, and their types from the annotations.
         generated.__signature__ = written.replace(parameters=signature)  # type: ignore[attr-defined]
         generated.__annotations__ = {one.name: one.annotation for one in signature}
         return generated
@@ -67,7 +67,7 @@ def takes(
 def _parameters(
     field: dataclasses.Field[Any], kind: Any, default: Any, name: str | None, help: str | None, group: str | None
 ) -> list[inspect.Parameter]:
-    """Return a field's option; if it is a number with a switch, the switch and the number."""
+    """Return the option of a field; for a number with a switch, both the switch and the number."""
     panel: str | None = group or field.metadata["group"]
     text, switch = help or field.metadata["help"], field.metadata["switch"]
     if switch is not None and name is None:
@@ -81,7 +81,7 @@ def _parameters(
     flag = name or f"--{field.name.replace('_', '-')}"
     if base is bool and default is not False:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    # The default is in the help alone: a command can tell what was typed, as typer gives None for what was not.
+    # Only the help shows the default: typer passes None for options that were not given, so commands can detect them.
     if default is not None and base is not bool:
         text = f"{text} Default: {to_text(default)}."
     metavar = "|".join(choices) if choices else None
@@ -104,10 +104,10 @@ def _number(field: dataclasses.Field[Any]) -> str:
 
 
 def _values(fields: Iterable[dataclasses.Field[Any]], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the options that were typed, by field.
+    """Return the values of the options that the user gave, by field.
 
     Raises:
-        PosSwapError: a number without its switch.
+        PosSwapError: a number was given without its switch.
     """
     values = {}
     for field in fields:

@@ -1,4 +1,4 @@
-"""Progress of healing on stderr: a bar with loss, speed and time left in a terminal, some lines elsewhere."""
+"""Progress of healing on stderr: a bar with loss, speed and remaining time in a terminal, otherwise some lines."""
 
 import contextlib
 import os
@@ -10,11 +10,11 @@ from hf_posswap.commands.console import note, note_documents
 from hf_posswap.training.experiment import ExperimentObserver
 
 LINES = 20
-"""Lines that a whole run prints where there is no terminal."""
+"""Number of lines that a run prints if there is no terminal."""
 
 
 class LineObserver(ExperimentObserver):
-    """A line now and then, for logs and pipes."""
+    """Prints a few lines, for logs and pipes."""
 
     def __init__(self) -> None:
         self.main = os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""What a healing experiment found, as tables."""
+"""Tables of a healing experiment's results."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from hf_posswap.results.kinds import STAGES
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Print the losses of healing, and what was measured by length."""
+    """Print the losses of healing, and the measurements by length."""
     rows = [
         (name, f"{run['history'][0]['loss']:.4f}", f"{run['history'][-1]['loss']:.4f}", f"{run['tokens']:,}")
         for name, run in (("healed", result["healing"]), ("control", result["control"]))

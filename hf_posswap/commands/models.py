@@ -1,4 +1,4 @@
-"""`hf-posswap describe` and `hf-posswap swap`: one model, looked at or written out swapped."""
+"""`hf-posswap describe`, `inspect` and `swap`: commands that report on one model or swap and save it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -63,16 +63,17 @@ def swap(
 
 
 def check_output(output_dir: Path, dtype: str, overwrite: bool, adapter: bool = False) -> None:
-    """Refuse, before anything is loaded, a type that does not exist and a folder that holds something already.
+    """Refuse, before anything is loaded, an unknown dtype and a folder that is not empty.
 
     Args:
-        output_dir: where a model is to be saved.
-        dtype: of its weights.
-        overwrite: whether the folder may hold something.
-        adapter: whether an adapter is to be saved, not a whole model; one beside the other is refused all the same.
+        output_dir: folder in which a model will be saved.
+        dtype: dtype of its weights.
+        overwrite: whether the folder may have contents.
+        adapter: whether an adapter will be saved instead of a whole model. A folder with the other kind is refused even
+            with `overwrite`.
 
     Raises:
-        OutputError: one of these; says what is allowed.
+        OutputError: one of these; the message gives what is allowed.
     """
     from hf_posswap.results.files import OutputError
     from hf_posswap.training.folders import require_no_other_kind
@@ -85,13 +86,13 @@ def check_output(output_dir: Path, dtype: str, overwrite: bool, adapter: bool = 
 
 
 def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dict[str, dict[str, Any]]) -> None:
-    """Save a swapped model with the tokenizer of the model it was made from, and name the files.
+    """Save a swapped model with the tokenizer of the model that it was made from, and print the files' names.
 
     Args:
         swapped: the model.
-        source: name of the model it was made from.
-        output_dir: where to.
-        records: what was done, by the names of the JSON files that say so; where and how it was done is added.
+        source: name of the model that it was made from.
+        output_dir: the folder.
+        records: records of the work, by the names of their JSON files; the environment is added to each.
     """
     from hf_posswap.demo import SourceError, load_tokenizer
     from hf_posswap.results.environment import collect_environment
@@ -117,10 +118,10 @@ def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dic
 
 
 def load_swapped(model: str, pos_scheme: str | None, dtype: str) -> "PreTrainedModel":
-    """Load a model and swap it if a scheme is given; both are checked before the weights load.
+    """Load a model and swap it if a scheme is given; both are checked before the weights are loaded.
 
     Raises:
-        AlreadySwappedError: a scheme is given for a model that has one.
+        AlreadySwappedError: a scheme is given for a model that is already swapped.
         PosSwapError: an unknown scheme, or a model that cannot be loaded.
     """
     quiet_libraries()

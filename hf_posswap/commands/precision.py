@@ -1,4 +1,4 @@
-"""The option --precision of commands that heal: what it is unless given, and what is said of it."""
+"""The option --precision of commands that heal: its default, and the message about it."""
 
 import json
 import os
@@ -13,16 +13,16 @@ PRECISION_HELP = "bf16: compute in bfloat16. Default: bf16 where the device is f
 
 
 def decide_precision(given: str | None, device: str, begun: str | None = None) -> str:
-    """Return the precision to heal in, and say on stderr what was chosen, or that what is given is slow.
+    """Return the precision of healing, and print on stderr the chosen one, or that the given one is slow.
 
     Args:
-        given: what --precision says, if it was given.
-        device: where healing will run, such as "cpu" or "cuda".
-        begun: the precision of the run that is gone on from, which a choice of today must not change.
+        given: the value of --precision, if it was given.
+        device: the device of healing, such as "cpu" or "cuda".
+        begun: the precision of the run to resume, which a new choice must not change.
     """
     from hf_posswap.training.precision import SlowPrecisionWarning, choice_in_words, fast_precision, slowness
 
-    # The command's one line below says it; `heal` would say it again for every model of a comparison.
+    # The line printed below replaces the warning, which `heal` would issue for every model of a comparison.
     warnings.filterwarnings("ignore", category=SlowPrecisionWarning)
     asked = given or begun
     chosen = asked or fast_precision(device)
@@ -33,11 +33,11 @@ def decide_precision(given: str | None, device: str, begun: str | None = None) -
 
 
 def begun_precision(path: Path | None, keys: Sequence[str]) -> str | None:
-    """Return the precision in a JSON file of an earlier run; None if it is not there, for others to complain of.
+    """Return the precision in a JSON file of an earlier run; None if it cannot be read, which is an error elsewhere.
 
     Args:
         path: the file, if there is an earlier run.
-        keys: where in it the options of healing are.
+        keys: keys that lead to the options of healing in the file.
     """
     if path is None or not path.is_file():
         return None

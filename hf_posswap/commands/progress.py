@@ -13,7 +13,7 @@ from hf_posswap.commands.healing_progress import describe
 from hf_posswap.comparison import Cell, Observer, Outcome, Prepared
 
 HEALING_LINES = 4
-"""Lines that one run of healing prints where there is no terminal."""
+"""Number of lines that a run of healing prints if there is no terminal."""
 
 
 class LineObserver(Observer):
@@ -46,13 +46,13 @@ class LineObserver(Observer):
             note(f"{self.place(outcome.cell)}: {outcome.status}: {outcome.reason}")
 
     def place(self, cell: Cell) -> str:
-        """Return a cell with its number among all, and its seed if there are several."""
+        """Return the text of a cell with its number among all cells, and its seed if there are several."""
         seed = f", seed {cell.seed}" if self.prepared.settings.seeds > 1 else ""
         return f"({self.cells.index(cell) + 1}/{len(self.cells)}) {cell}{seed}"
 
 
 class BarObserver(LineObserver):
-    """A bar over all cells that counts work, healing steps too; use it as a context manager."""
+    """A bar over the work of all cells, healing steps included; use it as a context manager."""
 
     def __init__(self, prepared: Prepared) -> None:
         super().__init__(prepared)
@@ -80,7 +80,7 @@ class BarObserver(LineObserver):
         self.progress.update(self.task, description=f"{self.place(cell)}: {what}", what="")
 
     def worked(self, amount: float) -> None:
-        # What is done again on the way to a cell, after an interruption, is not counted.
+        # After an interruption, stages before a cell are repeated; their work is not counted.
         assert self.current is not None
         self.within = min(self.within + amount, self.prepared.work(self.current))
         self.progress.update(self.task, completed=self.before + self.within)
@@ -89,7 +89,7 @@ class BarObserver(LineObserver):
         self.progress.update(self.task, what=f"step {row['step']}/{steps}, {describe(row)}")
 
     def finished(self, outcome: Outcome) -> None:
-        # Lengths past the longest position are not read; the bar moves on over them.
+        # Also counts lengths beyond the longest position, which are not read.
         self.before, self.within = self.before + self.prepared.work(outcome.cell), 0.0
         self.progress.update(self.task, completed=self.before, what="")
 

@@ -1,4 +1,4 @@
-"""`hf-posswap push` and `hf-posswap card`: a swapped checkpoint, or an adapter, on the Hub with its card."""
+"""`hf-posswap push` and `hf-posswap card`: publish a swapped checkpoint or an adapter on the Hub, or print its card."""
 
 import shlex
 import sys
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hf_posswap.hub import Upload
 
 UPLOAD_FAILED = 1
-"""Exit code where the Hub or the way to it failed."""
+"""Exit code if the Hub or the connection to it failed."""
 
 FolderArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="A folder that `hf-posswap swap`, `calibrate` or `finetune` wrote.")

@@ -1,4 +1,4 @@
-"""`hf-posswap report`: every figure of a folder of results, as one page and as images."""
+"""`hf-posswap report`: all figures of a folder of results, as one page and as images."""
 
 from pathlib import Path
 from typing import Annotated

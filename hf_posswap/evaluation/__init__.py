@@ -1,4 +1,4 @@
-"""Measuring: how well a model reads text as the text grows longer. Every function returns a pandas data frame."""
+"""Evaluation: measurements of a model's quality by context length. Every function returns a pandas data frame."""
 
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
 from hf_posswap.evaluation.frames import (

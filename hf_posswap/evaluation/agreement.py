@@ -1,4 +1,4 @@
-"""How far a model's text embeddings still agree with the stock model's."""
+"""Agreement of a model's text embeddings with the stock model's."""
 
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from hf_posswap.swapped.questions import longest_position
 
 PROTOCOL = AGREEMENT
 TOKENS_AT_ONCE = 4096
-"""How many tokens are read at once, in texts of one length: short ones alone would leave any device idle."""
+"""Tokens per batch of texts of one length; single short texts would use a small part of any device."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class AgreementRow:
     Attributes:
         length: tokens of each text, special tokens included.
         cosine: mean cosine of the two models' embeddings, or None if it could not be measured.
-        lowest: the smallest of them.
+        lowest: the smallest of these cosines.
         texts: number of texts.
-        note: why there is no cosine.
+        note: reason why there is no cosine.
     """
 
     length: int
@@ -49,12 +49,12 @@ def embedding_agreement(
 
     Args:
         model: an encoder without a head.
-        stock: the stock model to agree with.
-        texts: token ids, int64 (n,), without special tokens; each is a document.
-        lengths: tokens read at once, special tokens included; windows do not overlap, and a text that is shorter than
-            a length is read whole.
+        stock: the stock model, which is the reference.
+        texts: token ids, int64 (n,), without special tokens; each text is a document.
+        lengths: context lengths in tokens, special tokens included. Windows do not overlap, and a text shorter than a
+            length is one window.
         first: special tokens before each window.
-        last: special tokens after it.
+        last: special tokens after each window.
     """
     rows = []
     for length in sorted(lengths):
@@ -72,16 +72,16 @@ def embedding_agreement(
 
 
 def agreement_row(model: Any, stock: Tensor, length: int, windows: Sequence[Tensor], seed: int) -> LengthRow:
-    """Return how far a model's embeddings agree with the stock model's at one length, with protocol "agreement".
+    """Return the agreement of a model's embeddings with the stock model's at one length, as protocol "agreement".
 
-    Its loss is 1 − the mean cosine, its windows are the texts; it has no perplexity.
+    The row's loss is 1 − the mean cosine, its windows are the texts; it has no perplexity.
 
     Args:
         model: an encoder without a head.
-        stock: embeddings that the stock model has of the windows, float32 (n, D).
-        length: tokens read at once.
-        windows: what is read, int64 (n,) each, special tokens included.
-        seed: of the bootstrap.
+        stock: the stock model's embeddings of the windows, float32 (n, D).
+        length: context length in tokens.
+        windows: token ids of each window, int64 (n,), special tokens included.
+        seed: seed of the bootstrap.
     """
     started = time.perf_counter()
     try:
@@ -95,9 +95,9 @@ def agreement_row(model: Any, stock: Tensor, length: int, windows: Sequence[Tens
 def windows_of(
     stock: Any, texts: Sequence[Tensor], length: int, first: Sequence[int], last: Sequence[int]
 ) -> tuple[list[Tensor], str]:
-    """Return what is read at a length, int64 (n,) with the special tokens, or none and the reason why not.
+    """Return the windows of a length, int64 (n,) with the special tokens; or no windows and the reason.
 
-    A text is cut into windows of this length; one that is shorter is a window.
+    A text is cut into windows of this length; a shorter text is one window.
     """
     limit, inner = longest_position(stock), length - len(first) - len(last)
     longest = max(map(len, texts))
@@ -118,7 +118,7 @@ def embeddings(model: Any, windows: Sequence[Tensor]) -> Tensor:
     """Return the mean-pooled last hidden state of each window, float32 (n, D) on the CPU.
 
     Raises:
-        PositionError: the model has no positions for them.
+        PositionError: the model has fewer positions than a window has tokens.
     """
     found: list[Tensor] = [torch.empty(0)] * len(windows)
     by_size: dict[int, list[int]] = {}

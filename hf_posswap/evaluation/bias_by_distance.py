@@ -1,9 +1,9 @@
-"""What a swapped model's scheme says about distance: the bias of each head, or what a rotation leaves of a product.
+"""A scheme's effect on scores by distance: the bias of each head, or the cosine-sum of a rotation.
 
-Read through the hooks every scheme has, so that a new scheme needs nothing here:
+All values come from the hooks that every scheme has, so that a new scheme needs no code here:
 
-- `SchemeLayer.bias` gives the bias. Where it reads the query, it is taken at the mean query of a text, which for a bias
-  linear in the query (Shaw, Transformer-XL) is the mean bias.
+- `SchemeLayer.bias` gives the bias. If it depends on the query, it is computed for the mean query of a text, which for
+  a bias linear in the query (Shaw, Transformer-XL) is the mean bias.
 - `SchemeLayer.transform` and `transform_cached` give the cosine-sum: the mean over all unit vectors e of
   ⟨e at the query's position, e at the key's⟩, as a share of that at distance 0. For RoPE it is Σ_n cos(Δ·θ_n) over the
   number of pairs (section 3.4.3 of the paper bounds attention's decay by a sum like it).
@@ -28,16 +28,16 @@ from hf_posswap.swapped.questions import is_swapped, longest_position
 
 BIAS, COSINE_SUM = "bias", "cosine-sum"
 DIGITS = 6
-"""Significant digits that rows keep; float32 has about seven."""
+"""Significant digits of values in rows; float32 has about seven."""
 BLOCK = 2**22
-"""Numbers held at once for the cosine-sum."""
+"""Maximum elements of a tensor for the cosine-sum, which limits its memory."""
 TINY = 1e-6
-"""Differences below this are rounding."""
+"""Differences below this are taken as rounding."""
 Row = dict[str, Any]
 
 
 def shown_distances(longest: int, exact: int = 16, per_octave: int = 4) -> Tensor:
-    """Return distances from 0 to `longest`: every one up to `exact`, then so many for each doubling; int64, ascending.
+    """Return distances from 0 to `longest`, int64, ascending: all up to `exact`, then `per_octave` for each doubling.
 
     Raises:
         EvaluationError: `longest` is below 1.
@@ -48,7 +48,7 @@ def shown_distances(longest: int, exact: int = 16, per_octave: int = 4) -> Tenso
     groups = log_groups(every, exact, per_octave)
     firsts = torch.cat((torch.ones(1, dtype=torch.bool), groups[1:] != groups[:-1]))
     firsts[-1] = True
-    powers = every.bitwise_and(every - 1) == 0  # readers look for powers of two
+    powers = every.bitwise_and(every - 1) == 0  # always include powers of two
     return every[firsts | powers]
 
 
@@ -58,14 +58,14 @@ def bias_by_distance(model: Any, longest: int = 1024, text: Tensor | None = None
 
     Args:
         model: a swapped model; unchanged.
-        longest: largest distance to look at; bounded schemes stop where they end.
-        text: token ids, int64, (1, L), whose mean queries are used where a bias reads the query. None: queries of zero.
+        longest: largest distance; a scheme with a limited number of positions stops at its limit.
+        text: token ids, int64, (1, L), whose mean queries are used if a bias depends on the query. None: queries of 0.
 
     Returns:
-        Rows with layer, head, distance (below 0: the key stands after its query), value, quantity ("bias", in nats
-        before softmax, or "cosine-sum") and note. `layer` is None where all layers that the scheme acts in agree, and
-        `head` where all heads do. A value of None is a key that is hidden. A scheme that does neither gives one row
-        without a distance, whose note says so.
+        Rows with layer, head, distance (below 0: the key comes after its query), value, quantity ("bias", in nats
+        before softmax, or "cosine-sum") and note. `layer` is None if all layers that the scheme acts in agree, and
+        `head` if all heads agree. A value of None is a masked key. A scheme without a bias and without transforms gives
+        one row without a distance, whose note says so.
 
     Raises:
         NotSwappedError: the model is not swapped.
@@ -80,14 +80,14 @@ def bias_by_distance(model: Any, longest: int = 1024, text: Tensor | None = None
     layers = list(_swapped_layers(architecture_of(model.config), base))
     queries = {} if text is None else _mean_queries(model, layers, text.to(model.device))
     places = _Places(scheme, distances)
-    # Rotations oscillate from one distance to the next.
+    # A rotation's values oscillate from one distance to the next, so compute them at every distance.
     fine = _Places(scheme, shown_distances(int(distances[-1]), exact=1024, per_octave=32).to(model.device))
     biases: dict[int | None, Tensor] = {}
     cosines: dict[int | None, Tensor] = {}
     read = False
     for index, attention in layers:
         bias, reads_query = _bias(scheme, attention, places, queries.get(index))
-        # Other angles act in the model's own rotation, which turns as the scheme's layer would.
+        # The scheme's angles act in the model's own rotation, which computes the same as the scheme's layer.
         turning = scheme.make_layer(index) if scheme.enters_as_angles() else attention.pos_scheme
         cosine = _cosine_sum(scheme, turning, fine)
         read = read or reads_query
@@ -112,12 +112,12 @@ def _swapped_layers(architecture: Architecture, base: Any) -> Iterator[tuple[int
 
 
 class _Places:
-    """One query and keys at chosen distances from it: before it, and in an encoder after it, too.
+    """One query and keys at given distances from it: before it and, in an encoder, after it.
 
     Attributes:
-        positions: of the keys; the query stands at one of them.
-        query: its index among them.
-        distances: of the keys from the query, ascending, int64, (keys,).
+        positions: positions of the keys; the query is at one of them.
+        query: index of the query's position.
+        distances: distances of the keys from the query, ascending, int64, (keys,).
     """
 
     def __init__(self, scheme: Any, distances: Tensor) -> None:
@@ -134,7 +134,7 @@ class _Places:
 
 
 def _bias(scheme: Any, attention: Any, places: _Places, query: Tensor | None) -> tuple[Tensor | None, bool]:
-    """Return a layer's bias on the keys, float32, (H, keys), or None; and whether it reads the query."""
+    """Return a layer's bias for the keys, float32, (H, keys), or None; and whether it depends on the query."""
     facts, positions = scheme.facts, places.positions
     zeros = torch.zeros(1, facts.num_heads, 1, facts.head_dim, device=positions.query.device)
     prepared = scheme.prepare(positions)
@@ -155,13 +155,13 @@ def _bias(scheme: Any, attention: Any, places: _Places, query: Tensor | None) ->
 
 
 def _scaling(attention: Any, head_dim: int) -> float:
-    """Return the factor on a layer's q·k, which modules keep; where one does not, it is the usual one."""
+    """Return the factor on a layer's q·k: the module's `scaling`, or 1/√d if it has none."""
     scaling = getattr(attention, "scaling", None)
     return scaling if isinstance(scaling, float) else head_dim**-0.5
 
 
 def _cosine_sum(scheme: Any, layer: SchemeLayer, places: _Places) -> Tensor:
-    """What the transforms of one layer leave of a vector's product with itself: float32, (H, keys)."""
+    """Return the cosine-sum of one layer's transforms, see the module: float32, (H, keys)."""
     facts, positions = scheme.facts, places.positions
     prepared = scheme.prepare(positions)
     units = torch.eye(facts.head_dim, device=positions.query.device)[:, None, None]
@@ -177,7 +177,7 @@ def _cosine_sum(scheme: Any, layer: SchemeLayer, places: _Places) -> Tensor:
 
 
 def _mean_queries(model: Any, layers: Sequence[tuple[int, Any]], text: Tensor) -> dict[int, Tensor]:
-    """Return the mean query of each head over a text, as the scheme's bias sees it, for each layer: (1, H, 1, d)."""
+    """Return the mean query of each head over a text, as the scheme's bias gets it, for each layer: (1, H, 1, d)."""
     found: dict[int, Tensor] = {}
     index_of = {id(attention): index for index, attention in layers}
     core, training = core_of(model), model.training
@@ -196,7 +196,7 @@ def _mean_queries(model: Any, layers: Sequence[tuple[int, Any]], text: Tensor) -
 
 
 def _rows(found: dict[int | None, Tensor], places: _Places, quantity: str, note: str) -> list[Row]:
-    """Tidy rows of the layers' values (H, keys); layers and heads that agree stand once."""
+    """Return tidy rows of the layers' values (H, keys); layers and heads that agree are merged."""
     if not found:
         return []
     first = next(iter(found.values()))

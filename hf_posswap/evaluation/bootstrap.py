@@ -10,16 +10,18 @@ RESAMPLES = 2000
 def interval_of_mean(
     sums: Sequence[float], counts: Sequence[int], seed: int, confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """Percentile interval of the mean over all tokens, resampling whole windows: tokens within a window hang together.
+    """Return the percentile interval of the mean over all tokens.
+
+    Whole windows are resampled, because the losses of tokens in one window are correlated.
 
     Args:
         sums: sum of the losses in each window.
         counts: number of tokens scored in each window.
-        seed: of the resampling; the same seed gives the same interval.
-        confidence: share of resampled means that lie inside.
+        seed: seed of the resampling; the same seed gives the same interval.
+        confidence: share of resampled means inside the interval.
 
     Returns:
-        Lower and upper bound, or None when a single window says nothing about spread.
+        Lower and upper bound, or None for a single window, which has no spread.
     """
     if len(sums) < 2:
         return None

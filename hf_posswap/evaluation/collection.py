@@ -1,7 +1,7 @@
-"""Documents made of long texts, and queries that only a reader of the whole document can find.
+"""Documents made of long texts, with queries whose answers require reading beyond a document's beginning.
 
-Texts are cut into documents of one length. A query is a sentence from deep inside one of them, beyond the 512 tokens
-at which encoders are usually truncated.
+Texts are cut into documents of one length. A query is a sentence of a document from beyond its first 512 tokens, at
+which encoders usually truncate.
 """
 
 import math
@@ -18,9 +18,9 @@ from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
 from hf_posswap.swapped.tokenizers import special_tokens
 
 TRUNCATION = 512
-"""Tokens that encoders usually read of a document; queries come from beyond."""
+"""Tokens of a document that encoders usually read; queries come from after them."""
 LEAST_DOCUMENTS = 11
-"""With fewer, every document is among the best ten."""
+"""Minimum number of documents; with fewer, every document would be among the best ten."""
 MOST_DOCUMENTS = 100
 QUERIES_PER_DOCUMENT = 4
 WORDS_OF_A_QUERY = range(8, 41)
@@ -30,13 +30,13 @@ METRICS = ("ndcg@10", "recall@1", "recall@10")
 
 @dataclass(frozen=True)
 class Collection:
-    """Documents, and queries with the document each comes from.
+    """Documents, and queries with their documents.
 
     Attributes:
         documents: token ids without special tokens, int64 (n,), all of one length.
         queries: token ids without special tokens, int64 (n,).
-        answers: number of the document of each query.
-        deeper_than: tokens of the document before a query, at least.
+        answers: index of each query's document.
+        deeper_than: minimum number of tokens in the document before a query.
     """
 
     documents: list[Tensor]
@@ -46,7 +46,7 @@ class Collection:
 
     @property
     def chance(self) -> dict[str, float]:
-        """What an order by chance gives, by metric."""
+        """The expected value of each metric for a random order."""
         gain = sum(1 / math.log2(1 + rank) for rank in range(1, 11))
         return {metric: value / len(self.documents) for metric, value in zip(METRICS, (gain, 1.0, 10.0), strict=True)}
 
@@ -59,19 +59,19 @@ def make_collection(
     seed: int,
     per_document: int = QUERIES_PER_DOCUMENT,
 ) -> Collection:
-    """Cut texts into documents of equal length and draw queries from deep inside of them.
+    """Cut texts into documents of equal length, and draw queries from beyond their first tokens.
 
     Args:
         tokenizer: the model's tokenizer.
         texts: long texts.
         document_tokens: tokens of a document, special tokens included.
-        most: how many documents at most, evenly spread over the texts.
-        seed: of the queries.
-        per_document: queries from each document, at most.
+        most: maximum number of documents, evenly spread over the texts.
+        seed: seed of the queries.
+        per_document: maximum number of queries from each document.
 
     Raises:
-        EvaluationError: too few documents are asked for.
-        TextTooShortError: the texts make too few documents, or have no sentences that could be queries.
+        EvaluationError: `most` is too small.
+        TextTooShortError: the texts give too few documents, or have no sentences that could be queries.
     """
     if most < LEAST_DOCUMENTS:
         raise EvaluationError(
@@ -105,7 +105,7 @@ _Sentence = tuple[str, list[int]]
 
 @dataclass(frozen=True)
 class _Document:
-    """A document, and its whole sentences with the number of tokens before each."""
+    """A document, and its complete sentences with the number of tokens before each."""
 
     ids: Tensor
     sentences: list[tuple[int, _Sentence]]
@@ -119,7 +119,7 @@ def _sentences(tokenizer: Any, text: str) -> list[_Sentence]:
 
 
 def _documents(sentences: Sequence[_Sentence], inner: int) -> Iterator[_Document]:
-    """Fill documents with sentence after sentence; one that does not fit goes on in the next document."""
+    """Fill documents with successive sentences; a sentence that does not fit continues in the next document."""
     ids: list[int] = []
     inside: list[tuple[int, _Sentence]] = []
     for sentence in sentences:
@@ -132,7 +132,7 @@ def _documents(sentences: Sequence[_Sentence], inner: int) -> Iterator[_Document
 
 
 def _with_queries(documents: Sequence[_Document], deeper_than: int, each: int, chance: random.Random) -> Collection:
-    """Draw sentences that occur once, are neither short nor long, and start beyond `deeper_than` tokens."""
+    """Draw sentences of medium length that occur once and start after at least `deeper_than` tokens."""
     seen: dict[str, int] = {}
     for document in documents:
         for _, (text, _) in document.sentences:

@@ -1,7 +1,7 @@
-"""Retrieval on long documents: how much does it help an encoder to read more of them?
+"""Retrieval on long documents, by the number of tokens that an encoder reads of each document.
 
 The model reads only the first tokens of each document. It embeds documents and queries as the mean of their last hidden
-states; documents are ordered by their cosine to the query, and the one it comes from is the one right answer.
+states. Documents are ranked by their cosine to the query; the query's own document is the only correct one.
 """
 
 import math
@@ -33,11 +33,11 @@ class RetrievalRow:
     Attributes:
         length: tokens read of each document, special tokens included.
         metric: "ndcg@10", "recall@1" or "recall@10".
-        value: mean over the queries; None where nothing could be measured, see `note`.
+        value: mean over the queries; None if it could not be measured, see `note`.
         low: lower end of the 95% bootstrap interval over documents.
-        high: upper end of it.
+        high: upper end of that interval.
         queries: number of queries.
-        note: why `value` is missing, else empty.
+        note: reason why `value` is missing, otherwise empty.
     """
 
     length: int
@@ -63,28 +63,28 @@ def retrieval_rows(
     processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> list[RetrievalRow]:
-    """Measure how well an encoder finds the document a sentence comes from, by how much it reads of each document.
+    """Measure how well an encoder finds the document of a sentence, by the number of tokens read of each document.
 
     Args:
         model: an encoder, swapped or stock, with a head or without. It is measured in evaluation mode.
-        tokenizer: its tokenizer.
+        tokenizer: the model's tokenizer.
         texts: long texts, such as books.
-        lengths: tokens to read of each document, special tokens included; add 512 to see the usual truncation.
+        lengths: tokens to read of each document, special tokens included; include 512 to measure the usual truncation.
         document_tokens: tokens of a document; None: the longest length.
-        most_documents: how many documents at most.
+        most_documents: maximum number of documents.
         pooling: "mean" of the last hidden states, or the "first" token's, as the model was trained.
-        seed: of the queries and of the bootstrap.
-        batch_tokens: how many tokens may be read in one forward pass; a longer document is read alone.
-        processes: who shares the work (`join_processes()` under `accelerate launch`).
+        seed: seed of the queries and of the bootstrap.
+        batch_tokens: maximum tokens of one forward pass; a longer document is a batch of its own.
+        processes: the processes that share the work (`join_processes()` under `accelerate launch`).
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:
-        For each length, in ascending order, a row for each metric. A length past the model's longest position has rows
-        without a value, and a note that says so.
+        For each length, in ascending order, a row for each metric. A length beyond the model's longest position has
+        rows without a value, with the reason in their note.
 
     Raises:
-        EvaluationError: a length, a pooling or a number of documents that cannot be measured.
-        TextTooShortError: the texts make too few documents.
+        EvaluationError: an invalid length, pooling or number of documents.
+        TextTooShortError: the texts give too few documents.
     """
     ordered = check_lengths(lengths)
     collection = make_collection(tokenizer, texts, document_tokens or ordered[-1], most_documents, seed)
@@ -94,13 +94,13 @@ def retrieval_rows(
 
 
 class RetrievalTask:
-    """A collection, and how it is read.
+    """A collection of documents and the settings of its measurement.
 
     Args:
         tokenizer: the model's tokenizer.
         collection: documents and queries.
         pooling: "mean" or "first".
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         EvaluationError: an unknown pooling.
@@ -113,7 +113,7 @@ class RetrievalTask:
         self.first, self.last = (torch.tensor(ids, dtype=torch.int64) for ids in special_tokens(tokenizer))
 
     def tokens(self, length: int) -> int:
-        """Return how many tokens are read at a length, for progress bars."""
+        """Return the number of tokens read at a length, for progress bars."""
         around = len(self.first) + len(self.last)
         read = sum(min(length, len(document) + around) for document in self.collection.documents)
         return read + sum(len(query) + around for query in self.collection.queries)
@@ -134,7 +134,7 @@ class RetrievalTask:
         return self._score(length, queries @ documents.t())
 
     def _embed(self, reader: Reader, parts: Sequence[Tensor]) -> Tensor:
-        """Return normalised embeddings, float32 (n, D) on the CPU; only what is equally long is read together."""
+        """Return normalised embeddings, float32 (n, D) on the CPU; a batch holds texts of equal length only."""
         base = getattr(reader.model, "base_model", reader.model)
 
         around = len(self.first) + len(self.last)
@@ -152,7 +152,7 @@ class RetrievalTask:
         """Return the rows for scores (queries, documents)."""
         answers = torch.tensor(self.collection.answers)
         own = scores.gather(1, answers.unsqueeze(1))
-        # Documents that score the same come before the right one: embeddings that are all alike find nothing.
+        # Rank the right document after others with the same score, so that equal embeddings count as not found.
         ranks = ((scores >= own).sum(1)).tolist()
         values = {
             "ndcg@10": [1 / math.log2(1 + rank) if rank <= 10 else 0.0 for rank in ranks],
@@ -173,5 +173,5 @@ class RetrievalTask:
 
 
 def gap_rows(length: int, note: str) -> list[RetrievalRow]:
-    """Rows of a length that was not measured, saying why."""
+    """Return the rows of a length that was not measured, with the reason."""
     return [RetrievalRow(length, metric, None, None, None, 0, note) for metric in METRICS]

@@ -1,15 +1,15 @@
-"""Errors of measuring."""
+"""Errors of evaluation."""
 
 from hf_posswap.errors import PosSwapError
 
 
 class EvaluationError(PosSwapError):
-    """Something that cannot be measured as asked: lengths, budgets, models or files that do not fit."""
+    """A measurement is not possible with these lengths, budgets, models or files."""
 
 
 class UnmeasurableError(EvaluationError):
-    """A model, tokenizer or text of which something cannot be measured, whatever the settings."""
+    """A measurement is not possible with this model, tokenizer or text, for any settings."""
 
 
 class TextTooShortError(UnmeasurableError):
-    """A text with fewer tokens than one window of the longest length needs."""
+    """A text has fewer tokens than one window of the longest length."""

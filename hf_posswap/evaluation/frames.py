@@ -1,4 +1,4 @@
-"""The measurements as pandas data frames, a row for each measured value: what users of Python call."""
+"""The Python API of the measurements: functions that return pandas data frames with a row for each measured value."""
 
 import functools
 import inspect
@@ -40,16 +40,16 @@ def _pandas() -> Any:
 def _framed(
     name: str, row_type: type[Any], measure: Callable[Parameters, Sequence[Any]]
 ) -> "Callable[Parameters, pandas.DataFrame]":
-    """Return `measure` under another name, with its rows as a data frame."""
+    """Return `measure` under another name, with its rows converted to a data frame."""
 
     @functools.wraps(measure)
     def framed(*args: Parameters.args, **kwargs: Parameters.kwargs) -> "pandas.DataFrame":
-        _pandas()  # before anything long is measured
+        _pandas()  # raise its error before a long measurement
         return to_frame(measure(*args, **kwargs), row_type)
 
     framed.__name__ = framed.__qualname__ = name
     signature = inspect.signature(measure).replace(return_annotation="pandas.DataFrame")
-    vars(framed)["__signature__"] = signature  # help() would promise a list
+    vars(framed)["__signature__"] = signature  # otherwise help() shows the return type of `measure`, a list
     columns = ", ".join(field.name for field in fields(row_type))
     framed.__doc__ = f"{measure.__doc__}\nThe rows are those of a pandas data frame with the columns {columns}.\n"
     return framed

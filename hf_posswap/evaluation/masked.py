@@ -1,9 +1,9 @@
-"""Loss of masked tokens of an encoder against the length of what it reads: the same masked tokens at every length.
+"""Loss of an encoder's masked tokens by context length, with the same masked tokens at every length.
 
-A stretch of text as long as the longest length is chosen, and 15% of its tokens are masked, once for all. At each
-length the stretch is read in windows of that length, one after the other: every length masks and scores the same
-tokens, hides the same share of what is around them, and only how much text surrounds a token grows. All chosen tokens
-become the mask token: BERT's 10% random and 10% unchanged ones are noise for training.
+Stretches of text as long as the longest length are chosen, and 15% of their tokens are masked, once for all lengths. At
+each length a stretch is split into successive windows of that length. So every length scores the same tokens with the
+same share of masked tokens around them, and only the amount of context grows. All chosen tokens are replaced by the
+mask token: BERT's 10% random and 10% unchanged tokens are for training only.
 """
 
 import time
@@ -33,9 +33,9 @@ class MaskedWindow:
     """A window with masked tokens.
 
     Attributes:
-        ids: what the model reads, int64 (L,), special tokens included.
-        places: indices within the window of the tokens scored, int64 (n,).
-        targets: the tokens that were there, int64 (n,).
+        ids: input ids, int64 (L,), special tokens included.
+        places: indices within the window of the scored tokens, int64 (n,).
+        targets: the original tokens there, int64 (n,).
     """
 
     ids: Tensor
@@ -56,26 +56,26 @@ def masked_loss_rows(
     processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> list[LengthRow]:
-    """Measure the loss of masked tokens at each length: the same masked tokens at every length, token-weighted.
+    """Measure the token-weighted loss of masked tokens at each length, with the same masked tokens at every length.
 
     Args:
-        model: a masked language model, swapped or stock. It is measured in evaluation mode and left as it was.
-        tokenizer: its tokenizer, for the mask token and the special tokens around a text.
-        token_ids: one text as integers of shape (n,), without special tokens, or several as a sequence of such.
-        lengths: tokens to read at once, special tokens included; a text that is shorter is read whole.
-        budget: about how many tokens the model may read for each length, all texts together.
-        seed: of the masked tokens and of the bootstrap.
-        batch_tokens: how many tokens may be read in one forward pass; a longer window is read alone.
-        positions_per_chunk: how many positions are turned into logits at a time; None: as many as make 64 MiB.
-        processes: who shares the work (`join_processes()` under `accelerate launch`).
+        model: a masked language model, swapped or stock. It is measured in evaluation mode; its mode is restored.
+        tokenizer: the model's tokenizer, for the mask token and the special tokens around a text.
+        token_ids: one text as integers of shape (n,), without special tokens, or a sequence of such texts.
+        lengths: context lengths in tokens, special tokens included; a shorter text is one window.
+        budget: approximate number of tokens to read for each length, over all texts.
+        seed: seed of the masked tokens and of the bootstrap.
+        batch_tokens: maximum tokens of one forward pass; a longer window is a batch of its own.
+        positions_per_chunk: number of positions whose logits are computed at a time; None: as many as take 64 MiB.
+        processes: the processes that share the work (`join_processes()` under `accelerate launch`).
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:
-        One row for each length, in ascending order, with protocol "masked". A length past the model's longest position
-        is a row without a loss, and a note that says so.
+        One row for each length, in ascending order, with protocol "masked". A length beyond the model's longest
+        position has a row without a loss, with the reason in its note.
 
     Raises:
-        EvaluationError: a model, a tokenizer, a length or a budget that cannot be measured.
+        EvaluationError: an unsuitable model or tokenizer, or an invalid length or budget.
         TextTooShortError: no text has as many tokens as the longest length needs.
     """
     plans = plan_masked(tokenizer, as_texts(token_ids), lengths, budget, seed)
@@ -93,10 +93,10 @@ def masked_loss_rows(
 def plan_masked(
     tokenizer: Any, texts: Sequence[Tensor], lengths: Sequence[int], budget: int, seed: int
 ) -> dict[int, list[MaskedWindow]]:
-    """Choose the masked tokens, and for every length the windows that show them.
+    """Choose the masked tokens, and for every length the windows that contain them.
 
     Raises:
-        EvaluationError: a tokenizer without a mask token, or a length or a budget that cannot be measured.
+        EvaluationError: a tokenizer without a mask token, or an invalid length or budget.
         TextTooShortError: no text has as many tokens as the longest length needs.
     """
     if tokenizer.mask_token_id is None:
@@ -126,7 +126,7 @@ def plan_masked(
 
 
 def _stretches(text: Tensor, inner: int, count: int) -> Iterator[Tensor]:
-    """Yield up to `count` stretches of `inner` tokens, evenly spread over a text; a shorter text whole."""
+    """Yield up to `count` stretches of `inner` tokens, evenly spread over a text; a shorter text is one stretch."""
     if len(text) <= inner:
         yield text
         return
@@ -165,7 +165,7 @@ def _masked_losses(reader: Reader, length: int, windows: Sequence[MaskedWindow])
 def _windows(
     stretch: Tensor, hidden: Tensor, chosen: Tensor, inner: int, frame: tuple[list[int], list[int]]
 ) -> list[MaskedWindow]:
-    """Cut a stretch into windows of `inner` tokens; the last one reaches back, and scores only what is new."""
+    """Split a stretch into windows of `inner` tokens; the last one may overlap, but scores only new tokens."""
     first, last = (torch.tensor(ids, dtype=torch.int64) for ids in frame)
     windows = []
     for new in range(0, len(stretch), inner):

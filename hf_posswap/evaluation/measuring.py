@@ -1,4 +1,4 @@
-"""An evaluation cut into parts, one measurement at one length each: a finished part is never measured again."""
+"""The parts of an evaluation, each one measurement at one length; a resumed run skips finished parts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +19,10 @@ from hf_posswap.evaluation.settings import MEASUREMENTS, EvaluationSettings
 from hf_posswap.results.kinds import LENGTHS, PASSKEY, POSITIONS, RETRIEVAL, Kind
 
 KIND_OF = {"loss": LENGTHS, "positions": POSITIONS, "passkey": PASSKEY, "masked": LENGTHS, "retrieval": RETRIEVAL}
-"""Kind of result, by measurement."""
+"""Kind of result of each measurement."""
 
 CUT_BY_LENGTH = ("loss", "positions", "masked")
-"""Measurements for which a text must be as long as the lengths: if it is not, the lengths are a mistake."""
+"""Measurements that require a text as long as the longest length; a shorter text is an error, not a gap."""
 
 Rows = dict[Kind, Sequence[Any]]
 """Rows, instances of one dataclass for each kind."""
@@ -33,11 +33,11 @@ class Part:
     """One measurement at one length.
 
     Attributes:
-        name: what it is kept under when it is finished.
-        tokens: how many tokens it reads, for progress bars.
-        measure: returns its rows.
-        gaps: returns its rows without values, given the reason; None: it was asked for by name, so what keeps it from
-            being measured is an error.
+        name: the name under which its rows are stored.
+        tokens: number of tokens that it reads, for progress bars.
+        measure: function that returns its rows.
+        gaps: function that returns its rows without values, given the reason. None: the user named the measurement, so
+            that a reason why it is not possible is an error.
     """
 
     name: str
@@ -47,25 +47,25 @@ class Part:
 
 
 class Measurements:
-    """Makes the parts of every measurement. Nothing is read by a model yet.
+    """Plans the parts of all measurements, without running a model.
 
-    A measurement that nobody asked for by name and that cannot be made of this model and these texts has parts all the
-    same: their rows are gaps that say why.
+    A measurement that the user did not name, and that is not possible with this model and these texts, still has parts:
+    their rows are gaps with the reason.
 
     Args:
-        settings: complete ones.
+        settings: settings completed by `completed`.
         tokenizer: the model's tokenizer.
         texts: the documents of the texts.
-        ids: their token ids, int64 (n,).
-        asked: measurements that were asked for by name.
+        ids: token ids of each document, int64 (n,).
+        asked: measurements that the user named.
 
     Attributes:
-        parts: in the order in which they are measured.
-        collection: what is retrieved from, if that is measured.
+        parts: the parts, in the order of measuring.
+        collection: the collection to retrieve from, if retrieval is measured.
 
     Raises:
-        EvaluationError: something that was asked for and cannot be measured, or nothing that can.
-        TextTooShortError: a text with too few tokens; says how many it has and needs.
+        EvaluationError: a named measurement is not possible, or no measurement is.
+        TextTooShortError: a text has too few tokens; the message gives its number and the required one.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Measurements:
             raise next(iter(failed.values()))
 
     def _left_out(self, name: str, length: int, reason: str) -> Part:
-        """Return the part of a measurement that cannot be made at any length: gaps with the reason, and no reading."""
+        """Return a part of a measurement that is not possible at any length: it reads nothing and returns gaps."""
         return Part(f"{name}-{length}", 0, lambda _: self._gaps(name, length, reason))
 
     def _gaps(self, name: str, length: int, reason: str) -> Rows:
@@ -128,7 +128,7 @@ class Measurements:
         return [*self._windows((LENGTHS, POSITIONS) if by_position else (LENGTHS,)), *self._same_targets()]
 
     def _positions(self) -> list[Part]:
-        """Loss by position is read off the windows of the loss, if that is measured too."""
+        """Return the parts of the loss by position; none if the loss is measured, whose windows give it too."""
         return [] if "loss" in self.settings.measurements else self._windows((POSITIONS,))
 
     def _windows(self, kinds: Sequence[Kind]) -> list[Part]:

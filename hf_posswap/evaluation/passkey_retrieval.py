@@ -1,15 +1,15 @@
-"""Passkey retrieval: does a causal model find five digits again that stand somewhere in a long text?
+"""Passkey retrieval: whether a causal model can repeat five digits from a long text.
 
-The task is that of Mohtashami and Jaggi (2305.16300): a sentence with a pass key, hidden at some depth among sentences
-that say nothing, and the question for the key at the end. One forward pass over prompt and key gives three scores:
+The task is that of Mohtashami and Jaggi (2305.16300): a sentence with a pass key at some depth among irrelevant
+sentences, and a question for the key at the end. One forward pass over prompt and key gives three scores:
 
 - `correct`: the model chooses among ten keys that differ in their first digit, by the likelihood of the first token in
-  which they differ. Whatever a model prefers, without looking for the key it is right once in ten times: every ten
-  trials have each digit once. So weak models can be told apart from guessing.
-- `exact`: every token of the key is the most likely one of the whole vocabulary, given the ones before it. That is what
-  greedy decoding would write.
-- `log_probability`: the mean log-probability of a token of the right key, given the ones before it, in nats. It tells
-  models apart that find every key, or none.
+  which they differ. Every ten trials have each first digit once, so a model that does not use the key is right in one
+  of ten trials, whatever digits it prefers. This separates weak models from guessing.
+- `exact`: every token of the key is the most likely one of the whole vocabulary, given the tokens before it, so greedy
+  decoding would generate the key.
+- `log_probability`: the mean log-probability of a token of the right key, given the tokens before it, in nats. It
+  separates models that find every key, or none.
 """
 
 import itertools
@@ -38,7 +38,7 @@ OPENING = "There is a pass key hidden in this text. Find it and remember it."
 FILLER = (" The grass is green.", " The sky is blue.", " The sun is yellow.", " Here we go.", " There and back again.")
 NEEDLE = (" The pass key is #", "{key}", ". Remember it. #", "{key}", " is the pass key.")
 QUESTION = " What is the pass key? The pass key is #"
-"""The sign before a key keeps its first digit from being one token with a space, as common digits are."""
+"""The character before a key prevents its first digit from forming one token with a space."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class PasskeyRow:
 
     Attributes:
         length: tokens of prompt and key.
-        depth: where the key stands: 0 at the beginning of the text, 1 just before the question.
-        correct: share of trials in which the key is chosen among ten; None where nothing could be measured.
-        exact: share of trials in which greedy decoding writes the whole key.
+        depth: place of the key: 0 at the beginning of the text, 1 just before the question.
+        correct: share of trials in which the key is chosen among ten; None if it could not be measured.
+        exact: share of trials in which greedy decoding generates the whole key.
         log_probability: mean log-probability of a token of the right key, in nats.
         trials: number of trials.
-        chance: what guessing gives in `correct`.
-        note: why `correct` is missing, else empty.
+        chance: expected `correct` of guessing.
+        note: reason why `correct` is missing, otherwise empty.
     """
 
     length: int
@@ -71,10 +71,10 @@ class Prompt:
     """A prompt with its key at the end.
 
     Attributes:
-        ids: int64 (L,).
-        answer: how many tokens at the end are the key.
-        choice: which of them is the first in which the ten candidates differ.
-        candidates: the token of each candidate there, the right one first.
+        ids: token ids, int64 (L,).
+        answer: number of tokens of the key, which are the last ones.
+        choice: index, within the key, of the first token in which the ten candidates differ.
+        candidates: that token of each candidate, the right one first.
     """
 
     ids: Tensor
@@ -95,27 +95,27 @@ def passkey_rows(
     processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> list[PasskeyRow]:
-    """Measure how often a model finds a pass key again, by depth and length.
+    """Measure how often a model retrieves a pass key, by depth and length.
 
     Args:
-        model: a causal language model, swapped or stock. It is measured in evaluation mode and left as it was.
-        tokenizer: its tokenizer.
+        model: a causal language model, swapped or stock. It is measured in evaluation mode; its mode is restored.
+        tokenizer: the model's tokenizer.
         lengths: tokens of prompt and key.
-        depths: where the key stands, from 0 (beginning) to 1 (just before the question).
-        trials: prompts for each cell, each with another key; the same keys in all cells. A multiple of ten makes
-            guessing come out at exactly one in ten.
-        seed: of the keys.
-        batch_tokens: how many tokens may be read in one forward pass; a longer prompt is read alone.
-        processes: who shares the work (`join_processes()` under `accelerate launch`).
+        depths: places of the key, from 0 (beginning) to 1 (just before the question).
+        trials: prompts for each cell, each with another key; all cells have the same keys. With a multiple of ten,
+            guessing is right in exactly one of ten trials.
+        seed: seed of the keys.
+        batch_tokens: maximum tokens of one forward pass; a longer prompt is a batch of its own.
+        processes: the processes that share the work (`join_processes()` under `accelerate launch`).
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:
-        For each length, in ascending order, a row for each depth. A length that the model cannot read, or too short
-        for a prompt, has rows without values, and a note that says so.
+        For each length, in ascending order, a row for each depth. A length that the model cannot read, or that is too
+        short for a prompt, has rows without values, with the reason in their note.
 
     Raises:
-        EvaluationError: a model, a depth or a number of trials that cannot be measured, or a tokenizer that does not
-            tell digits apart.
+        EvaluationError: an unsuitable model, an invalid depth or number of trials, or a tokenizer with the same token
+            for different digits.
     """
     task = PasskeyTask(tokenizer, depths, trials, seed)
     with Reader(model, batch_tokens=batch_tokens, processes=processes, progress=progress) as reader:
@@ -128,12 +128,12 @@ class PasskeyTask:
 
     Args:
         tokenizer: the model's tokenizer.
-        depths: where keys stand.
+        depths: places of the keys.
         trials: prompts for each cell.
-        seed: of the keys.
+        seed: seed of the keys.
 
     Raises:
-        EvaluationError: a depth outside of 0…1, no trial, or a tokenizer that does not tell digits apart.
+        EvaluationError: a depth outside of 0…1, no trial, or a tokenizer with the same token for different digits.
     """
 
     def __init__(self, tokenizer: Any, depths: Sequence[float], trials: int, seed: int) -> None:
@@ -150,7 +150,7 @@ class PasskeyTask:
             self._candidates(key)
 
     def tokens(self, length: int) -> int:
-        """Return how many tokens are read at a length, for progress bars."""
+        """Return the number of tokens read at a length, for progress bars."""
         return length * len(self.depths) * len(self.keys)
 
     def measure(self, reader: Reader, length: int) -> list[PasskeyRow]:
@@ -186,7 +186,11 @@ class PasskeyTask:
         return Prompt(torch.tensor(ids), len(answer), choice, candidates)
 
     def _candidates(self, key: str) -> tuple[int, list[int]]:
-        """Return where the ten keys first differ, and each one's token there, the right one's first."""
+        """Return the index of the first token in which the ten keys differ, and that token of each, right key first.
+
+        Raises:
+            UnmeasurableError: the tokenizer has the same token for different digits.
+        """
         digits = [key[0], *(digit for digit in "0123456789" if digit != key[0])]
         options = [self._ids(digit + key[1:]) for digit in digits]
         shared = 0
@@ -200,7 +204,7 @@ class PasskeyTask:
         return shared, tokens
 
     def _filler(self, room: int) -> list[list[int]]:
-        """Return sentences of `room` tokens together; the first one may have lost its beginning."""
+        """Return sentences with `room` tokens in total; the first one may be cut at its beginning."""
         sentences: list[list[int]] = []
         for sentence in itertools.cycle(reversed(self.filler)):
             if room <= 0:
@@ -213,7 +217,7 @@ class PasskeyTask:
         return len(self.begin) + len(self._needle(key)) + len(self.question) + len(self._ids(key))
 
     def _needle(self, key: str) -> list[int]:
-        """Return the sentence with the key, which has the same tokens there as at the end of the prompt."""
+        """Return the sentence with the key, whose tokens are the same as at the end of the prompt."""
         return [token for part in NEEDLE for token in self._ids(part.format(key=key))]
 
     def _ids(self, text: str) -> list[int]:
@@ -221,7 +225,7 @@ class PasskeyTask:
 
 
 def gap_rows(depths: Sequence[float], length: int, note: str) -> list[PasskeyRow]:
-    """Rows of a length that was not measured, saying why."""
+    """Return the rows of a length that was not measured, with the reason."""
     return [PasskeyRow(length, depth, None, None, None, 0, CHANCE, note) for depth in sorted(set(depths))]
 
 
@@ -241,7 +245,7 @@ def _answers(reader: Reader, batch: list[Prompt]) -> list[tuple[bool, bool, floa
     for row, prompt in enumerate(batch):
         logits = reader.head(hidden[row, -prompt.answer - 1 : -1]).float().cpu()
         scores = logits[prompt.choice, prompt.candidates]
-        # A tie with another candidate, as of a model whose outputs are all alike, is no choice.
+        # A tie with another candidate, as with constant outputs, does not count as a choice.
         chosen = bool((scores[0] > scores[1:]).all())
         key = prompt.ids[-prompt.answer :]
         log_probability = logits.log_softmax(-1).gather(-1, key[:, None]).mean().item()
@@ -250,12 +254,12 @@ def _answers(reader: Reader, batch: list[Prompt]) -> list[tuple[bool, bool, floa
 
 
 def _begin_token(tokenizer: Any) -> list[int]:
-    """Return the token that the tokenizer itself puts before a text, if it does."""
+    """Return the token that the tokenizer puts before a text, if any."""
     ids = tokenizer("", verbose=False)["input_ids"]
     return ids if ids == [tokenizer.bos_token_id] else []
 
 
 def _sentences_before(sentences: Sequence[Sequence[int]], tokens: float) -> int:
-    """Return how many sentences come nearest to `tokens` tokens."""
+    """Return the number of sentences whose total is closest to `tokens` tokens."""
     lengths = [0, *itertools.accumulate(len(sentence) for sentence in sentences)]
     return min(range(len(lengths)), key=lambda count: abs(lengths[count] - tokens))

@@ -1,4 +1,4 @@
-"""Loss and perplexity of a causal language model against the length of what it reads."""
+"""Loss and perplexity of a causal language model by context length."""
 
 import math
 import time
@@ -37,16 +37,16 @@ class LengthRow:
 
     Attributes:
         protocol: "windows", "same-targets", "masked" for masked tokens, or "agreement" of embeddings.
-        length: tokens the model reads at once.
-        loss: mean −ln p over all scored tokens, in nats; of agreement 1 − the mean cosine to the stock model's
-            embeddings. None where nothing could be measured, see `note`.
+        length: context length in tokens.
+        loss: mean −ln p over all scored tokens, in nats; for agreement, 1 − the mean cosine to the stock model's
+            embeddings. None if it could not be measured, see `note`.
         perplexity: exp(loss).
         loss_low: lower end of the 95% bootstrap interval over windows; None with a single window.
-        loss_high: upper end of it.
-        tokens: number of tokens scored.
-        windows: number of windows read.
-        note: why `loss` is missing, else empty.
-        seconds: time the measurement took.
+        loss_high: upper end of that interval.
+        tokens: number of scored tokens.
+        windows: number of windows.
+        note: reason why `loss` is missing, otherwise empty.
+        seconds: duration of the measurement.
     """
 
     protocol: str
@@ -78,28 +78,28 @@ def perplexity_rows(
     processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> list[LengthRow]:
-    """Measure loss and perplexity at each length, token-weighted.
+    """Measure the token-weighted loss and the perplexity at each length.
 
-    Window by window this is `model(ids, labels=ids).loss`, without ever holding the logits of a whole window. A length
-    past the model's longest position becomes a row without a loss and with a note that says so.
+    For each window the loss is `model(ids, labels=ids).loss`, computed without storing the logits of a whole window. A
+    length beyond the model's longest position has a row without a loss, with the reason in its note.
 
     Args:
-        model: a causal language model, swapped or stock. It is measured in evaluation mode and left as it was.
-        token_ids: one text as integers of shape (n,), or several as a sequence of such; windows never cross texts.
-        lengths: tokens to read at once; a text that is shorter is read whole.
-        protocols: "windows" (non-overlapping windows), "same-targets" (the same tokens, ever longer context), or both.
-        budget: about how many tokens the model may read for each length and protocol, all texts together.
-        seed: of the bootstrap; windows are chosen without chance.
-        batch_tokens: how many tokens may be read in one forward pass; a longer window is read alone.
-        positions_per_chunk: how many positions are turned into logits at a time; None: as many as make 64 MiB.
-        processes: who shares the work (`join_processes()` under `accelerate launch`).
+        model: a causal language model, swapped or stock. It is measured in evaluation mode; its mode is restored.
+        token_ids: one text as integers of shape (n,), or a sequence of such texts; windows never cross texts.
+        lengths: context lengths in tokens; a shorter text is one window.
+        protocols: "windows" (non-overlapping windows), "same-targets" (the same targets with longer context), or both.
+        budget: approximate number of tokens to read for each length and protocol, over all texts.
+        seed: seed of the bootstrap; the choice of windows is not random.
+        batch_tokens: maximum tokens of one forward pass; a longer window is a batch of its own.
+        positions_per_chunk: number of positions whose logits are computed at a time; None: as many as take 64 MiB.
+        processes: the processes that share the work (`join_processes()` under `accelerate launch`).
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:
         For each protocol one row for each length, in ascending order.
 
     Raises:
-        EvaluationError: a model, a length, a budget or a protocol that cannot be measured.
+        EvaluationError: an unsuitable model, or an invalid length, budget or protocol.
         TextTooShortError: no text has as many tokens as the longest length.
     """
     texts = as_texts(token_ids)
@@ -125,24 +125,24 @@ def plan_texts(
     """Choose the windows of every length in the texts; see `hf_posswap.evaluation.windows.plan_documents`.
 
     Raises:
-        EvaluationError, TextTooShortError: see there.
+        EvaluationError, TextTooShortError: see `plan_documents`.
     """
     plans = plan_documents(protocol, [len(text) for text in texts], lengths, budget)
     return {length: [(texts[place], windows) for place, windows in found] for length, found in plans.items()}
 
 
 def planned_tokens(text_tokens: Sequence[int], lengths: Sequence[int], protocol: Protocol, budget: int) -> int:
-    """How many tokens `perplexity_rows` will read in all for texts of these lengths; for progress bars.
+    """Return the total number of tokens that `perplexity_rows` reads for texts of these lengths; for progress bars.
 
     Raises:
-        EvaluationError: see `perplexity_rows`; asking early finds a text that is too short before a model loads.
+        EvaluationError: see `perplexity_rows`; a call before a model is loaded detects a text that is too short.
     """
     plans = plan_documents(protocol, text_tokens, lengths, budget)
     return sum(window.size for found in plans.values() for _, windows in found for window in windows)
 
 
 def measure_length(reader: Reader, protocol: str, length: int, planned: Sequence[PlannedText], seed: int) -> LengthRow:
-    """Measure one length over all texts; a length the model has no positions for becomes a gap."""
+    """Measure one length over all texts; a length beyond the model's longest position becomes a gap."""
     started = time.perf_counter()
     try:
         losses = window_losses(reader, length, planned)
@@ -155,7 +155,7 @@ def window_losses(reader: Reader, length: int, planned: Sequence[PlannedText]) -
     """Return the losses of each window's targets, float32 (targets,), windows in order.
 
     Raises:
-        PositionError: the model has no positions for this length.
+        PositionError: the model has too few positions for this length.
     """
     reader.require_length(length)
     pieces = [
@@ -178,10 +178,10 @@ def length_row(protocol: str, length: int, losses: Sequence[Tensor], seed: int, 
 
     Args:
         protocol: name of the protocol.
-        length: tokens read at once.
+        length: context length in tokens.
         losses: the losses of each window's targets, float32 (targets,).
-        seed: of the bootstrap.
-        seconds: time the measurement took.
+        seed: seed of the bootstrap.
+        seconds: duration of the measurement.
     """
     sums = [float(of_window.double().sum()) for of_window in losses]
     counts = [len(of_window) for of_window in losses]
@@ -189,10 +189,10 @@ def length_row(protocol: str, length: int, losses: Sequence[Tensor], seed: int, 
     if not math.isfinite(loss):
         return gap_row(protocol, length, f"the loss is {loss}")
     low, high = interval_of_mean(sums, counts, seed) or (None, None)
-    perplexity = math.exp(loss) if loss < 700 else math.inf  # beyond a float
+    perplexity = math.exp(loss) if loss < 700 else math.inf  # exp would overflow
     return LengthRow(protocol, length, loss, perplexity, low, high, sum(counts), len(sums), seconds=round(seconds, 3))
 
 
 def gap_row(protocol: str, length: int, note: str) -> LengthRow:
-    """Row of a length that was not measured, saying why."""
+    """Return the row of a length that was not measured, with the reason."""
     return LengthRow(protocol, length, None, None, None, None, tokens=0, windows=0, note=note)

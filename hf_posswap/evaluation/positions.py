@@ -1,4 +1,4 @@
-"""Loss of a causal language model against the position in what it reads."""
+"""Loss of a causal language model by position within its context."""
 
 import itertools
 import math
@@ -17,20 +17,20 @@ from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.texts import TokenIds, as_texts
 
 BINS = 16
-"""Stretches into which a window's positions are divided by default."""
+"""Default number of bins that a window's positions are divided into."""
 
 
 @dataclass(frozen=True)
 class PositionRow:
-    """Loss at some positions of windows of one length.
+    """Loss in one bin of positions, for windows of one length.
 
     Attributes:
-        length: tokens the model reads at once.
-        position_from: the first position; a token at position i is predicted from the i tokens before it.
-        position_to: the position after the last one.
-        loss: mean −ln p of the tokens there, in nats; None where nothing could be measured, see `note`.
-        tokens: number of tokens scored.
-        note: why `loss` is missing, else empty.
+        length: context length in tokens.
+        position_from: the bin's first position; a token at position i is predicted from the i tokens before it.
+        position_to: the position after the bin's last one.
+        loss: mean −ln p of the tokens in the bin, in nats; None if it could not be measured, see `note`.
+        tokens: number of scored tokens.
+        note: reason why `loss` is missing, otherwise empty.
     """
 
     length: int
@@ -53,25 +53,25 @@ def position_rows(
     processes: Processes = ALONE,
     progress: Progress | None = None,
 ) -> list[PositionRow]:
-    """Measure the loss by position in windows of each length: the windows of `perplexity_rows`, divided into bins.
+    """Measure the loss by position at each length, in the windows of `perplexity_rows`, divided into bins.
 
     Args:
         model: a causal language model, swapped or stock.
-        token_ids: one text as integers of shape (n,), or several as a sequence of such.
-        lengths: tokens to read at once.
-        bins: how many stretches of positions a window is divided into; fewer where it is short.
-        budget: about how many tokens the model may read for each length, all texts together.
-        batch_tokens: how many tokens may be read in one forward pass; a longer window is read alone.
-        positions_per_chunk: how many positions are turned into logits at a time; None: as many as make 64 MiB.
-        processes: who shares the work (`join_processes()` under `accelerate launch`).
+        token_ids: one text as integers of shape (n,), or a sequence of such texts.
+        lengths: context lengths in tokens.
+        bins: number of bins that a window's positions are divided into; short windows have fewer.
+        budget: approximate number of tokens to read for each length, over all texts.
+        batch_tokens: maximum tokens of one forward pass; a longer window is a batch of its own.
+        positions_per_chunk: number of positions whose logits are computed at a time; None: as many as take 64 MiB.
+        processes: the processes that share the work (`join_processes()` under `accelerate launch`).
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:
-        For each length, in ascending order, a row for each bin. A length past the model's longest position has one row
-        without a loss, and a note that says so.
+        For each length, in ascending order, a row for each bin. A length beyond the model's longest position has one
+        row without a loss, with the reason in its note.
 
     Raises:
-        EvaluationError: a model, a length, a budget or a number of bins that cannot be measured.
+        EvaluationError: an unsuitable model, or an invalid length, budget or number of bins.
         TextTooShortError: no text has as many tokens as the longest length.
     """
     plans = plan_texts("windows", as_texts(token_ids), lengths, budget)
@@ -92,9 +92,9 @@ def position_rows(
 def measure_windows(
     reader: Reader, length: int, planned: Sequence[PlannedText], bins: int = BINS, seed: int = 0
 ) -> tuple[LengthRow, list[PositionRow]]:
-    """Read the windows of one length once, and return the row of protocol "windows" and the rows by position.
+    """Run the windows of one length once, and return both the row of protocol "windows" and the rows by position.
 
-    A length the model has no positions for becomes a gap in both.
+    A length beyond the model's longest position becomes a gap in both.
     """
     try:
         losses = window_losses(reader, length, planned)
@@ -111,7 +111,7 @@ def rows_by_position(length: int, losses: Sequence[Tensor], bins: int = BINS) ->
     """
     if bins < 1:
         raise EvaluationError(f"the number of bins is {bins}. Give at least 1.")
-    bins = min(bins, length // 2)  # position 0 is not scored: no bin is to be empty
+    bins = min(bins, length // 2)  # position 0 is not scored, and no bin may be empty
     edges = [number * length // bins for number in range(bins + 1)]
     positions = torch.cat([torch.arange(1, len(of_window) + 1) for of_window in losses])
     values = torch.cat(list(losses)).double()
@@ -128,5 +128,5 @@ def rows_by_position(length: int, losses: Sequence[Tensor], bins: int = BINS) ->
 
 
 def gap_row(length: int, note: str) -> PositionRow:
-    """Row of a length that was not measured, saying why."""
+    """Return the row of a length that was not measured, with the reason."""
     return PositionRow(length, 0, length, None, 0, note)

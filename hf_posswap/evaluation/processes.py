@@ -1,4 +1,4 @@
-"""Sharing a measurement among the processes of `accelerate launch`, with a result that their number does not change."""
+"""Shares a measurement among the processes of `accelerate launch`; the result does not depend on their number."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ class Processes:
     """The processes that share a measurement.
 
     Attributes:
-        index: this process's number, from 0; 0 is the main one.
-        count: how many there are.
-        device: the one this process computes on, or None to leave that open.
+        index: this process's number, from 0; process 0 is the main one.
+        count: number of processes.
+        device: the device of this process; None: not determined here.
     """
 
     index: int = 0
@@ -32,10 +32,10 @@ class Processes:
         return self.index == 0
 
     def share(self, work: Sequence[Work], do: Callable[[Work], Result]) -> list[Result]:
-        """Return `do` of each piece of work, in order, in every process; each process does every `count`-th piece.
+        """Return `do(piece)` of all pieces of work, in order, in every process; each process does every `count`-th.
 
         Raises:
-            PosSwapError: one that `do` raised, in every process.
+            PosSwapError: the error that `do` raised in some process; it is raised in every process.
         """
         if self.count == 1:
             return [do(piece) for piece in work]
@@ -46,10 +46,10 @@ class Processes:
         return [_result_or_raise(result) for result in results]
 
     def on_main(self, do: Callable[[], Result]) -> Result:
-        """Return what `do` returns in the main process, in every process.
+        """Call `do` in the main process, and return its result in every process.
 
         Raises:
-            PosSwapError: one that `do` raised, in every process.
+            PosSwapError: the error that `do` raised; it is raised in every process.
         """
         if self.count == 1:
             return do()
@@ -72,17 +72,17 @@ ALONE = Processes()
 
 
 def join_processes() -> Processes:
-    """Return the processes that `accelerate launch` started, joined; this one alone if it started none.
+    """Return the processes that `accelerate launch` started; without it, this process only.
 
     Raises:
-        EvaluationError: several processes were started that Accelerate does not join.
+        EvaluationError: several processes were started, but Accelerate does not connect them.
     """
     if "LOCAL_RANK" not in os.environ:
         return ALONE
     import torch
     from accelerate import PartialState
 
-    # Without cpu=True, processes on a machine without a GPU do not find each other.
+    # Without cpu=True, processes on a machine without a GPU do not communicate.
     state = PartialState() if torch.accelerator.is_available() else PartialState(cpu=True)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != state.num_processes:

@@ -1,4 +1,4 @@
-"""Reading windows with a model: how much of them at once, in which process, and who is told."""
+"""Runs a model on windows of text: forms batches, shares them among processes and reports progress."""
 
 import contextlib
 import itertools
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Progress = Callable[[int], None]
-"""Called with the number of tokens just read."""
+"""Function that is called with the number of tokens just read."""
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 LOGITS_AT_ONCE = 2**24
-"""Logits made at a time by default: 64 MiB in float32."""
+"""Default number of logits computed at a time: 64 MiB in float32."""
 
 
 class Reader:
     """A model that is being measured; use it as a context manager.
 
-    Within the `with` block the model is in evaluation mode; on leaving it is what it was.
+    Within the `with` block the model is in evaluation mode; at its end the previous mode is restored.
 
     Args:
         model: a transformers model, swapped or stock.
-        batch_tokens: how many tokens may be read in one forward pass; a longer window is read alone.
-        positions_per_chunk: how many positions are turned into logits at a time; None: as many as make 64 MiB.
-        processes: who shares the work.
+        batch_tokens: maximum tokens of one forward pass; a longer window is a batch of its own.
+        positions_per_chunk: number of positions whose logits are computed at a time; None: as many as take 64 MiB.
+        processes: the processes that share the work.
         progress: called after each forward pass with the number of tokens it read.
     """
 
@@ -68,16 +68,16 @@ class Reader:
         return find_masked_head(self.model)
 
     def require_length(self, length: int) -> None:
-        """Refuse a length that the model has no positions for.
+        """Refuse a length beyond the model's longest position.
 
         Raises:
-            PositionError: says the longest position.
+            PositionError: the length is too large; the message gives the limit.
         """
         if self.longest is not None and length > self.longest:
             raise PositionError(f"longest position {self.longest}")
 
     def batches(self, pieces: Sequence[Piece], length: int) -> list[list[Piece]]:
-        """Cut pieces of `length` tokens each into batches; the cut does not depend on the number of processes."""
+        """Split pieces of `length` tokens each into batches, independently of the number of processes."""
         size = max(1, self.batch_tokens // length)
         return [list(pieces[start : start + size]) for start in range(0, len(pieces), size)]
 
@@ -87,15 +87,15 @@ class Reader:
         kind: Callable[[Piece], tuple[int, ...]],
         read: Callable[[list[Piece]], list[Result]],
     ) -> list[Result]:
-        """Read pieces of many lengths, those of one kind together, shared among the processes.
+        """Read pieces of various lengths, in batches of one kind, shared among the processes.
 
         Args:
-            pieces: what to read.
-            kind: of a piece; its first number says how many tokens it has.
-            read: returns a result for each of the pieces it is given, all of one kind.
+            pieces: the pieces to read.
+            kind: function that returns a piece's kind; its first number is the piece's number of tokens.
+            read: function that returns a result for each piece of a batch, all of one kind.
 
         Returns:
-            A result for each piece, in their order.
+            A result for each piece, in the order of `pieces`.
         """
         order = sorted(range(len(pieces)), key=lambda place: kind(pieces[place]))
         batches = [
@@ -109,7 +109,7 @@ class Reader:
         return [result for _, result in in_order]
 
     def was_read(self, ids: Tensor) -> None:
-        """Tell of ids (B, L) that were read, on behalf of all processes."""
+        """Report ids (B, L) that were read; the count is multiplied by the number of processes."""
         if self.progress is not None:
             self.progress(ids.numel() * self.processes.count)
 
@@ -124,7 +124,7 @@ class Reader:
 
 @contextlib.contextmanager
 def _evaluation_mode(model: "PreTrainedModel") -> Iterator[None]:
-    """Switch dropout off, and back to where it was on leaving."""
+    """Put the model in evaluation mode, and restore the previous mode at the end."""
     was_training = model.training
     model.eval()
     try:

@@ -1,6 +1,6 @@
-"""An evaluation from end to end: checked, measured part by part, resumed where it was interrupted, and written.
+"""Runs an evaluation from end to end: checks it, measures it part by part, resumes it after an interruption, writes it.
 
-Under `accelerate launch` every process holds the model and measures its share of each part; the main one writes.
+Under `accelerate launch` every process holds the model and measures its share of each part; the main process writes.
 """
 
 import shutil
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 class EvaluationObserver:
-    """Hears what an evaluation is doing, in the main process; does nothing. Override what is of interest."""
+    """Callbacks of an evaluation in the main process, which do nothing by default; override the ones you need."""
 
     def started(self, parts: Sequence[Part], finished: Sequence[Part]) -> None:
-        """Called before the model loads, with all parts and those that an earlier run finished."""
+        """Called before the model is loaded, with all parts and the parts that an earlier run finished."""
 
     def part(self, part: Part) -> None:
         """Called when a part begins."""
@@ -45,19 +45,19 @@ class EvaluationObserver:
         """Called when `count` more tokens have been read."""
 
     def part_done(self, part: Part) -> None:
-        """Called when a part is measured and kept."""
+        """Called when a part was measured and stored."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that is needed to measure; making it has not taken long.
+    """The inputs of `run_evaluation`, checked and without any long computation.
 
     Attributes:
-        settings: as given, with what was left open filled in.
+        settings: the given settings, with open ones filled in.
         config: the model's configuration.
-        scheme: the scheme it has when it is measured, "stock" for a stock model.
+        scheme: the measured model's scheme, "stock" for a stock model.
         texts: the texts.
-        measurements: what will be measured.
+        measurements: the measurements to do.
     """
 
     settings: EvaluationSettings
@@ -68,10 +68,10 @@ class Prepared:
 
 
 def prepare_evaluation(settings: EvaluationSettings) -> Prepared:
-    """Check the settings against the model and the texts, and cut the work into parts. No weights are loaded.
+    """Check the settings against the model and the texts, and split the work into parts, without loading weights.
 
     Raises:
-        PosSwapError: an unknown model, a measurement that does not fit it, or a text that is missing or too short.
+        PosSwapError: an unknown model, a measurement that it does not support, or a text that is missing or too short.
     """
     files = read_files(settings.texts, settings.documents)
     config = load_config(settings.model)
@@ -101,21 +101,20 @@ def run_evaluation(
     observer: EvaluationObserver | None = None,
     overwrite: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Measure what is not measured yet, and write the result files.
+    """Measure all unfinished parts, and write the result files.
 
     Args:
-        prepared: what `prepare_evaluation` returned.
-        output_dir: where result files go. If an earlier run of the same evaluation was interrupted there, this one
-            goes on where it stopped.
-        processes: who shares the work.
-        observer: hears of every part, in the main process.
-        overwrite: measure anew and replace results that are there.
+        prepared: the result of `prepare_evaluation`.
+        output_dir: folder for the result files. An interrupted run of the same evaluation in this folder is resumed.
+        processes: the processes that share the work.
+        observer: callbacks for every part, called in the main process.
+        overwrite: measure everything again and replace existing results.
 
     Returns:
-        The content of each JSON file, by the file's name without its ending; in every process.
+        The content of each JSON file, by file name without suffix; in every process.
 
     Raises:
-        EvaluationError: the folder holds results.
+        EvaluationError: the folder already holds results.
         OutputError: the folder holds an unfinished evaluation with other settings, or cannot be written to.
         PosSwapError: the model cannot be loaded, swapped or measured.
     """
@@ -135,7 +134,7 @@ def run_evaluation(
 
 
 def _measured(part: Part, reader: Reader) -> Rows:
-    """Return a part's rows; of one that was not asked for by name and that the model refuses, gaps with the reason."""
+    """Return a part's rows; or gaps with the reason, if the model refuses a part that the user did not name."""
     try:
         return part.measure(reader)
     except UnmeasurableError as error:
@@ -145,7 +144,7 @@ def _measured(part: Part, reader: Reader) -> Rows:
 
 
 class _Folder:
-    """The results folder: what is finished in it, and how it is written. Only the main process touches it."""
+    """The results folder with its finished parts. Only the main process reads and writes it."""
 
     def __init__(self, prepared: Prepared, path: Path, processes: Processes) -> None:
         self.prepared, self.path, self.processes = prepared, path, processes
@@ -154,7 +153,7 @@ class _Folder:
         self.parts: Parts | None = None
 
     def open(self, overwrite: bool) -> dict[str, Any]:
-        """Return the rows of the parts that are finished, by the part's name."""
+        """Return the rows of the finished parts, by the part's name."""
         if overwrite:
             shutil.rmtree(self.path / FOLDER, ignore_errors=True)
         elif not (self.path / FOLDER).exists():
@@ -164,7 +163,7 @@ class _Folder:
         return {name: rows for name, rows in found.items() if rows is not None}
 
     def keep(self, part: Part, measured: Rows) -> dict[str, Any]:
-        """Keep a part's rows, and return them JSON-ready."""
+        """Store a part's rows, and return them JSON-ready."""
         rows = {kind.name: [asdict(row) for row in found] for kind, found in measured.items()}
         if self.parts is not None:
             self.parts.put(part.name, rows)
@@ -208,7 +207,7 @@ class _Folder:
         }
 
     def _facts(self, kind: Kind) -> dict[str, Any]:
-        """Return what the rows of a kind do not say."""
+        """Return facts about the measurement of a kind that are not in its rows."""
         collection = self.prepared.measurements.collection
         if kind != RETRIEVAL or collection is None:
             return {}
@@ -228,7 +227,7 @@ class _Folder:
 
 
 def _load(prepared: Prepared, processes: Processes) -> "PreTrainedModel":
-    """Load the model, with the head that the measurements need, and swap it if that is asked for."""
+    """Load the model with the head that the measurements need, and swap it if the settings have a scheme."""
     settings, config = prepared.settings, prepared.config
     device = _device(settings, processes)
     if architecture_of(config).is_causal(config):
@@ -246,7 +245,7 @@ def _device(settings: EvaluationSettings, processes: Processes) -> torch.device:
     """Return the device to compute on.
 
     Raises:
-        EvaluationError: it cannot be used, or one is named for several processes.
+        EvaluationError: the device cannot be used, or the settings name one for several processes.
     """
     if processes.count > 1:
         if settings.device is not None:
@@ -256,7 +255,7 @@ def _device(settings: EvaluationSettings, processes: Processes) -> torch.device:
 
 
 def _identity(prepared: Prepared) -> dict[str, Any]:
-    """Return what finished parts depend on: with another of these, they may not be used."""
+    """Return everything that finished parts depend on; with a different identity they are not reused."""
     paths = [Path(source.path) for source in sources_of(prepared.settings.model)]
     files = [file for path in paths if path.is_dir() for file in sorted(path.iterdir()) if file.is_file()]
     versions = installed_versions()

@@ -1,4 +1,4 @@
-"""What `evaluate` is asked for, checked against the model before anything long starts."""
+"""The settings of `evaluate`, which are checked against the model before any long computation."""
 
 import copy
 import re
@@ -33,30 +33,30 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """What to evaluate.
+    """The settings of an evaluation.
 
     Attributes:
         model: a folder, a Hub name, a GGUF file or a `demo:` name; stock or swapped.
         texts: files or `demo:` names.
-        lengths: tokens to read at once.
+        lengths: context lengths in tokens.
         pos_scheme: a scheme to swap in first.
-        measurements: some of `MEASUREMENTS`; empty: all that fit the model.
-        stage: what was done to the model, one of `STAGES`; None: what its config and the records beside it say.
-        tokens: about how many tokens are read for each length and protocol.
-        seed: of everything drawn at random.
-        dtype: in which the model computes.
-        device: on which it computes; None picks CUDA where there is one.
-        bins: stretches of positions in loss by position.
-        depths: of pass keys, from 0 to 1.
+        measurements: names in `MEASUREMENTS`; empty: all that the model supports.
+        stage: the model's stage, one of `STAGES`; None: by its config and the records in its folder.
+        tokens: approximate number of tokens to read for each length and protocol.
+        seed: seed of all random numbers.
+        dtype: dtype of the model.
+        device: the device; None: CUDA if it is available.
+        bins: number of bins in loss by position.
+        depths: depths of pass keys, from 0 to 1.
         trials: pass keys for each depth and length.
-        documents: what is a document of the texts, see `hf_posswap.text_files.read_files`.
-        most_documents: how many documents at most to retrieve from.
+        documents: how texts are split into documents, see `hf_posswap.text_files.read_files`.
+        most_documents: maximum number of documents to retrieve from.
         document_tokens: tokens of a document; None: the longest length.
-        pooling: "mean" or "first": what embeds a text.
+        pooling: "mean" or "first": the pooling that gives a text's embedding.
 
     Raises (on construction):
-        EvaluationError: a value that is not allowed; names the allowed ones.
-        PosSwapError: an unknown scheme or a bad option of it.
+        EvaluationError: a value that is not allowed; the message gives the allowed ones.
+        PosSwapError: an unknown scheme or an invalid option of it.
     """
 
     model: str
@@ -101,15 +101,15 @@ class EvaluationSettings:
 
 
 LARGEST_SEED = 2**31 - 1
-"""The same as for healing, so that one seed does for a whole experiment."""
+"""The default seed of healing, so that a whole experiment has one seed."""
 
 
 def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> EvaluationSettings:
-    """Choose the measurements and the stage that were left open, by the model's configuration.
+    """Fill in the measurements and the stage, if they are open, by the model's configuration.
 
     Raises:
-        EvaluationError: a measurement that does not fit the model; names those that do.
-        UnsupportedError: an architecture that is not supported.
+        EvaluationError: the model does not support a measurement; the message gives those that it supports.
+        UnsupportedError: the architecture is not supported.
     """
     fitting: tuple[str, ...] = CAUSAL
     if not architecture_of(config).is_causal(config):
@@ -136,17 +136,17 @@ def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> Evalu
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """Return the device to compute on: the one named, or CUDA where there is one.
+    """Return the device to compute on: the named one, or CUDA if it is available.
 
     Raises:
-        EvaluationError: torch knows no such device, it is not here, or nothing is computed on it.
+        EvaluationError: the device is unknown to torch, is not available, or cannot compute.
     """
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     way_out = "Give cpu, or cuda where there is a GPU."
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, ImportError) as error:
-        # For a device that it was not built for, torch appends pages about its kernels to the first sentence.
+        # Keep the first sentence: for a device that torch was not built for, pages about its kernels follow.
         reason = re.split(r"\.\s", str(error), maxsplit=1)[0].rstrip(".")
         raise EvaluationError(f"device {name!r} cannot be used: {reason}. {way_out}") from error
     if device.type == "meta":
@@ -155,12 +155,12 @@ def chosen_device(name: str | None) -> torch.device:
 
 
 def has_masked_head(config: "PretrainedConfig") -> bool:
-    """Return whether a model's checkpoint has the head of a masked language model."""
+    """Return whether a model's checkpoint has a masked language modelling head."""
     return re.search("MaskedLM|PreTraining", str(getattr(config, "architectures", None))) is not None
 
 
 def scheme_label(settings: EvaluationSettings, config: "PretrainedConfig") -> str:
-    """Return the scheme that a model has when it is measured: what to pass for it, as "rope:yarn", or "stock"."""
+    """Return the specification of the measured model's scheme, such as "rope:yarn", or "stock"."""
     if settings.pos_scheme is not None:
         return settings.pos_scheme
     entry: dict[str, Any] | None = getattr(config, "pos_scheme", None)

@@ -11,7 +11,7 @@ from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.text_files import DocumentLengths, TextFile
 
 TokenIds = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]]
-"""One text as integers of shape (n,), or several as a sequence of such."""
+"""One text as integers of shape (n,), or a sequence of such texts."""
 WAY_OUT = "Give token ids, integers in one dimension, such as tokenizer(text).input_ids, or a list of such."
 
 
@@ -20,8 +20,8 @@ class MeasuredText:
     """A text to measure on.
 
     Attributes:
-        file: its name and documents.
-        ids: the tokens of each document, int64 (n,).
+        file: the text's file, with its name and documents.
+        ids: token ids of each document, int64 (n,).
     """
 
     file: TextFile
@@ -29,11 +29,11 @@ class MeasuredText:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all documents."""
+        """Total number of tokens of all documents."""
         return sum(map(len, self.ids))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what identifies the text and how it is read, JSON-ready."""
+        """Return the text's identity and how it is split into documents, JSON-ready."""
         facts = {"name": self.file.name, "tokens": self.tokens, "sha256": self.file.sha256}
         if self.file.split == "file":
             return facts
@@ -46,8 +46,8 @@ def tokenise_files(tokenizer: Any, files: Sequence[TextFile]) -> tuple[MeasuredT
 
 
 def tokenise(tokenizer: Any, text: str) -> Tensor:
-    """Return the token ids of a text, int64 (n,), without special tokens: windows start in the middle of the text."""
-    # verbose=False: a text longer than the model's limit is the point, and needs no warning.
+    """Return the token ids of a text, int64 (n,), without special tokens, as windows may start anywhere in the text."""
+    # verbose=False: texts longer than the model's limit are intended, and need no warning.
     ids = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
 
@@ -56,7 +56,7 @@ def as_texts(token_ids: TokenIds) -> list[Tensor]:
     """Return the texts as int64 tensors of shape (n,).
 
     Raises:
-        EvaluationError: there is none, or they are no token ids.
+        EvaluationError: there is no text, or the values are not token ids.
     """
     whole = [token_ids] if isinstance(token_ids, Tensor) and token_ids.dim() == 1 else token_ids
     if isinstance(whole, str | Mapping) or not isinstance(whole, Iterable):

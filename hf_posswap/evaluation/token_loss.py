@@ -1,7 +1,7 @@
-"""Loss of each token under a language model, with memory bounded in the length.
+"""Loss of each token under a language model, without storing all logits of a window.
 
-The base model reads the whole window; its head then turns a few positions at a time into logits. At 16,384 tokens and
-a vocabulary of 50,000, all logits at once would be 3.3 GB in float32.
+The base model reads the whole window; the head then computes the logits of a few positions at a time. At 16,384 tokens
+and a vocabulary of 50,000, all logits together would take 3.3 GB in float32.
 """
 
 import contextlib
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBE_TOKENS = 8
-"""Tokens of the forward passes that check that a model can be measured."""
+"""Tokens of the forward passes that check whether a model can be measured."""
 
 Head = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
 def find_head(model: "PreTrainedModel") -> Head:
-    """Return what turns the base model's last hidden states (n, D) into logits (n, vocabulary).
+    """Return the function from the base model's last hidden states (n, D) to logits (n, vocabulary).
 
-    It is accepted only if it gives the model's own logits on a short probe. The same probe finds a model that sees the
-    tokens it should predict.
+    It is accepted only if it reproduces the model's own logits on a short probe. The same probe detects a model that
+    attends to the tokens it should predict.
 
     Raises:
-        UnmeasurableError: the model has no language-model head, is not causal, or its head reads more than those.
+        UnmeasurableError: the model has no language modelling head, is not causal, or its head has further inputs.
     """
     ids, hidden = _probe(model)
     if not _is_causal(model, ids, hidden):
@@ -49,7 +49,7 @@ def find_masked_head(model: "PreTrainedModel") -> Head:
     """Return the head of a masked language model, see `find_head`.
 
     Raises:
-        UnmeasurableError: the model has no head, reads in one direction only, or its head reads more.
+        UnmeasurableError: the model has no head, is causal, or its head has further inputs.
     """
     ids, hidden = _probe(model)
     if architecture_of(model.config).is_causal(model.config):
@@ -76,7 +76,7 @@ def base_model_of(model: "PreTrainedModel") -> "PreTrainedModel":
 
 
 def input_device(model: "PreTrainedModel") -> torch.device:
-    """Device on which the model expects its token ids."""
+    """Return the device on which the model expects its token ids."""
     return model.get_input_embeddings().weight.device
 
 
@@ -93,10 +93,10 @@ def token_losses(
 
     Args:
         model: a causal language model in evaluation mode.
-        head: what `find_head(model)` returned.
+        head: the result of `find_head(model)`.
         ids: int64 (B, L), windows of one length.
-        first_target: index within the window of the first token scored, at least 1.
-        positions_per_chunk: number of positions turned into logits at a time.
+        first_target: index within the window of the first scored token, at least 1.
+        positions_per_chunk: number of positions whose logits are computed at a time.
 
     Returns:
         float32 (B, L − first_target) on the CPU: −ln p of tokens first_target … L−1, in nats.
@@ -125,7 +125,7 @@ def _probe(model: "PreTrainedModel") -> tuple[Tensor, Tensor]:
 
 
 def _is_causal(model: "PreTrainedModel", ids: Tensor, hidden: Tensor) -> bool:
-    """Return whether a changed last token leaves what came before it as it was."""
+    """Return whether a change of the last token leaves the hidden states before it unchanged."""
     changed = ids.clone()
     changed[:, -1] = ids[:, 0]
     other = last_hidden(base_model_of(model), changed)
@@ -134,8 +134,8 @@ def _is_causal(model: "PreTrainedModel", ids: Tensor, hidden: Tensor) -> bool:
 
 def _matching_head(model: "PreTrainedModel", ids: Tensor, hidden: Tensor) -> Head:
     logits = getattr(model(input_ids=ids, use_cache=False), "logits", None)
-    head = _OwnHead(model, ids.flip(1))  # other ids than the model's: what reads them is found out
-    with contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError):  # a head that wants more than those
+    head = _OwnHead(model, ids.flip(1))  # different ids, so that a head that depends on them fails
+    with contextlib.suppress(RuntimeError, ValueError, TypeError, AttributeError):  # the head has further inputs
         ours = head(hidden[0])
         if (
             logits is not None
@@ -150,9 +150,9 @@ def _matching_head(model: "PreTrainedModel", ids: Tensor, hidden: Tensor) -> Hea
 
 
 class _OwnHead:
-    """What a model makes of its base model's last hidden states: its own forward, with others in their place.
+    """A model's head as a function: runs the model's own forward with given last hidden states of its base model.
 
-    So every head counts as it is: one matrix or a small network, with scaled or capped logits.
+    So it works for every kind of head: one matrix or a small network, with scaled or capped logits.
 
     Args:
         model: a model with a head.
@@ -162,7 +162,7 @@ class _OwnHead:
     def __init__(self, model: "PreTrainedModel", ids: Tensor) -> None:
         self.model = model
         self.ids = ids
-        self.core = core_of(model)  # some models with a head call this part of their base model
+        self.core = core_of(model)  # the part of the base model that some models with a head call directly
         self.outputs = self.core(input_ids=ids, use_cache=False)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class _OwnHead:
         outputs = type(self.outputs)(last_hidden_state=hidden.unsqueeze(0))
         core = self.core
         before = vars(core).get("forward")
-        core.forward = lambda *args, **kwargs: outputs  # for this one call
+        core.forward = lambda *args, **kwargs: outputs  # only during this call
         try:
             return self.model(input_ids=self.ids, use_cache=False).logits[0]
         finally:

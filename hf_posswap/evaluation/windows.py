@@ -1,13 +1,13 @@
-"""Which stretches of a text are read, and which of their tokens are scored, at each length.
+"""Chooses, for each length, the windows of a text that are read and the tokens in them that are scored.
 
-Two protocols, because either alone misleads. Splitting a text into windows of the length under test (the ALiBi paper's
-way, 2108.12409 §3) scores every token but gives each less context the shorter the window is, so longer looks better
-even if nothing beyond the train length is used. Scoring **the same target tokens** with ever longer context before
-them isolates what the context is worth: at length L a target sees between L/2 and L − 1 tokens. In both, every length
-sees the same part of the text.
+There are two protocols, because either alone can mislead. "windows" splits a text into windows of the given length (as
+in the ALiBi paper, 2108.12409 §3). It scores every token, but tokens in shorter windows have less context, so longer
+windows look better even if a model uses nothing beyond the train length. "same-targets" scores **the same target
+tokens** with increasing context before them, which isolates the value of the context: at length L a target has between
+L/2 and L − 1 tokens before it. In both protocols every length covers the same part of the text.
 
-A document shorter than a length is read whole at that length: windows never cross documents, and the tokens scored stay
-the same.
+A document shorter than a length is read as a whole at that length: windows never cross documents, and the scored tokens
+stay the same.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,17 +20,17 @@ from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
 Protocol = Literal["windows", "same-targets"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 LEAST_DOCUMENTS = 8
-"""So many documents are read whatever the budget: a mean over fewer says little of the others."""
+"""Minimum number of documents to read, for any budget: a mean over fewer is not representative."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """One stretch of a text that the model reads at once.
+    """A contiguous part of a text that the model reads in one sequence.
 
     Attributes:
-        start: index in the text of the first token read.
-        stop: index after the last token read.
-        first_target: index in the text of the first token scored; all from there to `stop` are.
+        start: index in the text of the first token.
+        stop: index after the last token.
+        first_target: index in the text of the first scored token; all tokens from there to `stop` are scored.
     """
 
     start: int
@@ -56,12 +56,12 @@ def plan_documents(
     Args:
         protocol: "windows" or "same-targets".
         document_tokens: number of tokens of each document.
-        lengths: window lengths, in tokens; a document shorter than one is read whole there.
-        budget: about how many tokens the model may read for each length, all documents together. Where they have more,
-            some are read, evenly spread over all of them.
+        lengths: window lengths in tokens; a document shorter than a length is one window.
+        budget: approximate number of tokens to read for each length, over all documents. If they have more, a sample of
+            documents is read, evenly spread over all of them.
 
     Returns:
-        For each length the places of the documents that are read, each with its windows.
+        For each length, the indices of the documents to read, each with its windows.
 
     Raises:
         EvaluationError: see `plan`.
@@ -74,13 +74,13 @@ def plan_documents(
 
 
 def share_out(document_tokens: Sequence[int], longest: int, budget: int, around: int = 0) -> tuple[list[int], int]:
-    """Return the places of the documents to read, and the budget of each.
+    """Return the indices of the documents to read, and the budget for each.
 
     Args:
         document_tokens: number of tokens of each document, without special tokens.
         longest: the longest length.
-        budget: tokens to read, all documents together.
-        around: special tokens around each window. Documents with fewer than two tokens besides are left out.
+        budget: tokens to read, over all documents.
+        around: number of special tokens around each window. Documents with fewer than two other tokens are left out.
 
     Raises:
         EvaluationError: a budget below 1.
@@ -104,7 +104,7 @@ def share_out(document_tokens: Sequence[int], longest: int, budget: int, around:
 
 
 def _plan_document(protocol: Protocol, tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
-    """Choose the windows of one document; one that is shorter than the longest length is read from end to end."""
+    """Choose the windows of one document; a document shorter than the longest length is read completely."""
     if tokens >= lengths[-1]:
         return plan(protocol, tokens, lengths, budget)
     found = {length: min(length, tokens) for length in lengths}
@@ -115,7 +115,7 @@ def _plan_document(protocol: Protocol, tokens: int, lengths: Sequence[int], budg
 
 
 def _cut_whole(tokens: int, size: int) -> list[Window]:
-    """Cut a document into windows of `size`, the last of which may be shorter, but has something to predict."""
+    """Cut a document into windows of `size`; the last may be shorter, but has at least two tokens."""
     starts = range(0, tokens - 1, size)
     return [Window(start, min(start + size, tokens), start + 1) for start in starts]
 
@@ -127,11 +127,11 @@ def plan(protocol: Protocol, text_tokens: int, lengths: Sequence[int], budget: i
         protocol: "windows" or "same-targets".
         text_tokens: number of tokens of the text.
         lengths: window lengths, in tokens.
-        budget: about how many tokens the model may read for each length; at least one window of the longest length is
+        budget: approximate number of tokens to read for each length; at least one window of the longest length is
             always read.
 
     Raises:
-        EvaluationError: an unknown protocol, a length below 2, or no length at all.
+        EvaluationError: an unknown protocol, a length below 2, or no length.
         TextTooShortError: the text has fewer tokens than the longest length.
     """
     if protocol not in PROTOCOLS:
@@ -154,7 +154,7 @@ def check_lengths(lengths: Sequence[int]) -> list[int]:
     """Return `lengths` sorted and without repetitions.
 
     Raises:
-        EvaluationError: there is none, or one is below 2 (a window of one token has nothing to predict).
+        EvaluationError: there is no length, or one below 2 (a window of one token has no target).
     """
     if not isinstance(lengths, Iterable):
         raise EvaluationError(f"lengths is {lengths!r}. Give a list of numbers of tokens, such as [256].")
@@ -184,10 +184,10 @@ def _plan_windows(text_tokens: int, lengths: Sequence[int], budget: int) -> dict
 
 
 def _plan_same_targets(text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
-    """Score the second half of each of some regions, evenly spread over the text, at every length.
+    """Choose regions, evenly spread over the text, and score the second half of each at every length.
 
     At length L the targets are split into blocks of L/2 tokens, each read with the tokens before it, so that a target
-    sees between L/2 and L − 1 tokens. At the longest length one window holds a whole region.
+    has between L/2 and L − 1 tokens of context. At the longest length one window holds a whole region.
     """
     longest = lengths[-1]
     targets = longest // 2

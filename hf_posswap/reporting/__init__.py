@@ -1,5 +1,5 @@
-"""Writing results down: tables, files and figures, every figure drawn from the files alone.
+"""Reports: figures as images and as an HTML page, drawn from result files only.
 
-On its way to a reader a result goes through four descriptions: rows of a file (`results`), points (`points`), a figure
-(`figures`, made in a file for each kind), and then either an image (`images`) or a place in the page (`page`).
+A result passes through four representations: rows of a file (`hf_posswap.results`), points (`results.points`), a figure
+(`figures`, made in one module for each kind), and then either an image (`images`) or a part of the page (`page`).
 """

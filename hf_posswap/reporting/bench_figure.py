@@ -1,4 +1,4 @@
-"""Speed and memory by scheme, as ratios to the unswapped model of the same run: bars by length, a panel a mode."""
+"""Time and memory by scheme, as ratios to the unswapped model of the same run: bars by length, one panel per mode."""
 
 from collections.abc import Sequence
 
@@ -25,16 +25,16 @@ MEASURES = {
 }
 HEADINGS = {"time": "Time", "memory": "Peak memory"}
 DENSE, COMPARED_WITH = "dense-eager", "sdpa"
-"""A bias held as a tensor and added in eager attention is measured against the stock model with sdpa: same figure."""
+"""The dense bias in eager attention is compared with the stock model in sdpa, and so is drawn in the sdpa figure."""
 DENSE_WORDS = "the same bias held as heads × length × length and added in eager attention"
 Setting = tuple[str, str, str]
 Lines = dict[tuple[str, bool], list[Point]]
-"""Points by scheme, and whether they are of the dense bias."""
+"""Points by scheme and by whether they are of the dense bias."""
 
 
 @draws(BENCH.family)
 def bench_figures(group: Group) -> list[Figure]:
-    """Return a figure of times and one of memory for each device, dtype and backend that was measured."""
+    """Return a figure of time and one of memory for each measured combination of device, dtype and backend."""
     settings = list(dict.fromkeys(_setting(row) for row in group.rows))
     return [
         figure
@@ -75,7 +75,7 @@ def _figure(group: Group, setting: Setting, measure: str, several: bool) -> Figu
 
 
 def _lines(rows: Sequence[Row], value: str, low: str, high: str) -> Lines:
-    """Schemes in their order, those with a dense bias last."""
+    """Return the points of the schemes in their order, with those of the dense bias last."""
     found: Lines = {}
     for dense in (False, True):
         own = [row for row in rows if (row.get("backend") == DENSE) == dense]
@@ -92,7 +92,7 @@ def _measured(lines: Lines) -> bool:
 
 
 def _gaps(lines: dict[str, Lines]) -> list[str]:
-    """What is missing: a mode without any value is one gap, not one for each scheme and length."""
+    """Return the gaps; a mode without any value is one gap, not one for each scheme and length."""
     empty = [mode for mode, own in lines.items() if not _measured(own)]
     sentences = [f"{MODE_TITLES.get(mode, mode)}: not measured." for mode in empty]
     for mode, own in lines.items():

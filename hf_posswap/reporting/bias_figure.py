@@ -1,7 +1,7 @@
-"""What each scheme says about distance: its bias by head and distance, before and after calibration.
+"""The bias of each scheme by head and distance, before and after calibration.
 
-Schemes whose heads all say the same, such as RoPE's rotation, share one panel of lines; every other scheme has a
-figure of its own with a heat map for each stage, one row a head.
+Schemes whose heads all have the same values, such as RoPE's rotation, share one panel of lines. Every other scheme has
+a figure of its own with a heat map for each stage and a row for each head.
 """
 
 import math
@@ -29,9 +29,9 @@ from hf_posswap.results.kinds import BIASES, Row
 from hf_posswap.results.points import by_key, points
 
 WIDEST = 10.0
-"""A bias of ±10 nats hides or shows a key as well as any; colours end there."""
+"""The colour scale ends at ±10 nats: a larger bias makes no visible difference to attention."""
 CLOSEST = 24
-"""Labels below a heat map have at least this share of its width, one over."""
+"""Labels below a heat map are at least 1 / this number of its width apart."""
 BIAS = "bias"
 QUANTITIES = {
     BIAS: "bias, nats",
@@ -41,7 +41,7 @@ QUANTITIES = {
 
 @draws(BIASES.family)
 def bias_figures(group: Group) -> list[Figure]:
-    """Return the figure of lines, if a scheme's heads are alike, and a figure of heat maps for each other scheme."""
+    """Return the figure of lines for schemes whose heads agree, and a figure of heat maps for each other scheme."""
     silent = silences(group)
     lines: list[Row] = []
     maps: dict[str, list[Row]] = {}
@@ -58,7 +58,7 @@ def bias_figures(group: Group) -> list[Figure]:
 
 
 def silences(group: Group) -> dict[tuple[str, str], str]:
-    """Return why there is nothing to draw, for each scheme and stage of which there is nothing."""
+    """Return the schemes and stages without anything to draw, each with the reason."""
     return {place: reason for place, rows in _said(group).items() if (reason := _silence(rows))}
 
 
@@ -72,7 +72,7 @@ def _said(group: Group) -> dict[tuple[str, str], list[Row]]:
 
 
 def _with_gaps(figures: Sequence[Figure], silent: Mapping[tuple[str, str], str]) -> list[Figure]:
-    """Say what there is nothing to draw of: in the scheme's own figure, or in the first one if it has none."""
+    """Add the reasons of `silences` as gaps: to the scheme's own figure, or to the first one if it has none."""
     result = []
     for place, figure in enumerate(figures):
         own = [
@@ -85,7 +85,7 @@ def _with_gaps(figures: Sequence[Figure], silent: Mapping[tuple[str, str], str])
 
 
 def _silence(rows: Sequence[Row]) -> str:
-    """Why there is nothing to draw of a scheme in one stage, if there is nothing."""
+    """Return why a scheme in one stage has nothing to draw; empty if it has something."""
     placed = [row for row in rows if row["distance"] is not None]
     if not placed:
         return one_line(next((row["note"] for row in rows if row["note"]), "nothing by distance"))
@@ -160,20 +160,20 @@ def _heat_figure(group: Group, key: str, rows: Sequence[Row]) -> Figure:
 
 
 def _alike(rows: Sequence[Row], stages: Sequence[str]) -> str:
-    """Say in which stages a row stands for a head of every layer."""
+    """Return a sentence with the stages in which a row stands for a head of every layer."""
     alike = [stage for stage in stages if all(row.get("layer") is None for row in rows if row["stage"] == stage)]
     where = "" if alike == list(stages) else f" where it is {' or '.join(alike)}"
     return f" All layers say the same{where}, so each head stands once." if alike else ""
 
 
 def _notes(rows: Sequence[Row]) -> str:
-    """What the rows say of themselves, such as at which query a bias was taken."""
+    """Return the notes of the rows, such as the query for which a bias was computed."""
     notes = dict.fromkeys(row["note"] for row in rows if row["note"] and row["value"] is not None)
     return "".join(f" Taken {one_line(note)}." for note in notes)
 
 
 def _rounded_up(value: float) -> float:
-    """The next of 1, 2, 5, 10, …, so that the ends of the colours are round numbers."""
+    """Return the next number of 1, 2, 5, 10, …, so that the colour scale ends at round numbers."""
     if value <= 0:
         return 0.0
     size = 10.0 ** math.floor(math.log10(value))
@@ -216,7 +216,7 @@ def _head_name(head: tuple[int, int]) -> str:
 
 
 def _distance_ticks(distances: Iterable[float]) -> list[float]:
-    """0, and powers of two to either side, as far as the distances go."""
+    """Return 0 and the powers of two on both sides, up to the largest distances."""
     known = sorted(distances)
     powers = [2.0**n for n in range(20)]
     ticks = [-p for p in reversed(powers) if known[0] <= -p] + [0.0] + [p for p in powers if p <= known[-1]]
@@ -227,7 +227,7 @@ def _distance_ticks(distances: Iterable[float]) -> list[float]:
 
 
 def _apart(ticks: Sequence[float], columns: Mapping[float, int]) -> list[float]:
-    """Leave out ticks that stand too close to the one before for both to be read; 0 always stays."""
+    """Remove ticks that are too close to the previous one to be readable; 0 is always kept."""
     least = len(columns) / CLOSEST
     kept: list[float] = []
     for tick in sorted(ticks, key=abs):

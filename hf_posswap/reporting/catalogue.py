@@ -1,4 +1,4 @@
-"""The figures of a folder of results, model by model. Those of a family are made in a file named after them."""
+"""The figures of a folder of results, model by model. Each family's figures are made in a module of their own."""
 
 import importlib
 import itertools
@@ -17,7 +17,7 @@ for _module in pkgutil.iter_modules(hf_posswap.reporting.__path__):
 
 
 def all_figures(results: Results) -> list[tuple[str, list[Figure]]]:
-    """Return the figures of each model, with names that occur once."""
+    """Return the figures of each model, with unique names."""
     taken: set[str] = set()
     chapters = []
     for model in results.models():
@@ -33,7 +33,7 @@ def all_figures(results: Results) -> list[tuple[str, list[Figure]]]:
 
 
 def undrawn(results: Results) -> list[str]:
-    """Return what there is no figure of, and why: biases that say nothing by distance, measurements of gaps alone."""
+    """Return the results without a figure, with reasons: schemes without a bias by distance, and gaps only."""
     silent = [
         f"{group.model}: {scheme}, {stage}: {reason}."
         for group in results.groups
@@ -50,16 +50,16 @@ def undrawn(results: Results) -> list[str]:
 
 
 def _unmeasured(group: Group) -> bool:
-    """Return whether a measurement consists of gaps alone, each with its reason.
+    """Return whether a measurement has gaps only, each with its reason.
 
-    Of biases there may be nothing by distance though they were measured: `silences` says why.
+    Biases are excluded: they may have no value by distance although they were measured, see `silences`.
     """
     gaps = (row["note"] and all(row[name] is None for name in group.kind.measured) for row in group.rows)
     return group.kind != BIASES and bool(group.rows) and all(gaps)
 
 
 def _named_once(figure: Figure, taken: set[str]) -> Figure:
-    """Number a figure whose name another one has."""
+    """Return the figure with a number added to its name if another figure has the same name."""
     names = (figure.name if count == 1 else f"{figure.name}-{count}" for count in itertools.count(1))
     name = next(name for name in names if name not in taken)
     taken.add(name)

@@ -1,8 +1,8 @@
-"""One look for each positional scheme in every figure: colours that colour-blind readers can tell apart, and markers.
+"""The colour, marker and line of each positional scheme, the same in every figure and safe for colour-blind readers.
 
-The first six colours are those of Okabe and Ito (2008). The others were chosen to stay apart from them and from each
-other, as seen with full, protan and deutan vision, and to show on white and on the dark page. A variant of a scheme,
-such as rope:yarn, keeps its scheme's colour and changes its line.
+The first six colours are those of Okabe and Ito (2008). The others were chosen to differ from them and from each other
+with full, protan and deutan vision, and to be visible on white and on the dark page. A variant of a scheme, such as
+rope:yarn, has its scheme's colour and another line.
 """
 
 import zlib
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from hf_posswap.results.kinds import CONTROL, STOCK
 
 INK = "#000000"
-"""Of the stock model and its control: whatever the text is written in, so white on a dark page."""
+"""Colour of the stock model and its control: that of the text, so white on a dark page."""
 
 _MUTED = ("#882255", "#117733", "#44AA99", "#AA4499", "#999933", "#CC6677", "#88CCEE")
-"""Paul Tol's muted scheme, for schemes that are not below."""
+"""Paul Tol's muted colours, for schemes that have no entry below."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _VARIANT_LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 
-# The schemes that are compared most often, so that no two of them share a colour. A scheme that is not here gets one
-# from its name, and needs no entry.
+# The schemes that are compared most often, so that no two of them share a colour. A scheme without an entry gets a
+# colour by a hash of its name.
 _CHOSEN = {
     "rope": ("#0072B2", "o"),
     "alibi": ("#D55E00", "s"),
@@ -36,14 +36,14 @@ _CHOSEN = {
 }
 
 SEQUENTIAL = ("#00204D", "#213D6B", "#555B6C", "#7B7A77", "#A59C74", "#D3C064", "#FFE945")
-"""Cividis, from 0 to 1: even in brightness for every kind of colour vision."""
+"""Cividis, from 0 to 1: uniform in brightness for all kinds of colour vision."""
 DIVERGING = ("#2166AC", "#4393C3", "#92C5DE", "#D1E5F0", "#F7F7F7", "#FDDBC7", "#F4A582", "#D6604D", "#B2182B")
-"""ColorBrewer's blue to red, the middle at 0."""
+"""ColorBrewer's diverging colours from blue to red, with the middle at 0."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a scheme is drawn.
+    """The style in which a scheme is drawn.
 
     Attributes:
         colour: as #RRGGBB.
@@ -67,12 +67,12 @@ def colour_of(scheme: str) -> str:
 
 
 def chosen_colours() -> dict[str, str]:
-    """Return the colours that were chosen by hand, by scheme."""
+    """Return the manually chosen colours, by scheme."""
     return {name: colour for name, (colour, _) in _CHOSEN.items()}
 
 
 def looks(schemes: Sequence[str]) -> dict[str, Look]:
-    """Return how each of the schemes of one figure is drawn; variants of a scheme differ in line and filling."""
+    """Return the style of each scheme of one figure; variants of a scheme differ in line and filling."""
     result: dict[str, Look] = {}
     variants: dict[str, int] = {}
     for scheme in schemes:
@@ -87,7 +87,7 @@ def looks(schemes: Sequence[str]) -> dict[str, Look]:
 
 
 def _base(name: str) -> tuple[str, str]:
-    """Colour and marker of a scheme: chosen by hand, or picked by a hash that is the same in every run."""
+    """Return the colour and marker of a scheme: manually chosen, or by a hash that is the same in every run."""
     if name in (STOCK, CONTROL):
         return INK, "o"
     if name in _CHOSEN:

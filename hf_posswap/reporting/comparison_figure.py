@@ -1,4 +1,4 @@
-"""The figure of a comparison: each scheme at its last stage, a panel for each protocol, and stage by stage."""
+"""The figure of a comparison: each scheme at its last stage in a panel for each protocol, and panels by stage."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +26,7 @@ def draw_comparison(result: ResultFile, path: Path) -> None:
 
 
 def comparison_figure(group: Group) -> Figure:
-    """Return the whole comparison in one figure; `hf-posswap report` has one for each stage instead."""
+    """Return the whole comparison in one figure; `hf-posswap report` makes one figure for each stage instead."""
     last = _last_stages(group)
     rows = [row for row in group.rows if row["stage"] in (STOCK, CONTROL, last.get(row["scheme"]))]
     quantity = quantity_of(group.rows)
@@ -43,7 +43,7 @@ def comparison_figure(group: Group) -> Figure:
 
 
 def _last_stages(group: Group) -> dict[str, str]:
-    """The last stage of each scheme in which anything was measured, or the first one."""
+    """Return the last stage of each scheme that has a value, or its first stage if none has."""
     last: dict[str, str] = {}
     for stage in group.stages():
         for row in group.rows:
@@ -53,7 +53,7 @@ def _last_stages(group: Group) -> dict[str, str]:
 
 
 def _named(panel: LinePanel, last: Mapping[str, str]) -> LinePanel:
-    """Return the panel with the stage in each scheme's label, unless it is only swapped in."""
+    """Return the panel with the stage added to each scheme's label, except the stage "swapped"."""
 
     def named(series: Series) -> Series:
         stage = last.get(series.key, "")

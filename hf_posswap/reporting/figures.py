@@ -1,7 +1,7 @@
-"""What a figure shows, before anything is drawn: the one description from which page and image are both made.
+"""The description of a figure's content, from which both the page and the images are made.
 
-A figure is a row of panels with what a reader needs to judge it: caption, gaps, provenance and the numbers as a table.
-A panel holds lines, bars or a heat map. Nothing here knows matplotlib or plotly.
+A figure is a row of panels with a caption, the gaps, the provenance and the numbers as a table. A panel holds lines,
+bars or a heat map. This module depends neither on matplotlib nor on plotly.
 """
 
 import math
@@ -16,7 +16,7 @@ Scale = Literal["linear", "log", "category"]
 Value = float | None
 """None is a gap."""
 BEYOND_AXIS = 1.5
-"""A guide further out than this many times the end of the axis is pointed at instead of drawn."""
+"""A guide beyond the end of the axis times this factor is not drawn; a pointer shows its direction."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Axis:
     """One axis of a panel.
 
     Attributes:
-        title: what it measures, with its unit.
+        title: the quantity with its unit.
         scale: linear, log, or category (values are then 0, 1, … with `labels`).
-        ticks: where labels stand; empty: chosen when drawn.
+        ticks: values of the labels; empty: chosen when drawn.
         labels: the text of each tick.
     """
 
@@ -41,16 +41,16 @@ class Series:
     """The values of one scheme in a panel of lines or bars.
 
     Attributes:
-        key: the scheme, "stock" or "control": decides the look, and what is toggled together.
-        label: its name in the legend.
-        x: along the axis.
-        y: as many values.
+        key: the scheme, "stock" or "control"; determines the style, and the series that are toggled together.
+        label: name in the legend.
+        x: x values.
+        y: y values, one for each x.
         low: lower ends of the intervals; empty if there are none.
-        high: upper ends.
-        hover: what is said of each point.
-        end: why the line stops before the last point, if it does.
-        hatched: bars of a scheme in a second way, beside those in the first.
-        background: drawn wide and pale below the others, so that a line equal to it shows on top.
+        high: upper ends of the intervals.
+        hover: hover text of each point.
+        end: reason why the line stops before the last point, if it does.
+        hatched: whether bars are hatched, for a second variant of a scheme beside the first.
+        background: whether the line is drawn wide and pale below the others, so that an equal line is visible on it.
     """
 
     key: str
@@ -65,11 +65,11 @@ class Series:
     background: bool = False
 
     def known(self) -> list[int]:
-        """Indices of the points that were measured."""
+        """Indices of the points with a value."""
         return [index for index, value in enumerate(self.y) if value is not None]
 
     def banded_runs(self) -> list[list[int]]:
-        """Runs of neighbouring points that have an interval."""
+        """Runs of adjacent points with an interval, as indices."""
         runs: list[list[int]] = [[]]
         for index in range(len(self.x) if self.low else 0):
             if self.low[index] is None or self.high[index] is None or self.y[index] is None:
@@ -84,9 +84,9 @@ class Guide:
     """A thin line across a panel, at a value of one axis, such as the train length or chance.
 
     Attributes:
-        axis: the axis on which `value` lies.
-        value: where.
-        text: what it is.
+        axis: the axis of `value`.
+        value: the value at which the line is drawn.
+        text: label of the line.
     """
 
     axis: Literal["x", "y"]
@@ -94,7 +94,7 @@ class Guide:
     text: str
 
     def side(self, axis: Axis) -> Literal["inside", "before", "after"]:
-        """Return whether the value lies on the axis or far off one of its ends, where it is only pointed to."""
+        """Return whether the value is inside the axis, or so far before or after it that only a pointer is drawn."""
         if not axis.ticks or self.axis == "y":
             return "inside"
         if self.value > BEYOND_AXIS * axis.ticks[-1]:
@@ -113,7 +113,7 @@ class LinePanel:
     guides: tuple[Guide, ...] = ()
 
     def extent(self) -> list[float]:
-        """Return every value that is drawn: lines, ends of bands, and level guides."""
+        """Return all y values that are drawn: lines, ends of bands, and horizontal guides."""
         values = [value for one in self.series for value in (*one.y, *(() if one.background else one.low + one.high))]
         values += [guide.value for guide in self.guides if guide.axis == "y"]
         return [value for value in values if value is not None]
@@ -135,10 +135,10 @@ class ColourAxis:
     """The meaning of colours in a heat map.
 
     Attributes:
-        title: what they measure, with its unit.
-        colours: from low to high, as #RRGGBB, evenly spread.
+        title: the quantity with its unit.
+        colours: colours from low to high, as #RRGGBB, evenly spaced.
         low: value of the first colour.
-        high: value of the last one; values beyond the ends take the colours at the ends.
+        high: value of the last colour; values beyond the ends have the colour of the end.
     """
 
     title: str
@@ -152,16 +152,16 @@ class HeatPanel:
     """A heat map of one scheme; the first row of `values` is at the top.
 
     Attributes:
-        title: what is shown.
+        title: title of the panel.
         key: the scheme, see `Series.key`.
-        x: a category axis, whose ticks may be a part of the columns.
+        x: a category axis; its ticks may be a subset of the columns.
         y: a category axis.
         columns: name of each column.
         rows: name of each row.
         values: rows of cells; None is a gap.
-        texts: what is written into each cell; empty: nothing.
+        texts: text in each cell; empty: no text.
         colour: the colour axis.
-        rules: rows above which a thin line separates groups.
+        rules: indices of rows with a separating line above them.
     """
 
     title: str
@@ -184,8 +184,8 @@ class Table:
     """The numbers of a figure.
 
     Attributes:
-        columns: headings.
-        rows: cells, as text.
+        columns: column headings.
+        rows: rows of cells, as text.
     """
 
     columns: tuple[str, ...]
@@ -194,15 +194,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the numbers of a figure come from; each a list without repetition.
+    """The origin of a figure's numbers; each attribute is a list without repetition.
 
     Attributes:
-        models: names of the models measured.
+        models: names of the measured models.
         texts: names of the texts, with their numbers of tokens.
-        training: on how much, and how, models were healed.
-        seeds: of everything drawn at random.
-        commands: what was typed.
-        versions: of the packages that decide numbers.
+        training: the amount and the options of healing.
+        seeds: seeds of all random numbers.
+        commands: the command lines.
+        versions: versions of the packages that affect numbers.
         hardware: processors and accelerators.
         files: names of the result files.
     """
@@ -217,7 +217,7 @@ class Provenance:
     files: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Everything but commands and files, as sentences."""
+        """Return everything except commands and files, as sentences."""
         parts = [
             ("Model", self.models),
             ("Text", self.texts),
@@ -234,15 +234,15 @@ class Figure:
     """A figure.
 
     Attributes:
-        name: of its files and of its place in the page: lower-case letters, digits and hyphens.
+        name: name of its files and of its anchor in the page: lower-case letters, digits and hyphens.
         title: one line, with the model's name.
-        heading: the same without it, for where it is said already.
-        variant: what tells this figure from others with the heading, such as the stage.
-        panels: from left to right.
-        caption: how to read it, in sentences.
-        gaps: what is missing, and why; one sentence each.
-        table: its numbers.
-        provenance: where they come from.
+        heading: the title without the model's name, for use below a heading with it.
+        variant: the property that distinguishes this figure from others with the same heading, such as the stage.
+        panels: panels from left to right.
+        caption: explanation of the figure, in sentences.
+        gaps: missing values with reasons, one sentence each.
+        table: the figure's numbers.
+        provenance: the origin of the numbers.
     """
 
     name: str
@@ -256,7 +256,7 @@ class Figure:
     gaps: tuple[str, ...] = field(default=())
 
     def schemes(self) -> list[str]:
-        """Schemes that occur, in order, without repetition."""
+        """Return the figure's schemes, in order and without repetition."""
         found: dict[str, None] = {}
         for panel in self.panels:
             found |= dict.fromkeys([panel.key] if isinstance(panel, HeatPanel) else [s.key for s in panel.series])
@@ -265,11 +265,11 @@ class Figure:
 
 Maker = Callable[["Group"], list[Figure]]
 makers: dict[str, Maker] = {}
-"""What makes the figures of a group, by the group's family."""
+"""Functions that make the figures of a group, by the group's family."""
 
 
 def draws(*families: str) -> Callable[[Maker], Maker]:
-    """Return a decorator that lets a function make the figures of these families of results."""
+    """Return a decorator that registers a function as the maker of figures for these families of results."""
 
     def register(maker: Maker) -> Maker:
         makers.update(dict.fromkeys(families, maker))
@@ -279,13 +279,13 @@ def draws(*families: str) -> Callable[[Maker], Maker]:
 
 
 def numbered_axis(title: str, values: Iterable[float], scale: Scale = "log") -> Axis:
-    """Return an axis with a tick at each of the values."""
+    """Return an axis with a tick at each value."""
     ticks = tuple(sorted(set(values)))
     return Axis(title, scale, ticks, tuple(plain(tick) for tick in ticks))
 
 
 def log_axis(title: str, values: Iterable[Value]) -> Axis:
-    """Return a logarithmic axis for the values, with ticks at round numbers that suit how far they spread."""
+    """Return a logarithmic axis for the values, with ticks at round numbers that suit their range."""
     known = [value for value in values if value is not None and value > 0]
     if not known:
         return Axis(title)
@@ -301,13 +301,13 @@ def log_axis(title: str, values: Iterable[Value]) -> Axis:
 
 
 def common_axis(panels: Sequence[LinePanel]) -> tuple[LinePanel, ...]:
-    """Return the panels with one logarithmic vertical axis, whose ticks suit them all."""
+    """Return the panels with a common logarithmic vertical axis, whose ticks suit all of them."""
     values = [value for panel in panels for value in panel.extent()]
     return tuple(replace(panel, y=log_axis(panel.y.title, values)) for panel in panels)
 
 
 def drawable(panels: Sequence[LinePanel]) -> tuple[LinePanel, ...]:
-    """Return the panels that have any value; all of them if none has."""
+    """Return the panels that have a value; all panels if none has."""
     found = tuple(panel for panel in panels if any(series.known() for series in panel.series))
     return found or tuple(panels)
 
@@ -318,12 +318,12 @@ def category_axis(title: str, labels: Sequence[str]) -> Axis:
 
 
 def plain(value: float) -> str:
-    """Return a length, distance or the like with all its digits."""
+    """Return a length, distance or similar value as text with all digits."""
     return str(int(value)) if float(value).is_integer() else f"{value:g}"
 
 
 def number(value: Value) -> str:
-    """Return a number as a reader wants it: about four digits, thousands marked; a gap as a dash."""
+    """Return a number as text with about four digits and thousands separators; a gap is a dash."""
     if value is None:
         return "—"
     if abs(value) >= 1000:
@@ -332,7 +332,7 @@ def number(value: Value) -> str:
 
 
 def _even_ticks(low: float, high: float) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """About five round numbers at even steps, for an axis that spans little."""
+    """Return about five round numbers at even steps, for an axis with a small range."""
     rough = max(high - low, abs(high) * 1e-3) / 4
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(m * size for m in (1, 2, 5, 10) if m * size >= rough)

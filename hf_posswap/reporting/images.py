@@ -1,6 +1,6 @@
-"""Drawing the description of a figure with matplotlib, as PNG, SVG or PDF for papers.
+"""Draws the description of a figure with matplotlib, as PNG, SVG or PDF.
 
-The same description gives the same bytes: no dates, no random names.
+The files contain no dates and no random names, so the same description gives the same bytes.
 """
 
 import math
@@ -15,7 +15,7 @@ from hf_posswap.reporting.figures import Axis, BarPanel, Figure, Guide, HeatPane
 
 INK, MUTED, GRID = "#222222", "#666666", "#E4E4E4"
 SETTINGS = {
-    "text.parse_math": False,  # names come from files, and a $ in one is a $
+    "text.parse_math": False,  # names come from files, so a $ is not math markup
     "svg.hashsalt": "hf_posswap",
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
@@ -23,18 +23,18 @@ SETTINGS = {
 DOTS_PER_INCH = 160
 MOST_COMMANDS = 3
 NOTE_HEIGHT = 0.11
-"""Of a line of small print, in inches."""
+"""Height of a line of small print, in inches."""
 MOST_MARKED = 60
-"""Lines of more points than this are thin and have no markers."""
+"""Lines with more points than this are thin and have no markers."""
 
 
 def draw(figure: Figure, path: Path, styles: Mapping[str, Look] | None = None) -> None:
     """Draw a figure into a file; the suffix decides the format (PNG, SVG, PDF).
 
     Args:
-        figure: what to draw.
+        figure: the figure.
         path: the file to write.
-        styles: how each scheme is drawn, if more than this figure's schemes are to differ. None: `looks` of its own.
+        styles: style of each scheme, to distinguish schemes across several figures. None: `looks` of this figure.
     """
     matplotlib = _matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -72,16 +72,16 @@ def _matplotlib() -> Any:
 
 
 def check_matplotlib() -> None:
-    """Do nothing if matplotlib is installed.
+    """Check that matplotlib is installed.
 
     Raises:
-        MissingPackageError: it is not.
+        MissingPackageError: it is not installed.
     """
     _matplotlib()
 
 
 def _grid(panels: Sequence[Panel]) -> tuple[int, int]:
-    """Rows and columns that fill a sheet evenly."""
+    """Return numbers of rows and columns that fill a sheet evenly."""
     count = max(1, len(panels))
     most = 4 if isinstance(panels[0] if panels else None, HeatPanel) and _small(panels) else 3
     rows = -(-count // most)
@@ -89,12 +89,12 @@ def _grid(panels: Sequence[Panel]) -> tuple[int, int]:
 
 
 def _small(panels: Sequence[Panel]) -> bool:
-    """Whether heat maps are of few cells."""
+    """Return whether the panels are heat maps with few cells."""
     return all(len(panel.values) <= 16 for panel in panels if isinstance(panel, HeatPanel))
 
 
 def _size(panels: Sequence[Panel], rows: int, columns: int) -> tuple[float, float]:
-    """Width and height of the sheet in inches."""
+    """Return width and height of the sheet in inches."""
     if panels and isinstance(panels[0], HeatPanel):
         tallest = max(len(panel.values) for panel in panels if isinstance(panel, HeatPanel))
         wide = 2.9 if _small(panels) else 4.4
@@ -105,13 +105,13 @@ def _size(panels: Sequence[Panel], rows: int, columns: int) -> tuple[float, floa
 
 
 def _same_scale(panels: Sequence[Panel]) -> Any:
-    """Panels of lines or bars that measure the same share their vertical axis within a row."""
+    """Return matplotlib's `sharey`: panels of lines or bars of one quantity share their vertical axis within a row."""
     titles = {panel.y.title for panel in panels if not isinstance(panel, HeatPanel)}
     return "row" if len(titles) == 1 and not any(isinstance(panel, HeatPanel) for panel in panels) else False
 
 
 def _finish(sheet: Any, figure: Figure, places: Sequence[Any], width: float) -> None:
-    """Add the legend or colour bar, the title and what travels with the image."""
+    """Add the legend or colour bar, and the title."""
     if figure.panels and isinstance(figure.panels[0], HeatPanel):
         images = [place.images[0] for place in places if place.images]
         bar = sheet.colorbar(images[0], ax=list(places), shrink=0.85, pad=0.015, aspect=28)
@@ -132,7 +132,7 @@ def _finish(sheet: Any, figure: Figure, places: Sequence[Any], width: float) -> 
 
 
 def _notes(figure: Figure, width: float) -> str:
-    """What travels with the image: gaps, where the numbers come from, and the first commands."""
+    """Return the small print of an image: gaps, the origin of the numbers, and the first commands."""
     commands = [f"$ {line}" for line in figure.provenance.commands]
     if len(commands) > MOST_COMMANDS:
         more = len(commands) - MOST_COMMANDS + 1
@@ -176,7 +176,7 @@ def _set_axis(place: Any, axis: Axis, which: str) -> None:
     if axis.ticks:
         names = dict(zip(axis.ticks, axis.labels, strict=True))
         target.set_ticks(list(names))
-        # By value: a panel that shares its axis with another may have ticks that are not its own.
+        # Label ticks by value: a panel that shares its axis may have ticks of another panel.
         target.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, f"{value:g}")))
     if axis.scale == "category" and axis.ticks:
         getattr(place, f"set_{which}lim")(axis.ticks[0] - 0.5, axis.ticks[-1] + 0.5)
@@ -184,10 +184,10 @@ def _set_axis(place: Any, axis: Axis, which: str) -> None:
 
 
 def _draw_lines(place: Any, panel: LinePanel, styles: Mapping[str, Look]) -> None:
-    """Draw lines with intervals; each further line is thinner, so that lines on top of one another all show."""
+    """Draw lines with intervals; each further line is thinner, so that lines at the same place are all visible."""
     foreground = [series for series in panel.series if not series.background]
     for series in panel.series:
-        # A gap breaks a line, except between stages: a scheme without parameters has nothing to calibrate.
+        # A gap breaks a line, except between stages: a scheme without parameters has no calibrated stage.
         shown = series.known() if panel.x.scale == "category" else range(len(series.x))
         x = [series.x[i] for i in shown]
         y = [math.nan if series.y[i] is None else series.y[i] for i in shown]
@@ -253,13 +253,13 @@ def _draw_bars(place: Any, panel: BarPanel, styles: Mapping[str, Look]) -> None:
 
 
 def _reach(series: Series, places: Sequence[int], side: str) -> list[float]:
-    """How far whiskers reach from the value, down or up."""
+    """Return the lengths of whiskers from the value, down or up."""
     ends = series.low if side == "low" else series.high
     return [abs(float(ends[i] or 0.0) - float(series.y[i] or 0.0)) for i in places]
 
 
 def _draw_guide(place: Any, guide: Guide, panel: LinePanel | BarPanel) -> None:
-    """Draw a guide, or point to where it lies outside of the axis."""
+    """Draw a guide, or a pointer in its direction if it is far outside the axis."""
     dashes = {"color": MUTED, "linewidth": 1.1, "linestyle": (0, (4, 3)), "zorder": 1}
     note: dict[str, Any] = {"fontsize": 7.5, "color": MUTED, "textcoords": "offset points"}
     if guide.axis == "y":

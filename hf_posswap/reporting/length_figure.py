@@ -1,4 +1,4 @@
-"""What a model is measured by against length: a panel a protocol, a line a scheme, a figure for each stage."""
+"""Perplexity or agreement by length: a panel for each protocol, a line for each scheme, a figure for each stage."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,12 +33,12 @@ def stage_and_length_figures(group: Group) -> list[Figure]:
 
 
 def length_figures(group: Group) -> list[Figure]:
-    """Return a figure for each stage that was measured; each with the stock model and its control."""
+    """Return a figure for each measured stage, each with the stock model and its control."""
     return [length_figure(group, stage) for stage in group.stages() or [""]]
 
 
 def length_figure(group: Group, stage: str) -> Figure:
-    """Return the figure of one stage; an empty one stands for the stock model alone."""
+    """Return the figure of one stage; with an empty `stage`, of the stock model alone."""
     rows = group.of_stage(stage) if stage else list(group.rows)
     figure = figure_of_rows(group, rows, "")
     return replace(
@@ -50,7 +50,7 @@ def length_figure(group: Group, stage: str) -> Figure:
 
 
 def figure_of_rows(group: Group, rows: Sequence[Row], title: str) -> Figure:
-    """Return the figure of some of a group's rows, which hold at most one stage of each scheme."""
+    """Return the figure of some rows of a group, with at most one stage of each scheme."""
     quantity = quantity_of(rows)
     protocols = [name for name in PROTOCOL_TITLES if any(row["protocol"] == name for row in rows)]
     protocols += sorted({row["protocol"] for row in rows} - set(protocols))
@@ -93,7 +93,7 @@ def lines_of(rows: Sequence[Row], value: str, low: str = "", high: str = "", x: 
 
 
 def train_length_guide(train_length: int | None) -> tuple[Guide, ...]:
-    """Return the mark of the train length, if it is known."""
+    """Return a guide at the train length, if it is known."""
     return () if train_length is None else (Guide("x", train_length, f"train length {train_length}"),)
 
 
@@ -110,7 +110,7 @@ def _panel(
 
 
 def _table(lines: Mapping[str, Lines], quantity: Quantity) -> Table:
-    """What is shown by protocol, scheme and length."""
+    """Return the values by protocol, scheme and length."""
     lengths = sorted({point.x for own in lines.values() for line in own.values() for point in line})
     rows = []
     for protocol, own in lines.items():

@@ -1,4 +1,4 @@
-"""From points to what figures show: lines, intervals in words, and what is missing."""
+"""Turns points into the content of figures: lines, intervals as text, and sentences on gaps."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ SEVERAL_SEEDS = (
 
 
 def exponential(value: Value) -> Value:
-    """Return e to the value, a loss in nats as perplexity; None if it is none or too big for a float."""
+    """Return exp(value), the perplexity of a loss in nats; None if the value is None or the result overflows."""
     if value is None:
         return None
     try:
@@ -31,12 +31,12 @@ def interval(value: Value, low: Value, high: Value) -> str:
 
 
 def in_order(low: Value, high: Value) -> tuple[Value, Value]:
-    """Return the ends of an interval, the lower one first: where less loss is more, they change places."""
+    """Return the ends of an interval in ascending order; a decreasing transform of the loss exchanges them."""
     return (high, low) if low is not None and high is not None and low > high else (low, high)
 
 
 def ending(line: Sequence[Point]) -> str:
-    """Return why a line stops before its last place, or nothing if it does not."""
+    """Return why a line stops before its last x value; empty if it does not."""
     known = [index for index, point in enumerate(line) if point.y is not None]
     if not known or known[-1] == len(line) - 1:
         return ""
@@ -44,11 +44,11 @@ def ending(line: Sequence[Point]) -> str:
 
 
 def gap_sentences(lines: Iterable[tuple[str, Sequence[Point]]], place: str = "length") -> list[str]:
-    """Say which places each scheme lacks, and why; once for all with the same reason.
+    """Return sentences on the x values that each scheme lacks; one sentence for each reason.
 
     Args:
-        lines: a scheme's label and its points.
-        place: what x is.
+        lines: pairs of a scheme's label and its points.
+        place: the name of x.
     """
     found: dict[tuple[str, str], dict[float, None]] = {}
     for label, line in lines:
@@ -65,7 +65,7 @@ def gap_sentences(lines: Iterable[tuple[str, Sequence[Point]]], place: str = "le
 
 
 def one_line(text: str, limit: int = 160) -> str:
-    """Return the first line of a text, cut where it gets long."""
+    """Return the first line of a text, cut to at most `limit` characters."""
     first = (text.splitlines() or [""])[0].rstrip(".")
     return first if len(first) <= limit else first[: limit - 1] + "…"
 
@@ -76,13 +76,13 @@ def line_series(
     hover: Callable[[Point], str],
     shown: Callable[[Value], Value] = lambda value: value,
 ) -> Series:
-    """Return a scheme's points as a line; the stock model's lies in the background.
+    """Return a scheme's points as a line; the stock model's line is a background line.
 
     Args:
         key: the scheme's key, which is also its label.
         line: the points.
-        hover: says a point in words.
-        shown: turns what was measured into what is drawn, such as a loss into a perplexity.
+        hover: function that returns a point's hover text.
+        shown: function from a measured value to the drawn one, such as from a loss to a perplexity.
     """
     ends = [in_order(shown(point.low), shown(point.high)) for point in line]
     return Series(
@@ -99,7 +99,7 @@ def line_series(
 
 
 def labelled_if_equal(series: Sequence[Series]) -> tuple[Series, ...]:
-    """Return the series with those that cover an earlier one saying so in their label."""
+    """Return the series; the label of a series that covers an earlier, equal one says so."""
     seen: dict[tuple[tuple[float, str], ...], str] = {}
     result = []
     for one in series:
@@ -110,5 +110,5 @@ def labelled_if_equal(series: Sequence[Series]) -> tuple[Series, ...]:
 
 
 def any_several_seeds(lines: Iterable[Sequence[Point]]) -> bool:
-    """Return whether any point stands for more than one seed."""
+    """Return whether any point is a mean over more than one seed."""
     return any(point.seeds > 1 for line in lines for point in line)

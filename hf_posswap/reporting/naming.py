@@ -6,7 +6,7 @@ from pathlib import PurePath
 from hf_posswap.results.groups import Group
 
 STAGE_WORDS = {"swapped": "swapped in, untrained", "calibrated": "calibrated", "healed": "healed"}
-"""A stage as it is said of the schemes of a figure."""
+"""Wording of each stage in titles."""
 PROTOCOL_TITLES = {
     "windows": "Non-overlapping windows",
     "same-targets": "Same target tokens, ever longer context",
@@ -21,14 +21,14 @@ def slug(*parts: str) -> str:
 
 
 def model_name(group: Group) -> str:
-    """Return the group's model as titles say it: the last part of a path, with its texts if others share the model."""
+    """Return the group's model for titles: the last part of its path, with the texts if other groups have the model."""
     name = PurePath(group.model).name if group.model.startswith(("/", ".")) else group.model
     apart = " ".join(filter(None, (name, told_apart(group))))
     return apart or "the model"
 
 
 def told_apart(group: Group) -> str:
-    """Return what tells a group from others of its family and model: its texts, or its first file; nothing if alone."""
+    """Return what distinguishes a group from others of its family and model: texts or first file; empty if alone."""
     if group.apart_by == "nothing":
         return ""
     texts = dict.fromkeys(str(text.get("name", "?")) for file in group.files for text in file.texts)
@@ -38,10 +38,10 @@ def told_apart(group: Group) -> str:
 
 
 def variant(group: Group, stage: str) -> str:
-    """Return what tells a group's figure in one stage from others with its heading."""
+    """Return what distinguishes a group's figure of one stage from others with the same heading."""
     return ", ".join(filter(None, (stage, told_apart(group))))
 
 
 def staged(title: str, stage: str) -> str:
-    """Return a title that says what was done to the schemes."""
+    """Return the title with the wording of the stage."""
     return f"{title}, schemes {STAGE_WORDS.get(stage, stage)}" if stage else title

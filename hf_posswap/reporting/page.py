@@ -1,7 +1,7 @@
-"""The report as one HTML page that needs no network: figures drawn by plotly.js inside it, and a table under each.
+"""The report as one HTML page that works offline: plotly.js, which it contains, draws the figures; each has a table.
 
-Everything that comes from files is escaped where it is put into HTML, and again for plotly (`plotly_figures`). A
-content security policy admits only the page's own scripts, by their hashes, and no connections.
+All values from files are escaped for HTML, and again for plotly (`plotly_figures`). A content security policy allows
+only the page's own scripts, by their hashes, and no connections.
 """
 
 import base64
@@ -58,9 +58,9 @@ def render_page(results: Results, chapters: Chapters, styles: Mapping[str, Look]
     """Return the page. The same results give the same text.
 
     Args:
-        results: what was read.
-        chapters: each model with its figures; names of figures occur once.
-        styles: how each scheme is drawn, the same in every figure.
+        results: the results of the folder.
+        chapters: each model with its figures, whose names are unique.
+        styles: style of each scheme, the same in every figure.
 
     Raises:
         MissingPackageError: plotly is not installed.
@@ -96,7 +96,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(*scripts: str) -> str:
-    """Only these scripts, and nothing from anywhere else; plotly sets styles and makes images of its own drawings."""
+    """Return a policy that allows these scripts, and the inline styles and generated images that plotly needs."""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -105,7 +105,7 @@ def _policy(*scripts: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in, whatever the texts in it are."""
+    """Return JSON in which no text can end the surrounding script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -129,7 +129,7 @@ def _top(results: Results, chapters: Chapters) -> str:
 
 
 def _contents(model: str, figures: Sequence[Figure]) -> str:
-    """Links to a model's figures; those with one heading share a line."""
+    """Return links to a model's figures; figures with the same heading share a line."""
     lines: dict[str, list[Figure]] = {}
     for figure in figures:
         lines.setdefault(figure.heading, []).append(figure)
@@ -157,7 +157,7 @@ def _scheme_bar(keys: Sequence[str], styles: Mapping[str, Look]) -> str:
 
 
 def _sample(look: Look) -> str:
-    """A short piece of a scheme's line with its marker."""
+    """Return an SVG sample of a scheme's line with its marker."""
     colour = "currentColor" if look.colour == INK else look.colour
     dash = _DASH_ARRAYS.get(look.line, "8 2 2 2 2 2") if isinstance(look.line, str) else "8 2 2 2 2 2"
     dashes = "" if look.line == "-" else f' stroke-dasharray="{dash}"'
@@ -195,7 +195,7 @@ def _headline(figure: Figure) -> str:
 
 
 def _shape(panels: Sequence[Panel]) -> str:
-    """How wide panels want to be."""
+    """Return the CSS class for the width of the panels."""
     if not all(isinstance(panel, HeatPanel) for panel in panels):
         return " three" if len(panels) % 3 == 0 else ""
     return " tall" if any(len(panel.columns) > 12 for panel in panels if isinstance(panel, HeatPanel)) else " maps"
@@ -210,7 +210,7 @@ def _panel(figure: Figure, number: int, panel: Panel) -> str:
 
 
 def _tools(figure: Figure) -> str:
-    """Switches for the axes that are logarithmic."""
+    """Return switches for the logarithmic axes."""
     found = [
         name
         for name in ("x", "y")

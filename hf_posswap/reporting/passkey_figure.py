@@ -1,6 +1,6 @@
-"""Passkey retrieval: the share found, by the depth of the passkey and the length of the text; a panel a scheme.
+"""Passkey retrieval: the share found by depth of the passkey and length of the text, with a panel for each scheme.
 
-Where the log-probability of the right keys was measured, a second figure shows it by length, a line a scheme.
+If the log-probability of the right keys was measured, a second figure shows it by length, with a line for each scheme.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ COLOURS = ColourAxis("share found", SEQUENTIAL, 0.0, 1.0)
 
 @draws(PASSKEY.family)
 def passkey_figures(group: Group) -> list[Figure]:
-    """Return the figures of each stage that was measured; each with the stock model and its control."""
+    """Return the figures of each measured stage, each with the stock model and its control."""
     made = [make(group, stage) for stage in group.stages() or [""] for make in (_figure, _log_probability)]
     return [figure for figure in made if figure is not None]
 
@@ -58,14 +58,14 @@ def _figure(group: Group, stage: str) -> Figure:
 
 
 def _log_probability(group: Group, stage: str) -> Figure | None:
-    """Return the figure of the right keys' log-probability; None if no row has it, as those of old files."""
+    """Return the figure of the right keys' log-probability; None if no row has it, as in old files."""
     rows = group.of_stage(stage) if stage else list(group.rows)
     known = [row for row in rows if row.get(LOG_PROBABILITY) is not None]
     if not known:
         return None
     lines = {key: points(own, LOG_PROBABILITY) for key, own in by_key(known).items()}
     lengths = sorted({row["length"] for row in known})
-    # What lies between depths is said of each point: as bands, those of several schemes would cover one another.
+    # The range over depths is in the hover text: as bands, those of several schemes would cover each other.
     series = labelled_if_equal(
         [replace(line_series(key, line, _hover), low=(), high=()) for key, line in lines.items()]
     )
@@ -106,7 +106,7 @@ def _trials(rows: Sequence[Row]) -> str:
 
 
 def _share(rows: Sequence[Row], length: float, depth: float) -> Value:
-    """Share found over all seeds, weighted by trials."""
+    """Return the share found over all seeds, weighted by trials."""
     cells = [row for row in rows if (row["length"], row["depth"]) == (length, depth) and row["correct"] is not None]
     weights = [row.get("trials") or 1 for row in cells]
     total = sum(weights)
@@ -129,7 +129,7 @@ def _panel(key: str, rows: Sequence[Row], lengths: Sequence[float], depths: Sequ
 
 
 def _gaps(rows: Sequence[Row]) -> list[str]:
-    """A length that a scheme cannot read is one gap, not one for each depth."""
+    """Return the gaps; a length that a scheme cannot read is one gap, not one for each depth."""
     return gap_sentences(
         (key, [point for point in points(own, "correct") if point.y is None]) for key, own in by_key(rows).items()
     )

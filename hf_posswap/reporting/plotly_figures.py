@@ -1,7 +1,7 @@
-"""The description of a figure as what plotly.js draws: for each panel the traces and the layout, as plain dictionaries.
+"""Converts the description of a figure to plotly.js: for each panel the traces and the layout, as plain dictionaries.
 
-Colours that follow light and dark are written as CSS variables, such as var(--ink), which the page resolves. Whatever
-comes from files is escaped here: plotly reads a part of HTML in every text.
+Colours that depend on the light or dark theme are CSS variables, such as var(--ink), which the page resolves. All
+values from files are escaped here, because plotly interprets some HTML in every text.
 """
 
 import math
@@ -30,11 +30,11 @@ SAID = "%{text}<extra></extra>"
 
 
 def drawings(figure: Figure, styles: Mapping[str, Look]) -> list[Drawing]:
-    """Return what plotly draws for each panel of a figure.
+    """Return plotly's traces and layout for each panel of a figure.
 
     Args:
         figure: the figure.
-        styles: how each scheme is drawn.
+        styles: style of each scheme.
     """
     result = [_drawing(panel, styles) for panel in figure.panels]
     bounds = _common_bounds(figure.panels)
@@ -45,7 +45,7 @@ def drawings(figure: Figure, styles: Mapping[str, Look]) -> list[Drawing]:
 
 
 def _common_bounds(panels: Sequence[Panel]) -> list[float] | None:
-    """The range of the vertical axis that fits all panels of one quantity, as plotly writes it; None for one panel."""
+    """Return plotly's range of a vertical axis that fits all panels of one quantity; None for one panel."""
     lines = [panel for panel in panels if isinstance(panel, LinePanel)]
     if len(lines) < 2 or len(lines) < len(panels) or len({(p.y.title, p.y.scale) for p in lines}) > 1:
         return None
@@ -59,12 +59,12 @@ def _common_bounds(panels: Sequence[Panel]) -> list[float] | None:
 
 
 def escaped(text: str) -> str:
-    """Return a text that plotly shows as it is, whatever tags or entities are in it."""
+    """Return a text escaped so that plotly displays tags and entities in it literally."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def css_colour(colour: str) -> str:
-    """Return a colour, or the page's ink for what is black on white paper."""
+    """Return a colour; black is replaced by the page's text colour."""
     return "var(--ink)" if colour == INK else colour
 
 
@@ -86,7 +86,7 @@ def _drawing(panel: Panel, styles: Mapping[str, Look]) -> Drawing:
     }
     level = [guide.text for guide in panel.guides if guide.axis == "y"]
     if level:
-        layout["margin"] = {"r": 16 + 6 * max(map(len, level))}  # their names stand outside of the axes
+        layout["margin"] = {"r": 16 + 6 * max(map(len, level))}  # room for guides' labels right of the axes
     if isinstance(panel, BarPanel):
         layout |= {"barmode": "group", "bargap": 0.2, "bargroupgap": 0.06}
         layout["yaxis"]["rangemode"] = "tozero"
@@ -107,7 +107,7 @@ def _axis(axis: Axis) -> Drawing:
 
 
 def _lines(panel: LinePanel, styles: Mapping[str, Look]) -> list[Drawing]:
-    """Bands first, then the lines, each thinner than the last, then the marks where lines end."""
+    """Return the traces in drawing order: bands, then lines of decreasing width, then marks at the ends of lines."""
     foreground = [series for series in panel.series if not series.background]
     bands, lines, ends = [], [], []
     for series in panel.series:
@@ -165,7 +165,7 @@ def _said(series: Series) -> list[str]:
 
 
 def _band(series: Series, look: Look) -> Drawing:
-    """The intervals as one trace: a closed outline for each run of neighbours, with gaps between them."""
+    """Return the intervals as one trace: a closed outline for each run of adjacent points, with gaps between runs."""
     x: list[float | None] = []
     y: list[float | None] = []
     for run in series.banded_runs():
@@ -275,7 +275,7 @@ def _heat(panel: HeatPanel) -> Drawing:
 
 
 def _names(axis: Axis, names: tuple[str, ...]) -> Drawing:
-    """An axis of categories, some of which are labelled."""
+    """Return an axis of categories, some of which have labels."""
     return {
         "title": {"text": escaped(axis.title)},
         "type": "category",
@@ -290,7 +290,7 @@ def _guide_line(guide: Guide, axis: Axis) -> Drawing:
     along = {"xref": "paper", "x0": 0, "x1": 1, "y0": guide.value, "y1": guide.value}
     font = {"color": "var(--muted)", "size": 11}
     ends = {axis.ticks[0]: "left", axis.ticks[-1]: "right"} if len(axis.ticks) > 1 else {}
-    side = ends.get(guide.value, "center")  # words at an edge would leave the figure
+    side = ends.get(guide.value, "center")  # centred text at an edge would leave the figure
     upright = {"textposition": "end", "textangle": 0, "yanchor": "bottom", "xanchor": side}
     level = {"textposition": "end", "yanchor": "middle", "xanchor": "left"}
     return {
@@ -302,7 +302,7 @@ def _guide_line(guide: Guide, axis: Axis) -> Drawing:
 
 
 def _pointer(guide: Guide, axis: Axis) -> Drawing:
-    """Words at the edge that say in which direction the guide lies."""
+    """Return text at the edge with an arrow in the direction of the guide."""
     after = guide.side(axis) == "after"
     text = escaped(guide.text)
     return {

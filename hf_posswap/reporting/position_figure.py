@@ -1,4 +1,4 @@
-"""Loss by position: where in a text the tokens are that are hard to predict; a panel for each length."""
+"""Loss by position in the context, with a panel for each length."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ MOST_TICKS = 9
 
 @draws(POSITIONS.family)
 def position_figures(group: Group) -> list[Figure]:
-    """Return a figure for each stage that was measured; each with the stock model and its control."""
+    """Return a figure for each measured stage, each with the stock model and its control."""
     return [_figure(group, stage) for stage in group.stages() or [""]]
 
 
@@ -54,7 +54,7 @@ def _figure(group: Group, stage: str) -> Figure:
 
 
 def _lines(rows: Sequence[Row]) -> Lines:
-    # Positions count from 0, and a logarithmic axis has no 0.
+    # Positions start at 0, which a logarithmic axis cannot show.
     middled = [row | {"middle": max(1.0, (row["position_from"] + row["position_to"]) / 2)} for row in rows]
     return lines_of(middled, "loss", x="middle")
 
@@ -76,7 +76,7 @@ def _hover(point: Point) -> str:
 
 
 def _gaps(lines: dict[float, Lines]) -> list[str]:
-    """A scheme that has no place at all in texts of a length is one gap, not one for each place."""
+    """Return the gaps; a scheme without any value at a length is one gap, not one for each position."""
     found: dict[str, list[Point]] = {}
     for length, own in lines.items():
         for key, line in own.items():

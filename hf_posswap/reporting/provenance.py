@@ -1,4 +1,4 @@
-"""Where the numbers of a figure come from, collected from its result files."""
+"""Collects the provenance of a figure's numbers from its result files."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ PACKAGES = ("hf_posswap", "torch", "transformers")
 
 
 def provenance_of(group: Group) -> Provenance:
-    """Return what the files of a group say about themselves."""
+    """Return the provenance of a group's rows from the metadata of its files."""
     files = group.files
     return Provenance(
         models=(group.model,),

@@ -1,4 +1,4 @@
-"""What is drawn of a loss by length: perplexity, or how far embeddings agree with the stock model's."""
+"""The quantity that is drawn for a loss by length: perplexity, or the embeddings' cosine to the stock model's."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from hf_posswap.results.points import Point
 
 
 def cosine(loss: Value) -> Value:
-    """Return the cosine that a loss of agreement stands for."""
+    """Return the cosine of a loss of agreement, 1 − loss."""
     return None if loss is None else 1.0 - loss
 
 
@@ -20,11 +20,11 @@ class Quantity:
     """A way to show losses.
 
     Attributes:
-        subject: what figures are of, at the beginning of a title.
-        unit: what the vertical axis shows.
-        scale: of the axis.
-        shown: turns a loss into what is shown.
-        loss_unit: of the loss in tables; empty: the loss says nothing more.
+        subject: the quantity's name at the beginning of a title.
+        unit: title of the vertical axis.
+        scale: scale of the vertical axis.
+        shown: function from a loss to the drawn value.
+        loss_unit: unit of the loss in tables; empty: tables have no loss, because it adds no information.
     """
 
     subject: str
@@ -43,7 +43,7 @@ class Quantity:
         return interval(*(self.shown(value) for value in (point.y, point.low, point.high)))
 
     def hover(self, point: Point) -> str:
-        """Return a point in words."""
+        """Return the hover text of a point."""
         text = f"{self.unit} {self.interval(point)}"
         return f"{text}, loss {number(point.y)} {self.loss_unit}" if self.loss_unit else text
 
@@ -54,7 +54,7 @@ COSINE = Quantity("Agreement with the stock model's embeddings", "cosine", "line
 
 
 def quantity_of(rows: Iterable[Mapping[str, Any]]) -> Quantity:
-    """Return how to show rows of one family."""
+    """Return the quantity to draw for rows of one family."""
     protocols = {row["protocol"] for row in rows}
     if protocols == {AGREEMENT}:
         return COSINE

@@ -1,4 +1,4 @@
-"""The report: one page with every figure of a folder of results, and the same figures as images."""
+"""The report: one page with all figures of a folder of results, and the same figures as images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ FORMATS = ("png", "svg")
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """The files of a report.
 
     Attributes:
         page: the HTML file.
         images: PNG and SVG files of each figure.
-        notes: result files, and schemes in them, that were left out, and why.
+        notes: result files, and schemes in them, that were left out, with reasons.
     """
 
     page: Path
@@ -37,16 +37,16 @@ def write_report(
     """Write the report of a folder of results.
 
     Args:
-        folder: holds result files, at any depth.
-        output: the page. None: `report.html` in the folder. The images go into `figures` beside it.
-        progress: called with (figures drawn, figures).
+        folder: folder with result files, at any depth.
+        output: path of the page. None: `report.html` in the folder. Images are written to `figures` next to the page.
+        progress: called with (figures drawn, number of figures).
 
     Raises:
-        ResultsError: no results, or a file that cannot be read.
+        ResultsError: the folder has no results, or a file that cannot be read.
         MissingPackageError: plotly or matplotlib is not installed.
         OutputError: the page or the images cannot be written.
     """
-    plotly_source()  # before anything takes time
+    plotly_source()  # raise its error before any long work
     check_matplotlib()
     results = read_results(folder)
     chapters = all_figures(results)

@@ -1,4 +1,4 @@
-"""Retrieval on long documents: a panel for each metric, a line for each scheme, against the tokens read."""
+"""Retrieval on long documents by the number of tokens read: a panel for each metric, a line for each scheme."""
 
 from collections.abc import Mapping
 
@@ -30,7 +30,7 @@ from hf_posswap.results.points import Point
 
 @draws(RETRIEVAL.family)
 def retrieval_figures(group: Group) -> list[Figure]:
-    """Return a figure for each stage that was measured; each with the stock model and its control."""
+    """Return a figure for each measured stage, each with the stock model and its control."""
     return [_figure(group, stage) for stage in group.stages() or [""]]
 
 

@@ -1,4 +1,4 @@
-"""The points of a swap: swapped, calibrated, healed, beside the stock model and its control."""
+"""Schemes by stage: swapped, calibrated and healed, with the stock model and its control."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ from hf_posswap.results.points import Point, by_key, points
 
 
 def stage_figures(group: Group) -> list[Figure]:
-    """Return the figure, or none if fewer than two stages were measured."""
+    """Return a list with the figure; empty if fewer than two stages were measured."""
     if len(group.stages()) < 2:
         return []
     quantity = quantity_of(group.rows)
@@ -44,7 +44,7 @@ def stage_figures(group: Group) -> list[Figure]:
 
 
 def _caption(group: Group, quantity: Quantity) -> str:
-    """Say what is drawn, and of the stock model and its control only what the group has."""
+    """Return the caption, which mentions the stock model and its control only if the group has them."""
     drawn = by_key(group.rows)
     lines = [
         told
@@ -61,7 +61,7 @@ def _caption(group: Group, quantity: Quantity) -> str:
 
 
 def _listed(stages: Sequence[str]) -> str:
-    """Return stages as a sentence has them."""
+    """Return stages as a list in words."""
     words = {"swapped": "as it was swapped in", "calibrated": "after calibration", "healed": "after healing"}
     told = [words.get(stage, stage) for stage in stages]
     return told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
@@ -73,7 +73,7 @@ def _panels(group: Group, shown: Sequence[tuple[str, float]]) -> tuple[LinePanel
 
 
 def shown_lengths(group: Group, protocol: str) -> list[float]:
-    """Return the train length, or the longest one measured below it, and the longest one with any value."""
+    """Return the train length, or the longest measured length below it, and the longest length with a value."""
     known = sorted({row["length"] for row in group.rows if row["protocol"] == protocol and row["loss"] is not None})
     if not known:
         return []
@@ -129,7 +129,7 @@ def _series(key: str, places: tuple[float, ...], found: Sequence[Point | None], 
 
 
 def _stock_guide(group: Group, protocol: str, length: float) -> tuple[Guide, ...]:
-    """Where the stock model does not reach this length, what it is measured at on the longest one it does."""
+    """Return a guide at the stock model's value for its longest length, if that is below the panel's length."""
     longest = _longest_stock(group, protocol)
     if longest is None or longest >= length:
         return ()
