@@ -157,7 +157,7 @@ class SchemeLayer(nn.Module):
     transforms: ClassVar[bool] = False
     """Whether the class overrides a hook that changes queries or keys, and so has to run before keys are cached."""
     adds_bias: ClassVar[bool] = False
-    """Whether the class overrides a hook that depends on the distance of a query and a key: a bias, or the value side."""
+    """Whether the class overrides a hook that depends on distances: a bias, or the value side."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
