@@ -67,6 +67,18 @@ def test_a_command_may_rename_leave_out_and_have_defaults_of_its_own() -> None:
     assert "Default: 24." in " ".join(typed("--help", defaults={"batch_size": 24})[1].replace("│", " ").split())
 
 
+def test_a_command_is_called_from_python_with_some_of_its_options() -> None:
+    found = []
+
+    @takes(HealingOptions, "options")
+    def command(*, name: str, options: dict[str, Any], seeds: int = 1) -> None:
+        found.append((name, options, seeds))
+
+    command(name="a", batch_size=8)
+    command(name="b", distill=True, distill_number=0.5, seeds=2)
+    assert found == [("a", {"batch_size": 8}, 1), ("b", {"distill": 0.5}, 2)]
+
+
 def test_no_option_of_healing_is_spelled_out_in_a_command() -> None:
     generated = {field.name for field in dataclasses.fields(HealingOptions)} - {"tokens", "length", "seed"}
     for path in sorted((ROOT / "hf_posswap" / "commands").glob("*.py")):

@@ -49,7 +49,8 @@ def takes(
     def generate(command: Command) -> Command:
         @functools.wraps(command)
         def generated(**given: Any) -> None:
-            typed = {one.name: given.pop(one.name) for one in made}
+            # Commands call each other too, with some of the options.
+            typed = {one.name: given.pop(one.name, one.default) for one in made}
             command(**given, **{parameter: _values(offered, typed)})
 
         written = inspect.signature(command, eval_str=True)
