@@ -120,7 +120,7 @@ docs: $(VENV)/stamp ## build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 	@echo "The site is in site/index.html"
 
-demo: $(VENV)/stamp ## the whole story on a small GPT-2 in some minutes: swapped, calibrated, healed, and its report
+demo: $(VENV)/stamp ## a small GPT-2 swapped, calibrated, healed and measured in some minutes, with a report
 	@HF_HUB_OFFLINE=1 $(VENV)/bin/hf-posswap demo --output-dir $(DEMO_DIR) $(DEMO_FLAGS)
 
 demo-swapped: $(VENV)/stamp ## untrained swaps on the small GPT-2 and on SmolLM2: the first numbers of the README
