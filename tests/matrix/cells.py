@@ -102,13 +102,14 @@ EXTRA_VARIANTS = (
 
 
 def all_cells() -> list[Cell]:
-    """Every cell, supported or not."""
-    return [
+    """Every cell, supported or not; with MATRIX_CELLS=default in the environment, those with default options."""
+    cells = [
         Cell(architecture, causal, config, label)
         for architecture in CORE
         for causal in architecture_named(architecture).modes
         for label, config in scheme_variants()
     ]
+    return [cell for cell in cells if cell.is_default or os.environ.get("MATRIX_CELLS") != "default"]
 
 
 def refusal(cell: Cell) -> PosSwapError | None:
@@ -122,9 +123,8 @@ def refusal(cell: Cell) -> PosSwapError | None:
 
 @cache
 def supported_cells() -> list[Cell]:
-    """The cells that no model refuses; with MATRIX_CELLS=default in the environment, those with default options."""
-    only_default = os.environ.get("MATRIX_CELLS") == "default"
-    return [cell for cell in all_cells() if (cell.is_default or not only_default) and refusal(cell) is None]
+    """The cells that no model refuses."""
+    return [cell for cell in all_cells() if refusal(cell) is None]
 
 
 @cache
