@@ -58,7 +58,7 @@ def takes(
         for one in written.parameters.values():
             signature += made if one.name == parameter else [one.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
         # typer reads the parameters from the signature, and their types from the annotations.
-        generated.__signature__ = written.replace(parameters=signature)  # type: ignore[attr-defined]
+        generated.__signature__ = written.replace(parameters=signature)  # type: ignore[attr-defined]  # inspect reads it
         generated.__annotations__ = {one.name: one.annotation for one in signature}
         return generated
 

@@ -153,7 +153,7 @@ def _draw_panel(place: Any, panel: Panel, styles: Mapping[str, Look], leftmost: 
         _set_axis(place, axis, which)
     for guide in panel.guides:
         _draw_guide(place, guide, panel)
-    place.set_title(panel.title, fontsize=10, color=INK, loc="left", pad=14)
+    place.set_title(textwrap.fill(panel.title, 38), fontsize=10, color=INK, loc="left", pad=14)
     place.set_xlabel(panel.x.title, color=INK, fontsize=9)
     if leftmost:
         place.set_ylabel(f"{panel.y.title}{' (log)' if panel.y.scale == 'log' else ''}", color=INK, fontsize=9)
