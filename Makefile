@@ -90,8 +90,9 @@ lint: $(VENV)/stamp ## style, formatting, types and spelling
 test: lint ## lint, then all tests with the newest transformers that was tested: constraints.txt names it
 	$(TEST_ENV) $(VENV)/bin/python -m pytest $(PYTEST_FLAGS)
 
-test-newest: $(VENV_NEWEST)/stamp ## decoding, the proof and every family with whatever transformers is newest now
-	$(TEST_ENV) $(VENV_NEWEST)/bin/python -m pytest $(PYTEST_FLAGS) tests/matrix/test_decoding.py tests/swapped tests/families
+test-newest: $(VENV_NEWEST)/stamp ## decoding, direction, the proof and every family with whatever transformers is newest now
+	$(TEST_ENV) $(VENV_NEWEST)/bin/python -m pytest $(PYTEST_FLAGS) tests/matrix/test_decoding.py tests/matrix/test_direction.py \
+		tests/swapped tests/families
 
 test-neighbours: $(VENV_NEIGHBOURS)/stamp ## swapped models in trl, sentence-transformers, ONNX and the like
 	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 $(VENV_NEIGHBOURS)/bin/python -m pytest $(PYTEST_FLAGS) -m needs tests/neighbours
