@@ -27,7 +27,7 @@ def attend(
     Raises:
         BackendError: the backend is unknown or cannot carry the bias; backends that work are named.
     """
-    call = Call(inputs, bias, mix, inputs.q.device.type, natively)
+    call = Call(inputs, bias, mix, natively)
     return path_of_call(call, backend).run(call)
 
 
@@ -44,7 +44,7 @@ def explain_path(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, ba
     Raises:
         BackendError: the backend cannot carry the bias.
     """
-    call = Call(inputs, bias, mix, device)
+    call = Call(inputs, bias, mix, meant_for=device)
     if call.changes_nothing:
         return f"{backend}, exactly as in the stock model"
     return path_of_call(call, backend).words.format(backend=backend)

@@ -43,15 +43,20 @@ class Call(NamedTuple):
         inputs: q, k, v, mask and the like.
         bias: what is added to the scaled scores; None: nothing.
         mix: what the value side adds; None: nothing.
-        device: type of the device that computes it, such as "cuda".
         natively: the stock attention function; only flash attention runs through it.
+        meant_for: type of the device that will compute it, such as "cuda"; None: that of the inputs.
     """
 
     inputs: AttentionInputs
     bias: Bias | None
     mix: Mix | None
-    device: str
     natively: Natively | None = None
+    meant_for: str | None = None
+
+    @property
+    def device(self) -> str:
+        """Type of the device that computes the call."""
+        return self.meant_for or self.inputs.q.device.type
 
     @property
     def changes_nothing(self) -> bool:
@@ -104,7 +109,10 @@ class Path:
 
 def first_path(paths: Sequence[Path], call: Call) -> Path | None:
     """Return the first path that can compute a call, or None."""
-    return next((path for path in paths if path.can(call)), None)
+    for path in paths:
+        if path.can(call):
+            return path
+    return None
 
 
 def _needs_gradient(tensor: Tensor) -> bool:
@@ -216,6 +224,10 @@ def _blockwise(call: Call) -> Output:
     return blockwise_attention(call.inputs, bias), None
 
 
+def _can_take_row(call: Call) -> bool:
+    return call.inputs.query_length == 1 and call.mix is None and not call.inputs.reshapes_scores
+
+
 def _single_query(call: Call) -> Output:
     bias = call.relative or call.bias
     assert bias is not None
@@ -243,13 +255,13 @@ SDPA = (
         lambda call: (plain_attention(call.inputs), None),
         "sdpa, without a bias",
     ),
+    Path(_can_take_row, _single_query, "sdpa, the bias as one row"),
     Path(_can_band, _band, "sdpa, near keys as a band beside plain attention"),
     Path(
         lambda call: call.mix is not None or call.inputs.reshapes_scores,
         lambda call: (mixed_attention(*call[:3]), None),
         "blocks of queries written out, because the value side, a softcap or sinks read the scores",
     ),
-    Path(lambda call: call.inputs.query_length == 1, _single_query, "sdpa, the bias as one row"),
     # On a CPU the strided view is as fast, exact, and takes no channels.
     Path(
         lambda call: call.device == "cuda" and call.inputs.q.dtype.itemsize == 2 and _can_fold_linear(call),

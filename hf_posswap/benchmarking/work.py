@@ -170,4 +170,4 @@ def _swapped_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: Mak
     if not module.pos_scheme.enters_attention:
         return _stock_attention(model, module, qkv, mask)
     q, k, v = qkv
-    return LayerCall(module, context).attend(q, k, v, None, (), given)[0]
+    return LayerCall(module, module.pos_scheme, context).attend(q, k, v, None, (), given)[0]

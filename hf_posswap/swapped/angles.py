@@ -5,8 +5,7 @@ found by that form, whatever the family calls them. Neutral angles, 1 and 0, lea
 A layer that gets angles and does not use them, as some layers of SmolLM3, stays as it is.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +25,7 @@ def are_angles(value: Any) -> bool:
     return first.is_floating_point() and first.shape == second.shape
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """What a swapped layer makes of the angles that it is given: by default neutral ones.
 
     Attributes:
@@ -42,15 +40,16 @@ class Turn:
 
     def __call__(self, value: Any, context: Any) -> Any:
         """Return an argument of the attention module, other angles if it holds angles."""
+        key = ("angles", self, id(value))
+        known = None if context.shared is None or torch.compiler.is_compiling() else context.shared
+        if known is not None and key in known:
+            return known[key][0]
         if context.mode == "idle" or (self.keeps and not context.bare) or not are_angles(value):
             return value
-        first = value if isinstance(value, Tensor) else value[0]
-        if context.shared is None or torch.compiler.is_compiling():
-            return self._made(value, context)
-        key = ("angles", self, id(first))
-        if key not in context.shared:  # once for all layers that are given the same
-            context.shared[key] = (self._made(value, context), first)
-        return context.shared[key][0]
+        made = self._made(value, context)
+        if known is not None:  # once for all layers that are given the same, which stays alive as long as its number
+            known[key] = (made, value)
+        return made
 
     def _made(self, value: Any, context: Any) -> Any:
         rotations = [] if context.bare else self._rotations(context)

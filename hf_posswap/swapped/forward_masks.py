@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from hf_posswap.errors import BackendError, PositionError
-from hf_posswap.swapped.cache_view import cache_among
 
 
 def masks_among(mask: Any) -> list[Tensor]:
@@ -94,13 +93,13 @@ def check_no_future(mask: Any, offset: int | Tensor, sizes: dict[int, tuple[int,
             raise PositionError(words)
 
 
-def document_mask(model: Any, arguments: dict[str, Any], batch: int, length: int, causal: bool) -> Any:
+def document_mask(model: Any, arguments: dict[str, Any], cache: Any, batch: int, length: int, causal: bool) -> Any:
     """Return the attention mask that keeps packed documents apart, in the form the model's backend takes, or None.
 
     Documents are packed if `position_ids` restart, no mask is given and nothing is cached. transformers masks them in
     causal models only as long as no cache is made, and never in encoders.
     """
-    position_ids, cache = arguments.get("position_ids"), cache_among(arguments.values())
+    position_ids = arguments.get("position_ids")
     if position_ids is None or arguments.get("attention_mask") is not None:
         return None
     if cache is not None and not (isinstance(cache.get_seq_length(), int) and cache.get_seq_length() == 0):

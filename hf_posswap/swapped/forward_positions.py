@@ -9,12 +9,12 @@ from torch.nn import functional
 from hf_posswap.attention.visibility import ROWS_AT_A_TIME
 from hf_posswap.errors import PositionError
 from hf_posswap.positions import Positions
-from hf_posswap.swapped.cache_view import cache_among
 from hf_posswap.swapped.forward_masks import masks_among, shown_entries
 
 
 def positions_of(
     arguments: dict[str, Any],
+    cache: Any,
     length: int,
     device: torch.device,
     causal: bool,
@@ -29,6 +29,7 @@ def positions_of(
 
     Args:
         arguments: keyword arguments of the base model's forward.
+        cache: the cache among them, or None.
         length: number of new tokens Lq.
         device: where the tokens are.
         causal: whether attention is causal.
@@ -37,7 +38,7 @@ def positions_of(
     Raises:
         PositionError: the mask is for other tokens than there are.
     """
-    cache, masks = cache_among(arguments.values()), masks_among(arguments.get("attention_mask"))
+    masks = masks_among(arguments.get("attention_mask"))
     mask = masks[0] if masks else None
     for other in masks[1:]:  # for kinds of layers: the longest tells most
         mask = other if mask is None or other.shape[-1] > mask.shape[-1] else mask
@@ -199,12 +200,11 @@ def check_given(arguments: dict[str, Any], batch: int, length: int) -> None:
         )
 
 
-def sizes_of_keys(arguments: dict[str, Any], length: int) -> dict[int, tuple[int, int]] | None:
-    """Return, for each layer of the cache among the arguments, how many keys it will return and where they begin.
+def sizes_of_keys(cache: Any, length: int) -> dict[int, tuple[int, int]] | None:
+    """Return, for each layer of a cache, how many keys it will return with `length` new ones, and where they begin.
 
     A sliding window has dropped those before. None: there is no cache.
     """
-    cache = cache_among(arguments.values())
     if cache is None:
         return None
     cache = getattr(cache, "self_attention_cache", cache)  # of a decoder with cross-attention

@@ -18,17 +18,25 @@ from hf_posswap.attention.inputs import AttentionInputs, Mix
 from hf_posswap.biases import Bias
 from hf_posswap.errors import BackendError, PositionError, UnsupportedError
 from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import SchemeLayer
 from hf_posswap.swapped.cache_view import view_of
 
 NOTHING = nullcontext()
 
 
-def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Leave autocast for a while: it would round float32 angles and biases to half precision before they are used."""
-    kind = x.device.type
-    if x.is_meta or not torch.is_autocast_enabled(kind):  # torch has no autocast on the meta device
-        return NOTHING
-    return torch.autocast(kind, enabled=False)
+def in_autocast(x: Tensor) -> bool:
+    """Return whether autocast is on for a tensor's device."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)  # torch has no autocast on the meta device
+
+
+def full_precision(x: Tensor, autocast: bool = True) -> AbstractContextManager[Any]:
+    """Leave autocast for a while: it would round float32 angles and biases to half precision before they are used.
+
+    Args:
+        x: a tensor on the device that computes.
+        autocast: False if it is known to be off.
+    """
+    return torch.autocast(x.device.type, enabled=False) if autocast and in_autocast(x) else NOTHING
 
 
 class LayerCall:
@@ -36,13 +44,17 @@ class LayerCall:
 
     Args:
         module: the swapped attention module.
+        scheme: its part of the scheme.
         context: the forward's context.
     """
 
-    def __init__(self, module: Any, context: Any) -> None:
+    __slots__ = ("attended", "cached_length", "context", "first", "has_cache", "module", "scheme", "stages")
+
+    def __init__(self, module: Any, scheme: SchemeLayer, context: Any) -> None:
         self.module = module
+        self.scheme = scheme
         self.context = _own_context(module, context)
-        self.stages: list[tuple[Any, Any]] = self.context.stages(module.pos_scheme)
+        self.stages: list[tuple[Any, Any]] = self.context.stages(scheme)
         """What acts in the layer, each with what was prepared for it."""
         self.cached_length: int | None = None
         """How many keys the cache will return; None: the keys did not go through one."""
@@ -56,13 +68,16 @@ class LayerCall:
     def cache_for(self, cache: Any) -> Any:
         """Note that the layer was given a cache; return it, or a view that changes new keys on their way in."""
         self.has_cache = True
-        return view_of(cache, self.store) if any(stage.transforms for stage, _ in self.stages) else cache
+        for stage, _ in self.stages:
+            if stage.transforms:
+                return view_of(cache, self.store)
+        return cache
 
     def store(self, cache: Any, k: Tensor, layer_index: Any) -> Tensor:
         """Return new keys (B, Hkv, L, d) as the cache shall hold them."""
         known = (self.context.sizes or {}).get(layer_index)
         self.cached_length, self.first = known or cache.get_mask_sizes(k.shape[2], layer_index)
-        with full_precision(k):
+        with full_precision(k, self.context.autocast):
             for stage, prepared in self.stages:
                 k = stage.transform_key(k, self.context.positions, prepared)
         return k
@@ -90,12 +105,13 @@ class LayerCall:
                 f"a layer attends to {k.shape[2]} keys, and its attention mask is for {mask.shape[-1]}. Layers with a "
                 "sliding window need a mask of their own: give a 2D mask, or a dictionary with a mask for each kind."
             )
-        if not context.idle and kwargs.get("position_bias") is not None:
+        if kwargs.get("position_bias") is not None and not context.idle:
             raise _other_bias(self.module)
         scaling = kwargs.get("scaling")
         scaling = q.shape[-1] ** -0.5 if scaling is None else scaling
-        q, k, v = _in_one_dtype(q, k, v)
-        precision = full_precision(q)
+        if context.autocast:
+            q, k, v = _in_one_dtype(q, k, v)
+        precision = full_precision(q, context.autocast)
         with precision:
             q, k, bias, mix = self._positioned(q, k, context, scaling)
         causal = kwargs.get("is_causal")
@@ -131,14 +147,13 @@ class LayerCall:
         """Return queries and keys as the scheme changes them, its bias, and what its value side adds."""
         positions, stages, projected = context.positions, self.stages, (q, k)
         if context is not self.context:  # made for the keys of this layer
-            stages = context.stages(self.module.pos_scheme)
-        for stage, prepared in stages:
-            if stage.transforms:
-                q = stage.transform_query(q, positions, prepared)
-                k = k if self.cached_length is not None else stage.transform_key(k, positions, prepared)
-        for stage, prepared in stages:
-            if stage.transforms:
-                q, k = stage.transform_cached(q, k, positions, prepared)
+            stages = context.stages(self.scheme)
+        transforming = [(stage, prepared) for stage, prepared in stages if stage.transforms]
+        for stage, prepared in transforming:
+            q = stage.transform_query(q, positions, prepared)
+            k = k if self.cached_length is not None else stage.transform_key(k, positions, prepared)
+        for stage, prepared in transforming:
+            q, k = stage.transform_cached(q, k, positions, prepared)
         if context.record is not None:
             context.record(self, (q, k), scaling, projected)
         if not stages:
@@ -206,7 +221,7 @@ def _own_context(module: Any, context: Any) -> Any:
         return context
     if key not in context.shared:
         return context
-    with full_precision(context.positions.query):
+    with full_precision(context.positions.query, context.autocast):
         return context._replace(prepared=context.prepared_for(context.positions))
 
 
@@ -239,10 +254,9 @@ def _other_bias(module: Any) -> UnsupportedError:
 
 def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return q, k and v in autocast's dtype where it is on: float32 angles leave q and k wider than v."""
-    kind = q.device.type
-    if q.dtype == k.dtype == v.dtype or not torch.is_autocast_enabled(kind):
+    if q.dtype == k.dtype == v.dtype or not in_autocast(q):
         return q, k, v
-    dtype = torch.get_autocast_dtype(kind)
+    dtype = torch.get_autocast_dtype(q.device.type)
     return q.to(dtype), k.to(dtype), v.to(dtype)
 
 

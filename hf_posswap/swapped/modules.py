@@ -24,7 +24,7 @@ from hf_posswap.swapped.cache_view import cache_among, check_whole
 from hf_posswap.swapped.direction import KEYWORD, check_direction
 from hf_posswap.swapped.forward_masks import check_no_future, document_mask, readable_mask
 from hf_posswap.swapped.forward_positions import check_given, check_positions, positions_of, sizes_of_keys
-from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision
+from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision, in_autocast
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
 from hf_posswap.swapped.paged import check_paged_function, has_paged_cache
 from hf_posswap.swapped.replaced import ProvedForwards, check_entered, forward_name, is_replaced
@@ -74,6 +74,7 @@ class ForwardContext(NamedTuple):
         backend: the attention backend that the config names.
         learns: whether `prepared` has a gradient, which goes through what all layers share.
         entered: takes the attention modules that were entered; None: nobody asks.
+        autocast: False if autocast is known to be off, so that no layer has to ask.
     """
 
     positions: Positions
@@ -87,6 +88,7 @@ class ForwardContext(NamedTuple):
     backend: str = "sdpa"
     learns: bool = False
     entered: set[Any] | None = None
+    autocast: bool = True
 
     def prepared_for(self, positions: Positions) -> Any:
         """Return what the scheme makes of positions; in a ramp, at its share."""
@@ -133,7 +135,7 @@ def handing_on(value: Any) -> AbstractContextManager[Any]:
 
 
 PLAIN = frozenset({type(None), bool, int, float, str, dict})
-"""Types of arguments that are neither a cache nor angles; a tensor may be complex angles."""
+"""Types of arguments that are neither a cache nor angles; of tensors, complex ones are angles."""
 
 
 class SwappedAttention(nn.Module):
@@ -160,11 +162,10 @@ class SwappedAttention(nn.Module):
         if context.entered is not None:
             context.entered.add(self)
         scheme = self.pos_scheme
-        call = LayerCall(self, context) if scheme.enters_attention or context.acts_everywhere else None
-        given = [self._given(value, call, context) if type(value) not in PLAIN else value for value in args]
+        call = LayerCall(self, scheme, context) if scheme.enters_attention or context.acts_everywhere else None
+        given = [self._given(value, call, context) for value in args]
         for name, value in kwargs.items():
-            if type(value) not in PLAIN:
-                kwargs[name] = self._given(value, call, context)
+            kwargs[name] = self._given(value, call, context)
         if call is None:
             return super().forward(*given, **kwargs)
         kwargs[CONTEXT] = call
@@ -186,6 +187,8 @@ class SwappedAttention(nn.Module):
 
     def _given(self, value: Any, call: LayerCall | None, context: ForwardContext) -> Any:
         """Return what the stock forward is given for an argument: other angles, or a view of the cache."""
+        if type(value) in PLAIN or (type(value) is Tensor and not value.is_complex()):
+            return value
         if isinstance(value, Cache):
             return value if call is None else call.cache_for(value)
         return value if self.pos_turn is None else self.pos_turn(value, context)
@@ -277,29 +280,32 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     if arguments.get("attention_mask") is not None:
         dtype = embeds.dtype if embeds is not None else model.get_input_embeddings().weight.dtype
         arguments["attention_mask"] = readable_mask(arguments["attention_mask"], backend, dtype)
-    sizes = sizes_of_keys(arguments, length)
-    check_whole(cache_among(arguments.values()), sizes, length)
+    cache = cache_among(arguments.values())
+    sizes = sizes_of_keys(cache, length)
+    check_whole(cache, sizes, length)
     known = arguments
     if given.is_meta:  # neither has values there: only shapes count, and a plain text has the same ones
         known = {name: value for name, value in arguments.items() if name not in ("attention_mask", "position_ids")}
-    positions = positions_of(known, length, given.device, causal, sizes)
-    if causal and any(module.pos_scheme.adds_bias for module in model.pos_layers):
-        check_no_future(known.get("attention_mask"), positions.offset, sizes, scheme.name)
+    positions = positions_of(known, cache, length, given.device, causal, sizes)
+    mask = known.get("attention_mask")
+    if causal and mask is not None and any(module.pos_scheme.adds_bias for module in model.pos_layers):
+        check_no_future(mask, positions.offset, sizes, scheme.name)
     if model.pos_mode is None and not given.is_meta:
         limit = longest_position_of(model)
         ramped = limit != scheme.longest_position() and _reads_retired(model)
         check_positions(positions, limit, scheme.name, ramped=ramped)
-    mask = document_mask(model, known, batch, length, causal)
-    if mask is not None:
-        arguments["attention_mask"] = mask
+    documents = document_mask(model, known, cache, batch, length, causal)
+    if documents is not None:
+        arguments["attention_mask"] = documents
     if _takes_positions(model) and "position_ids" in model.stock_arguments:
         arguments["position_ids"] = positions.query
     _complete_token_types(model, arguments, batch, length, given.device)
-    with full_precision(given):
+    autocast = in_autocast(given)
+    with full_precision(given, autocast):
         added, context = _prepared(model, positions)
     _embed(model, arguments, added)
     learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in scheme.parameters())
-    arguments[CONTEXT] = context._replace(sizes=sizes, backend=backend, learns=learns)
+    arguments[CONTEXT] = context._replace(sizes=sizes, backend=backend, learns=learns, autocast=autocast)
 
 
 def _embed(model: Any, arguments: dict[str, Any], added: Tensor | None) -> None:

@@ -148,6 +148,6 @@ def make_bias(kind: str, inputs: AttentionInputs, offset: int) -> tuple[Bias, Fo
 
 def fold_for_flash(inputs, bias, mix, backend):
     """The call that a flash kernel would get, or the refusal."""
-    call = Call(inputs, bias, mix, "cuda")
+    call = Call(inputs, bias, mix, meant_for="cuda")
     path_of_call(call, backend)
     return folded(call)

@@ -234,7 +234,7 @@ def sdpa_gradients(inputs, bias, leaves, grad):
 
 def test_the_sdpa_path_is_taken_exactly_when_the_values_learn():
     def path_of(inputs, bias):
-        return path_of_call(Call(inputs, bias, None, "cpu"), "sdpa").words.endswith("vector per head, which learns")
+        return path_of_call(Call(inputs, bias, None), "sdpa").words.endswith("vector per head, which learns")
 
     inputs, bias, _ = learned_call("causal", torch.float32)
     linear = LinearBias(torch.rand(4).requires_grad_(), torch.arange(-36, 37), 37, 37)
