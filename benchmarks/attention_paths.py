@@ -18,7 +18,7 @@ from hf_posswap.attention import attend
 from hf_posswap.attention.folding import fold_linear
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.attention.sdpa import blockwise_attention, plain_attention
-from hf_posswap.biases import LinearBias, RelativeBias
+from hf_posswap.common.biases import LinearBias, RelativeBias
 from hf_posswap.schemes.alibi import alibi_slopes
 
 LONGEST_KEPT = 4096

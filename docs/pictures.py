@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import PosSwapError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import ModelFacts, Scheme, SchemeConfig, check_supported
 from hf_posswap.schemes.curves import Curve
 

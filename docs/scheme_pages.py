@@ -8,8 +8,8 @@ import torch
 from pictures import facts, panels, svg
 
 from hf_posswap.attention import BACKENDS
+from hf_posswap.common.options import choices_of, describe_type, option_types
 from hf_posswap.errors import BackendError, PosSwapError
-from hf_posswap.options import choices_of, describe_type, option_types
 from hf_posswap.schemes import ModelFacts, Scheme, check_supported, list_schemes, scheme_class
 from hf_posswap.swapped.questions import path_in_words
 

@@ -10,10 +10,10 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from hf_posswap.calibration import CalibrationError, calibrate, document_windows
+from hf_posswap.common.registry import unknown_name_message
 from hf_posswap.errors import SchemeConfigError, UnknownNameError
 from hf_posswap.loading.auto_classes import auto_model_classes
 from hf_posswap.loading.origin import remember_source
-from hf_posswap.registry import unknown_name_message
 from hf_posswap.schemes import as_config
 from hf_posswap.swapped.questions import train_length
 from hf_posswap.swapping import swap

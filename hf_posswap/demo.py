@@ -19,9 +19,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 
+from hf_posswap.common.registry import unknown_name_message
 from hf_posswap.errors import PosSwapError
 from hf_posswap.loading.origin import is_repo_id, remember_name, remember_source
-from hf_posswap.registry import unknown_name_message
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

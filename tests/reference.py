@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_posswap.attention import attend
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.positions import Positions
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes import ModelFacts, Scheme, SchemeConfig, SchemeLayer, check_supported, scheme_class
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-5}

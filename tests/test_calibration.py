@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_posswap
-from hf_posswap.biases import RelativeBias
 from hf_posswap.calibration import (
     CalibrationError,
     FitSettings,
@@ -23,6 +22,7 @@ from hf_posswap.calibration import (
     sum_by_query,
     text_windows,
 )
+from hf_posswap.common.biases import RelativeBias
 from hf_posswap.demo import load_tokenizer, resolve_texts
 from hf_posswap.errors import NotSwappedError, SchemeConfigError, UnsupportedError
 from hf_posswap.ramp import ramp_share, set_ramp

@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from hf_posswap.commands.generated import takes
-from hf_posswap.options import choices_of, option_types
+from hf_posswap.common.options import choices_of, option_types
 from hf_posswap.training.options import HealingOptions
 from tests.documents.blocks import ROOT
 

@@ -12,14 +12,14 @@ from transformers import DynamicCache
 import hf_posswap
 from hf_posswap.architectures import architecture_named
 from hf_posswap.architectures.rotary import RotarySeam
-from hf_posswap.biases import Bias, DenseBias, RelativeBias
+from hf_posswap.common.biases import Bias, DenseBias, RelativeBias
 from hf_posswap.errors import NotSwappedError, PositionError
 from hf_posswap.ramp import RampError, ramp_share, set_ramp
 from hf_posswap.schemes.partial import blend
 from tests.attention.kinds import KINDS, make_bias
+from tests.common.test_biases import inputs_of
 from tests.matrix.cells import random_tokens, randomise, small_model
 from tests.matrix.test_decoding import decode
-from tests.test_biases import inputs_of
 
 
 def logits(model: Any, tokens: torch.Tensor, **arguments: Any) -> torch.Tensor:

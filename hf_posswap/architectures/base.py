@@ -18,8 +18,8 @@ from hf_posswap.architectures.model_types import class_name_of, modes_of, packag
 from hf_posswap.architectures.rotary import RotarySeam, find_rotary
 from hf_posswap.architectures.stock import StockModel, angles_as_stock, table_as_stock
 from hf_posswap.architectures.tables import RetiredTable, table_rows
+from hf_posswap.common.registry import Registry
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.registry import Registry
 from hf_posswap.schemes.base import ModelFacts
 from hf_posswap.schemes.stock_forms import AddedVectors, NoMechanism, RotaryAngles, StockForm
 

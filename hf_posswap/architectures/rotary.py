@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_posswap.architectures.discovery import head_dim_of, number_of, rotary_modules, stock_class_of, stock_config
-from hf_posswap.positions import Positions
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import ModelFacts
 from hf_posswap.schemes.rope import OPTIONS_OF_SCALING, Rope, RopeConfig, Rotation
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes.stock_forms import RotaryAngles
 
 DEFAULT_STRETCH = 4

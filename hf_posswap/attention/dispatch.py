@@ -4,7 +4,7 @@ from torch import Tensor
 
 from hf_posswap.attention.inputs import AttentionInputs, Mix
 from hf_posswap.attention.paths import PATHS, Call, Natively, Path, first_path
-from hf_posswap.biases import Bias, LinearBias
+from hf_posswap.common.biases import Bias, LinearBias
 from hf_posswap.errors import BackendError
 
 BACKENDS = tuple(PATHS)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_posswap.attention.inputs import AttentionInputs, Mix, masked_rows, repeat_heads
-from hf_posswap.biases import Bias
+from hf_posswap.common.biases import Bias
 
 
 def weights_of(inputs: AttentionInputs, bias: Bias | None, start: int, stop: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.biases import LinearBias, SeparableBias
+from hf_posswap.common.biases import LinearBias, SeparableBias
 
 SLOPE_PARTS = 3
 KEY_STEP = 256

@@ -28,7 +28,14 @@ from hf_posswap.attention.sdpa import (
     single_query_attention,
 )
 from hf_posswap.attention.visibility import Segment, visible_segments
-from hf_posswap.biases import Bias, ClippedContentBias, LinearBias, RelativeBias, RelativeContentBias, SeparableBias
+from hf_posswap.common.biases import (
+    Bias,
+    ClippedContentBias,
+    LinearBias,
+    RelativeBias,
+    RelativeContentBias,
+    SeparableBias,
+)
 
 Output = tuple[Tensor, Tensor | None]
 """Context (B, H, Lq, d), and the weights (B, H, Lq, Lk) or None."""

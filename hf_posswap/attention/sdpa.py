@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hf_posswap.attention.eager import eager_block
 from hf_posswap.attention.inputs import AttentionInputs, Mix, bias_dtype, masked_rows, repeat_heads
 from hf_posswap.attention.visibility import learns
-from hf_posswap.biases import Bias, RelativeBias
+from hf_posswap.common.biases import Bias, RelativeBias
 
 QUERY_BLOCK = 256
 """Queries per block: measured best of 64…L for a strided bias on CPU, between 512 and 4096 tokens."""

@@ -15,8 +15,8 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.benchmarking.settings import BenchmarkError
 from hf_posswap.benchmarking.shapes import swapped_copy
 from hf_posswap.benchmarking.work import MakeMask
-from hf_posswap.biases import LinearBias, RelativeBias
-from hf_posswap.positions import Positions
+from hf_posswap.common.biases import LinearBias, RelativeBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.swapped.plan import core_of
 
 

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.benchmarking.settings import Settings
-from hf_posswap.positions import Positions
+from hf_posswap.common.positions import Positions
 from hf_posswap.swapped.cache_view import cache_keyword
 from hf_posswap.swapped.layer_call import LayerCall, stock_function
 from hf_posswap.swapped.modules import ForwardContext

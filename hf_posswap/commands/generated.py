@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_posswap.common.options import allowed_types, choices_of, option_types, to_text
 from hf_posswap.errors import PosSwapError
-from hf_posswap.options import allowed_types, choices_of, option_types, to_text
 
 Command = Callable[..., None]
 
@@ -30,7 +30,7 @@ def takes(
     user gave. The dataclass checks the values.
 
     Args:
-        options: the dataclass, with fields declared by `hf_posswap.options.option`.
+        options: the dataclass, with fields declared by `hf_posswap.common.options.option`.
         parameter: name of the command's parameter that gets the dict.
         names: names of options that differ from the name of their field, by field.
         help: help texts that differ in this command, by field.

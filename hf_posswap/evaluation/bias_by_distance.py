@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from hf_posswap.architectures import Architecture, architecture_of
-from hf_posswap.biases import Bias
+from hf_posswap.common.biases import Bias
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import NotSwappedError
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import SchemeLayer
 from hf_posswap.schemes.content import log_groups
 from hf_posswap.swapped.plan import core_of

@@ -8,8 +8,8 @@ import importlib
 import pkgutil
 from typing import Any
 
+from hf_posswap.common.options import to_text
 from hf_posswap.errors import SchemeConfigError
-from hf_posswap.options import to_text
 from hf_posswap.schemes.base import (
     ModelFacts,
     Scheme,

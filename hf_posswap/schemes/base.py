@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from hf_posswap.biases import Bias
+from hf_posswap.common.biases import Bias
+from hf_posswap.common.options import check_options, from_text, option, option_types
+from hf_posswap.common.positions import Positions
+from hf_posswap.common.registry import Registry, unknown_name_message
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
-from hf_posswap.options import check_options, from_text, option, option_types
-from hf_posswap.positions import Positions
-from hf_posswap.registry import Registry, unknown_name_message
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.stock_forms import StockForm
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_posswap.biases import Bias
-from hf_posswap.positions import Positions
+from hf_posswap.common.biases import Bias
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import SchemeLayer
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from hf_posswap.biases import Bias, DenseBias, RelativeBias
-from hf_posswap.positions import Positions
+from hf_posswap.common.biases import Bias, DenseBias, RelativeBias
+from hf_posswap.common.positions import Positions
 
 
 def bias_by_distance(positions: Positions, values: Callable[[Tensor], Tensor]) -> Bias:

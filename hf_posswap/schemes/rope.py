@@ -7,8 +7,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import rope_frequencies as frequencies
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
 from hf_posswap.schemes.stock_forms import RotaryAngles

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_posswap.biases import Bias, ClippedContentBias
-from hf_posswap.positions import Positions
+from hf_posswap.common.biases import Bias, ClippedContentBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import Scheme, SchemeConfig, SchemeLayer, option, register_scheme
 from hf_posswap.schemes.curves import Curve
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, option, register_scheme
 from hf_posswap.schemes.sinusoids import sinusoids
 from hf_posswap.schemes.stock_forms import AddedVectors

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_posswap.biases import Bias, DenseBias, RelativeContentBias
-from hf_posswap.positions import Positions
+from hf_posswap.common.biases import Bias, DenseBias, RelativeContentBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
 from hf_posswap.schemes.content import log_groups
 from hf_posswap.schemes.curves import Curve

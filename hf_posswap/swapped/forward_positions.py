@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hf_posswap.attention.visibility import ROWS_AT_A_TIME
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import PositionError
-from hf_posswap.positions import Positions
 from hf_posswap.swapped.forward_masks import masks_among, shown_entries
 
 

@@ -15,9 +15,9 @@ from hf_posswap.architectures.discovery import stock_class_of
 from hf_posswap.attention import attend
 from hf_posswap.attention.dispatch import BACKENDS
 from hf_posswap.attention.inputs import AttentionInputs, Mix
-from hf_posswap.biases import Bias
+from hf_posswap.common.biases import Bias
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import BackendError, PositionError, UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import SchemeLayer
 from hf_posswap.swapped.cache_view import view_of
 

@@ -15,8 +15,8 @@ from transformers.cache_utils import Cache
 from hf_posswap.architectures.base import Architecture
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.attention.interface import CALL, CONTEXT, current, handed_on
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import Scheme, SchemeLayer
 from hf_posswap.schemes.partial import PartialLayer
 from hf_posswap.swapped.angles import Turn

@@ -9,8 +9,8 @@ import torch
 from hf_posswap.architectures import architecture_of
 from hf_posswap.attention import explain_path
 from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import NotSwappedError, UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import Scheme, SchemeLayer
 from hf_posswap.swapped.modules import SwappedBaseModel, longest_position_of
 from hf_posswap.swapped.offloading import device_of

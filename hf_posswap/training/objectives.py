@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_posswap.architectures import architecture_of
+from hf_posswap.common.registry import Registry
 from hf_posswap.masking import MASKED_SHARE
-from hf_posswap.registry import Registry
 from hf_posswap.training.options import HealingError
 from hf_posswap.training.texts import Window, collate
 

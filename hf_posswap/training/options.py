@@ -4,8 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hf_posswap.common.options import Switch, check_options, option
 from hf_posswap.errors import PosSwapError
-from hf_posswap.options import Switch, check_options, option
 
 ObjectiveName = Literal["lm", "mlm", "embedding"]
 Trained = Literal["all", "scheme"]

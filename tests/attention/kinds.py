@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_posswap.attention.dispatch import path_of_call
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.attention.paths import Call, folded
-from hf_posswap.biases import (
+from hf_posswap.common.biases import (
     Bias,
     ClippedContentBias,
     DenseBias,

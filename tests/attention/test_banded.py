@@ -8,7 +8,7 @@ from hf_posswap.attention.cpu import banded
 from hf_posswap.attention.cpu.banded import CausalAttention
 from hf_posswap.attention.cpu.differentiable import run
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.positions import Positions
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.shaw import ShawConfig
 from tests.reference import build, model_facts
 

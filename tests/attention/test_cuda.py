@@ -6,7 +6,7 @@ import torch
 from hf_posswap.attention import attend
 from hf_posswap.attention.eager import eager_attention
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.biases import Bias, LinearBias, RelativeBias
+from hf_posswap.common.biases import Bias, LinearBias, RelativeBias
 from hf_posswap.schemes.alibi import alibi_slopes
 
 pytestmark = pytest.mark.gpu

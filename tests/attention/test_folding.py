@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from hf_posswap.attention.folding import LONGEST_EXACT, can_fold, fold_linear, fold_separable, split_parts
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.biases import LinearBias, SeparableBias
+from hf_posswap.common.biases import LinearBias, SeparableBias
 from hf_posswap.errors import BackendError
 from hf_posswap.schemes.alibi import alibi_slopes
 from tests.attention.kinds import fold_for_flash

@@ -17,7 +17,7 @@ from hf_posswap.attention.folding import fold_linear
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.attention.paths import Call
 from hf_posswap.attention.sdpa import plain_attention
-from hf_posswap.biases import LinearBias, RelativeBias
+from hf_posswap.common.biases import LinearBias, RelativeBias
 from tests.attention.kinds import KINDS, make_biased_call
 from tests.reference import dense_attention
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from hf_posswap.attention import attend, sdpa
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.biases import LinearBias, RelativeBias
+from hf_posswap.common.biases import LinearBias, RelativeBias
 from tests.reference import dense_attention
 
 HEADS, KEY_HEADS, HEAD_DIM = 9, 3, 64  # SmolLM2-135M

@@ -10,8 +10,8 @@ from hf_posswap.attention import attend, flex
 from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.benchmarking.memory import peak_bytes
-from hf_posswap.biases import LinearBias, RelativeBias
-from hf_posswap.positions import Positions
+from hf_posswap.common.biases import LinearBias, RelativeBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.swapped.cache_view import cache_keyword
 from tests.attention.kinds import make_biased_call
@@ -145,7 +145,7 @@ class Calls:
 
 
 ONCE = {
-    "alibi": ("hf_posswap.schemes.alibi.alibi_bias", "hf_posswap.biases.LinearBias._relative"),
+    "alibi": ("hf_posswap.schemes.alibi.alibi_bias", "hf_posswap.common.biases.LinearBias._relative"),
     "t5": ("hf_posswap.schemes.t5.t5_bucket", "hf_posswap.schemes.t5.bucket_bias"),
     "relative_bias": ("hf_posswap.schemes.relative_bias.clipped",),
     "transformer_xl": ("hf_posswap.schemes.transformer_xl.sinusoids",),

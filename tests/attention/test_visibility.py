@@ -9,7 +9,7 @@ from hf_posswap.attention import attend, paths
 from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.attention.visibility import interval_bounds, mask_segments, visible_segments
-from hf_posswap.biases import RelativeBias
+from hf_posswap.common.biases import RelativeBias
 from tests.reference import FLOAT32, dense_attention
 
 

@@ -14,9 +14,9 @@ from transformers.cache_utils import Cache
 import hf_posswap
 from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.discovery import LENGTH_FIELD, length_field
-from hf_posswap.biases import Bias
+from hf_posswap.common.biases import Bias
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import SchemeLayer
 from hf_posswap.swapped.modules import SwappedAttention
 from hf_posswap.swapped.plan import core_of

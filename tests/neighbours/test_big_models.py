@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import hf_posswap
-from hf_posswap.positions import Positions
+from hf_posswap.common.positions import Positions
 from hf_posswap.swapped.modules import ForwardContext
 from tests.matrix.cells import randomise
 

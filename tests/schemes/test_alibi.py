@@ -5,9 +5,9 @@ import torch
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from hf_posswap.biases import LinearBias, RelativeBias
+from hf_posswap.common.biases import LinearBias, RelativeBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import check_supported
 from hf_posswap.schemes.alibi import ENCODER_FORMS, AlibiConfig, alibi_slopes
 from tests.oracles.alibi import slopes as oracle_slopes

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_posswap.positions import Positions
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes import shaw, transformer_xl
 from hf_posswap.schemes.base import Scheme, SchemeConfig, SchemeLayer
 from hf_posswap.schemes.content import ContentSums, log_groups

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from hf_posswap.positions import Positions
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.alibi import ENCODER_FORMS, AlibiConfig
 from hf_posswap.schemes.curves import Curve, fitted_slopes, pooled
 from hf_posswap.schemes.t5 import T5Config, t5_bucket

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_posswap.biases import RelativeBias
+from hf_posswap.common.biases import RelativeBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes.alibi import AlibiConfig
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.kerple import Kernel, KerpleConfig, inverse_softplus

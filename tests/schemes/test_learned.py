@@ -5,8 +5,8 @@ import pytest
 import torch
 
 import hf_posswap
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import check_supported, scheme_class
 from hf_posswap.schemes.learned import LearnedConfig, extend_table
 from tests.matrix.cells import small_model

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import check_supported
 from hf_posswap.schemes.none import NoneConfig
 from tests.reference import (

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from hf_posswap.common.options import allowed_types, to_text
 from hf_posswap.errors import PosSwapError, SchemeConfigError, UnknownNameError
-from hf_posswap.options import allowed_types, to_text
 from hf_posswap.schemes import SchemeConfig, as_config, list_schemes, parse_scheme, scheme_class, scheme_text
 from hf_posswap.schemes.alibi import AlibiConfig
 from hf_posswap.schemes.rope import RopeConfig

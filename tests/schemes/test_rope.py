@@ -9,8 +9,8 @@ from transformers.models.gpt_neox import modeling_gpt_neox as gpt_neox
 from transformers.models.gptj import modeling_gptj as gptj
 from transformers.models.llama import modeling_llama as llama
 
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import check_supported
 from hf_posswap.schemes.rope import RopeConfig, rotate
 from hf_posswap.schemes.rope_frequencies import attention_factor

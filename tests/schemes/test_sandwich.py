@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from hf_posswap.biases import DenseBias, RelativeBias
+from hf_posswap.common.biases import DenseBias, RelativeBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes.sandwich import SandwichConfig, sandwich_values
 from tests.oracles.sandwich import embedding
 from tests.reference import (

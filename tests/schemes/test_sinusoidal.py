@@ -8,8 +8,8 @@ import torch
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.models.roformer.modeling_roformer import RoFormerSinusoidalPositionalEmbedding
 
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import check_supported
 from hf_posswap.schemes.sinusoidal import SinusoidalConfig
 from hf_posswap.schemes.sinusoids import sinusoids

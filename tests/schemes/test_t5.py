@@ -5,9 +5,9 @@ import torch
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from hf_posswap.biases import RelativeBias
+from hf_posswap.common.biases import RelativeBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes.t5 import T5Config, t5_bucket
 from tests.oracles.t5 import bucket
 from tests.reference import (

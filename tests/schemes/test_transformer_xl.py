@@ -11,8 +11,8 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
 from hf_posswap.attention import attend, sdpa
 from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import check_supported, scheme_class
 from hf_posswap.schemes.transformer_xl import TransformerXLConfig
 from tests.reference import (

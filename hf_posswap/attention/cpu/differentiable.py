@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_posswap.attention.inputs import bias_dtype, repeat_heads
 from hf_posswap.attention.visibility import Segment, shown_by
-from hf_posswap.biases import RelativeBias
+from hf_posswap.common.biases import RelativeBias
 
 
 class FusedCall(ABC):

@@ -18,7 +18,7 @@ from hf_posswap.attention.cpu.differentiable import FusedCall, relative_written_
 from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
 from hf_posswap.attention.sdpa import blockwise_attention, relative_attention, reversed_values
 from hf_posswap.attention.visibility import visible_segments
-from hf_posswap.biases import RelativeBias
+from hf_posswap.common.biases import RelativeBias
 
 BLOCK_ROWS = 128
 """Rows of scores per key head and block: queries × query heads that share the key head. Measured best of 32…256 on

@@ -16,7 +16,7 @@ from hf_posswap.attention.cpu.differentiable import FusedCall, relative_written_
 from hf_posswap.attention.cpu.learned import diagonal_sums
 from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
 from hf_posswap.attention.visibility import Segment
-from hf_posswap.biases import RelativeBias
+from hf_posswap.common.biases import RelativeBias
 
 BLOCK = 64
 """Queries whose scores are made at once."""

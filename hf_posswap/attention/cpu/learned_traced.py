@@ -12,7 +12,7 @@ from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.cpu.learned import relative_gradients
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.attention.visibility import visible_segments
-from hf_posswap.biases import RelativeBias
+from hf_posswap.common.biases import RelativeBias
 
 
 def traced_relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:

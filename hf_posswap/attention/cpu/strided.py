@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_posswap.attention.cpu.differentiable import FusedCall, relative_written_out, run
 from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
 from hf_posswap.attention.visibility import Segment
-from hf_posswap.biases import RelativeBias, RelativeContentBias
+from hf_posswap.common.biases import RelativeBias, RelativeContentBias
 
 QUERY_BLOCK = 256
 """Queries per block, at least. In a causal text half of a block's square over the diagonal is wasted; each block is a

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from hf_posswap.common.registry import Registry, unknown_name_message
 from hf_posswap.errors import PosSwapError, UnknownNameError
-from hf_posswap.registry import Registry, unknown_name_message
 from hf_posswap.schemes import list_schemes, scheme_class, schemes
 
 

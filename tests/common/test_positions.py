@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import PositionError
-from hf_posswap.positions import Positions
 
 
 def at(*rows):

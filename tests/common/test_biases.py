@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.biases import LinearBias, RelativeBias, SeparableBias
+from hf_posswap.common.biases import LinearBias, RelativeBias, SeparableBias
 from tests.attention.kinds import KINDS, make_bias
 
 lengths = st.integers(1, 12)

@@ -11,8 +11,8 @@ import typing
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from hf_posswap.common.registry import unknown_name_message
 from hf_posswap.errors import PosSwapError
-from hf_posswap.registry import unknown_name_message
 
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_NUMBER = 3e38
