@@ -10,7 +10,7 @@ transformers' Auto classes load swapped checkpoints.
 import importlib
 from typing import Any
 
-from hf_posswap.import_hook import when_imported
+from hf_posswap.registration.import_hook import when_imported
 from hf_posswap.version import __version__
 
 _HOME = {
@@ -72,7 +72,7 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
-    from hf_posswap.deferred import register_deferred
+    from hf_posswap.registration.deferred_configs import register_deferred
 
     register_deferred()
 
