@@ -106,7 +106,7 @@ test-oldest: $(VENV_OLDEST)/stamp ## what decides about a swap, every family, ex
 		tests/matrix/test_round_trip.py tests/swapped tests/architectures tests/families tests/neighbours \
 		tests/hub/test_export.py tests/test_first_edition.py -k 'not compiled_as_one_graph and not reads_4096_tokens'
 
-families: $(VENV)/stamp ## write hf_posswap/families.json: which model types take schemes, by running them all
+families: $(VENV)/stamp ## write hf_posswap/swapped/families.json: which model types take schemes, by running them all
 	$(TEST_ENV) $(VENV)/bin/python docs/families.py
 
 generate: $(VENV)/stamp ## write the pages and pictures of the docs that come from the code

@@ -1,4 +1,4 @@
-"""Write hf_posswap/families.json: which model types of transformers take schemes, as a run of their tests finds.
+"""Write hf_posswap/swapped/families.json: which model types of transformers take schemes, as a run of their tests finds.
 
     python docs/families.py [TYPE …]
 
@@ -20,7 +20,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import hf_posswap
-from hf_posswap.support import FAMILIES_FILE
+from hf_posswap.swapped.capabilities import FAMILIES_FILE
 from hf_posswap.swapped.questions import native_scheme
 from tests.families.checks import SCHEMES, Outcome, outcome
 from tests.families.configs import CANNOT, model_types, tiny_model

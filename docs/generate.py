@@ -14,7 +14,7 @@ from scheme_pages import options_table, overview_page, scheme_page, scheme_pictu
 
 import hf_posswap
 from hf_posswap.schemes import scheme_class
-from hf_posswap.support import FAMILIES_FILE, families
+from hf_posswap.swapped.capabilities import FAMILIES_FILE, families
 from hf_posswap.training.options import HealingOptions
 
 DOCS = Path(__file__).parent

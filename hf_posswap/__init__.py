@@ -28,11 +28,11 @@ _HOME = {
     "HealingOptions": "training.options",
     "install": "auto",
     "uninstall": "auto",
-    "capabilities": "support",
+    "capabilities": "swapped.capabilities",
     "export_native": "export",
     "list_schemes": "schemes",
     "parse_scheme": "schemes",
-    "list_architectures": "support",
+    "list_architectures": "swapped.capabilities",
     "PosSwapError": "errors",
 }
 """Public names and the module each lives in; scheme configs and Auto classes are found by name."""

@@ -13,8 +13,8 @@ import hf_posswap
 from hf_posswap.architectures import architecture_named
 from hf_posswap.architectures.model_types import package_of
 from hf_posswap.loading.auto_classes import auto_classes
-from hf_posswap.support import CORE
 from hf_posswap.swapped.cache_view import cache_among, cache_keyword
+from hf_posswap.swapped.capabilities import CORE
 from tests.matrix.cells import class_of, random_tokens, small_config
 
 

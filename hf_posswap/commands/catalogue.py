@@ -56,7 +56,7 @@ def matrix(
 
 def _show_families(as_json: bool) -> None:
     """Print every model type of transformers with its native mechanism, or the reason why it is not supported."""
-    from hf_posswap.support import families
+    from hf_posswap.swapped.capabilities import families
 
     found = families()
     if as_json:

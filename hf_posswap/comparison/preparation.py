@@ -15,7 +15,7 @@ from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.settings import chosen_device
 from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
 from hf_posswap.schemes import parse_scheme, schemes
-from hf_posswap.support import cell
+from hf_posswap.swapped.capabilities import cell
 from hf_posswap.text_files import read_files
 from hf_posswap.training.documents import from_files, require_apart
 from hf_posswap.training.loop import healing_length

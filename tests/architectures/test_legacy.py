@@ -9,7 +9,7 @@ import hf_posswap
 from hf_posswap.architectures import architecture_of
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.schemes import schemes
-from hf_posswap.support import families
+from hf_posswap.swapped.capabilities import families
 from tests.families.configs import model_types, tiny_config, tiny_model
 
 ENCODERS = sorted(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from hf_posswap.support import FAMILIES_FILE, Family, families
+from hf_posswap.swapped.capabilities import FAMILIES_FILE, Family, families
 from tests.families.checks import SCHEMES, outcome
 from tests.families.configs import CANNOT, model_types
 

@@ -14,7 +14,7 @@ import hf_posswap
 from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.discovery import self_attention
 from hf_posswap.errors import PosSwapError
-from hf_posswap.support import families
+from hf_posswap.swapped.capabilities import families
 from hf_posswap.swapped.plan import core_of
 from tests.families.checks import check_bias, randomise, tokens
 from tests.families.configs import model_types, tiny_model

@@ -15,8 +15,8 @@ from hf_posswap.architectures import Architecture, architecture_named
 from hf_posswap.errors import PosSwapError, SchemeConfigError
 from hf_posswap.loading.configuration import stock_config_class
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, schemes
-from hf_posswap.support import CORE
 from hf_posswap.swapped.cache_view import cache_keyword
+from hf_posswap.swapped.capabilities import CORE
 from hf_posswap.swapped.plan import core_of
 
 TRAIN_LENGTH = 32

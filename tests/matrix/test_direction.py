@@ -13,7 +13,7 @@ from torch import Tensor
 import hf_posswap
 from hf_posswap.architectures import architecture_named
 from hf_posswap.errors import BackendError, UnsupportedError
-from hf_posswap.support import CORE
+from hf_posswap.swapped.capabilities import CORE
 from tests.matrix.cells import (
     Cell,
     all_cells,

@@ -8,7 +8,7 @@ import torch
 import hf_posswap
 from hf_posswap.architectures import architecture_named
 from hf_posswap.ramp import set_ramp
-from hf_posswap.support import CORE, default_facts
+from hf_posswap.swapped.capabilities import CORE, default_facts
 from hf_posswap.swapped.plan import core_of
 from tests.matrix.cells import (
     Cell,

@@ -10,7 +10,7 @@ from hf_posswap.architectures import architecture_named
 from hf_posswap.errors import CheckpointError
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.modeling import swapped_class
-from hf_posswap.support import CORE
+from hf_posswap.swapped.capabilities import CORE
 from tests.matrix.cells import class_of, randomise, small_config
 
 HEADS = [(family, name) for family in CORE for name in sorted(set(auto_classes(architecture_named(family)).values()))]
