@@ -15,7 +15,8 @@ from torch import Tensor
 
 import hf_posswap
 from hf_posswap.calibration import FitSettings, mean_loss, text_windows
-from hf_posswap.demo import load_model, load_tokenizer, resolve_texts
+from hf_posswap.sources import load_model, load_tokenizer
+from hf_posswap.texts.sources import resolve_texts
 
 WAYS = {
     "the mean of the three": FitSettings(),

@@ -1,4 +1,4 @@
-"""Write hf_posswap/swapped/families.json: which model types of transformers take schemes, as a run of their tests finds.
+"""Write hf_posswap/swapped/families.json: which model types take schemes, as a run of their tests finds.
 
     python docs/families.py [TYPE …]
 

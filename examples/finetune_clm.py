@@ -15,8 +15,8 @@ import torch
 
 from hf_posswap import AutoModelForCausalLM, calibrate, swap, train_length
 from hf_posswap.calibration import calibration_refusal
-from hf_posswap.demo import load_config, load_model, load_tokenizer
 from hf_posswap.evaluation.perplexity import perplexity_rows
+from hf_posswap.sources import load_config, load_model, load_tokenizer
 from hf_posswap.training import HealingOptions, Windows, from_files, heal, make_accelerator
 
 

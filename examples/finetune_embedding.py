@@ -17,8 +17,8 @@ from torch.nn.functional import cosine_similarity
 
 from hf_posswap import AutoModel, calibrate, swap, train_length
 from hf_posswap.calibration import calibration_refusal
-from hf_posswap.demo import load_model, load_tokenizer
 from hf_posswap.evaluation.agreement import embedding_agreement
+from hf_posswap.sources import load_model, load_tokenizer
 from hf_posswap.swapped.tokenizers import special_tokens
 from hf_posswap.training import HealingOptions, Windows, from_files, heal, make_accelerator
 

@@ -19,9 +19,9 @@ import torch
 
 from hf_posswap import AutoModelForMaskedLM, calibrate, swap
 from hf_posswap.calibration import calibration_refusal
-from hf_posswap.demo import load_config, load_model, load_tokenizer
 from hf_posswap.evaluation.masked import masked_loss_rows
 from hf_posswap.evaluation.texts import tokenise
+from hf_posswap.sources import load_config, load_model, load_tokenizer
 from hf_posswap.training import HealingOptions, Windows, from_files, heal, make_accelerator
 
 

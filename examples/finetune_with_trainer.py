@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import hf_posswap
-from hf_posswap.demo import load_model, load_tokenizer
+from hf_posswap.sources import load_model, load_tokenizer
 from hf_posswap.training import Windows, from_files
 
 

@@ -33,6 +33,10 @@ class PositionError(PosSwapError):
     """Positions the scheme cannot represent: past its longest position, or skipping while a cache is in use."""
 
 
+class SourceError(PosSwapError):
+    """A model, tokenizer or text that cannot be found or read."""
+
+
 class CheckpointError(PosSwapError):
     """A checkpoint whose `pos_scheme` entry is malformed or of a newer format."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_posswap.demo import ModelSource, resolve_model
+from hf_posswap.sources import ModelSource, resolve_model
 
 
 def pytest_configure(config: pytest.Config) -> None:

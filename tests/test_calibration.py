@@ -23,10 +23,11 @@ from hf_posswap.calibration import (
     text_windows,
 )
 from hf_posswap.common.biases import RelativeBias
-from hf_posswap.demo import load_tokenizer, resolve_texts
 from hf_posswap.errors import NotSwappedError, SchemeConfigError, UnsupportedError
 from hf_posswap.ramp import ramp_share, set_ramp
 from hf_posswap.schemes import check_supported, scheme_class
+from hf_posswap.sources import load_tokenizer
+from hf_posswap.texts.sources import resolve_texts
 from tests.matrix.cells import TRAIN_LENGTH, random_tokens, scheme_variants, small_model
 from tests.reference import model_facts
 

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 import hf_posswap
 from hf_posswap.calibration import CalibrationWarning, Yardstick, calibrate, document_windows, run
 from hf_posswap.calibration.texts import hold_back, together
-from hf_posswap.demo import load_model, load_tokenizer, resolve_texts
 from hf_posswap.errors import UnsupportedError
+from hf_posswap.sources import load_model, load_tokenizer
 from hf_posswap.swapped.plan import core_of
+from hf_posswap.texts.sources import resolve_texts
 from tests import proteins
 from tests.matrix.cells import random_tokens, small_model
 

@@ -10,9 +10,9 @@ from typer.testing import CliRunner, Result
 import hf_posswap
 from hf_posswap.commands import app
 from hf_posswap.commands.calibrate import read_batches
-from hf_posswap.demo import load_tokenizer
 from hf_posswap.hub import card_of
-from hf_posswap.text_files import read_files
+from hf_posswap.sources import load_tokenizer
+from hf_posswap.texts.files import read_files
 
 
 def run(*arguments: str) -> Result:

@@ -9,9 +9,9 @@ from typer.testing import CliRunner, Result
 
 from hf_posswap.commands import app, evaluation_progress
 from hf_posswap.commands.evaluation_progress import BarObserver, LineObserver
-from hf_posswap.demo import resolve_texts
 from hf_posswap.evaluation import run
 from hf_posswap.evaluation.measuring import Part
+from hf_posswap.texts.sources import resolve_texts
 
 EVALUATE = ["evaluate", "demo:gpt2", "--text", "book.txt", "--tokens", "300"]
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import hf_posswap
-from hf_posswap.demo import ModelSource
+from hf_posswap.sources import ModelSource
 
 PROMPT = "The sea was calm that morning, and the captain had not yet come on deck when the first mate"
 

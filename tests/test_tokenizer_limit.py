@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import hf_posswap
 from hf_posswap.commands import app
-from hf_posswap.demo import load_tokenizer
+from hf_posswap.sources import load_tokenizer
 from hf_posswap.swapped.tokenizers import fit_tokenizer
 from tests.matrix.cells import small_model
 

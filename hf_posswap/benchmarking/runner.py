@@ -22,8 +22,7 @@ from hf_posswap.benchmarking.shapes import check_model, stock_model, swapped_cop
 from hf_posswap.benchmarking.startup import import_times, load_times
 from hf_posswap.benchmarking.timing import Times, in_turn
 from hf_posswap.benchmarking.work import MakeMask, Work, attention_work, model_work
-from hf_posswap.demo import SourceError
-from hf_posswap.errors import PosSwapError
+from hf_posswap.errors import PosSwapError, SourceError
 from hf_posswap.swapped.questions import longest_position
 
 Row = dict[str, Any]

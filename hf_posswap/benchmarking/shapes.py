@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModel
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.benchmarking.settings import BenchmarkError, Settings
-from hf_posswap.demo import SourceError, load_config, load_model
+from hf_posswap.errors import SourceError
+from hf_posswap.sources import load_config, load_model
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapping import swap
 

@@ -12,7 +12,7 @@ import torch
 from hf_posswap.benchmarking.settings import Cell, Settings
 from hf_posswap.benchmarking.shapes import SHAPES, stock_model
 from hf_posswap.benchmarking.timing import Times, in_turn
-from hf_posswap.demo import load_model
+from hf_posswap.sources import load_model
 
 IMPORT = "import time; start = time.perf_counter(); import {modules}; print(time.perf_counter() - start)"
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.masking import choose_masked
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.questions import without_scheme
+from hf_posswap.texts.masking import choose_masked
 
 Quantity = Literal["loss", "masked loss", "agreement"]
 

@@ -88,9 +88,9 @@ def _checked_schemes(model: str, schemes: list[str]) -> list[str | None]:
     Raises:
         PosSwapError: an unknown scheme, schemes for a model that is already swapped, or no scheme for a stock model.
     """
-    from hf_posswap.demo import load_config
     from hf_posswap.evaluation.errors import EvaluationError
     from hf_posswap.schemes import parse_scheme
+    from hf_posswap.sources import load_config
 
     for scheme in schemes:
         parse_scheme(scheme)
@@ -109,8 +109,8 @@ def _read(
     if not names:
         return [], []
     from hf_posswap.commands.calibrate import read_batches
-    from hf_posswap.demo import load_config, load_tokenizer
-    from hf_posswap.text_files import read_files
+    from hf_posswap.sources import load_config, load_tokenizer
+    from hf_posswap.texts.files import read_files
 
     files = read_files(names, documents)
     limit = getattr(load_config(model), "max_position_embeddings", length)

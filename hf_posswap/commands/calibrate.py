@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hf_posswap.calibration import CalibrationReport
-    from hf_posswap.text_files import TextFile
+    from hf_posswap.texts.files import TextFile
     from hf_posswap.training import HealingReport
     from hf_posswap.training.options import Precision
 
@@ -58,9 +58,9 @@ def calibrate(
     from hf_posswap.calibration import calibrate as fit
     from hf_posswap.calibration import tokens_to_read
     from hf_posswap.commands.counting import count_progress
-    from hf_posswap.demo import load_tokenizer
+    from hf_posswap.sources import load_tokenizer
     from hf_posswap.swapped.questions import train_length
-    from hf_posswap.text_files import read_files
+    from hf_posswap.texts.files import read_files
 
     files, tokenizer = read_files(text, documents), load_tokenizer(model)
     length = min(length, train_length(swapped), tokens)

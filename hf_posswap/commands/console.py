@@ -67,7 +67,7 @@ def note_documents(what: str, tokens: Sequence[int], documents: int | None = Non
         tokens: number of tokens of each document, or of a sample of the documents.
         documents: number of documents, if `tokens` is of a sample.
     """
-    from hf_posswap.text_files import DocumentLengths
+    from hf_posswap.texts.files import DocumentLengths
 
     if tokens:
         note(f"{what} {DocumentLengths.of(tokens, documents)}.")

@@ -35,7 +35,7 @@ def demo(
     from hf_posswap.commands.bias import bias
     from hf_posswap.commands.compare import compare
     from hf_posswap.commands.report import report
-    from hf_posswap.demo import EXCERPT_NAME, MEASURING_NAME, TRAINING_NAME, has_clone
+    from hf_posswap.texts.sources import EXCERPT_NAME, MEASURING_NAME, TRAINING_NAME, has_clone
 
     measured, learnt, fitted = MEASURING_NAME, EXCERPT_NAME, EXCERPT_NAME
     if has_clone():

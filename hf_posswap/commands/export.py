@@ -25,8 +25,9 @@ def export(
 ) -> None:
     """Write a swapped model as a stock checkpoint with the same outputs, where stock transformers has a word for it."""
     loaded = load_swapped(model, None, "auto")
-    from hf_posswap.demo import SourceError, load_tokenizer
+    from hf_posswap.errors import SourceError
     from hf_posswap.export import export_native
+    from hf_posswap.sources import load_tokenizer
     from hf_posswap.swapped.tokenizers import STOCK_LIMIT
 
     result = export_native(loaded, output_dir, max_length)

@@ -36,7 +36,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Find by experiment what positions a model really uses, in every layer, and whether its config says so."""
     quiet_libraries()
     import hf_posswap
-    from hf_posswap.demo import load_model
+    from hf_posswap.sources import load_model
 
     found = hf_posswap.inspect(load_model(model, supported_only=False))
     if as_json:
@@ -94,11 +94,12 @@ def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dic
         output_dir: the folder.
         records: records of the work, by the names of their JSON files; the environment is added to each.
     """
-    from hf_posswap.demo import SourceError, load_tokenizer
+    from hf_posswap.errors import SourceError
     from hf_posswap.results.environment import collect_environment
     from hf_posswap.results.files import prepare_folder, write_text
     from hf_posswap.results.records import remove_records
     from hf_posswap.results.writing import to_json
+    from hf_posswap.sources import load_tokenizer
     from hf_posswap.swapped.tokenizers import fit_tokenizer
 
     prepare_folder(output_dir)
@@ -126,9 +127,9 @@ def load_swapped(model: str, pos_scheme: str | None, dtype: str) -> "PreTrainedM
     """
     quiet_libraries()
     import hf_posswap
-    from hf_posswap.demo import load_config, load_model
     from hf_posswap.errors import AlreadySwappedError
     from hf_posswap.schemes import parse_scheme
+    from hf_posswap.sources import load_config, load_model
 
     scheme = parse_scheme(pos_scheme) if pos_scheme is not None else None
     config = load_config(model)

@@ -49,8 +49,8 @@ def push(
     """
     from huggingface_hub.utils import disable_progress_bars
 
-    from hf_posswap.demo import is_adapter
     from hf_posswap.hub import Target, UploadError, push_adapter, push_folder
+    from hf_posswap.sources import is_adapter
 
     if not sys.stderr.isatty():
         disable_progress_bars()
@@ -77,8 +77,8 @@ def card(
     write: Annotated[bool, typer.Option("--write", help="Write it to DIR/README.md instead of printing it.")] = False,
 ) -> None:
     """Print the model card that `push` would upload, or write it; asks the Hub nothing."""
-    from hf_posswap.demo import is_adapter
     from hf_posswap.hub import adapter_card_of, card_of
+    from hf_posswap.sources import is_adapter
 
     write_card = adapter_card_of if adapter or is_adapter(str(folder)) else card_of
     made = str(write_card(folder, repo, base_model, license))

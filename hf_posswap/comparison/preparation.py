@@ -9,14 +9,14 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.comparison.cells import Cell
 from hf_posswap.comparison.measuring import CellMeasure, objective_of
 from hf_posswap.comparison.settings import Settings, normalised
-from hf_posswap.demo import load_config, load_tokenizer
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.settings import chosen_device
 from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
 from hf_posswap.schemes import parse_scheme, schemes
+from hf_posswap.sources import load_config, load_tokenizer
 from hf_posswap.swapped.capabilities import cell
-from hf_posswap.text_files import read_files
+from hf_posswap.texts.files import read_files
 from hf_posswap.training.documents import from_files, require_apart
 from hf_posswap.training.loop import healing_length
 from hf_posswap.training.stages import calibration_length

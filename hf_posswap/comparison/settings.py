@@ -26,7 +26,7 @@ class Settings:
         texts: files or `demo:` names to measure on.
         lengths: context lengths in tokens.
         documents: how texts, both for measuring and for training, are split into documents; see
-            `hf_posswap.text_files.read_files`.
+            `hf_posswap.texts.files.read_files`.
         tokens: approximate number of tokens to read for each length, protocol and cell.
         seed: seed of the bootstrap, and the first seed of the random numbers of schemes and healing.
         seeds: number of seeds, counted up from `seed`.

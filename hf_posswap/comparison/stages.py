@@ -15,10 +15,10 @@ from hf_posswap.comparison.cells import Cell, Lane, Outcome
 from hf_posswap.comparison.measuring import AUTO_CLASSES
 from hf_posswap.comparison.observer import Observer
 from hf_posswap.comparison.preparation import CALIBRATION_WORK, HEALING_WORK, Prepared
-from hf_posswap.demo import SourceError, load_model
-from hf_posswap.errors import PosSwapError, UnsupportedError
+from hf_posswap.errors import PosSwapError, SourceError, UnsupportedError
 from hf_posswap.evaluation.perplexity import LengthRow
 from hf_posswap.schemes import parse_scheme
+from hf_posswap.sources import load_model
 from hf_posswap.swapping import swap
 from hf_posswap.training.distribution import make_accelerator
 from hf_posswap.training.loop import HealingObserver, heal

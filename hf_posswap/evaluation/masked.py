@@ -22,8 +22,8 @@ from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.texts import TokenIds, as_texts
 from hf_posswap.evaluation.token_loss import base_model_of, last_hidden, losses_of_hidden
 from hf_posswap.evaluation.windows import check_lengths, share_out, spread
-from hf_posswap.masking import choose_masked
 from hf_posswap.swapped.tokenizers import special_tokens
+from hf_posswap.texts.masking import choose_masked
 
 PROTOCOL = "masked"
 

@@ -14,7 +14,6 @@ import torch
 
 import hf_posswap
 from hf_posswap.architectures import architecture_of
-from hf_posswap.demo import load_config, load_model, load_tokenizer, sources_of
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError, UnmeasurableError
 from hf_posswap.evaluation.measuring import KIND_OF, Measurements, Part, Rows
 from hf_posswap.evaluation.processes import ALONE, Processes
@@ -26,7 +25,8 @@ from hf_posswap.results.files import OutputError
 from hf_posswap.results.kinds import KINDS, RETRIEVAL, Kind
 from hf_posswap.results.parts import FOLDER, Parts
 from hf_posswap.results.writing import make_result, write_result
-from hf_posswap.text_files import read_files
+from hf_posswap.sources import load_config, load_model, load_tokenizer, sources_of
+from hf_posswap.texts.files import read_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

@@ -20,7 +20,7 @@ from hf_posswap.results.kinds import STAGES, SWAPPED_STAGES
 from hf_posswap.results.records import stage_of
 from hf_posswap.schemes import parse_scheme, scheme_text
 from hf_posswap.swapped.plan import core_of
-from hf_posswap.text_files import checked_split
+from hf_posswap.texts.files import checked_split
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -49,7 +49,7 @@ class EvaluationSettings:
         bins: number of bins in loss by position.
         depths: depths of pass keys, from 0 to 1.
         trials: pass keys for each depth and length.
-        documents: how texts are split into documents, see `hf_posswap.text_files.read_files`.
+        documents: how texts are split into documents, see `hf_posswap.texts.files.read_files`.
         most_documents: maximum number of documents to retrieve from.
         document_tokens: tokens of a document; None: the longest length.
         pooling: "mean" or "first": the pooling that gives a text's embedding.

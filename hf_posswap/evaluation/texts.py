@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.text_files import DocumentLengths, TextFile
+from hf_posswap.texts.files import DocumentLengths, TextFile
 
 TokenIds = Tensor | Sequence[int] | Sequence[Tensor] | Sequence[Sequence[int]]
 """One text as integers of shape (n,), or a sequence of such texts."""

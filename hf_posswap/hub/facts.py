@@ -6,7 +6,6 @@ from pathlib import PurePath
 from typing import Any
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.demo import PREFIX as DEMO
 from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.checkpoint import Checkpoint
 from hf_posswap.hub.contradictions import LENGTHS_FILE
@@ -19,6 +18,7 @@ from hf_posswap.loading.origin import cached_license, is_license, is_repo_id
 from hf_posswap.results.records import HEALING_FILE
 from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme, scheme_class
 from hf_posswap.swapped.questions import longest_position, stock_longest_position, train_length
+from hf_posswap.texts.sources import PREFIX as DEMO
 
 FindLicense = Callable[[str, str | None], str | None]
 """Function that returns the licence on a Hub model's card, given the model's name and its commit or None."""

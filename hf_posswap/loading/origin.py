@@ -73,7 +73,7 @@ def remember_name(model: Any, name: str, place: str | Path) -> None:
 
     Args:
         model: the model.
-        name: a name for `hf_posswap.demo.load_model`.
+        name: a name for `hf_posswap.sources.load_model`.
         place: the folder that the model was loaded from.
     """
     model.name_or_path = model.config.name_or_path = name

@@ -22,13 +22,14 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.architectures.discovery import stock_class_of
-from hf_posswap.demo import UNREADABLE, SourceError, class_for, load_config, load_model
-from hf_posswap.errors import PosSwapError
+from hf_posswap.errors import PosSwapError, SourceError
 from hf_posswap.loading.auto_classes import AUTO_CLASS_OF_TASK, auto_classes
 from hf_posswap.loading.configuration import PREFIX, mark_swapped
 from hf_posswap.loading.entry import mark_healed
 from hf_posswap.loading.origin import remember_name
 from hf_posswap.modeling import register_models, swapped_class
+from hf_posswap.sources import class_for, load_config, load_model
+from hf_posswap.sources.loading import UNREADABLE
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.questions import is_swapped
 from hf_posswap.swapping import swap

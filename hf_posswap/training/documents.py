@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hf_posswap.text_files import read_files
+from hf_posswap.texts.files import read_files
 from hf_posswap.training.options import HealingError
 from hf_posswap.training.texts import Documents
 
@@ -16,7 +16,7 @@ MAY_RECUR = 0.01
 def from_files(names: Sequence[str], documents: str | None = None) -> Texts:
     """Return the documents of files or `demo:` names, and the files' identities: name, length and SHA-256.
 
-    Arguments, errors and warnings are those of `hf_posswap.text_files.read_files`.
+    Arguments, errors and warnings are those of `hf_posswap.texts.files.read_files`.
     """
     files = read_files(names, documents)
     return [text for file in files for text in file.documents], [file.to_dict() for file in files]

@@ -15,7 +15,6 @@ from accelerate.tracking import get_available_trackers
 from hf_posswap.architectures import architecture_of
 from hf_posswap.auto import auto_class
 from hf_posswap.calibration import CalibrationReport, calibration_refusal, rewrites_weights
-from hf_posswap.demo import load_config, load_model, load_tokenizer
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.results.environment import collect_environment
@@ -23,6 +22,7 @@ from hf_posswap.results.files import OutputError, check_folder, write_text
 from hf_posswap.results.records import HEALING_FILE, remove_records
 from hf_posswap.results.writing import to_json
 from hf_posswap.schemes import parse_scheme
+from hf_posswap.sources import load_config, load_model, load_tokenizer
 from hf_posswap.swapped.questions import is_swapped, plain_model, stock_longest_position, train_length
 from hf_posswap.swapping import restore, swap
 from hf_posswap.training.distribution import SHARDED, make_accelerator
@@ -44,7 +44,7 @@ class Experiment:
     """The settings of an experiment.
 
     Attributes:
-        model: name of the model, see `hf_posswap.demo.load_model`; stock, or already swapped.
+        model: name of the model, see `hf_posswap.sources.load_model`; stock, or already swapped.
         pos_scheme: the scheme to swap in, as on the command line; None: the model is already swapped.
         stock: name of the stock model, which is the teacher, the reference and the start of the control. None: the
             stock model inside `model`, which exists until the model is healed.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.common.registry import Registry
-from hf_posswap.masking import MASKED_SHARE
+from hf_posswap.texts.masking import MASKED_SHARE
 from hf_posswap.training.options import HealingError
 from hf_posswap.training.texts import Window, collate
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hf_posswap.comparison import Settings, recipe
-from hf_posswap.demo import resolve_texts
+from hf_posswap.texts.sources import resolve_texts
 
 CHARACTERS = 20_000
 """Of each book; tokenising whole ones would take most of the time."""

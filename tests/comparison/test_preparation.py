@@ -8,8 +8,8 @@ import pytest
 
 import hf_posswap
 from hf_posswap.comparison import Cell, preparation, prepare, recipe, stages
-from hf_posswap.demo import load_model
 from hf_posswap.errors import PosSwapError, UnsupportedError
+from hf_posswap.sources import load_model
 from tests.comparison.helpers import Make
 
 
@@ -97,7 +97,7 @@ def test_wrong_settings_of_healing_are_refused(healed: Make, values: dict[str, A
 
 
 def test_a_copy_of_a_measured_text_set_anew_is_no_training_text(healed: Make, tmp_path: Path) -> None:
-    book = hf_posswap.demo.resolve_texts("demo:book/test")[0].read()
+    book = hf_posswap.texts.sources.resolve_texts("demo:book/test")[0].read()
     copied = tmp_path / "copied.txt"
     copied.write_text("An introduction.\n\n" + book.replace("\n", " ") + "\n\nThe end.", encoding="utf-8")
     with pytest.raises(PosSwapError, match=r"'test.txt' is measured on, and 'copied.txt', which is learned"):

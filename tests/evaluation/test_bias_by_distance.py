@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import hf_posswap
-from hf_posswap.demo import load_model
 from hf_posswap.errors import NotSwappedError
 from hf_posswap.evaluation.bias_by_distance import bias_by_distance, shown_distances
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.schemes import list_schemes
+from hf_posswap.sources import load_model
 
 
 def swapped(name: str, scheme: str) -> Any:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from hf_posswap.demo import load_model, load_tokenizer, resolve_texts
 from hf_posswap.evaluation import EvaluationError, TextTooShortError, retrieval
 from hf_posswap.evaluation.collection import METRICS, Collection, make_collection
 from hf_posswap.evaluation.document_retrieval import RetrievalTask, retrieval_rows
+from hf_posswap.sources import load_model, load_tokenizer
+from hf_posswap.texts.sources import resolve_texts
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from torch import nn
 from typer.testing import CliRunner
 
 from hf_posswap.commands import app
-from hf_posswap.demo import load_model, load_tokenizer
 from hf_posswap.evaluation import run
 from hf_posswap.evaluation.errors import EvaluationError, UnmeasurableError
 from hf_posswap.evaluation.passkey_retrieval import PasskeyTask
 from hf_posswap.evaluation.run import prepare_evaluation, run_evaluation
 from hf_posswap.evaluation.settings import EvaluationSettings
 from hf_posswap.reporting.report import write_report
+from hf_posswap.sources import load_model, load_tokenizer
 from tests import proteins
 
 NO_SENTENCES = "no document has a sentence of 8 to 40 words"

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import BertForMaskedLM
 
 import hf_posswap
-from hf_posswap.demo import load_model, load_tokenizer, resolve_texts
 from hf_posswap.evaluation import EvaluationError, TextTooShortError, masked_loss_by_length
 from hf_posswap.evaluation.masked import masked_loss_rows, plan_masked
 from hf_posswap.evaluation.texts import tokenise
-from hf_posswap.masking import MASKED_SHARE
+from hf_posswap.sources import load_model, load_tokenizer
+from hf_posswap.texts.masking import MASKED_SHARE
+from hf_posswap.texts.sources import resolve_texts
 from tests.training.helpers import WORDS, WordTokenizer
 from tests.training.helpers import bert as small_bert
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hf_posswap.demo import load_model, load_tokenizer
 from hf_posswap.evaluation import EvaluationError, passkey
 from hf_posswap.evaluation.passkey_retrieval import CHANCE, PasskeyTask, draw_keys, passkey_rows
+from hf_posswap.sources import load_model, load_tokenizer
 from tests.evaluation.copier import Copier
 
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import BertLMHeadModel, BertModel
 
 import hf_posswap
-from hf_posswap.demo import ModelSource, load_model, load_tokenizer, resolve_texts
 from hf_posswap.evaluation import EvaluationError, TextTooShortError, perplexity_by_length
 from hf_posswap.evaluation.frames import to_frame
 from hf_posswap.evaluation.perplexity import LengthRow, perplexity_rows, planned_tokens
 from hf_posswap.evaluation.token_loss import find_head, token_losses
 from hf_posswap.evaluation.windows import PROTOCOLS, plan
+from hf_posswap.sources import ModelSource, load_model, load_tokenizer
+from hf_posswap.texts.sources import resolve_texts
 
 
 @pytest.fixture(scope="module")

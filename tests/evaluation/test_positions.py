@@ -5,10 +5,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hf_posswap.demo import load_model, load_tokenizer, resolve_texts
 from hf_posswap.evaluation import EvaluationError, loss_by_position
 from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.evaluation.positions import position_rows, rows_by_position
+from hf_posswap.sources import load_model, load_tokenizer
+from hf_posswap.texts.sources import resolve_texts
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 import hf_posswap
-from hf_posswap.demo import SourceError, load_model, resolve_texts
-from hf_posswap.errors import PosSwapError
+from hf_posswap.errors import PosSwapError, SourceError
 from hf_posswap.evaluation import run
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
 from hf_posswap.evaluation.measuring import Part
@@ -19,6 +18,8 @@ from hf_posswap.evaluation.run import EvaluationObserver, prepare_evaluation, ru
 from hf_posswap.evaluation.settings import EvaluationSettings
 from hf_posswap.results.files import OutputError
 from hf_posswap.results.kinds import KINDS
+from hf_posswap.sources import load_model
+from hf_posswap.texts.sources import resolve_texts
 
 BOOK = "book.txt"
 
@@ -179,7 +180,7 @@ def test_a_scheme_is_swapped_in_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("scheme", ["rope:yarn:factor=8", "alibi:trainable=true:per_layer=true", "rope"])
 def test_a_swapped_checkpoint_is_measured_under_its_scheme(tmp_path: Path, scheme: str) -> None:
     hf_posswap.swap(load_model("demo:gpt2"), scheme).save_pretrained(tmp_path)
-    hf_posswap.demo.load_tokenizer("demo:gpt2").save_pretrained(tmp_path)
+    hf_posswap.sources.load_tokenizer("demo:gpt2").save_pretrained(tmp_path)
     given = settings(model=str(tmp_path), lengths=(70,), tokens=70, measurements=("loss",))
     result = run_evaluation(prepare_evaluation(given), tmp_path / "out")["lengths"]
     assert {(row["scheme"], row["stage"]) for row in result["rows"]} == {(scheme, "swapped")}
@@ -199,8 +200,8 @@ def test_an_encoder_is_measured_by_retrieval(tmp_path: Path) -> None:
 def test_a_masked_language_model_is_measured_by_masked_tokens_too(tmp_path: Path) -> None:
     from transformers import BertForMaskedLM
 
-    BertForMaskedLM.from_pretrained(hf_posswap.demo.resolve_model("demo:bert").path).save_pretrained(tmp_path)
-    hf_posswap.demo.load_tokenizer("demo:bert").save_pretrained(tmp_path)
+    BertForMaskedLM.from_pretrained(hf_posswap.sources.resolve_model("demo:bert").path).save_pretrained(tmp_path)
+    hf_posswap.sources.load_tokenizer("demo:bert").save_pretrained(tmp_path)
     given = settings(model=str(tmp_path), lengths=(64,), most_documents=12)
     assert prepare_evaluation(given).settings.measurements == ("masked", "retrieval")
     masked = settings(model=str(tmp_path), lengths=(64, 600), tokens=600, measurements=("masked",))

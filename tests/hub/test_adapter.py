@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import hf_posswap
 from hf_posswap.commands import app
-from hf_posswap.demo import load_model
 from hf_posswap.hub import HubError, Target, adapter_card_of, card_of, push_adapter
+from hf_posswap.sources import load_model
 from hf_posswap.training.adapters import add_lora, load_adapter
 from tests.hub.cards import card_errors
 from tests.hub.conftest import Run

@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 import hf_posswap
 from hf_posswap.commands import app
-from hf_posswap.demo import load_model, load_tokenizer
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.measuring import KIND_OF
 from hf_posswap.evaluation.run import prepare_evaluation, run_evaluation
@@ -17,6 +16,7 @@ from hf_posswap.evaluation.settings import EvaluationSettings
 from hf_posswap.hub import HubError, Target, card_of, push_folder
 from hf_posswap.loading.entry import mark_healed
 from hf_posswap.results.records import MEASUREMENTS, remove_records
+from hf_posswap.sources import load_model, load_tokenizer
 from tests.hub.server import OWNER, HubServer
 from tests.hub.test_card import healing, row, write
 from tests.hub.test_card import mark_healed as mark_folder

@@ -9,8 +9,8 @@ import torch
 import transformers
 
 import hf_posswap
-from hf_posswap.demo import load_model, load_tokenizer
 from hf_posswap.export import export_native
+from hf_posswap.sources import load_model, load_tokenizer
 from tests.matrix.cells import TRAIN_LENGTH, class_of, random_tokens, randomise, small_config, small_model
 from tests.test_auto import python
 

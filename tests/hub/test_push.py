@@ -11,9 +11,9 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 import hf_posswap
 from hf_posswap.architectures import architecture_named
-from hf_posswap.demo import load_model, load_tokenizer
 from hf_posswap.hub import Target, push_folder
 from hf_posswap.loading.configuration import remote_code_of
+from hf_posswap.sources import load_model, load_tokenizer
 from tests.hub.cards import card_errors
 from tests.hub.conftest import Run, contains
 from tests.hub.server import OWNER, PART_SIZE, READER_TOKEN, TOKEN, HubServer

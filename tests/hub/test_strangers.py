@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import hf_posswap
 from hf_posswap.commands import app
-from hf_posswap.demo import resolve_texts
+from hf_posswap.texts.sources import resolve_texts
 from tests.families.configs import tiny_model
 from tests.hub.conftest import Run
 from tests.hub.server import OWNER, HubServer

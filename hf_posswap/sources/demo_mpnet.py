@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from hf_posswap.demo import SourceError
+from hf_posswap.errors import SourceError
 
 NAME = "demo:mpnet"
 MODEL = "all-mpnet-base-v2"

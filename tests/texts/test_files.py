@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from hf_posswap.demo import SourceError, resolve_texts
-from hf_posswap.text_files import (
+from hf_posswap.errors import SourceError
+from hf_posswap.texts.files import (
     DocumentLengths,
     DocumentsWarning,
     each_line_looks_like_a_text,
     read_files,
     split_documents,
 )
+from hf_posswap.texts.sources import resolve_texts
 from tests import proteins
 
 SENTENCES = "\n".join(f"The sea was calm on day {day} of {'the long ' * (day % 5)}voyage." for day in range(40))

@@ -1,0 +1,1 @@
+"""Texts: where they are, the documents in them, and which of their tokens a masked language model may not see."""
