@@ -78,7 +78,7 @@ def _register() -> None:
 
 
 def _teach_peft() -> None:
-    importlib.import_module("hf_posswap.training.peft_hooks")
+    import hf_posswap.adapters.hooks  # noqa: F401  it registers what it patches
 
 
 when_imported("transformers.models.auto.configuration_auto", _register)

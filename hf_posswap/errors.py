@@ -41,5 +41,9 @@ class CheckpointError(PosSwapError):
     """A checkpoint whose `pos_scheme` entry is malformed or of a newer format."""
 
 
+class AdapterError(PosSwapError):
+    """An adapter that does not fit the model's positional scheme, or cannot be made or loaded as asked."""
+
+
 class MissingPackageError(PosSwapError):
     """An optional package that is needed here and is not installed."""

@@ -1,38 +1,24 @@
 """Loading models and tokenizers by name: a `demo:` name, a folder, a name on the Hub, a GGUF file, or an adapter."""
 
-import pickle
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
 import transformers
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.auto import auto_class as drop_in
-from hf_posswap.errors import PosSwapError, SourceError
+from hf_posswap.errors import AdapterError, PosSwapError, SourceError
 from hf_posswap.loading.origin import is_repo_id, remember_name, remember_source
-from hf_posswap.sources.models import DEMO_MODELS, ModelSource, resolve_model
+from hf_posswap.sources.models import DEMO_MODELS, UNREADABLE, ModelSource, resolve_model
 from hf_posswap.texts.sources import PREFIX
 
 TOKENIZER = "tokenizer_config.json"
-
-UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    RuntimeError,  # weights of other shapes, a zip file of torch's that is cut
-    EOFError,
-    StrictDataclassError,  # a field of a config that is of another type
-    SafetensorError,
-    struct.error,  # a cut GGUF file
-    pickle.UnpicklingError,
-)
-"""What transformers and the readers below it raise of files that are missing, cut short or of another kind."""
+FOR_CONFIG = ("revision", "subfolder", "cache_dir", "token", "gguf_file")
+"""Arguments of `from_pretrained` that locate a config."""
 
 
 def is_adapter(name: str) -> bool:
@@ -52,7 +38,7 @@ def sources_of(name: str) -> list[ModelSource]:
     """
     if not is_adapter(name):
         return [resolve_model(name)]
-    from hf_posswap.training.adapters import adapter_base  # it imports this module
+    from hf_posswap.sources.adapters import adapter_base  # peft is slow to import
 
     return [resolve_model(name), *sources_of(adapter_base(name))]
 
@@ -72,9 +58,9 @@ def load_config(name: str) -> PretrainedConfig:
         AdapterError: an adapter that is broken, or whose base cannot be found.
     """
     if is_adapter(name):
-        from hf_posswap.training.adapters import adapted_config  # it imports this module
+        from hf_posswap.sources.adapters import adapted, adapter_base, adapter_config  # peft is slow to import
 
-        return adapted_config(name)
+        return adapted(base_config(name, adapter_base(name)), adapter_config(name))
     source = resolve_model(name)
     try:
         return AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs)
@@ -94,7 +80,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         SourceError: there is none.
     """
     if is_adapter(name) and not ((Path(name) / TOKENIZER).is_file() or _on_hub(name, TOKENIZER)):
-        from hf_posswap.training.adapters import adapter_base  # it imports this module
+        from hf_posswap.sources.adapters import adapter_base  # peft is slow to import
 
         return load_tokenizer(adapter_base(name))
     source = resolve_model(name)
@@ -121,11 +107,8 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
         AdapterError: an adapter that is broken, does not fit its base, or whose base cannot be found.
     """
     if is_adapter(name):
-        from hf_posswap.training.adapters import adapted_model  # it imports this module
-
         kwargs.pop("config", None)  # that of the adapted model, not of the one under it
-        return adapted_model(name, auto_class, supported_only=supported_only, **kwargs)
-
+        return _load_adapted(name, auto_class, supported_only=supported_only, **kwargs)
     source = resolve_model(name)
     config = kwargs.pop("config", None)
     if config is None:
@@ -148,6 +131,61 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
     if name.startswith(PREFIX):
         remember_name(model, name, source.path)
     return model.eval()
+
+
+def _load_adapted(name: str, auto_class: Any = None, *, supported_only: bool = True, **kwargs: Any) -> Any:
+    """Load an adapter with its base model and merge it; the result is a plain model without peft, marked as healed.
+
+    Args:
+        name: the adapter's folder, or its name on the Hub.
+        auto_class: the Auto class of the result; None: the class that the adapter was trained on. AutoModel gives the
+            base model without a head.
+        supported_only: refuse a base whose architecture is not supported.
+        kwargs: arguments of the base model's `from_pretrained` (dtype, …).
+
+    Raises:
+        AdapterError: the adapter is broken, does not fit its base, cannot be merged, or was trained with another head
+            than that of `auto_class`.
+        CheckpointError: the adapter's `pos_scheme` entry is malformed, or of a newer format.
+    """
+    from hf_posswap.sources.adapters import adapter_base, adapter_config, put_on  # peft is slow to import
+
+    adapter = adapter_config(name)
+    if adapter.is_prompt_learning:
+        raise AdapterError(
+            f"adapter {name!r} is of type {adapter.peft_type}, which cannot be merged into a model. In Python, "
+            "load_adapter(folder) puts it on its base."
+        )
+    own = class_for(load_config(name))
+    wanted = own.__name__ if auto_class is None else auto_class.__name__
+    if wanted not in (own.__name__, "AutoModel"):
+        raise AdapterError(f"adapter {name!r} was trained on an {own.__name__}, and an {wanted} is asked for.")
+    base = load_model(adapter_base(name), own, supported_only=supported_only, **kwargs)
+    model: Any = put_on(base, name, adapter).merge_and_unload().requires_grad_(True)  # peft froze the base
+    remember_name(model, name, name)
+    return (model if wanted == own.__name__ else model.base_model).eval()
+
+
+def base_config(folder: str | Path, name: str, **kwargs: Any) -> Any:
+    """Load the config of the model under an adapter.
+
+    Args:
+        folder: the adapter's folder, or its name on the Hub.
+        name: the base model's name, see `load_model`.
+        kwargs: arguments of the base model's `from_pretrained`.
+
+    Raises:
+        AdapterError: it cannot be loaded from here.
+    """
+    known = {key: kwargs[key] for key in FOR_CONFIG if key in kwargs}
+    try:
+        return transformers.AutoConfig.from_pretrained(name, **known) if known else load_config(name)
+    except (SourceError, OSError) as error:
+        raise AdapterError(
+            f"the model under adapter {str(folder)!r} is {name!r}, and cannot be loaded from here: {error}\nIn Python "
+            "give it: load_adapter(folder, base=…). On the command line, write where it is now into "
+            "base_model_name_or_path of adapter_config.json."
+        ) from error
 
 
 def class_for(config: PretrainedConfig) -> Any:

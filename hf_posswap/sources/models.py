@@ -5,15 +5,33 @@ and `demo:mpnet` as five that hold one model in parts.
 """
 
 import importlib.util
+import pickle
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+
 from hf_posswap.common.registry import unknown_name_message
 from hf_posswap.errors import SourceError
 from hf_posswap.sources.demo_mpnet import mpnet_folder
 from hf_posswap.texts.sources import PACKAGED, PREFIX
+
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,  # weights of other shapes, a zip file of torch's that is cut
+    EOFError,
+    StrictDataclassError,  # a field of a config that is of another type
+    SafetensorError,
+    struct.error,  # a cut GGUF file
+    pickle.UnpicklingError,
+)
+"""What transformers and the readers below it raise of files that are missing, cut short or of another kind."""
 
 
 @dataclass(frozen=True)

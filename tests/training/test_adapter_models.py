@@ -14,10 +14,9 @@ from typer.testing import CliRunner
 
 import hf_posswap
 from hf_posswap.commands import app
-from hf_posswap.errors import SourceError
+from hf_posswap.errors import AdapterError, SourceError
 from hf_posswap.loading.entry import is_healed
 from hf_posswap.sources import ModelSource, is_adapter, load_config, load_model, load_tokenizer, sources_of
-from hf_posswap.training.adapter_schemes import AdapterError
 from hf_posswap.training.adapters import add_lora, load_adapter
 
 IDS = torch.arange(5, 37)[None]

@@ -12,8 +12,7 @@ import transformers
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
 
 import hf_posswap
-from hf_posswap.errors import CheckpointError, PosSwapError, UnsupportedError
-from hf_posswap.training.adapter_schemes import AdapterError
+from hf_posswap.errors import AdapterError, CheckpointError, PosSwapError, UnsupportedError
 from hf_posswap.training.adapters import add_lora, load_adapter
 from tests.matrix.cells import small_model
 from tests.test_auto import python
@@ -273,7 +272,7 @@ def test_peft_without_hf_posswap_fails(adapters: dict[str, str]) -> None:
     [
         "import peft, hf_posswap",
         "import hf_posswap, importlib.util; importlib.util.find_spec('peft')",
-        "import hf_posswap.training.adapter_schemes",
+        "import hf_posswap.adapters.carried",
     ],
 )
 def test_importing_hf_posswap_is_enough_in_any_order(first: str, adapters: dict[str, str]) -> None:

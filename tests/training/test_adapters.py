@@ -19,9 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 import hf_posswap
 from hf_posswap.architectures.tables import RetiredTable
-from hf_posswap.errors import UnsupportedError
+from hf_posswap.errors import AdapterError, UnsupportedError
 from hf_posswap.loading.entry import config_from_entry, is_healed
-from hf_posswap.training.adapter_schemes import AdapterError
 from hf_posswap.training.adapters import add_lora, load_adapter
 from tests.matrix.cells import random_tokens, randomise, small_config, small_model
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 import hf_posswap
 from hf_posswap.commands import app
+from hf_posswap.errors import AdapterError
 from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.sources import load_tokenizer
 from hf_posswap.training import (
@@ -21,7 +22,6 @@ from hf_posswap.training import (
     load_adapter,
     run_experiment,
 )
-from hf_posswap.training.adapter_schemes import AdapterError
 
 SHORT = ["--length", "32", "--batch-size", "2", "--steps", "3", "--checkpoint-every", "0"]
 

@@ -21,12 +21,11 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.integrations.peft import PeftAdapterMixin
 from transformers.utils import find_adapter_config_file
 
+# Imported as a module: it may be only partly initialised here, because its own import of peft imports this module.
+from hf_posswap.adapters import carried as schemes
 from hf_posswap.errors import PosSwapError
 from hf_posswap.loading.entry import mark_healed
 from hf_posswap.swapped.questions import is_swapped
-
-# Imported as a module: it may be only partly initialised here, because its own import of peft imports this module.
-from hf_posswap.training import adapter_schemes as schemes
 
 SOURCE = "_posswap_source"
 """Attribute of a config with the source that it was loaded from; a new config does not have it."""

@@ -7,7 +7,7 @@ only the scheme's name and options. On disk such an adapter has a separate peft 
 so that peft without hf_posswap fails on it instead of loading it wrongly. In memory its config is a subclass of peft's
 config class with a `pos_scheme` entry.
 
-`hf_posswap.training.peft_hooks` makes peft call the functions of this module.
+`hf_posswap.adapters.hooks` makes peft call the functions of this module.
 """
 
 import copy
@@ -23,7 +23,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from hf_posswap.architectures.tables import RetiredTable
-from hf_posswap.errors import PosSwapError
+from hf_posswap.errors import AdapterError, PosSwapError
 from hf_posswap.loading.entry import config_from_entry, validate_entry
 from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
 from hf_posswap.swapped.questions import native_scheme
@@ -31,10 +31,6 @@ from hf_posswap.swapped.questions import native_scheme
 SCHEME = "pos_scheme"
 """Name of the scheme's modules in a model, and of the scheme's entry in a config."""
 TYPE_PREFIX, CLASS_PREFIX = "POSSWAP_", "PosSwap"
-
-
-class AdapterError(PosSwapError):
-    """An adapter that does not fit the model's positional scheme, or cannot be made or loaded as asked."""
 
 
 class CarriesScheme:
