@@ -5,13 +5,11 @@ reference implementations, so that checkpoints made with those give equal logits
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from hf_posswap.schemes.rope import RopeConfig
+from hf_posswap.schemes.rope_config import RopeConfig
 
 
 def plain_frequencies(
@@ -22,7 +20,7 @@ def plain_frequencies(
     return 1.0 / (base**exponent)
 
 
-def yarn_frequencies(rotated: int, config: "RopeConfig", device: torch.device | None = None) -> Tensor:
+def yarn_frequencies(rotated: int, config: RopeConfig, device: torch.device | None = None) -> Tensor:
     """YaRN (Peng et al., 2309.00071, equations 18–23): θ/s for slow dimensions, θ for fast ones, a ramp between.
 
     A dimension is slow if it turns fewer than `beta_slow` times over the train length, fast if more than `beta_fast`
@@ -54,7 +52,7 @@ def base_powers(rotated: int, base: float, device: torch.device | None = None) -
     return base ** (torch.arange(0, rotated, 2, device=device).float() / rotated)
 
 
-def llama3_frequencies(rotated: int, config: "RopeConfig", device: torch.device | None = None) -> Tensor:
+def llama3_frequencies(rotated: int, config: RopeConfig, device: torch.device | None = None) -> Tensor:
     """Llama 3.1's scaling: frequencies of wavelength > T/low over the factor, < T/high unchanged, blended between."""
     assert config.factor is not None
     assert config.original_length is not None
@@ -70,7 +68,7 @@ def llama3_frequencies(rotated: int, config: "RopeConfig", device: torch.device 
     return torch.where(slow | fast, scaled, blended)
 
 
-def proportional_frequencies(head_dim: int, config: "RopeConfig", device: torch.device | None = None) -> Tensor:
+def proportional_frequencies(head_dim: int, config: RopeConfig, device: torch.device | None = None) -> Tensor:
     """p-RoPE (Barbero et al., 2410.06205): the spectrum of all dimensions, its lowest (1 − p) part set to 0."""
     assert config.base is not None
     angles = int((config.partial_rotary_factor or 1) * head_dim // 2)
@@ -79,7 +77,7 @@ def proportional_frequencies(head_dim: int, config: "RopeConfig", device: torch.
     return frequencies / (config.factor or 1.0)
 
 
-def dynamic_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) -> Tensor:
+def dynamic_frequencies(rotated: int, config: RopeConfig, lengths: Tensor) -> Tensor:
     """Dynamic NTK: base·(f·n/T − (f − 1))^(r/(r − 2)) for a text of n > T tokens; (B, r/2) for lengths (B, 1)."""
     assert config.factor is not None
     assert config.original_length is not None
@@ -91,7 +89,7 @@ def dynamic_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) -> 
     return 1.0 / (base**exponent)
 
 
-def longrope_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) -> Tensor:
+def longrope_frequencies(rotated: int, config: RopeConfig, lengths: Tensor) -> Tensor:
     """LongRoPE (Ding et al., 2402.13753): θ_n divided by a list of factors; texts longer than T have their own list."""
     assert config.short_factor is not None
     assert config.long_factor is not None
@@ -103,7 +101,7 @@ def longrope_frequencies(rotated: int, config: "RopeConfig", lengths: Tensor) ->
     return 1.0 / (factors * config.base**exponent)
 
 
-def attention_factor(config: "RopeConfig") -> float:
+def attention_factor(config: RopeConfig) -> float:
     """Return the factor on cos and sin. It scales the rotated dimensions' part of the scores by its square."""
     if config.attention_factor is not None:
         return config.attention_factor

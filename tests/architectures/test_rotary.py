@@ -14,7 +14,7 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.rotary import RotarySeam
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.schemes import schemes
-from hf_posswap.schemes.rope import RopeConfig
+from hf_posswap.schemes.rope_config import RopeConfig
 from hf_posswap.swapped.plan import core_of
 from tests.families.configs import tiny_model
 from tests.matrix.cells import TRAIN_LENGTH, random_tokens, small_model

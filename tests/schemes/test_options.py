@@ -13,7 +13,7 @@ from hf_posswap.common.options import allowed_types, to_text
 from hf_posswap.errors import PosSwapError, SchemeConfigError, UnknownNameError
 from hf_posswap.schemes import SchemeConfig, as_config, list_schemes, parse_scheme, scheme_class, scheme_text
 from hf_posswap.schemes.alibi import AlibiConfig
-from hf_posswap.schemes.rope import RopeConfig
+from hf_posswap.schemes.rope_config import RopeConfig
 from hf_posswap.schemes.t5 import T5Config
 from tests.reference import model_facts
 
