@@ -77,11 +77,18 @@ def _register() -> None:
     register_deferred()
 
 
+def _let_models_publish() -> None:
+    from hf_posswap.registration.publishing import register_publishing
+
+    register_publishing()
+
+
 def _teach_peft() -> None:
     import hf_posswap.adapters.hooks  # noqa: F401  it registers what it patches
 
 
 when_imported("transformers.models.auto.configuration_auto", _register)
+when_imported("hf_posswap.modeling", _let_models_publish)
 when_imported("peft", _teach_peft)
 
 __all__ = [*_HOME, "__version__"]

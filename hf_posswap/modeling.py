@@ -7,8 +7,8 @@ find it here.
 
 import copyreg
 import inspect
+from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -47,6 +47,8 @@ class SwappedModel:
 
     stock_class: ClassVar[type[PreTrainedModel]]
     architecture: ClassVar[Architecture]
+    pos_publish: ClassVar[Callable[..., Any]]
+    """Uploads a model; `hf_posswap.registration` assigns it, because the hub package imports this module."""
     config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -127,8 +129,7 @@ class SwappedModel:
             repo_id: "owner/name", or a name of your own.
             kwargs: see `hf_posswap.hub.push_model`, which has the arguments of transformers' method.
         """
-        # The hub package reads models and imports this module; it is looked up when it is called.
-        return import_module("hf_posswap.hub").push_model(self, repo_id, **kwargs)
+        return self.pos_publish(self, repo_id, **kwargs)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

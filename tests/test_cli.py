@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 import hf_posswap
 from hf_posswap import comparison
 from hf_posswap.commands import app
+from hf_posswap.swapped import capabilities
 
 COMPARE = ["compare", "--model", "demo:gpt2", "--text", "demo:book/test"]
 
@@ -281,7 +282,7 @@ def test_unexpected_errors_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) ->
     def fail() -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(hf_posswap, "capabilities", fail)
+    monkeypatch.setattr(capabilities, "capabilities", fail)
     result = invoke("matrix")
     assert result.exit_code == 1
     assert isinstance(result.exception, RuntimeError)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from hf_posswap.auto import auto_class
 from hf_posswap.benchmarking.settings import Cell, Settings
 from hf_posswap.benchmarking.shapes import SHAPES, stock_model
 from hf_posswap.benchmarking.timing import Times, in_turn
@@ -48,8 +49,7 @@ def _loader(settings: Settings, cell: Cell) -> Iterator[Callable[..., Any]]:
     if settings.model not in SHAPES:
         yield lambda **arguments: load_model(settings.model, dtype=cell.dtype, **arguments)
         return
-    from hf_posswap import AutoModel
-
+    drop_in: Any = auto_class("AutoModel")
     with tempfile.TemporaryDirectory() as folder:
         stock_model(settings, cell.dtype, "sdpa").save_pretrained(folder)
-        yield lambda **arguments: AutoModel.from_pretrained(folder, dtype=getattr(torch, cell.dtype), **arguments)
+        yield lambda **arguments: drop_in.from_pretrained(folder, dtype=getattr(torch, cell.dtype), **arguments)

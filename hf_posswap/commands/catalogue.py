@@ -30,12 +30,12 @@ def matrix(
     as_json: JsonOption = False,
 ) -> None:
     """Show which scheme works in which architecture, and why not where it does not."""
-    import hf_posswap
+    from hf_posswap.swapped.capabilities import capabilities
 
     if families:
         _show_families(as_json)
         return
-    cells = hf_posswap.capabilities()
+    cells = capabilities()
     if as_json:
         print_json([dataclasses.asdict(cell) for cell in cells])
         return

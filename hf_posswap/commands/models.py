@@ -22,10 +22,10 @@ def describe(
     as_json: JsonOption = False,
 ) -> None:
     """Report what a model's positional mechanism is, or what swapping in SCHEME would do to it."""
-    import hf_posswap
+    quiet_libraries()
+    from hf_posswap.swapped.description import describe
 
-    loaded = load_swapped(model, pos_scheme, "float32")
-    report = hf_posswap.describe(loaded)
+    report = describe(load_swapped(model, pos_scheme, "float32"))
     if as_json:
         print_json(report.to_dict())
     else:
@@ -35,10 +35,10 @@ def describe(
 def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Find by experiment what positions a model really uses, in every layer, and whether its config says so."""
     quiet_libraries()
-    import hf_posswap
     from hf_posswap.sources import load_model
+    from hf_posswap.swapped.inspection import inspect
 
-    found = hf_posswap.inspect(load_model(model, supported_only=False))
+    found = inspect(load_model(model, supported_only=False))
     if as_json:
         print_json(found.to_dict())
     else:
@@ -53,11 +53,12 @@ def swap(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Save into a folder that is not empty.")] = False,
 ) -> None:
     """Swap a model's positional mechanism and save it, with its tokenizer, as a checkpoint."""
-    import hf_posswap
-
     check_output(output_dir, dtype, overwrite)
+    quiet_libraries()
+    from hf_posswap.swapped.description import describe
+
     swapped = load_swapped(model, pos_scheme, dtype)
-    description = hf_posswap.describe(swapped)
+    description = describe(swapped)
     typer.echo(str(description))
     save(swapped, model, output_dir, {"swap.json": {"kind": "swap", "description": description.to_dict()}})
 
@@ -126,10 +127,10 @@ def load_swapped(model: str, pos_scheme: str | None, dtype: str) -> "PreTrainedM
         PosSwapError: an unknown scheme, or a model that cannot be loaded.
     """
     quiet_libraries()
-    import hf_posswap
     from hf_posswap.errors import AlreadySwappedError
     from hf_posswap.schemes import parse_scheme
     from hf_posswap.sources import load_config, load_model
+    from hf_posswap.swapping import swap
 
     scheme = parse_scheme(pos_scheme) if pos_scheme is not None else None
     config = load_config(model)
@@ -140,5 +141,5 @@ def load_swapped(model: str, pos_scheme: str | None, dtype: str) -> "PreTrainedM
         )
     loaded = load_model(model, config=config, dtype=dtype)
     if scheme is not None:
-        hf_posswap.swap(loaded, scheme)
+        swap(loaded, scheme)
     return loaded

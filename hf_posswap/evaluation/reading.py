@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_posswap.errors import PositionError
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.token_loss import Head, find_head, find_masked_head, input_device
+from hf_posswap.swapped.questions import longest_position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,11 +48,9 @@ class Reader:
         processes: Processes = ALONE,
         progress: Progress | None = None,
     ) -> None:
-        import hf_posswap
-
         self.model, self.processes = model, processes
         self.batch_tokens, self.progress = batch_tokens, progress
-        self.longest = hf_posswap.longest_position(model)
+        self.longest = longest_position(model)
         self.device = input_device(model)
         rows: int = model.get_input_embeddings().weight.shape[0]
         self.positions_per_chunk = positions_per_chunk or max(1, LOGITS_AT_ONCE // rows)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
-import hf_posswap
 from hf_posswap.architectures import architecture_of
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError, UnmeasurableError
 from hf_posswap.evaluation.measuring import KIND_OF, Measurements, Part, Rows
@@ -26,6 +26,7 @@ from hf_posswap.results.kinds import KINDS, RETRIEVAL, Kind
 from hf_posswap.results.parts import FOLDER, Parts
 from hf_posswap.results.writing import make_result, write_result
 from hf_posswap.sources import load_config, load_model, load_tokenizer, sources_of
+from hf_posswap.swapping import swap
 from hf_posswap.texts.files import read_files
 
 if TYPE_CHECKING:
@@ -231,13 +232,13 @@ def _load(prepared: Prepared, processes: Processes) -> "PreTrainedModel":
     settings, config = prepared.settings, prepared.config
     device = _device(settings, processes)
     if architecture_of(config).is_causal(config):
-        auto_class = hf_posswap.AutoModelForCausalLM
+        auto_class = AutoModelForCausalLM
     else:
-        auto_class = hf_posswap.AutoModelForMaskedLM if has_masked_head(config) else hf_posswap.AutoModel
+        auto_class = AutoModelForMaskedLM if has_masked_head(config) else AutoModel
     model = load_model(settings.model, auto_class, config=config, dtype=settings.dtype)
     if settings.pos_scheme is not None:
         torch.manual_seed(settings.seed)  # a scheme may start from random numbers
-        hf_posswap.swap(model, settings.pos_scheme)
+        swap(model, settings.pos_scheme)
     return model.to(device)
 
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoModel
 
-import hf_posswap
 from hf_posswap.architectures import architecture_of
 from hf_posswap.evaluation.collection import MOST_DOCUMENTS
 from hf_posswap.evaluation.document_retrieval import POOLINGS
@@ -167,7 +167,7 @@ def scheme_label(settings: EvaluationSettings, config: "PretrainedConfig") -> st
     if entry is None:
         return "stock"
     with torch.device("meta"):
-        base = hf_posswap.AutoModel.from_config(copy.deepcopy(config))
+        base = AutoModel.from_config(copy.deepcopy(config))
     core = core_of(base)
     return scheme_text(core.pos_scheme.config, architecture_of(config).facts(core))
 
