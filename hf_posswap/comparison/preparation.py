@@ -15,7 +15,7 @@ from hf_posswap.evaluation.settings import chosen_device
 from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
 from hf_posswap.schemes import parse_scheme, schemes
 from hf_posswap.sources import load_config, load_tokenizer
-from hf_posswap.swapped.capabilities import cell
+from hf_posswap.swapped.capabilities import capability
 from hf_posswap.texts.files import read_files
 from hf_posswap.training.documents import from_files, require_apart
 from hf_posswap.training.loop import healing_length
@@ -155,7 +155,7 @@ def _check_training_texts(prepared: Prepared) -> None:
 def _refusals(settings: Settings, config: "PretrainedConfig", names: dict[str, str]) -> tuple[Refusal, ...]:
     """Look up each scheme's cell of the capability table."""
     architecture = architecture_of(config)
-    cells = [cell(architecture, architecture.is_causal(config), scheme) for scheme in schemes]
+    cells = [capability(architecture, architecture.is_causal(config), scheme) for scheme in schemes]
     reasons: dict[str, Any] = {found.scheme: found.reason or "" for found in cells if not found.supported}
     refusals = tuple(Refusal(spec, reasons[name]) for spec, name in names.items() if name in reasons)
     if names and len(refusals) == len(names):

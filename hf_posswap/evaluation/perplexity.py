@@ -14,7 +14,7 @@ from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.texts import TokenIds, as_texts
 from hf_posswap.evaluation.token_loss import token_losses
-from hf_posswap.evaluation.windows import PROTOCOLS, Protocol, Window, plan_documents
+from hf_posswap.evaluation.windows import PROTOCOLS, Protocol, Span, plan_documents
 
 __all__ = [
     "PROTOCOLS",
@@ -61,7 +61,7 @@ class LengthRow:
     seconds: float = 0.0
 
 
-PlannedText = tuple[Tensor, list[Window]]
+PlannedText = tuple[Tensor, list[Span]]
 """A text, int64 (n,), and the windows of it to read at one length."""
 
 

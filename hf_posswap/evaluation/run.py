@@ -50,7 +50,7 @@ class EvaluationObserver:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedEvaluation:
     """The inputs of `run_evaluation`, checked and without any long computation.
 
     Attributes:
@@ -68,7 +68,7 @@ class Prepared:
     measurements: Measurements
 
 
-def prepare_evaluation(settings: EvaluationSettings) -> Prepared:
+def prepare_evaluation(settings: EvaluationSettings) -> PreparedEvaluation:
     """Check the settings against the model and the texts, and split the work into parts, without loading weights.
 
     Raises:
@@ -91,11 +91,11 @@ def prepare_evaluation(settings: EvaluationSettings) -> Prepared:
     except TextTooShortError as error:
         counts = ", ".join(f"{text.file.name} {text.tokens}" for text in texts)
         raise TextTooShortError(f"{error} Tokens of each text: {counts}.") from error
-    return Prepared(settings, config, scheme_label(settings, config), texts, measurements)
+    return PreparedEvaluation(settings, config, scheme_label(settings, config), texts, measurements)
 
 
 def run_evaluation(
-    prepared: Prepared,
+    prepared: PreparedEvaluation,
     output_dir: Path,
     *,
     processes: Processes = ALONE,
@@ -147,7 +147,7 @@ def _measured(part: Part, reader: Reader) -> Rows:
 class _Folder:
     """The results folder with its finished parts. Only the main process reads and writes it."""
 
-    def __init__(self, prepared: Prepared, path: Path, processes: Processes) -> None:
+    def __init__(self, prepared: PreparedEvaluation, path: Path, processes: Processes) -> None:
         self.prepared, self.path, self.processes = prepared, path, processes
         measured = prepared.settings.measurements
         self.kinds = [kind for kind in KINDS.values() if kind in {KIND_OF[name] for name in measured}]
@@ -227,7 +227,7 @@ class _Folder:
             )
 
 
-def _load(prepared: Prepared, processes: Processes) -> "PreTrainedModel":
+def _load(prepared: PreparedEvaluation, processes: Processes) -> "PreTrainedModel":
     """Load the model with the head that the measurements need, and swap it if the settings have a scheme."""
     settings, config = prepared.settings, prepared.config
     device = _device(settings, processes)
@@ -255,7 +255,7 @@ def _device(settings: EvaluationSettings, processes: Processes) -> torch.device:
     return chosen_device(settings.device)
 
 
-def _identity(prepared: Prepared) -> dict[str, Any]:
+def _identity(prepared: PreparedEvaluation) -> dict[str, Any]:
     """Return everything that finished parts depend on; with a different identity they are not reused."""
     paths = [Path(source.path) for source in sources_of(prepared.settings.model)]
     files = [file for path in paths if path.is_dir() for file in sorted(path.iterdir()) if file.is_file()]

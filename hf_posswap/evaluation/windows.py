@@ -24,7 +24,7 @@ LEAST_DOCUMENTS = 8
 
 
 @dataclass(frozen=True)
-class Window:
+class Span:
     """A contiguous part of a text that the model reads in one sequence.
 
     Attributes:
@@ -50,7 +50,7 @@ class Window:
 
 def plan_documents(
     protocol: Protocol, document_tokens: Sequence[int], lengths: Sequence[int], budget: int
-) -> dict[int, list[tuple[int, list[Window]]]]:
+) -> dict[int, list[tuple[int, list[Span]]]]:
     """Choose the documents to read, and in each the windows of every length.
 
     Args:
@@ -103,7 +103,7 @@ def share_out(document_tokens: Sequence[int], longest: int, budget: int, around:
     return places, max(1, budget // count)
 
 
-def _plan_document(protocol: Protocol, tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
+def _plan_document(protocol: Protocol, tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Span]]:
     """Choose the windows of one document; a document shorter than the longest length is read completely."""
     if tokens >= lengths[-1]:
         return plan(protocol, tokens, lengths, budget)
@@ -114,13 +114,13 @@ def _plan_document(protocol: Protocol, tokens: int, lengths: Sequence[int], budg
     return {length: _cut_whole(tokens, size) for length, size in found.items()}
 
 
-def _cut_whole(tokens: int, size: int) -> list[Window]:
+def _cut_whole(tokens: int, size: int) -> list[Span]:
     """Cut a document into windows of `size`; the last may be shorter, but has at least two tokens."""
     starts = range(0, tokens - 1, size)
-    return [Window(start, min(start + size, tokens), start + 1) for start in starts]
+    return [Span(start, min(start + size, tokens), start + 1) for start in starts]
 
 
-def plan(protocol: Protocol, text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
+def plan(protocol: Protocol, text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Span]]:
     """Choose the windows of every length.
 
     Args:
@@ -169,13 +169,13 @@ def check_lengths(lengths: Sequence[int]) -> list[int]:
     return ordered
 
 
-def _plan_windows(text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
+def _plan_windows(text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Span]]:
     """Split regions of the longest length, evenly spread over the text, into non-overlapping windows."""
     longest = lengths[-1]
     regions = spread(text_tokens - longest, count=max(1, budget // longest), apart=longest)
     return {
         length: [
-            Window(start, start + length, start + 1)
+            Span(start, start + length, start + 1)
             for region in regions
             for start in range(region, region + longest - length + 1, length)
         ]
@@ -183,7 +183,7 @@ def _plan_windows(text_tokens: int, lengths: Sequence[int], budget: int) -> dict
     }
 
 
-def _plan_same_targets(text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Window]]:
+def _plan_same_targets(text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Span]]:
     """Choose regions, evenly spread over the text, and score the second half of each at every length.
 
     At length L the targets are split into blocks of L/2 tokens, each read with the tokens before it, so that a target
@@ -196,7 +196,7 @@ def _plan_same_targets(text_tokens: int, lengths: Sequence[int], budget: int) ->
     ]
     return {
         length: [
-            Window(block_stop - length, block_stop, first_target)
+            Span(block_stop - length, block_stop, first_target)
             for stop in stops
             for first_target, block_stop in _blocks(stop - targets, stop, length // 2)
         ]

@@ -10,7 +10,7 @@ from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.checkpoint import Checkpoint
 from hf_posswap.hub.contradictions import LENGTHS_FILE
 from hf_posswap.hub.errors import HubError
-from hf_posswap.hub.results import Measurement, Results, Row, read_results
+from hf_posswap.hub.results import CheckpointResults, Measurement, Row, read_results
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.loading.configuration import PREFIX
 from hf_posswap.loading.entry import config_from_entry, is_healed
@@ -58,7 +58,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class ModelFacts:
+class ConfigFacts:
     """Facts from a model's config.
 
     Attributes:
@@ -106,11 +106,11 @@ class CardFacts:
     options: SchemeConfig
     native: str
     auto_class: str | None
-    model: "ModelFacts | None" = None
+    model: "ConfigFacts | None" = None
     parameters: int | None = None
     healed: bool = False
     has_tokenizer: bool = False
-    results: Results = field(default_factory=Results)
+    results: CheckpointResults = field(default_factory=CheckpointResults)
     measurements: tuple[Measurement, ...] = ()
     figures: tuple[str, ...] = ()
 
@@ -162,10 +162,10 @@ def folder_facts(
     )
 
 
-def _model_facts(model: Any) -> ModelFacts:
+def _model_facts(model: Any) -> ConfigFacts:
     """Return the facts from the config of a swapped model, which may be on the meta device."""
     architecture = architecture_of(model.config)
-    return ModelFacts(
+    return ConfigFacts(
         architecture=architecture.name,
         model_class=type(model).__name__,
         layers=model.config.num_hidden_layers,
@@ -209,7 +209,7 @@ def _auto_class(known: dict[str, str], stock: str) -> str | None:
     return next((auto for auto in PIPELINE_TAGS if auto in fitting), next(iter(fitting), None))
 
 
-def about(options: SchemeConfig, results: Results, folder: str) -> Iterator[Measurement]:
+def about(options: SchemeConfig, results: CheckpointResults, folder: str) -> Iterator[Measurement]:
     """Yield the measurements with the rows that are about this scheme with these options, and the stock model's.
 
     Args:
@@ -224,7 +224,7 @@ def about(options: SchemeConfig, results: Results, folder: str) -> Iterator[Meas
             yield replace(measurement, rows=tuple(rows))
 
 
-def _is_own(row: Row, measurement: Measurement, results: Results, folder: str) -> bool:
+def _is_own(row: Row, measurement: Measurement, results: CheckpointResults, folder: str) -> bool:
     """Return whether a row is certainly a measurement of the published weights, not of a model with the same scheme."""
     if row.scheme == "stock":
         return False

@@ -11,7 +11,7 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.hub.card import model_card
 from hf_posswap.hub.checkpoint import Checkpoint, read_checkpoint
 from hf_posswap.hub.facts import CardFacts, folder_facts
-from hf_posswap.hub.results import Results
+from hf_posswap.hub.results import CheckpointResults
 from hf_posswap.hub.upload import Target, Upload, fetched_license, require_login, require_repo_name, upload
 from hf_posswap.loading.configuration import remote_code_of
 from hf_posswap.loading.entry import REMOTE_CODE_FILE
@@ -98,7 +98,7 @@ def push_model(
     """
     target = Target(repo_id, private, token, revision, create_pr, commit_message or Target.message, commit_description)
     require_login(target)
-    results = Results(swap={"description": describe(model).to_dict()})
+    results = CheckpointResults(swap={"description": describe(model).to_dict()})
     with TemporaryDirectory() as place:
         folder = Path(place)
         model.save_pretrained(folder, max_shard_size=max_shard_size)

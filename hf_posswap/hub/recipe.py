@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hf_posswap.hub.markdown import code, code_block, one_line, plain, table
-from hf_posswap.hub.results import Results, command_of, count, number, part, without_folders
+from hf_posswap.hub.results import CheckpointResults, command_of, count, number, part, without_folders
 from hf_posswap.training.options import HealingOptions
 
 HEALING_BUDGET = (
@@ -16,7 +16,7 @@ HEALING_BUDGET = (
 )
 
 
-def recipe(results: Results) -> str:
+def recipe(results: CheckpointResults) -> str:
     """Return the section on how the model was made; empty if nothing is known about it."""
     parts = [*_probe(results.swap), *_calibration(results.calibration), *_healing(results.healing), *_commands(results)]
     return "\n\n".join(["## How it was made", *parts]) if parts else ""
@@ -121,7 +121,7 @@ def _text_name(entry: Mapping[str, Any]) -> str:
     return without_folders(one_line(name)) if isinstance(name, str) else ""
 
 
-def _commands(results: Results) -> Iterator[str]:
+def _commands(results: CheckpointResults) -> Iterator[str]:
     sources = (results.swap, results.calibration, results.healing)
     commands = list(dict.fromkeys(filter(None, map(command_of, sources))))
     if commands:

@@ -70,7 +70,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Results:
+class CheckpointResults:
     """The results in a checkpoint's folder.
 
     Attributes:
@@ -93,7 +93,7 @@ class Results:
         return "healed" if self.healing or self.healed else "calibrated" if changed(self.calibration) else "swapped"
 
 
-def read_results(folder: Path, entry: Mapping[str, Any], adapter: bool = False) -> Results:
+def read_results(folder: Path, entry: Mapping[str, Any], adapter: bool = False) -> CheckpointResults:
     """Read the result files of a checkpoint's folder.
 
     Args:
@@ -114,7 +114,7 @@ def read_results(folder: Path, entry: Mapping[str, Any], adapter: bool = False) 
         for name in (COMPARISON_FILE, LENGTHS_FILE, HEALING_FILE)
         if has_rows(contents.get(name)) or is_healing(contents.get(name))
     ]
-    return Results(
+    return CheckpointResults(
         swap=contents.get(SWAP_FILE, {}),
         calibration=calibration,
         healing=healing,

@@ -29,7 +29,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LengthCurve:
     """The points of one scheme in one stage by one protocol, by length."""
 
     scheme: str
@@ -73,7 +73,7 @@ def points(rows: Sequence[Row], value: str, low: str = "", high: str = "", x: st
     return [_point(place, places[place], value, low, high) for place in sorted(places)]
 
 
-def curves_of(rows: Iterable[Row], protocol: str) -> list[Curve]:
+def curves_of(rows: Iterable[Row], protocol: str) -> list[LengthCurve]:
     """Return the losses by one protocol as curves, scheme by scheme in the order of the rows, and stage by stage.
 
     The interval of a point covers the values of its seeds; with one seed there is no interval.
@@ -84,7 +84,7 @@ def curves_of(rows: Iterable[Row], protocol: str) -> list[Curve]:
     for row in own:
         found.setdefault(row["scheme"], {}).setdefault(row["stage"], []).append(row)
     return [
-        Curve(scheme, stage, tuple(points(of_scheme[stage], "loss")))
+        LengthCurve(scheme, stage, tuple(points(of_scheme[stage], "loss")))
         for scheme, of_scheme in found.items()
         for stage in stages
         if stage in of_scheme

@@ -20,7 +20,7 @@ FAMILIES_FILE = Path(__file__).with_name("families.json")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Capability:
     """One cell of the capability table.
 
     Attributes:
@@ -69,7 +69,7 @@ def list_architectures() -> list[str]:
     return sorted({family.model_type for family in families() if family.supported})
 
 
-def capabilities(model_types: tuple[str, ...] = CORE) -> list[Cell]:
+def capabilities(model_types: tuple[str, ...] = CORE) -> list[Capability]:
     """Return every architecture × mode × scheme cell of some families, supported or why not.
 
     Args:
@@ -79,21 +79,21 @@ def capabilities(model_types: tuple[str, ...] = CORE) -> list[Cell]:
         UnsupportedError: a model type that transformers has no language model of.
     """
     return [
-        cell(architecture, causal, scheme)
+        capability(architecture, causal, scheme)
         for architecture in map(architecture_named, model_types)
         for causal in architecture.modes
         for scheme in sorted(schemes, key=lambda item: item.name)
     ]
 
 
-def cell(architecture: Architecture, causal: bool, scheme: type[Scheme]) -> Cell:
+def capability(architecture: Architecture, causal: bool, scheme: type[Scheme]) -> Capability:
     """Return one cell, for a model of the family's default config."""
     facts = default_facts(architecture, causal)
     try:
         check_supported(scheme.config_class().resolve(facts), facts)
     except PosSwapError as error:
-        return Cell(architecture.name, facts.mode, scheme.name, False, str(error))
-    return Cell(architecture.name, facts.mode, scheme.name, True, None)
+        return Capability(architecture.name, facts.mode, scheme.name, False, str(error))
+    return Capability(architecture.name, facts.mode, scheme.name, True, None)
 
 
 @cache

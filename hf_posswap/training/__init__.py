@@ -6,7 +6,7 @@ from typing import Any
 _HOME = {
     "HealingError": "options",
     "HealingOptions": "options",
-    "CheckpointError": "checkpoints",
+    "TrainingCheckpointError": "checkpoints",
     "HealingObserver": "loop",
     "HealingReport": "loop",
     "heal": "loop",

@@ -34,7 +34,7 @@ SEPARATOR = "/"
 FORMAT_VERSION = 1
 
 
-class CheckpointError(HealingError):
+class TrainingCheckpointError(HealingError):
     """A checkpoint that cannot be written, is broken, or belongs to another run."""
 
 
@@ -67,7 +67,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Any, state: RunSt
         writes: whether this process is the one that writes.
 
     Raises:
-        CheckpointError: the files cannot be written; earlier checkpoints are unchanged.
+        TrainingCheckpointError: the files cannot be written; earlier checkpoints are unchanged.
     """
     weights, optimizer_state = _gathered(model, optimizer)
     if not writes:
@@ -90,7 +90,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Any, state: RunSt
         (temporary / STATE).write_text(json.dumps(content | groups), encoding="utf-8")
         temporary.replace(final)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
+        raise TrainingCheckpointError(
             f"cannot write checkpoint {str(final)!r}: {error}. Earlier checkpoints are intact: make room, then go on "
             "from the newest with --resume."
         ) from error
@@ -111,8 +111,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, run: Mapping[s
     """Load a checkpoint's weights and optimizer state into a prepared model and optimizer.
 
     Raises:
-        CheckpointError: the checkpoint is broken, or is of a run with other options, texts or model; neither the model
-            nor the optimizer has changed.
+        TrainingCheckpointError: the checkpoint is broken, or is of a run with other options, texts or model; neither
+            the model nor the optimizer has changed.
     """
     try:
         content = json.loads((path / STATE).read_text(encoding="utf-8"))
@@ -120,10 +120,10 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, run: Mapping[s
         _require_same_run(path, state.run, run)
         weights: dict[str, Any] = dict(load_file(path / WEIGHTS))
         optimizer_state = {"state": _unflattened(load_file(path / OPTIMIZER)), "param_groups": content["param_groups"]}
-    except CheckpointError:
+    except TrainingCheckpointError:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(_broken_message(path, error)) from error
+        raise TrainingCheckpointError(_broken_message(path, error)) from error
     options = StateDictOptions(full_state_dict=True)
     aliases = _aliases(get_model_state_dict(model))
     _require_same_tensors(path, weights, aliases)
@@ -143,7 +143,7 @@ def _require_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, An
     found = first_difference(saved, now)
     if found is not None:
         key, before, after = found
-        raise CheckpointError(
+        raise TrainingCheckpointError(
             f"checkpoint {str(path)!r} belongs to another run: {key} was {before!r} there and is {after!r} now. "
             "Give what was given then, or start anew in another folder."
         )
@@ -153,7 +153,7 @@ def _require_same_tensors(path: Path, weights: Mapping[str, Tensor], aliases: Ma
     missing = sorted(name for name, first in aliases.items() if name not in weights and first not in weights)
     unknown = sorted(set(weights) - set(aliases))
     if missing or unknown:
-        raise CheckpointError(
+        raise TrainingCheckpointError(
             f"checkpoint {str(path)!r} does not fit the model: missing {missing[:3]}, unknown {unknown[:3]}. Give the "
             "model that the run began with, adapted as it was then."
         )

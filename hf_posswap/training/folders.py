@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hf_posswap.results.files import OutputError, check_folder
-from hf_posswap.training.checkpoints import CheckpointError, checkpoints_in
+from hf_posswap.training.checkpoints import TrainingCheckpointError, checkpoints_in
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -19,12 +19,12 @@ def require_room(folder: Path, resume: bool, adapter: bool) -> list[Path]:
 
     Raises:
         OutputError: the folder cannot be written to, or holds files that would be loaded together with the saved ones.
-        CheckpointError: the folder holds checkpoints, and `resume` is False.
+        TrainingCheckpointError: the folder holds checkpoints, and `resume` is False.
     """
     require_no_other_kind(folder, adapter)
     present = checkpoints_in(folder)
     if present and not resume:
-        raise CheckpointError(
+        raise TrainingCheckpointError(
             f"{str(folder)!r} holds checkpoints of an earlier run, up to {present[-1].name}. Go on from it with "
             "resume=True (--resume), remove them, or give another folder; --overwrite leaves them alone."
         )

@@ -113,7 +113,7 @@ def heal(
         HealingError: options, texts or tokenizer that do not fit the model, weights in float16, or a loss that is not
             finite.
         OutputError: the folder cannot be written to, or holds a model of another kind.
-        CheckpointError: a checkpoint cannot be written, is broken, or is of another run.
+        TrainingCheckpointError: a checkpoint cannot be written, is broken, or is of another run.
     """
     if not isinstance(options, HealingOptions):
         raise HealingError(

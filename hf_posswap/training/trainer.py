@@ -13,7 +13,13 @@ from hf_posswap.loading.entry import healed_before, is_healed, mark_healed
 from hf_posswap.ramp import set_ramp
 from hf_posswap.swapped.questions import is_swapped, longest_position, plain_model
 from hf_posswap.swapped.tokenizers import fit_tokenizer
-from hf_posswap.training.checkpoints import CheckpointError, RunState, checkpoints_in, load_checkpoint, tied_names
+from hf_posswap.training.checkpoints import (
+    RunState,
+    TrainingCheckpointError,
+    checkpoints_in,
+    load_checkpoint,
+    tied_names,
+)
 from hf_posswap.training.distribution import SHARDED
 from hf_posswap.training.dropout import Dropouts
 from hf_posswap.training.lengths import Lengths
@@ -210,7 +216,7 @@ class Trainer:
                 if not isinstance(error, OSError | SafetensorError) and type(error) is not Exception:
                     raise
                 kept = "Its last checkpoint is intact: make" if checkpoints_in(folder) else "Make"
-                raise CheckpointError(
+                raise TrainingCheckpointError(
                     f"cannot write the healed model to {str(folder)!r}: {error}. {kept} room, then run again with "
                     "--resume."
                 ) from error

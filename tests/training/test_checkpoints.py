@@ -7,7 +7,7 @@ import torch
 
 import hf_posswap
 from hf_posswap.training import checkpoints
-from hf_posswap.training.checkpoints import CheckpointError, checkpoints_in
+from hf_posswap.training.checkpoints import TrainingCheckpointError, checkpoints_in
 from hf_posswap.training.loop import heal
 from hf_posswap.training.options import HealingOptions
 from tests.training.helpers import WordTokenizer, bert, gpt2, text
@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_one(fails, tmp_path,
         monkeypatch.setattr(type(tmp_path), "write_text", refuse)
     if fails == "rename":
         monkeypatch.setattr(type(tmp_path), "replace", refuse)
-    with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*No space left.*--resume"):
+    with pytest.raises(TrainingCheckpointError, match=r"cannot write checkpoint .*No space left.*--resume"):
         run(gpt2(), tmp_path, resume=True)
     monkeypatch.undo()
     assert not list(tmp_path.glob(".*partial"))
@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_one(fails, tmp_path,
 def test_a_new_run_does_not_write_among_the_checkpoints_of_another(tmp_path):
     run(gpt2(), tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(CheckpointError, match="holds checkpoints of an earlier run, up to checkpoint-0000008"):
+    with pytest.raises(TrainingCheckpointError, match="holds checkpoints of an earlier run, up to checkpoint-0000008"):
         run(gpt2(), tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -145,7 +145,7 @@ def test_a_broken_checkpoint_is_named_with_the_way_out(name, damage, tmp_path):
         file.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"\x00garbage" * 9)
     model = gpt2()
     before = [weight.clone() for weight in model.parameters()]
-    with pytest.raises(CheckpointError, match=r"checkpoint-0000008' is broken.*go on from checkpoint-0000006"):
+    with pytest.raises(TrainingCheckpointError, match=r"checkpoint-0000008' is broken.*go on from checkpoint-0000006"):
         run(model, tmp_path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     shutil.rmtree(newest)
@@ -154,11 +154,11 @@ def test_a_broken_checkpoint_is_named_with_the_way_out(name, damage, tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     run(hf_posswap.swap(gpt2(), "t5"), tmp_path, identity={"texts": ["a"]})
-    with pytest.raises(CheckpointError, match="learning_rate was 0.01 there and is 0.5 now"):
+    with pytest.raises(TrainingCheckpointError, match="learning_rate was 0.01 there and is 0.5 now"):
         run(hf_posswap.swap(gpt2(), "t5"), tmp_path, resume=True, learning_rate=0.5, identity={"texts": ["a"]})
-    with pytest.raises(CheckpointError, match=r"texts was \['a'\] there and is \['b'\] now"):
+    with pytest.raises(TrainingCheckpointError, match=r"texts was \['a'\] there and is \['b'\] now"):
         run(hf_posswap.swap(gpt2(), "t5"), tmp_path, resume=True, identity={"texts": ["b"]})
-    with pytest.raises(CheckpointError, match="does not fit the model"):
+    with pytest.raises(TrainingCheckpointError, match="does not fit the model"):
         run(gpt2(), tmp_path, resume=True, identity={"texts": ["a"]})
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import hf_posswap
 from hf_posswap.commands import app
 from hf_posswap.training import experiment
-from hf_posswap.training.checkpoints import CheckpointError
+from hf_posswap.training.checkpoints import TrainingCheckpointError
 from hf_posswap.training.loop import heal
 from hf_posswap.training.options import HealingOptions
 from tests.training import processes
@@ -126,8 +126,8 @@ def test_a_healed_model_that_cannot_be_written_is_an_error_with_a_message(text: 
 @pytest.mark.parametrize(
     ("failure", "raised"),
     [
-        (Exception("No space left on device (os error 28)"), CheckpointError),  # as tokenizers has it
-        (OSError(28, "No space left on device"), CheckpointError),
+        (Exception("No space left on device (os error 28)"), TrainingCheckpointError),  # as tokenizers has it
+        (OSError(28, "No space left on device"), TrainingCheckpointError),
         (TypeError("a mistake of ours"), TypeError),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_tokenizer_that_cannot_be_written(failure: Exception, raised: type[Exc
             raise failure
 
     options = HealingOptions(steps=2, length=16, batch_size=2, checkpoint_every=1)
-    with pytest.raises(raised, match="last checkpoint is intact" if raised is CheckpointError else "mistake"):
+    with pytest.raises(raised, match="last checkpoint is intact" if raised is TrainingCheckpointError else "mistake"):
         heal(hf_posswap.swap(gpt2(), "t5"), [words(200)], Tokenizer(), options, output_dir=tmp_path)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from hf_posswap.results.files import OutputError
-from hf_posswap.training.checkpoints import CheckpointError
+from hf_posswap.training.checkpoints import TrainingCheckpointError
 from hf_posswap.training.folders import require_room
 
 
@@ -20,7 +20,7 @@ def test_a_file_and_a_place_below_one_are_refused(tmp_path):
 def test_checkpoints_are_gone_on_from_or_refused(tmp_path):
     (tmp_path / "checkpoint-0000007").mkdir()
     assert require_room(tmp_path, resume=True, adapter=False) == [tmp_path / "checkpoint-0000007"]
-    with pytest.raises(CheckpointError, match="checkpoint-0000007.*--overwrite leaves them alone"):
+    with pytest.raises(TrainingCheckpointError, match="checkpoint-0000007.*--overwrite leaves them alone"):
         require_room(tmp_path, resume=False, adapter=False)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 import hf_posswap
 from hf_posswap.loading.entry import is_healed
 from hf_posswap.training import distribution
-from hf_posswap.training.checkpoints import CheckpointError
+from hf_posswap.training.checkpoints import TrainingCheckpointError
 from hf_posswap.training.loop import HealingReport, heal
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.refinement import refine
@@ -78,7 +78,7 @@ def test_checkpoints_of_an_earlier_run_are_found_before_anything_changes(tmp_pat
     model = hf_posswap.swap(gpt2(), "t5")
     run(copy.deepcopy(model), output_dir=tmp_path, checkpoint_every=2)
     model.train()
-    with pytest.raises(CheckpointError, match="checkpoint-0000004"):
+    with pytest.raises(TrainingCheckpointError, match="checkpoint-0000004"):
         run(model, output_dir=tmp_path)
     assert model.training
 

@@ -64,11 +64,11 @@ def _text(q: Tensor, k: Tensor, v: Tensor, bias: ClippedContentBias, scaling: fl
     parts = []
     for start in range(0, length, NEAR_QUERIES):
         stop = min(start + NEAR_QUERIES, length)
-        parts.append(_joined(Part(start, stop, q, k, v, scaling), bias, far))
+        parts.append(_joined(QueryBlock(start, stop, q, k, v, scaling), bias, far))
     return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
-class Part(NamedTuple):
+class QueryBlock(NamedTuple):
     """Some queries of a causal text: start…stop−1 of q (B, H, L, d), k and v (B, Hkv, L, d)."""
 
     start: int
@@ -79,7 +79,7 @@ class Part(NamedTuple):
     scaling: float
 
 
-def _joined(part: Part, bias: ClippedContentBias, far: tuple[Tensor, ...] | None) -> Tensor:
+def _joined(part: QueryBlock, bias: ClippedContentBias, far: tuple[Tensor, ...] | None) -> Tensor:
     """Return the context of a part: its band, and what all queries from `reach` on have of the keys before theirs.
 
     Args:
