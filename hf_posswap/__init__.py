@@ -78,9 +78,15 @@ def _register() -> None:
 
 
 def _let_models_publish() -> None:
-    from hf_posswap.registration.publishing import register_publishing
+    from hf_posswap.modeling import SwappedModel
 
-    register_publishing()
+    SwappedModel.pos_publish = staticmethod(_push_model)
+
+
+def _push_model(model: Any, repo_id: str, **kwargs: Any) -> Any:
+    from hf_posswap.hub import push_model
+
+    return push_model(model, repo_id, **kwargs)
 
 
 def _teach_peft() -> None:

@@ -48,7 +48,7 @@ class SwappedModel:
     stock_class: ClassVar[type[PreTrainedModel]]
     architecture: ClassVar[Architecture]
     pos_publish: ClassVar[Callable[..., Any]]
-    """Uploads a model; `hf_posswap.registration` assigns it, because the hub package imports this module."""
+    """Uploads a model; `hf_posswap` assigns it, because the hub package imports this module."""
     config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:

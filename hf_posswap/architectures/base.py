@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hf_posswap.architectures import discovery
-from hf_posswap.architectures.model_types import class_name_of, modes_of, package_of
+from hf_posswap.architectures.model_types import modes_of, package_of
 from hf_posswap.architectures.rotary import RotarySeam, find_rotary
 from hf_posswap.architectures.stock import StockModel, angles_as_stock, table_as_stock
 from hf_posswap.architectures.tables import RetiredTable, table_rows
@@ -73,11 +73,6 @@ class Architecture:
 
     def __repr__(self) -> str:
         return f"Architecture({self.name!r})"
-
-    @property
-    def base_class_name(self) -> str:
-        """Name of the headless model's class."""
-        return class_name_of(self.name, "AutoModel")
 
     def model_class(self, class_name: str) -> Any:
         """Return a stock model class of the family by its name, or None."""

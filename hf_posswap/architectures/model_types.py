@@ -51,14 +51,6 @@ def package_of(model_type: str) -> str:
     return f"transformers.models.{model_type_to_module_name(model_type)}"
 
 
-def config_class_name(model_type: str) -> str:
-    """Return the name of a model type's config class."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    name: str = CONFIG_MAPPING_NAMES[model_type]
-    return name
-
-
 def class_name_of(model_type: str, auto_name: str) -> str:
     """Return the name of the class that an Auto class takes for a model type; the first, if there are several."""
     name = _mapping(auto_name)[model_type]

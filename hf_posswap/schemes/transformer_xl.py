@@ -11,7 +11,7 @@ from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
 from hf_posswap.schemes.content import log_groups
 from hf_posswap.schemes.curves import Curve
-from hf_posswap.schemes.sinusoids import sinusoids
+from hf_posswap.schemes.sinusoidal import sinusoids
 
 RIDGE = 0.01
 """Penalty on the fitted W_R, see `ContentSums.coefficients`."""

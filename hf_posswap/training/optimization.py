@@ -70,6 +70,9 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
 
     The rise takes a share `warmup` of the steps, but at least `SHORTEST_WARMUP` steps, or half of the run if that is
     less. With `warmup` 0 there is no rise.
+
+    These are the numbers of transformers' `get_wsd_schedule` with one stable step, one step later. That is a scheduler
+    which counts its own steps; a function of the step leaves nothing to save with a checkpoint.
     """
     shortest = min(SHORTEST_WARMUP, steps // 2) if warmup > 0 else 0
     rising = max(1, round(warmup * steps), shortest)

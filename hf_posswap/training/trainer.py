@@ -2,12 +2,14 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch import nn
 
 from hf_posswap.loading.entry import healed_before, is_healed, mark_healed
 from hf_posswap.ramp import set_ramp
@@ -21,13 +23,15 @@ from hf_posswap.training.checkpoints import (
     tied_names,
 )
 from hf_posswap.training.distribution import SHARDED
-from hf_posswap.training.dropout import Dropouts
 from hf_posswap.training.lengths import Lengths
 from hf_posswap.training.objectives import Inputs, LanguageModelling, Objective
 from hf_posswap.training.optimization import choose_trained, make_optimizer, rate_factor, set_learning_rate
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.teacher import readable_length, stock_copy
 from hf_posswap.training.texts import Window
+
+ATTENTION_DROPOUT = "attention_dropout"
+"""Attribute in which attention modules without an `nn.Dropout` store their dropout probability."""
 
 
 class Trainer:
@@ -262,3 +266,36 @@ def require_positions(model: Any, length: int) -> None:
             f"length is {length}, and this {'swapped' if is_swapped(model) else 'stock'} model reads at most {limit} "
             f"tokens. Give a length of at most {limit}."
         )
+
+
+class Dropouts:
+    """The probabilities of all dropout in a model, except that of adapters, which their users chose.
+
+    Dropout is off in training towards the stock model's outputs, where it only adds noise.
+
+    Args:
+        model: a transformers model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.found = [(module, name, getattr(module, name)) for module, name in _dropouts_in(model)]
+
+    def turn_off(self) -> None:
+        """Set all probabilities to 0."""
+        for module, name, _ in self.found:
+            setattr(module, name, 0.0)
+
+    def put_back(self) -> None:
+        """Restore the original probabilities."""
+        for module, name, probability in self.found:
+            setattr(module, name, probability)
+
+
+def _dropouts_in(model: nn.Module) -> Iterator[tuple[Any, str]]:
+    for path, module in model.named_modules():
+        if any(part.endswith("lora_dropout") for part in path.split(".")):
+            continue
+        if isinstance(module, nn.Dropout):
+            yield module, "p"
+        elif isinstance(getattr(module, ATTENTION_DROPOUT, None), float):
+            yield module, ATTENTION_DROPOUT

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import hf_posswap
-from hf_posswap.architectures import architecture_named
+from hf_posswap.architectures.model_types import class_name_of
 from hf_posswap.errors import BackendError, UnsupportedError
 from hf_posswap.swapped.capabilities import CORE
 from tests.matrix.cells import (
@@ -27,9 +27,7 @@ from tests.matrix.cells import (
 
 DECODERS = [cell for cell in all_cells() if cell.causal]
 CAUSAL = [cell for cell in default_cells() if cell.causal]
-WITHOUT_FLEX = [
-    name for name in CORE if not class_of(name, architecture_named(name).base_class_name)._supports_flex_attn
-]
+WITHOUT_FLEX = [name for name in CORE if not class_of(name, class_name_of(name, "AutoModel"))._supports_flex_attn]
 BIDIRECTIONAL = [
     *((cell, backend) for cell in DECODERS for backend in ("eager", "sdpa")),
     *((cell, "flex_attention") for cell in DECODERS if cell.is_default and cell.architecture not in WITHOUT_FLEX),

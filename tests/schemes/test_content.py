@@ -10,7 +10,7 @@ from hf_posswap.schemes.base import Scheme, SchemeConfig, SchemeLayer
 from hf_posswap.schemes.content import ContentSums, log_groups
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.shaw import ShawConfig
-from hf_posswap.schemes.sinusoids import sinusoids
+from hf_posswap.schemes.sinusoidal import sinusoids
 from hf_posswap.schemes.transformer_xl import TransformerXLConfig, still_vectors
 from tests.reference import build, model_facts
 

@@ -11,8 +11,7 @@ from transformers.models.roformer.modeling_roformer import RoFormerSinusoidalPos
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.schemes import check_supported
-from hf_posswap.schemes.sinusoidal import SinusoidalConfig
-from hf_posswap.schemes.sinusoids import sinusoids
+from hf_posswap.schemes.sinusoidal import SinusoidalConfig, sinusoids
 from tests.oracles.sinusoidal import embedding_oracle
 from tests.reference import build, model_facts
 

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from transformers import get_wsd_schedule
 
 import hf_posswap
 from hf_posswap.errors import UnsupportedError
@@ -269,6 +270,16 @@ def test_learning_rates_rise_and_fall_to_zero():
     assert 0 < factors[-1] < 1e-3
     assert max(factors) == 1
     assert rate_factor(0, 1, 0.0) == 1
+
+
+@pytest.mark.parametrize(("steps", "rising"), [(100, 10), (7, 3), (4, 2)])
+def test_learning_rates_are_those_of_transformers_schedule(steps: int, rising: int) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_wsd_schedule(optimizer, rising, num_decay_steps=steps - rising, num_stable_steps=1)
+    for step in range(steps):
+        optimizer.step()
+        schedule.step()
+        assert rate_factor(step, steps, 0.1) == schedule.get_last_lr()[0]
 
 
 def test_a_short_run_does_not_take_its_first_step_at_the_peak():
