@@ -165,7 +165,7 @@ def relative_blocks(
     for segment in segments:
         limits = (segment.least, segment.most)
         if limits not in sources:
-            sources[limits] = bias.within(*limits).to(dtype)
+            sources[limits] = bias.within(*limits).to(dtype).contiguous()
         source = sources[limits]
         for start, stop, first, last in segment.blocks(step or query_block(segment.stop - segment.start, half)):
             rows = segment.batch.stop - segment.batch.start
