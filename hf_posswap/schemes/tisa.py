@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_posswap.biases import Bias
-from hf_posswap.positions import Positions
+from hf_posswap.common.biases import Bias
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
 from hf_posswap.schemes.curves import Curve, pooled
 from hf_posswap.schemes.relative import bias_by_distance

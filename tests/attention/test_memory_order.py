@@ -5,7 +5,7 @@ import torch
 
 from hf_posswap.attention import attend
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.biases import RelativeBias
+from hf_posswap.common.biases import RelativeBias
 
 
 @pytest.mark.parametrize("learns", [False, True])

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from hf_posswap.biases import RelativeBias
+from hf_posswap.common.biases import RelativeBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.tisa import Kernels, TisaConfig
 from hf_posswap.schemes.tisa_fitting import NARROWEST
