@@ -14,7 +14,7 @@ import hf_posswap
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.swapped.cache_view import cache_among
 from hf_posswap.swapped.questions import proof_of
-from tests.matrix.cells import random_tokens, small_config, small_model
+from tests.matrix.cells import default_cells, random_tokens, small_config, small_model
 
 
 def test_a_swap_says_what_was_proved() -> None:
@@ -38,6 +38,18 @@ def test_a_loaded_checkpoint_is_proved_too(tmp_path: Any, monkeypatch: pytest.Mo
     )
     with pytest.raises(UnsupportedError, match="attends to 1 keys where 16 were expected"):
         hf_posswap.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("spread", [0.02, 1e-4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", sorted({cell.architecture for cell in default_cells()}))
+def test_scores_close_to_zero_do_not_hide_that_angles_are_read(family: str, dtype: torch.dtype, spread: float) -> None:
+    """A model as it is before training: in half precision its outputs are the same with and without angles."""
+    causal = True in {cell.causal for cell in default_cells() if cell.architecture == family}
+    model = small_model(family, causal, initializer_range=spread).to(dtype)
+    proof = proof_of(hf_posswap.swap(model, "alibi"))
+    assert proof is not None
+    assert (proof.untouched, proof.removed) == (True, True)
 
 
 def refused(model: Any, match: str) -> None:
