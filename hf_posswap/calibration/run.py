@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_posswap.architectures import Architecture, architecture_of
-from hf_posswap.calibration.alignment import Coordinates
-from hf_posswap.calibration.fitting import CalibrationError, FitSettings, fit_curve, mismatch, sum_by_query
-from hf_posswap.calibration.key_shift import key_shift
+from hf_posswap.architectures import architecture_of
+from hf_posswap.calibration.fitting import CalibrationError, FitSettings
+from hf_posswap.calibration.layers import FittedLayer
 from hf_posswap.calibration.measuring import Yardstick
-from hf_posswap.calibration.streams import Projections, Stream, enter, projected, projections, turned_units
+from hf_posswap.calibration.streams import enter
 from hf_posswap.calibration.texts import hold_back, together
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.loading.entry import healed_before, is_healed
-from hf_posswap.schemes.curves import Curve
 from hf_posswap.swapped.plan import core_of, natively
 from hf_posswap.swapped.questions import (
     is_swapped,
@@ -284,9 +282,9 @@ def _fit_layers(
     attention: Any
     for done, (block, attention) in enumerate(blocks, start=1):
         if _is_swapped(attention):
-            layer = _Layer(base, architecture, block, attention, pairs)
+            layer = FittedLayer(base, architecture, block, attention, pairs)
             samples = layer.samples() if order is None else layer.aligned_samples(order, settings)
-            curve, share = _measure(attention, samples, architecture.is_causal(model.config), settings)
+            curve, share = layer.curve(samples, settings)
             del samples
             fitted = attention.pos_scheme.fit(curve) or fitted
             curves.append(replace(curve, content=None))
@@ -304,105 +302,3 @@ def _fit_layers(
     if not shared and not fitted:
         raise UnsupportedError(_nothing_to_fit(base.pos_scheme.name))
     return explained
-
-
-SAME_SCORES = 0.05
-"""Largest relative change of scores that rounding in half precision explains when coordinates change."""
-
-
-def _centred_scores(query: Tensor, key: Tensor) -> Tensor:
-    """Return the products of the first text's queries and keys minus each query's mean: float64, (H, L, L)."""
-    q, k = query[0].double(), key[0].double()
-    scores = q @ k.repeat_interleave(q.shape[0] // k.shape[0], dim=0).mT
-    return scores - scores.mean(-1, keepdim=True)
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A layer to be fitted, with its input for each batch in the stock model and in the swapped one."""
-
-    base: Any
-    architecture: Architecture
-    block: Any
-    attention: Any
-    pairs: list[tuple[Stream, Stream]]
-
-    def samples(self) -> list[Projections]:
-        """Return the queries and keys of each batch."""
-        return [projections(self.base, self.architecture, self.block, self.attention, *pair) for pair in self.pairs]
-
-    def aligned_samples(self, order: Tensor, settings: FitSettings) -> list[Projections]:
-        """Change weights so that scores come closer to the stock ones, and return the queries and keys after that.
-
-        Changes first the coordinates of each head, then adds a vector to all its keys. Neither changes the stock
-        model's output. A change that does not bring a head's scores closer is undone for that head.
-        """
-        coordinates = Coordinates(self.architecture, self.attention)
-        left = self._mismatch(self.samples(), settings)
-        queries_and_keys = [projected(self.block, self.attention, pair[1]) for pair in self.pairs]
-        coordinates.align(queries_and_keys, order)
-        self._require_same_scores(queries_and_keys[0], coordinates)
-        coordinates.put_back(self._mismatch(self.samples(), settings) >= left)
-        samples = self.samples()
-        left = self._mismatch(samples, settings)
-        units = self._turned_units(len(order))
-        for _ in range(settings.rounds):
-            unshifted = coordinates.shift_keys(key_shift(samples, units, self._causal, settings))
-            samples = self.samples()
-            now = self._mismatch(samples, settings)
-            if bool((now >= left).any()):
-                coordinates.put_back_keys(unshifted, now >= left)
-                samples = self.samples()
-            left = torch.minimum(now, left)
-        return samples
-
-    def _require_same_scores(self, before: tuple[Tensor, Tensor], coordinates: Coordinates) -> None:
-        """Undo a change of coordinates that changed scores: then the module changes q and k after their projections.
-
-        Raises:
-            CalibrationError: the scores changed.
-        """
-        after = projected(self.block, self.attention, self.pairs[0][1])
-        old, new = (_centred_scores(*pair) for pair in (before, after))
-        if float((new - old).norm()) > SAME_SCORES * float(old.norm()):
-            coordinates.put_back(torch.ones(before[1].shape[1], dtype=torch.bool, device=old.device))
-            raise CalibrationError(
-                f"{type(self.attention).__name__} changes queries and keys after their projections, so that their "
-                "coordinates cannot be chosen by the weights. Heal this scheme without calibration."
-            )
-
-    def _turned_units(self, head_dim: int) -> "_TurnedUnits":
-        """Return a mapping from text length to `turned_units`: texts of one length have the same positions."""
-        by_length = {student.hidden.shape[1]: student for _, student in self.pairs}
-        return _TurnedUnits(lambda length: turned_units(self.attention, by_length[length], head_dim))
-
-    @property
-    def _causal(self) -> bool:
-        return self.architecture.is_causal(self.base.config)
-
-    def _mismatch(self, samples: list[Projections], settings: FitSettings) -> Tensor:
-        """Return the mismatch of the scores, summed over each group of heads that share keys, (Hkv,)."""
-        heads = samples[0].stock_key.shape[1]
-        return mismatch(samples, self._causal, settings).view(heads, -1).sum(1)
-
-
-class _TurnedUnits(dict[int, Tensor]):
-    """Computes entries on demand and holds one at a time, because texts may have hundreds of lengths."""
-
-    def __init__(self, make: Callable[[int], Tensor]) -> None:
-        super().__init__()
-        self.make = make
-
-    def __missing__(self, length: int) -> Tensor:
-        self.clear()
-        self[length] = self.make(length)
-        return self[length]
-
-
-def _measure(attention: Any, samples: list[Projections], causal: bool, settings: FitSettings) -> tuple[Curve, Tensor]:
-    """Return a layer's curve, with sums by query if the scheme needs them, and each head's explained share."""
-    curve, share = fit_curve(samples, causal, settings)
-    groups = attention.pos_scheme.content_groups(curve.distances)
-    if groups is None:
-        return curve, share
-    return replace(curve, content=sum_by_query(samples, curve, groups, causal, settings)), share
