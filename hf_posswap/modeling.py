@@ -23,9 +23,10 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from hf_posswap.architectures import Architecture, architecture_named
 from hf_posswap.architectures.model_types import package_of
+from hf_posswap.common.names import CLASS_PREFIX
 from hf_posswap.errors import CheckpointError, UnsupportedError
 from hf_posswap.loading.auto_classes import auto_classes
-from hf_posswap.loading.configuration import PREFIX, config_class_of, register_config, stock_config_class
+from hf_posswap.loading.configuration import config_class_of, register_config, stock_config_class
 from hf_posswap.loading.entry import config_from_entry, make_entry
 from hf_posswap.swapped.direction import check_direction
 from hf_posswap.swapped.modules import SwappedBaseModel
@@ -197,7 +198,7 @@ def _made(stock: Any, mixin: Any) -> Any:
         "stock_class": stock, "pos_mixin": mixin, "__module__": __name__, "__doc__": _doc_of(stock),
     }  # fmt: skip
     if not issubclass(stock, PreTrainedModel):
-        return SwappedType(PREFIX + stock.__name__, (mixin, stock), namespace)
+        return SwappedType(CLASS_PREFIX + stock.__name__, (mixin, stock), namespace)
     bases: tuple[type, ...] = (SwappedModel, stock)
     if mixin is None:
         architecture = _architecture_of(stock)
@@ -206,7 +207,7 @@ def _made(stock: Any, mixin: Any) -> Any:
         bases = (mixin, swapped_class(stock))
         namespace["stock_arguments"] = tuple(inspect.signature(stock.forward).parameters)[1:]
         namespace["forward"] = _with_signature(stock)
-    made = SwappedType(PREFIX + stock.__name__, bases, namespace)
+    made = SwappedType(CLASS_PREFIX + stock.__name__, bases, namespace)
     _let_outputs_be_recorded(made)
     _share_conversions(stock.__name__, made.__name__)
     return made
@@ -279,7 +280,7 @@ def register_models(architecture: Architecture) -> None:
 
 def __getattr__(name: str) -> type:
     """Make the swapped class of that name, such as `PosSwapGPT2Model`."""
-    stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    stock = getattr(transformers, name.removeprefix(CLASS_PREFIX), None) if name.startswith(CLASS_PREFIX) else None
     if isinstance(stock, type) and issubclass(stock, PreTrainedModel):
         return swapped_class(stock)
     if isinstance(stock, type) and issubclass(stock, PreTrainedConfig):

@@ -23,6 +23,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.common.names import ADAPTER_TYPE_PREFIX, CLASS_PREFIX
 from hf_posswap.errors import AdapterError, PosSwapError
 from hf_posswap.loading.entry import config_from_entry, validate_entry
 from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
@@ -30,7 +31,6 @@ from hf_posswap.swapped.questions import native_scheme
 
 SCHEME = "pos_scheme"
 """Name of the scheme's modules in a model, and of the scheme's entry in a config."""
-TYPE_PREFIX, CLASS_PREFIX = "POSSWAP_", "PosSwap"
 
 
 class CarriesScheme:
@@ -54,7 +54,7 @@ class CarriesScheme:
 
 def carrying_type(peft_type: Any) -> str:
     """Return the type name that an adapter of a peft type has on disk: "POSSWAP_LORA" for "LORA"."""
-    return TYPE_PREFIX + getattr(peft_type, "value", peft_type)
+    return ADAPTER_TYPE_PREFIX + getattr(peft_type, "value", peft_type)
 
 
 @cache

@@ -23,6 +23,7 @@ from transformers.utils import find_adapter_config_file
 
 # Imported as a module: it may be only partly initialised here, because its own import of peft imports this module.
 from hf_posswap.adapters import carried as schemes
+from hf_posswap.common.names import MODEL_TYPE_PREFIX
 from hf_posswap.errors import PosSwapError
 from hf_posswap.loading.entry import mark_healed
 from hf_posswap.swapped.questions import is_swapped
@@ -170,7 +171,7 @@ def _teach_default_targets() -> None:
     for name, mapping in vars(constants).items():
         if name.startswith("TRANSFORMERS_MODELS_TO_"):
             for model_type in list(mapping):
-                mapping.setdefault(f"posswap_{model_type}", mapping[model_type])
+                mapping.setdefault(MODEL_TYPE_PREFIX + model_type, mapping[model_type])
 
 
 _teach_default_targets()

@@ -4,13 +4,12 @@ import importlib
 from functools import cache
 from typing import Any
 
-PREFIX = "posswap_"
-"""Begins the model type of a swapped model's config."""
+from hf_posswap.common.names import MODEL_TYPE_PREFIX
 
 
 def stock_type(model_type: str) -> str:
     """Return the stock model type of a swapped model's."""
-    return model_type.removeprefix(PREFIX)
+    return model_type.removeprefix(MODEL_TYPE_PREFIX)
 
 
 def auto_model_classes() -> dict[str, Any]:

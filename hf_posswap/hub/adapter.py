@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from hf_posswap.common.names import ADAPTER_TYPE_PREFIX
 from hf_posswap.errors import CheckpointError
 from hf_posswap.hub.card import adapter_card
 from hf_posswap.hub.errors import HubError
@@ -15,13 +16,12 @@ from hf_posswap.hub.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Contents, ada
 from hf_posswap.hub.results import read_json, read_results
 from hf_posswap.hub.upload import Target, Upload, fetched_license, require_login, require_repo_name, upload
 from hf_posswap.loading.auto_classes import AUTO_CLASS_OF_TASK
+from hf_posswap.loading.configuration import HOME
 from hf_posswap.loading.entry import config_from_entry, shown
 from hf_posswap.loading.origin import cached_license, is_repo_id
 from hf_posswap.schemes import scheme_class
 
-TYPE_PREFIX = "POSSWAP_"
 BASE_KEY = "base_model_name_or_path"
-MODELS_MODULE = "hf_posswap.modeling"
 
 
 def adapter_card_of(
@@ -71,7 +71,7 @@ def read_adapter(folder: Path) -> tuple[Contents, dict[str, Any]]:
     contents = adapter_contents(folder)
     config = read_json(folder / ADAPTER_CONFIG)
     peft_type = config.get("peft_type")
-    if not isinstance(peft_type, str) or not peft_type.startswith(TYPE_PREFIX):
+    if not isinstance(peft_type, str) or not peft_type.startswith(ADAPTER_TYPE_PREFIX):
         raise HubError(
             f"the adapter in {str(folder)!r} is of type {shown(peft_type)}: it was trained on a model that is not "
             "swapped, so there is no scheme to publish. Publish it with peft."
@@ -81,7 +81,7 @@ def read_adapter(folder: Path) -> tuple[Contents, dict[str, Any]]:
     except CheckpointError as error:
         raise HubError(f"{ADAPTER_CONFIG} in {str(folder)!r} is not valid: {error}") from error
     mapping = config.get("auto_mapping")
-    if mapping is not None and (not isinstance(mapping, dict) or mapping.get("parent_library") != MODELS_MODULE):
+    if mapping is not None and (not isinstance(mapping, dict) or mapping.get("parent_library") != HOME):
         raise HubError(
             f"auto_mapping in {ADAPTER_CONFIG} names code that is not hf_posswap's: {shown(mapping)}. Save the adapter "
             "again with save_pretrained."

@@ -9,15 +9,14 @@ from transformers import AutoConfig
 
 from hf_posswap import modeling
 from hf_posswap.architectures import architecture_of
+from hf_posswap.common.names import CLASS_PREFIX, MODEL_TYPE_PREFIX
 from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.errors import HubError
 from hf_posswap.hub.folder import CONFIG_FILE, INDEX_FILE, WEIGHTS, Contents, check_index, model_contents, read_shapes
 from hf_posswap.hub.results import read_json
-from hf_posswap.loading.configuration import PREFIX, code_map
+from hf_posswap.loading.configuration import code_map
 from hf_posswap.loading.entry import shown
 from hf_posswap.swapped.plan import scheme_keys
-
-MODEL_TYPE_PREFIX = "posswap_"
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,10 @@ def empty_model(config: Any) -> Any:
     """
     names = config.architectures or []
     name = names[0] if names else None
-    if not isinstance(name, str) or not name.isidentifier() or not name.startswith(PREFIX):
-        raise HubError(f"architectures in {CONFIG_FILE} is {shown(names)}; it must name a swapped class, {PREFIX}….")
+    if not isinstance(name, str) or not name.isidentifier() or not name.startswith(CLASS_PREFIX):
+        raise HubError(
+            f"architectures in {CONFIG_FILE} is {shown(names)}; it must name a swapped class, {CLASS_PREFIX}…."
+        )
     model_class: Any = getattr(modeling, name, None)
     if getattr(model_class, "config_class", None) is not type(config):
         raise HubError(f"architectures in {CONFIG_FILE} names {shown(name)}, no model of {type(config).__name__}.")

@@ -6,19 +6,19 @@ from pathlib import PurePath
 from typing import Any
 
 from hf_posswap.architectures import architecture_of
+from hf_posswap.common.names import CLASS_PREFIX
 from hf_posswap.errors import PosSwapError
 from hf_posswap.hub.checkpoint import Checkpoint
 from hf_posswap.hub.contradictions import LENGTHS_FILE
 from hf_posswap.hub.errors import HubError
 from hf_posswap.hub.results import CheckpointResults, Measurement, Row, read_results
 from hf_posswap.loading.auto_classes import auto_classes
-from hf_posswap.loading.configuration import PREFIX
 from hf_posswap.loading.entry import config_from_entry, is_healed
 from hf_posswap.loading.origin import cached_license, is_license, is_repo_id
 from hf_posswap.results.records import HEALING_FILE
 from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme, scheme_class
 from hf_posswap.swapped.questions import longest_position, stock_longest_position, train_length
-from hf_posswap.texts.sources import PREFIX as DEMO
+from hf_posswap.texts.sources import DEMO_PREFIX
 
 FindLicense = Callable[[str, str | None], str | None]
 """Function that returns the licence on a Hub model's card, given the model's name and its commit or None."""
@@ -54,7 +54,7 @@ class Base:
     @property
     def has_name(self) -> bool:
         """Whether hf_posswap can load it by its name on any machine."""
-        return self.on_hub or (self.name or "").startswith(DEMO)
+        return self.on_hub or (self.name or "").startswith(DEMO_PREFIX)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def folder_facts(
     name = repo or contents.folder.resolve().name
     results = read_results(contents.folder, config.pos_scheme)
     options = config_from_entry(config.pos_scheme)
-    stock = type(checkpoint.model).__name__.removeprefix(PREFIX)
+    stock = type(checkpoint.model).__name__.removeprefix(CLASS_PREFIX)
     return CardFacts(
         title=name.rpartition("/")[2],
         repo=name,

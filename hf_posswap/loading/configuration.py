@@ -9,11 +9,11 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.architectures.discovery import STOCK_LENGTH, length_field
+from hf_posswap.common.names import CLASS_PREFIX, MODEL_TYPE_PREFIX
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.loading.entry import REMOTE_CODE_FILE, remote_code, validate_entry
 from hf_posswap.loading.limits import check_dtype, check_fields, check_sizes
 
-PREFIX = "PosSwap"
 HOME = "hf_posswap.modeling"
 """The module from which pickle and the Hub's remote code import swapped config and model classes."""
 
@@ -73,19 +73,19 @@ def config_class_of(architecture: Architecture) -> type[PreTrainedConfig]:
     stock = stock_config_class(architecture)
     namespace = {
         "stock_class": stock,
-        "model_type": f"posswap_{architecture.name}",
+        "model_type": MODEL_TYPE_PREFIX + architecture.name,
         "pos_scheme": None,
         "__annotations__": {"pos_scheme": dict | None, "model_type": ClassVar[str]},
         "__module__": HOME,
         "__doc__": f"`{stock.__name__}` of a model whose positional mechanism was swapped by `hf_posswap`.",
     }
-    return type(PREFIX + stock.__name__, (SwappedConfig, stock), namespace)
+    return type(CLASS_PREFIX + stock.__name__, (SwappedConfig, stock), namespace)
 
 
 def code_map(architecture: Architecture) -> dict[str, str]:
     """Return the `auto_map` of a swapped config: the class in the remote-code file that each Auto class loads."""
     module = REMOTE_CODE_FILE.removesuffix(".py")
-    models = {auto: f"{module}.{PREFIX}{stock}" for auto, stock in auto_classes(architecture).items()}
+    models = {auto: f"{module}.{CLASS_PREFIX}{stock}" for auto, stock in auto_classes(architecture).items()}
     return {"AutoConfig": f"{module}.{config_class_of(architecture).__name__}"} | models
 
 
@@ -108,4 +108,4 @@ def register_config(architecture: Architecture) -> None:
     """Register an architecture's swapped config class with `AutoConfig`."""
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    AutoConfig.register(f"posswap_{architecture.name}", config_class_of(architecture), exist_ok=True)
+    AutoConfig.register(MODEL_TYPE_PREFIX + architecture.name, config_class_of(architecture), exist_ok=True)

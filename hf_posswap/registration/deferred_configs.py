@@ -7,6 +7,8 @@ registered first is a stand-in that imports nothing, and makes way for the real 
 import sys
 from typing import Any
 
+from hf_posswap.common.names import MODEL_TYPE_PREFIX
+
 
 class DeferredConfig:
     """Stands in for one swapped config class: whatever is asked of it, the real class does."""
@@ -43,6 +45,6 @@ def register_deferred() -> None:
     """Register a stand-in for every swapped config class with `AutoConfig`."""
     auto = sys.modules["transformers.models.auto.configuration_auto"]
     for stock_type in list(auto.CONFIG_MAPPING_NAMES):
-        namespace = {"model_type": f"posswap_{stock_type}", "stock_type": stock_type}
+        namespace = {"model_type": MODEL_TYPE_PREFIX + stock_type, "stock_type": stock_type}
         stand_in = type("DeferredConfig", (DeferredConfig,), namespace)
         auto.AutoConfig.register(namespace["model_type"], stand_in, exist_ok=True)

@@ -10,9 +10,10 @@ from transformers import PreTrainedModel
 
 from hf_posswap.adapters.carried import SCHEME
 from hf_posswap.architectures import architecture_of
+from hf_posswap.common.names import CLASS_PREFIX
 from hf_posswap.errors import AdapterError, PosSwapError
 from hf_posswap.loading.auto_classes import AUTO_CLASS_OF_TASK, auto_classes
-from hf_posswap.loading.configuration import PREFIX, mark_swapped
+from hf_posswap.loading.configuration import mark_swapped
 from hf_posswap.loading.entry import mark_healed
 from hf_posswap.modeling import register_models, swapped_class
 from hf_posswap.sources.models import UNREADABLE
@@ -131,4 +132,4 @@ def base_class(folder: str | Path, config: Any, base_config: Any) -> Any:
 
 def trained_on(config: Any) -> str:
     """Return the name of the stock class that an adapter without a task was trained on; "" if its config has none."""
-    return str((config.auto_mapping or {}).get("base_model_class", "")).removeprefix(PREFIX)
+    return str((config.auto_mapping or {}).get("base_model_class", "")).removeprefix(CLASS_PREFIX)

@@ -14,7 +14,7 @@ from hf_posswap.auto import auto_class as drop_in
 from hf_posswap.errors import AdapterError, PosSwapError, SourceError
 from hf_posswap.loading.origin import is_repo_id, remember_name, remember_source
 from hf_posswap.sources.models import DEMO_MODELS, UNREADABLE, ModelSource, resolve_model
-from hf_posswap.texts.sources import PREFIX
+from hf_posswap.texts.sources import DEMO_PREFIX
 
 TOKENIZER = "tokenizer_config.json"
 FOR_CONFIG = ("revision", "subfolder", "cache_dir", "token", "gguf_file")
@@ -23,7 +23,7 @@ FOR_CONFIG = ("revision", "subfolder", "cache_dir", "token", "gguf_file")
 
 def is_adapter(name: str) -> bool:
     """Return whether a name means an adapter, in a folder or on the Hub, and no whole model."""
-    if name.startswith(PREFIX):
+    if name.startswith(DEMO_PREFIX):
         return False
     if Path(name).exists():
         return (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file()
@@ -128,7 +128,7 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
             "belong to the others, get the model again, or save it again."
         ) from error
     remember_source(model, source.path, source.from_pretrained_kwargs | kwargs)
-    if name.startswith(PREFIX):
+    if name.startswith(DEMO_PREFIX):
         remember_name(model, name, source.path)
     return model.eval()
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from hf_posswap.common.registry import unknown_name_message
 from hf_posswap.errors import SourceError
 from hf_posswap.sources.demo_mpnet import mpnet_folder
-from hf_posswap.texts.sources import PACKAGED, PREFIX
+from hf_posswap.texts.sources import DEMO_PREFIX, PACKAGED
 
 UNREADABLE = (
     OSError,
@@ -53,7 +53,7 @@ def resolve_model(name: str) -> ModelSource:
     Raises:
         SourceError: an unknown `demo:` name, or a demo model that is not installed.
     """
-    if name.startswith(PREFIX):
+    if name.startswith(DEMO_PREFIX):
         if name not in DEMO_MODELS:
             raise SourceError(unknown_name_message("demo model", name, DEMO_MODELS))
         return DEMO_MODELS[name]()

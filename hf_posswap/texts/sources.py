@@ -9,7 +9,7 @@ from pathlib import Path
 from hf_posswap.common.registry import unknown_name_message
 from hf_posswap.errors import SourceError
 
-PREFIX = "demo:"
+DEMO_PREFIX = "demo:"
 PACKAGED = Path(__file__).resolve().parents[1] / "assets"
 """What every installation has."""
 CLONED = PACKAGED.parents[1] / "examples" / "assets"
@@ -65,7 +65,7 @@ def resolve_texts(name: str) -> list[TextSource]:
     Raises:
         SourceError: an unknown `demo:` name, or the books are not there.
     """
-    if not name.startswith(PREFIX):
+    if not name.startswith(DEMO_PREFIX):
         return [TextSource(Path(name).name, Path(name))]
     if name == "demo:books":
         return [_book(split) for split in MEASURING_BOOKS]
