@@ -1,6 +1,6 @@
-"""Where positions enter a model: discovered, and said by a family's own file where that is not enough.
+"""Where positions enter a model: discovered from its modules, and described in a family's own file where needed.
 
-Adding a file here is all it takes to describe a family that discovery does not understand.
+To describe a family that discovery does not handle, add a file here: every module of this package is imported.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What is known of a family of models: found from its config and modules, and said by a file where it cannot be found.
+"""The description of a family of models, found from its config and modules, or given in a file of its own.
 
 `Architecture` describes any model type that transformers maps to a causal or a masked language model. A family whose
 description needs more than discovery has a file here with a subclass.
@@ -25,7 +25,7 @@ from hf_posswap.schemes.stock_forms import AddedVectors, NoMechanism, RotaryAngl
 
 
 class Projection(NamedTuple):
-    """What makes the queries or the keys of a layer: views that can be written to.
+    """The weights that compute the queries or the keys of a layer, as writable views.
 
     Attributes:
         weight: (H·d, D).
@@ -37,7 +37,7 @@ class Projection(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a core has what each forward asks for.
+    """Locations in a core that each forward needs.
 
     Attributes:
         table: name of the position table, or None.
@@ -64,7 +64,7 @@ class Architecture:
     model_types: ClassVar[tuple[str, ...]] = ()
     """The model types that a subclass describes."""
     plain_rotary: ClassVar[bool] = False
-    """Whether every layer turns all dimensions of its heads by halves, so that keys may be cached unturned instead."""
+    """Whether every layer rotates all dimensions of its heads by halves, so that keys may be cached unrotated."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -102,12 +102,12 @@ class Architecture:
         return None
 
     def attention_modules(self, base: nn.Module) -> Iterator[tuple[int, nn.Module]]:
-        """Yield (layer, module) for each self-attention module; cross-attention is none of our business."""
+        """Yield (layer, module) for each self-attention module; cross-attention is left out."""
         for seam in discovery.self_attention(base, self.is_attention):
             yield seam.layer, seam.module
 
     def is_attention(self, module_class: Any) -> bool:
-        """Return whether a stock class is one of attention modules that a scheme can enter."""
+        """Return whether a stock class is an attention module that a scheme can enter."""
         return discovery.reads_interface(module_class)
 
     def eager_function(self, module: Any) -> Any:
@@ -130,7 +130,7 @@ class Architecture:
         return None if found is None else found[0]
 
     def position_table(self, base: Any) -> nn.Module | None:
-        """Return what stands in the place of the base model's position table, if the family has one."""
+        """Return the module in the place of the base model's position table; None if the family has no table."""
         path = self.table_path(base)
         return None if path is None else base.get_submodule(path)
 
@@ -175,7 +175,7 @@ class Architecture:
         return discovery.number_of(discovery.stock_config(base.config), discovery.LENGTH_FIELD)
 
     def facts(self, base: Any) -> ModelFacts:
-        """Return what a scheme may know about a base model, stock or swapped; what it says is about the stock one.
+        """Return the facts about a base model that schemes read. For a swapped model they describe the stock one.
 
         Raises:
             UnsupportedError: the config does not say how many heads and layers there are.
@@ -199,7 +199,7 @@ class Architecture:
             train_length=self.train_length(base),
             causal=self.is_causal(config),
             native=self.native(base),
-            # Read where it is needed only: it goes through what may be the largest weight of all.
+            # Computed only where it is needed: it reads the token embeddings, which may be the largest weight.
             embedding_rms=_embedding_rms(tokens) if rows is None else 1.0,
             native_rope=None if rotary is None else rotary.options,
             native_rope_unread=None if rotary is None else rotary.unread,
@@ -208,10 +208,10 @@ class Architecture:
         )
 
     def query_and_key(self, module: Any) -> tuple[Projection, Projection] | None:
-        """Return what makes q and k, if they are plain linear layers with biases; otherwise None.
+        """Return the weights that compute q and k if these are plain linear layers with biases; otherwise None.
 
-        They are taken to be the first two of a module's linear layers, or two thirds of its only one that is three
-        times as wide as its input. Whoever writes to them checks that they give the q and k of a text.
+        They are assumed to be the first two of a module's linear layers, or the first two thirds of its only linear
+        layer that is three times as wide as its input. A caller that writes to them checks that they compute q and k.
         """
         layers = [child for child in module.children() if type(child) in (nn.Linear, Conv1D)]
         if layers and type(layers[0]) is Conv1D and layers[0].nf == 3 * layers[0].nx:
@@ -227,27 +227,27 @@ class Architecture:
         return vars(base)[PLACE].token_types if PLACE in vars(base) else _has_buffer(base, "token_type_ids")
 
     def place(self, base: Any) -> "Place":
-        """Return what each forward of a swapped core asks of its modules, found once."""
+        """Return the locations that each forward of a swapped core needs; they are found once."""
         return Place(self.table_path(base), self.first_row(base), self.gathers_token_types(base))
 
     def stock_forms(self, base: Any) -> tuple[type[StockForm], ...]:
-        """Return what stock models of the family have a word for, beside their own mechanism as it is."""
+        """Return the forms that stock models of the family can express, besides their own mechanism unchanged."""
         if self.native(base) == "learned":
             return (AddedVectors, NoMechanism)
         rotary = self.rotary(base)
         return (RotaryAngles,) if rotary is not None and rotary.plain else ()
 
     def write_stock(self, base: Any, form: StockForm, limit: int | None, max_length: int | None) -> StockModel:
-        """Return the stock model that a swapped base model is.
+        """Return the stock model that computes what a swapped base model computes.
 
         Args:
             base: the swapped base model.
-            form: what its scheme is, one of `stock_forms`.
-            limit: how many positions it can represent, or None if there is no limit.
-            max_length: longest text that the stock model shall read, or None for the natural one.
+            form: the stock form of its scheme, one of `stock_forms`.
+            limit: number of positions that it can represent; None: no limit.
+            max_length: longest text of the stock model; None: the natural one.
 
         Raises:
-            UnsupportedError: the form, as its fields have it, or the length cannot be said.
+            UnsupportedError: the stock model cannot express the form with these values, or this length.
         """
         if isinstance(form, RotaryAngles):
             return angles_as_stock(form, self.train_length(base), max_length)
@@ -258,14 +258,14 @@ class Architecture:
 
 @torch.no_grad()
 def _embedding_rms(tokens: nn.Embedding) -> float | None:
-    """Return the root mean square of what a model's token embeddings give, a scale in the module included.
+    """Return the root mean square of the outputs of a model's token embeddings, including a scale in the module.
 
     None: the weights are not in memory.
     """
     weight = tokens.weight
     if weight.is_meta:
         return None
-    # A norm makes no copy of what may be the largest weight of all.
+    # A norm makes no copy of the weight, which may be the largest one.
     norm = torch.linalg.vector_norm(weight.detach(), dtype=torch.promote_types(weight.dtype, torch.float32))
     scale = 1.0
     if type(tokens) is not nn.Embedding:

@@ -1,8 +1,8 @@
 """Where positions enter a model, found from its module tree.
 
-Modules are found by their type and by what their code does, not by their names: an attention module is one whose
-forward reads an `AttentionInterface`; a position table is an embedding of as many rows as the config has positions.
-What is found here is proved by running, see `hf_posswap.swapped.proof`: a mechanism that was missed is a refusal.
+Modules are found by their type and by their code, not by their names: an attention module is one whose forward reads an
+`AttentionInterface`; a position table is an embedding with as many rows as the config has positions. The proof
+(`hf_posswap.swapped.proof`) checks the result by running the model, and refuses a swap if a mechanism was missed.
 """
 
 import copy
@@ -23,9 +23,9 @@ MOST_UNUSABLE_ROWS = 4
 
 
 LENGTH_FIELD = "max_position_embeddings"
-"""transformers' name, in a config, of the number of positions; configs of some families call it otherwise inside."""
+"""The name in transformers' configs of the number of positions; some families store it under another name."""
 STOCK_LENGTH = "stock_max_position_embeddings"
-"""Where a swapped model's `pos_scheme` entry keeps the stock model's number: its config states the model's own."""
+"""Key of a `pos_scheme` entry with the stock model's number of positions; the config states the swapped model's."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _names_in(code: CodeType) -> Iterator[str]:
 
 def reads_interface(module_class: Any) -> bool:
     """Return whether a module's forward chooses its attention function from an `AttentionInterface`."""
-    return _reads_interface(inspect.unwrap(module_class.forward))  # a tool may have replaced it meanwhile
+    return _reads_interface(inspect.unwrap(module_class.forward))  # another tool may have replaced it
 
 
 @cache
@@ -76,7 +76,7 @@ def self_attention(base: nn.Module, is_attention: Any = reads_interface) -> list
 
     Args:
         base: the base model.
-        is_attention: tells the classes of attention modules.
+        is_attention: returns whether a class is one of attention modules.
     """
     found: list[AttentionSeam] = []
     blocks: set[str] = set()
@@ -108,7 +108,7 @@ def stock_config_type(config: Any) -> type:
 
 
 def stock_config(config: Any) -> Any:
-    """Return a config in which the number of positions is the stock model's, from which its modules are made."""
+    """Return a config with the stock model's number of positions, from which its modules are made."""
     entry = getattr(config, "pos_scheme", None) or {}
     if STOCK_LENGTH not in entry:
         return config
@@ -118,7 +118,7 @@ def stock_config(config: Any) -> Any:
 
 
 def state_length(config: Any, length: int | None) -> None:
-    """Write a number of positions into a config; None: it has no such field."""
+    """Write a number of positions into a config; None: the config has no such field."""
     if length is not None:
         setattr(config, LENGTH_FIELD, length)
     else:
@@ -126,12 +126,12 @@ def state_length(config: Any, length: int | None) -> None:
 
 
 def length_field(config: Any) -> str:
-    """Return the name under which a config keeps its number of positions, also in its file."""
+    """Return the name under which a config and its file store the number of positions."""
     return str(type(config).attribute_map.get(LENGTH_FIELD, LENGTH_FIELD))
 
 
 def block_of(path: str) -> str:
-    """Return the name of the transformer block that a module stands in: its path up to the last number."""
+    """Return the name of the transformer block that contains a module: its path up to the last number."""
     parts = path.split(".")
     numbers = [place for place, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[-1] + 1]) if numbers else path
@@ -174,7 +174,7 @@ def first_row(table: nn.Embedding, longest: int) -> int:
 
 
 def rotary_modules(base: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the modules of a base model that make rotary angles: they have frequencies, and no parameters."""
+    """Return the modules of a base model that compute rotary angles: they have frequencies, and no parameters."""
     return [(name, module) for name, module in base.named_modules() if _is_rotary(module)]
 
 
@@ -185,10 +185,10 @@ def _is_rotary(module: nn.Module) -> bool:
 
 
 def token_table(base: Any) -> nn.Module:
-    """Return the token embeddings of a base model; of one that only wraps another, the first embedding there is."""
+    """Return the token embeddings of a base model; of a wrapper without any, the first embedding inside."""
     try:
         table: nn.Module = base.get_input_embeddings()
-    except (NotImplementedError, AttributeError):  # how transformers says that a wrapper has no table of its own
+    except (NotImplementedError, AttributeError):  # transformers raises this for a wrapper without a table of its own
         table = next(module for module in base.modules() if isinstance(module, nn.Embedding))
     return table
 
@@ -225,7 +225,7 @@ def number_of(config: Any, name: str, default: int | None = None) -> int:
 
 
 def head_dim_of(module: Any, config: Any, heads: int) -> int:
-    """Return the width of a head, which modules know better than configs."""
+    """Return the width of a head: the module's own value if it has one, otherwise the config's."""
     for owner, name in ((module, "qk_head_dim"), (module, "head_dim"), (module, "attention_head_size")):
         value = getattr(owner, name, None)
         if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""transformers' model types: which are language models, and the names of their classes. No model class is imported."""
+"""transformers' model types that are language models, and the names of their classes; imports no model class."""
 
 import importlib
 from functools import cache
@@ -8,7 +8,7 @@ from hf_posswap.common.names import MODEL_TYPE_PREFIX
 
 
 def stock_type(model_type: str) -> str:
-    """Return the stock model type of a swapped model's."""
+    """Return the stock model type of a model type, swapped or not."""
     return model_type.removeprefix(MODEL_TYPE_PREFIX)
 
 
@@ -37,7 +37,7 @@ def language_model_types() -> tuple[str, ...]:
 
 @cache
 def modes_of(model_type: str) -> tuple[bool, ...]:
-    """Return what self-attention of a model type can be: causal (True), or both ways (False)."""
+    """Return the directions that self-attention of a model type can have: causal (True), bidirectional (False)."""
     masked = model_type in _mapping("AutoModelForMaskedLM")
     causal = model_type in _mapping("AutoModelForCausalLM")
     return (*((False,) if masked else ()), *((True,) if causal else ()))

@@ -28,13 +28,13 @@ OPTION_OF_KEY = {
     "short_factor": "short_factor",
     "long_factor": "long_factor",
 }
-"""transformers' names of RoPE parameters, and ours."""
+"""RoPE parameters: their names in transformers and in `RopeConfig`."""
 WIDE_LAYERS = "full_attention"
-"""transformers' name of layers without a window, in configs that name kinds of layers."""
+"""The name of layers without a window in configs that name kinds of layers."""
 LAYOUTS = ("halves", "interleaved", "once")
 """How a family writes the angles θ_0, θ_1, … of a head: θ_0 θ_1 … θ_0 θ_1 …; θ_0 θ_0 θ_1 θ_1 …; or θ_0 θ_1 …."""
 MEASURED = 8
-"""Positions at which angles are compared, in a short text and in one beyond the train length."""
+"""Number of positions at which angles are compared, in a short text and in one beyond the train length."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RotarySeam:
     """The rotary angles of a model.
 
     Attributes:
-        options: of a `RopeConfig` that gives the same angles; None if there is none, see `unread`.
+        options: options of a `RopeConfig` with the same angles; None if there is none, see `unread`.
         layout: how the family writes angles, one of `LAYOUTS`; None if `options` is.
         unread: why the angles could not be read, or None.
         wide_only: whether layers with a sliding window have angles of their own; `options` are those of the others.
@@ -55,7 +55,7 @@ class RotarySeam:
 
     @property
     def plain(self) -> bool:
-        """Whether all layers have the same known angles, written by halves: stock configs can say others."""
+        """Whether all layers have the same known angles, written by halves: then a stock config can express others."""
         return self.options is not None and self.layout == "halves" and not self.wide_only
 
 
@@ -91,7 +91,7 @@ def _read(kind: type, config: Any) -> RotarySeam:
     texts = _texts(config, options)
     try:
         stock = [_angles_of(kind, config, WIDE_LAYERS if nested else None, text) for text in texts]
-    except Exception as error:  # whatever a family's module does not like is a reason, not a crash
+    except Exception as error:  # any error of a family's module is a reason for refusal, not a crash
         return RotarySeam(None, None, f"its {kind.__name__} cannot be run alone: {error}", nested)
     return _matched(texts, stock, options, config, nested)
 
@@ -99,7 +99,7 @@ def _read(kind: type, config: Any) -> RotarySeam:
 def options_of(parameters: dict[str, Any], config: Any) -> dict[str, Any] | str:
     """Return `rope_parameters` as options of `RopeConfig`, or why they cannot be written so.
 
-    Entries that the scaling does not read are passed over: whether the angles are right is seen from the angles.
+    Entries that the scaling does not read are ignored: the angles themselves are compared afterwards.
     """
     given = {key: value for key, value in parameters.items() if value is not None}
     scaling = given.get("rope_type", given.get("type", "default"))  # `type` is what transformers 4 wrote
@@ -122,14 +122,14 @@ def options_of(parameters: dict[str, Any], config: Any) -> dict[str, Any] | str:
 
 
 def _inferred(scaling: str, given: dict[str, Any], config: Any) -> dict[str, Any]:
-    """Return what transformers infers of yarn and longrope where `rope_parameters` leave it open."""
+    """Return the options of yarn and longrope that transformers infers where `rope_parameters` do not give them."""
     original = given.get("original_max_position_embeddings", config.max_position_embeddings)
     factor = given.get("factor", config.max_position_embeddings / original)
-    # longrope has the factor for its temperature alone, which is 1 up to a factor of 1.
+    # longrope uses the factor for its temperature only, which is 1 for factors up to 1.
     inferred = {"factor": max(factor, 1.0) if scaling == "longrope" else factor}
     scales = [given.get(name) for name in ("mscale", "mscale_all_dim")]
     if scaling == "yarn" and all(scales) and factor > 1:
-        # Two temperatures, as DeepSeek has them: what both apply to all dimensions is divided out.
+        # Two temperatures, as in DeepSeek: the part that both apply to all dimensions cancels.
         over, under = (0.1 * scale * math.log(factor) + 1 for scale in scales if scale is not None)
         inferred["attention_factor"] = given.get("attention_factor", over / under)
     return inferred
@@ -156,7 +156,7 @@ def _angles_of(kind: Any, config: Any, layer_type: str | None, text: Tensor) -> 
 def _matched(
     texts: list[Tensor], stock: list[tuple[Tensor, Tensor]], options: dict[str, Any], config: Any, nested: bool
 ) -> RotarySeam:
-    """Return the layout and the share of dimensions with which our angles are the stock ones."""
+    """Return the layout and the share of dimensions for which our angles equal the stock ones."""
     width = stock[0][0].shape[-1]
     heads = number_of(config, "num_attention_heads")
     head_dim = head_dim_of(None, config, heads)
@@ -171,7 +171,7 @@ def _matched(
         try:
             rope = Rope(RopeConfig(**tried).resolve(facts), facts)
             ours = [rope.prepare(Positions(text, text, 0, True)).query for text in texts]
-        except Exception as error:  # options that are not RoPE's in any layout are a reason, not a crash
+        except Exception as error:  # options that no layout accepts are a reason for refusal, not a crash
             return RotarySeam(None, None, f"its rope_parameters cannot be read: {error}", nested)
         if all(_alike(mine, its, layout) for mine, its in zip(ours, stock, strict=True)):
             return RotarySeam(tried, layout, wide_only=nested)
@@ -179,9 +179,9 @@ def _matched(
 
 
 def _alike(ours: Rotation, stock: tuple[Tensor, Tensor], layout: str) -> bool:
-    """Return whether cos and sin of a text are the stock ones; that of its last token, which may be far, is left out.
+    """Return whether cos and sin of a text equal the stock ones; its last token, which may be far away, is left out.
 
-    A unit in the last place of a frequency is much of a far token's angle.
+    One unit in the last place of a frequency changes the angle of a far token by much.
     """
     return all(
         torch.allclose(written(mine[0, 0], layout)[:-1], its[:-1], atol=1e-5)

@@ -1,4 +1,4 @@
-"""How a swapped model is written as a stock one: the table that families with learned positions share."""
+"""Writing a swapped model as a stock model: as a position table, or as other RoPE parameters."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +11,7 @@ from hf_posswap.errors import UnsupportedError
 from hf_posswap.schemes.stock_forms import RotaryAngles
 
 DEFAULT_STRETCH = 4
-"""A table made of a scheme without a limit gets this many times the rows that the model was trained to read."""
+"""Rows of a table made from a scheme without a limit, as a multiple of the train length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class StockModel:
     """A stock model that computes what a swapped one does.
 
     Attributes:
-        words: what stands where the scheme stood, for a person to read.
+        words: description, for users, of the mechanism in the place of the scheme.
         max_length: longest text of the stock model.
         values: config values that differ from those of the swapped model's config.
         weights: weights that differ, by their names below the base model.
@@ -40,11 +40,11 @@ def table_as_stock(base: Any, table_path: str, limit: int | None, max_length: in
     Args:
         base: the swapped base model.
         table_path: name of the position table below it.
-        limit: how many positions the model can represent, or None if there is no limit.
+        limit: number of positions that the model can represent; None: no limit.
         max_length: rows of the table. None: all that there are, or `DEFAULT_STRETCH` times the train length.
 
     Raises:
-        UnsupportedError: there are not as many positions.
+        UnsupportedError: the model has fewer positions.
     """
     if limit is not None and max_length is not None and max_length > limit:
         raise UnsupportedError(
@@ -73,7 +73,7 @@ def angles_as_stock(form: RotaryAngles, known: int, max_length: int | None) -> S
     Args:
         form: the angles.
         known: the limit that the config states now.
-        max_length: the limit that the stock model shall state, or None for the natural one.
+        max_length: the limit that the stock model is to state; None: the natural one.
 
     Raises:
         UnsupportedError: dynamic scaling, which takes its train length from the stated limit, with another limit.

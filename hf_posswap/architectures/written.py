@@ -1,7 +1,7 @@
-"""Families whose attention chooses no function from transformers' interface: a file each says what it is made of.
+"""Families whose attention does not use transformers' attention interface; each has a file that describes its parts.
 
-Their attention is the one thing that hf_posswap writes anew: project, attend with the scheme, merge. A family that
-transformers moves to the interface needs none of it any longer.
+hf_posswap implements their attention itself: project, attend with the scheme, merge. A family that transformers moves
+to the interface no longer needs its file.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from hf_posswap.architectures.base import Architecture
 
 
 class WrittenArchitecture(Architecture, ABC):
-    """A family whose attention is written here, as data and three small functions."""
+    """A family whose attention hf_posswap implements, from data and three small functions."""
 
     attention_class: ClassVar[str]
     """Name of the class of its self-attention modules."""
@@ -40,5 +40,5 @@ class WrittenArchitecture(Architecture, ABC):
         """Return the probability of dropping an attention weight in training."""
 
     def native_scores(self, module: Any, arguments: dict[str, Any]) -> Tensor | None:
-        """Return what the stock module adds to its scaled scores, broadcastable to (B, H, L, L), or None."""
+        """Return the bias that the stock module adds to its scaled scores, broadcastable to (B, H, L, L), or None."""
         return None
