@@ -1,4 +1,4 @@
-"""Drop-in Auto classes that take `pos_scheme=`, and `install()`, which teaches it to transformers' own."""
+"""Drop-in Auto classes that take `pos_scheme=`, and `install()`, which adds it to transformers' own."""
 
 from collections.abc import Callable
 from functools import cache, wraps
@@ -19,26 +19,26 @@ from hf_posswap.swapped.questions import train_length
 from hf_posswap.swapping import swap
 
 CALIBRATION_LENGTH = 512
-"""Tokens read at once when calibrating on plain texts, or the train length if that is shorter."""
+"""Tokens of a window of calibration on plain texts; the train length if that is shorter."""
 
 
 def load_and_swap(
     load: Callable[..., Any], *args: Any, pos_scheme: Any = None, calibration: Any = None, **kwargs: Any
 ) -> Any:
-    """Load a model by `load` and swap its positional mechanism; without `pos_scheme` just load.
+    """Load a model by `load` and swap its positional mechanism; without `pos_scheme` only load.
 
     Args:
         load: a `from_pretrained` or `from_config`; receives all other arguments, so that dtype, device_map,
-            quantisation, gguf_file, revision and the rest work as ever.
+            quantisation, gguf_file, revision and the others work as in transformers.
         args: positional arguments for `load`.
         pos_scheme: see `hf_posswap.swap`; checked before anything is loaded.
-        calibration: texts to calibrate the scheme on (see `hf_posswap.calibrate`): a list of strings, each a document
-            of its own however short, read with the tokenizer of the same name, or batches of token ids (B, L), such as
+        calibration: texts to calibrate the scheme on (see `hf_posswap.calibrate`): a list of strings, each a separate
+            document of any length, read with the tokenizer of the same name, or batches of token ids (B, L), such as
             a DataLoader's. None: do not calibrate.
         kwargs: keyword arguments for `load`.
 
     Returns:
-        What `load` returns, its model swapped.
+        What `load` returns, with its model swapped.
     """
     if pos_scheme is None:
         if calibration is not None:
@@ -59,10 +59,10 @@ def load_and_swap(
 
 
 def _items(calibration: Any) -> list[Any]:
-    """Return the texts or batches that are given.
+    """Return the given texts or batches as a list.
 
     Raises:
-        CalibrationError: neither is.
+        CalibrationError: the value is neither.
     """
     if not hasattr(calibration, "__iter__") and not hasattr(calibration, "__getitem__"):
         raise CalibrationError(
@@ -89,7 +89,7 @@ def _without_padding(batch: Any) -> Tensor:
     """Return a batch's token ids, (B, L).
 
     Raises:
-        CalibrationError: some of them are padding, which would be calibrated on like text.
+        CalibrationError: some of them are padding, which calibration would treat as text.
     """
     mask = batch.get("attention_mask")
     if mask is not None and not bool(mask.all()):
@@ -103,7 +103,7 @@ def _without_padding(batch: Any) -> Tensor:
 class PosSwapAuto:
     """Mixin that gives a transformers Auto class the argument `pos_scheme`.
 
-    mypy does not see the stock class that stands after a mixin; that is what the ignored errors here are about.
+    The ignored type errors are due to mypy, which does not know the stock class that a mixin is combined with.
     """
 
     @classmethod
@@ -156,10 +156,10 @@ _stock: dict[type, Any] = {}
 
 
 def install() -> Installation:
-    """Let transformers' own `from_pretrained`, of Auto and of concrete classes, take `pos_scheme=`.
+    """Make `from_pretrained` of transformers' own Auto classes and concrete classes accept `pos_scheme=`.
 
-    Without it they raise a TypeError about the unknown argument. May be called twice; `uninstall()` undoes it, and so
-    does leaving the returned context manager.
+    Without `install()` they raise a TypeError about the unknown argument. A second call has no effect. `uninstall()`
+    undoes it, and so does leaving the returned context manager.
     """
     for owner in _PATCHED:
         if owner not in _stock:

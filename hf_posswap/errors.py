@@ -1,4 +1,4 @@
-"""Every error hf_posswap raises on purpose: each names the value, what would be allowed, and the way out."""
+"""The errors that hf_posswap raises; each message gives the value, the allowed values and a solution."""
 
 
 class PosSwapError(ValueError):
@@ -14,19 +14,19 @@ class SchemeConfigError(PosSwapError):
 
 
 class UnsupportedError(PosSwapError):
-    """A scheme that cannot enter this model: a cell of the capability table that does not hold."""
+    """A scheme that this model cannot take: the capability table says no."""
 
 
 class BackendError(PosSwapError):
-    """An attention backend that cannot carry the scheme's bias."""
+    """An attention backend that cannot compute attention with the scheme's bias."""
 
 
 class AlreadySwappedError(PosSwapError):
-    """Swapping a model that is swapped already without saying `replace=True`."""
+    """A swap of a model that is already swapped, without `replace=True`."""
 
 
 class NotSwappedError(PosSwapError):
-    """Asking something of a swapped model from a model that is not swapped."""
+    """An operation that needs a swapped model, on a model that is not swapped."""
 
 
 class PositionError(PosSwapError):

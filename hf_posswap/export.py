@@ -1,7 +1,7 @@
-"""Native export: a swapped model as a stock checkpoint, where stock transformers can say the same.
+"""Native export: a swapped model as a stock checkpoint, where a stock class of transformers can express its scheme.
 
-What a scheme is in a stock model its file says (`Scheme.as_stock`), how a family writes it the architecture's
-(`Architecture.write_stock`); here the two are joined, and the folder is proved by loading it again.
+`Scheme.as_stock` gives the form of a scheme in stock models, `Architecture.write_stock` the weights and config values
+for the form. This module combines them, and verifies the folder by loading it.
 """
 
 import shutil
@@ -28,24 +28,24 @@ from hf_posswap.swapped.questions import is_swapped, longest_position
 PROBE_LENGTH = 64
 PROBE_SEED = 0
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest root mean square of the difference over that of the outputs, by the type in which both models compute."""
+"""Largest relative difference of the outputs (root mean square), by the dtype of both models."""
 OF_THE_SWAP = ("pos_scheme", "auto_map", "model_type", "architectures", "transformers_version", "_name_or_path")
-"""Entries of a swapped config that are not the stock model's."""
+"""Entries of a swapped config that a stock config does not have."""
 
 
 class ExportError(PosSwapError):
-    """An export that would not compute what the swapped model does; nothing was written."""
+    """An export whose outputs would differ from the swapped model's; nothing was written."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What `export_native` wrote.
+    """The result of `export_native`.
 
     Attributes:
-        folder: where.
+        folder: the folder that was written.
         model: name of the stock model's class.
-        scheme: name of the scheme that it has, in its own words.
-        written_as: what the scheme became.
+        scheme: name of the swapped model's scheme.
+        written_as: description of the mechanism that the stock model has for it.
         max_length: longest text that the stock config states.
         typical: root mean square of the difference to the swapped model's outputs over that of the outputs.
         largest: largest absolute difference.
@@ -79,18 +79,19 @@ def export_native(model: Any, directory: str | Path, max_length: int | None = No
     """Write a swapped model as a stock checkpoint, which loads without hf_posswap and gives the same outputs.
 
     The folder is loaded by the stock class and compared with the model before it appears, so memory for a second copy
-    of the weights is needed. The model stays as it is. Tokenizers are saved by their own `save_pretrained`.
+    of the weights is needed. The model does not change. Tokenizers are saved by their own `save_pretrained`.
 
     Args:
         model: a swapped model, in memory as a whole.
         directory: a new or an empty folder.
-        max_length: longest text that the stock model shall read. None: the natural one; where there is none, because
-            a formula without a limit becomes a table, four times the train length.
+        max_length: longest text of the stock model. None: the natural one; for a formula without a limit that becomes
+            a table, four times the train length.
 
     Raises:
         NotSwappedError: the model is stock: `save_pretrained` writes it.
-        UnsupportedError: stock transformers has no word for the scheme in this family; says which schemes it has.
-        ExportError: the stock model came out different; nothing was written.
+        UnsupportedError: no stock class of this family can express the scheme; the message names the schemes that can
+            be exported.
+        ExportError: the outputs of the stock model differ; nothing was written.
         OutputError: the folder is not empty or cannot be written to.
     """
     folder = Path(directory)
@@ -121,7 +122,7 @@ def export_native(model: Any, directory: str | Path, max_length: int | None = No
 
 
 def _check(model: Any, max_length: int | None) -> None:
-    """Refuse what is no swapped model whose weights are here, plain and final."""
+    """Refuse anything but a swapped model with plain, final weights in memory."""
     if isinstance(model, PreTrainedModel) and not is_swapped(model):
         raise NotSwappedError(f"the model is a stock {type(model).__name__} already: model.save_pretrained writes it.")
     if not isinstance(model, PreTrainedModel) or vars(model).get("peft_config"):
@@ -142,10 +143,10 @@ def _check(model: Any, max_length: int | None) -> None:
 
 
 def _form(core: Any, architecture: Architecture) -> Any:
-    """Return what the scheme is in a stock model of the family.
+    """Return the form of the scheme in a stock model of the family.
 
     Raises:
-        UnsupportedError: nothing; names the schemes that are something.
+        UnsupportedError: it has none; the message names the schemes that have one.
     """
     scheme: Scheme = core.pos_scheme
     place = f"scheme {scheme.name!r} on {architecture.name!r} cannot be exported to stock transformers"
@@ -178,16 +179,16 @@ def _skeleton(model: Any, architecture: Architecture, stock: StockModel) -> Any:
 
 
 def _fill(skeleton: Any, model: Any, stock: StockModel) -> Any:
-    """Give the stock model the swapped one's weights, which it shares, and those that differ.
+    """Assign the swapped model's weights, which are shared, and the weights that differ, to the stock model.
 
     Raises:
-        UnsupportedError: the model has weights of its own which no stock model has.
+        UnsupportedError: the model has weights that no stock model has.
     """
     core = core_of(model)
     prefix = next((f"{name}." for name, module in model.named_modules() if module is core and name), "")
     weights = dict(model.state_dict()) | {prefix + name: value for name, value in stock.weights.items()}
     wanted = skeleton.state_dict()
-    # A retired table lies beside the weight that takes its place.
+    # A retired table is stored beside the weight that replaces it.
     retired = {f"{prefix}{name.removesuffix('weight')}table" for name in stock.weights}
     scheme = {name for name in weights if "pos_scheme" in name.split(".")}
     strange = sorted(set(weights) - set(wanted) - scheme - retired)
@@ -203,10 +204,10 @@ def _fill(skeleton: Any, model: Any, stock: StockModel) -> Any:
 
 @torch.no_grad()
 def _compare(model: Any, stock: Any, architecture: Architecture, max_length: int) -> tuple[float, float]:
-    """Return how far the outputs are from each other on random tokens, at the first positions and at the last.
+    """Return the typical and the largest difference of the outputs on random tokens, at the first and last positions.
 
     Raises:
-        ExportError: further than rounding.
+        ExportError: the difference is larger than rounding explains.
     """
     device = device_of(model.get_input_embeddings())
     stock.to(device).eval()
@@ -242,7 +243,7 @@ def _outputs(model: Any, stock: Any, tokens: Tensor, end: int) -> tuple[Tensor, 
 
 
 def _move(draft: Path, folder: Path) -> None:
-    """Put the finished draft where the folder shall be, with the permissions of any new folder."""
+    """Move the finished draft to the folder's place, with the permissions of a new folder."""
     if folder.is_dir():
         folder.rmdir()
     folder.mkdir()

@@ -1,8 +1,8 @@
 """The swapped classes: made once per stock class, found by name, saved and loaded like any other.
 
-`PosSwapGPT2LMHeadModel` is `GPT2LMHeadModel` with the mixin below. None of these classes is written out: this module
-makes one when it is first asked for, so that pickle, the Hub's remote code and `from hf_posswap.modeling import …` all
-find it here.
+`PosSwapGPT2LMHeadModel` is `GPT2LMHeadModel` with the mixin below. These classes are not written in source code: this
+module makes each one when it is first requested, so that pickle, the Hub's remote code and `from hf_posswap.modeling
+import …` find it here.
 """
 
 import copyreg
@@ -37,13 +37,13 @@ from hf_posswap.swapped.starting import start_scheme, table_for_its_owner
 from hf_posswap.swapped.stated_length import state_own_length, stating_stock_length
 
 HUB_ARGUMENTS = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
-"""What `save_pretrained(push_to_hub=True)` hands on."""
+"""Arguments that `save_pretrained(push_to_hub=True)` passes on to `push_to_hub`."""
 
 
 class SwappedModel:
-    """Mixin for every model class: builds the stock model, then puts the scheme of its config in.
+    """Mixin for every model class: builds the stock model, then swaps the scheme of its config in.
 
-    mypy does not see the stock class that stands after a mixin; that is what the ignored errors here are about.
+    The ignored type errors are due to mypy, which does not know the stock class that a mixin is combined with.
     """
 
     stock_class: ClassVar[type[PreTrainedModel]]
@@ -62,7 +62,7 @@ class SwappedModel:
             )
         named = config_from_entry(config.pos_scheme)
         plan = plan_swap(self, self.architecture, named, swapped_class)
-        if plan.config != named:  # what was left open is taken from this model: it is no other model's
+        if plan.config != named:  # options that were left open are resolved from this model, and hold for no other
             give_own_config(self)
             self.config.pos_scheme = make_entry(plan.config, plan.scheme.facts.native, config.pos_scheme)
         apply_plan(self, self.architecture, plan)
@@ -74,8 +74,8 @@ class SwappedModel:
 
         Raises:
             CheckpointError: the checkpoint lacks weights of the scheme, or has its base model under another name than
-                this class: transformers would start them anew.
-            OSError: it has no safetensors; swapped models were never saved as anything else.
+                this class: transformers would initialise them at random.
+            OSError: it has no safetensors, the only format in which swapped models are saved.
         """
         kwargs["use_safetensors"] = True
         load = super().from_pretrained  # type: ignore[misc]
@@ -95,7 +95,7 @@ class SwappedModel:
         """Save the model as transformers does; with `push_to_hub=True` upload it too, see `push_to_hub`.
 
         Raises:
-            CheckpointError: the config's entry was edited and is no longer the scheme in the model.
+            CheckpointError: the config's entry was edited and no longer describes the model's scheme.
             UnsupportedError: the config was changed between causal and bidirectional attention since the swap.
         """
         check_direction(core_of(self))
@@ -108,14 +108,14 @@ class SwappedModel:
             self.push_to_hub(repo_id, **hub, **known)
 
     def initialize_weights(self, *args: Any, **kwargs: Any) -> Any:
-        """Start the weights that have no value yet, those of the scheme included, as transformers does."""
+        """Initialise the weights that have no value yet, including the scheme's, as transformers does."""
         start_scheme(self)
         # Buffers of some families are as long as the config's positions.
         with table_for_its_owner(self), stating_stock_length(self.config):
             return super().initialize_weights(*args, **kwargs)  # type: ignore[misc]
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """Begin continuous batching as transformers does; `generate_batch` and a paged cache in `generate` come here.
+        """Begin continuous batching as transformers does; `generate_batch` and a paged cache in `generate` call this.
 
         Raises:
             UnsupportedError: the scheme takes part in attention, see `hf_posswap.swapped.paged`.
@@ -124,7 +124,7 @@ class SwappedModel:
         return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Upload the model to the Hub as transformers does, with a model card that says what was swapped.
+        """Upload the model to the Hub as transformers does, with a model card that describes the swap.
 
         Args:
             repo_id: "owner/name", or a name of your own.
@@ -134,7 +134,7 @@ class SwappedModel:
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        # transformers reads the source file of the class for this; the stock class has the answer.
+        # transformers reads the source file of the class for this, so the stock class is asked.
         return cls.stock_class._can_set_attn_implementation()
 
     @classmethod
@@ -145,8 +145,8 @@ class SwappedModel:
 def _check_prefix(model: Any, report: dict[str, Any]) -> None:
     """Refuse a checkpoint whose base model has another name than in the class that loaded it; raise `CheckpointError`.
 
-    Heads of one family differ in it: transformers starts all weights of a `LlamaForQuestionAnswering` at random if they
-    were saved from a `LlamaForCausalLM`.
+    The name differs between heads of some families: transformers initialises all weights of a
+    `LlamaForQuestionAnswering` at random if they were saved from a `LlamaForCausalLM`.
     """
     own = "" if model.base_model is model else f"{model.base_model_prefix}."
     missing = {key.removeprefix(own) for key in report["missing_keys"] if key.startswith(own)}
@@ -174,7 +174,7 @@ def _require_own_scheme(model: Any) -> None:
 
 
 class SwappedType(type):
-    """Type of the swapped classes, by which pickle finds them through their stock class."""
+    """Type of the swapped classes, so that pickle stores them by their stock class."""
 
     stock_class: Any
     pos_mixin: Any
@@ -217,10 +217,10 @@ copyreg.pickle(SwappedType, lambda made: (swapped_class, (made.stock_class, made
 
 
 def _share_conversions(stock: str, swapped: str) -> None:
-    """Let weights of a swapped class or model type be renamed and joined on loading as the stock model's are.
+    """Register the stock model's conversions of weights on loading for a swapped class or model type, too.
 
-    transformers writes a model that it converted while loading in the format that it found. Read without the
-    conversion, GPT-NeoX's output embedding and the experts of many models would be random.
+    transformers saves a model that it converted while loading in the original format. Loaded without the conversion,
+    the output embedding of GPT-NeoX and the experts of many models would be random.
     """
     conversions = get_checkpoint_conversion_mapping(stock)
     if conversions is not None:
@@ -228,16 +228,16 @@ def _share_conversions(stock: str, swapped: str) -> None:
 
 
 def _let_outputs_be_recorded(model_class: Any) -> None:
-    """Enter a class in the table behind `output_attentions` and `output_hidden_states`.
+    """Add a class to the table behind `output_attentions` and `output_hidden_states`.
 
-    transformers does it when it constructs a model of the class; a swap in place constructs none. The table is a dict
-    by the class's string in all supported versions, whatever its own `__setitem__` takes.
+    transformers does this when it constructs a model of the class; a swap in place constructs none. In all supported
+    versions the table is a dict keyed by the class's string, whatever its own `__setitem__` takes.
     """
     dict.__setitem__(_CAN_RECORD_REGISTRY, str(model_class), model_class._can_record_outputs)
 
 
 def _with_signature(stock: Any) -> Any:
-    """A forward that shows the stock signature, which generation and Trainer inspect."""
+    """Return a forward with the stock signature, which generation and Trainer inspect."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return SwappedBaseModel.forward(self, *args, **kwargs)

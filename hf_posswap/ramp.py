@@ -1,14 +1,14 @@
-"""The ramp: a swapped model on its way from the old positional mechanism to the new one, for healing.
+"""The ramp: a gradual change from the old positional mechanism of a swapped model to the new one, for healing.
 
-A share from 0 to 1 says how far it has come: at 0 the model computes what the stock model does, at 1 what the swapped
-one does, and between the two every part changes continuously. The training loop sets the share before each step.
+The share, from 0 to 1, is the strength of the scheme: at 0 the model computes the outputs of the stock model, at 1
+those of the swapped one, and in between every part changes continuously. The training loop sets it before each step.
 
-- A position table that was swapped out gives (1 − share)·row + share·what the swap left in its place.
-- Old rotary angles are scaled by 1 − share. That is position interpolation with ever shorter steps (Chen et al.,
-  2306.15595, equation 4), so that scores go on depending on the distance alone.
+- A position table that was swapped out gives (1 − share)·row + share·(the output of the module that replaced it).
+- Old rotary angles are scaled by 1 − share. This is position interpolation with ever shorter steps (Chen et al.,
+  2306.15595, equation 4), so scores still depend on the distance alone.
 - What the scheme embeds, its angles, biases and value side are scaled by the share.
 
-Under `keep_native` the old mechanism stays whole, and only the scheme comes in.
+With `keep_native` the old mechanism does not change, and only the scheme is scaled.
 """
 
 from numbers import Real
@@ -26,21 +26,21 @@ from hf_posswap.swapped.modules import Ramp, SwappedAttention, SwappedBaseModel
 
 
 class RampError(PosSwapError):
-    """A share that is none, or a model whose old mechanism cannot be faded out."""
+    """A value that is no share from 0 to 1, or a model whose old mechanism cannot be faded out."""
 
 
 def set_ramp(model: nn.Module, share: float | None) -> None:
-    """Set how far a swapped model has come from its old positional mechanism to its scheme.
+    """Set the share of a swapped model: the strength of its scheme against its old positional mechanism.
 
-    Neither checkpoints nor the config know of a ramp. `swap(..., replace=True)` and `restore` end it. While it lasts, a
-    position table that was swapped out is still read, so that texts must not be longer than the table. A forward keeps
-    the share it began with, also where gradient checkpointing computes it again; a compiled model is compiled anew when
-    a ramp begins or ends, but not for a new share.
+    The share is not saved with the model or its config. `swap(..., replace=True)` and `restore` end the ramp. During a
+    ramp a position table that was swapped out is still read, so texts must not be longer than the table. A forward uses
+    one share throughout, also where gradient checkpointing computes it again. A compiled model is compiled again when a
+    ramp begins or ends, but not for a new share.
 
     Args:
-        model: a swapped model, or what wraps one: an adapter, a compiled or a distributed model.
-        share: strength of the scheme, from 0 (the stock model) to 1 (the swapped one). None ends the ramp; it has no
-            effect where there is none.
+        model: a swapped model, or a wrapper around one: an adapter, a compiled or a distributed model.
+        share: strength of the scheme, from 0 (the stock model) to 1 (the swapped one). None ends the ramp; without a
+            ramp it has no effect.
 
     Raises:
         NotSwappedError: there is no swapped model in `model`.
@@ -57,7 +57,7 @@ def set_ramp(model: nn.Module, share: float | None) -> None:
 
 
 def ramp_share(model: nn.Module) -> float | None:
-    """Return how far a swapped model has come, or None if no ramp is on.
+    """Return the share of a swapped model, or None without a ramp.
 
     Raises:
         NotSwappedError: there is no swapped model in `model`.
@@ -77,7 +77,7 @@ def _swapped_base(model: nn.Module) -> Any:
 
 
 def _assign(module: nn.Module, name: str, value: Any) -> None:
-    """Set an attribute, or for None remove it, as its class says None."""
+    """Set an attribute; for None remove it, so that the class's None is found."""
     if value is None:
         vars(module).pop(name, None)
     else:
@@ -94,24 +94,24 @@ def _checked(share: Any) -> float:
 
 
 def _ramp_at(base: Any, share: float) -> Ramp:
-    """Return the ramp at a share; a new tensor each time, so that forwards that have begun keep theirs."""
+    """Return a ramp with a share in a new tensor, so that forwards that have begun keep theirs."""
     native = _old_turns(base) if base.pos_ramp is None else base.pos_ramp.native
     layer = native.make_layer(0) if native is not None and native.keeps_raw_keys() else None
     return Ramp(torch.tensor(share, dtype=torch.float32, device="cpu"), native, layer)
 
 
 def _let_fade(base: Any, fades: bool) -> None:
-    """Let layers that run the stock attention function come through ours, if old turns fade in it."""
+    """Make layers that run the stock attention function run ours while old rotations are faded in it."""
     for module in base.modules():
         if isinstance(module, SwappedAttention) and not module.pos_scheme.enters_attention:
             (show_view if fades else show_config)(module)
 
 
 def _old_turns(base: Any) -> Scheme | None:
-    """Return what turned q and k in the stock layers, as a scheme; None if nothing there fades.
+    """Return the rotation of q and k in the stock layers, as a scheme; None if there is none to fade.
 
     Raises:
-        RampError: the old mechanism is neither a table nor turns that are known in all layers.
+        RampError: the old mechanism is neither a table nor a rotation that is known in all layers.
     """
     facts = base.pos_scheme.facts
     if base.pos_scheme.config.keep_native:

@@ -1,4 +1,4 @@
-"""Swap and restore: the scheme of a model, in place."""
+"""Swap the positional scheme of a model, or restore the stock one, in place."""
 
 from contextlib import suppress
 from typing import Any
@@ -34,19 +34,19 @@ def swap(
 ) -> Any:
     """Swap the positional mechanism of a model, in place.
 
-    The scheme's parameters, if it has any, start where the scheme's paper has them start. `hf_posswap.calibrate` then
-    fits them to what the old weights know; `from_pretrained(..., pos_scheme=..., calibration=texts)` does both.
+    The scheme's parameters, if it has any, start as in the scheme's paper. `hf_posswap.calibrate` then fits them to the
+    attention of the stock model; `from_pretrained(..., pos_scheme=..., calibration=texts)` does both.
 
     Args:
         model: a transformers model of a supported architecture, with or without a head.
         pos_scheme: a scheme's name ("alibi", "rope:yarn:factor=4"), a dict with "name" and options, or a config object.
-        replace: put the scheme in the place of one that was swapped in before.
+        replace: replace a scheme that was swapped in before.
         verify: prove by a few short forwards that the swap takes effect, see `hf_posswap.swapped.proof`. A model
             whose weights are not in memory is not run.
 
     Returns:
-        The same model. Its class, its config's class and the modules concerned have changed. Its config is a copy of
-        its own, so that no other model made from the same one changes.
+        The same model. Its class, its config's class and the modules concerned have changed. Its config is a copy, so
+        that other models made from the same config do not change.
 
     Raises:
         UnknownNameError: no such scheme.
@@ -76,7 +76,7 @@ def swap(
 def _carry_out(
     model: Any, architecture: Architecture, plan: Plan, new_class: type, verify: bool, replaced: bool
 ) -> None:
-    """Apply a plan and prove it; a swap that does not prove true is taken back."""
+    """Apply a plan and prove it; undo a swap whose proof fails."""
     runs = verify and can_run(model, plan.core)
     limits = [architecture.train_length(plan.core) if architecture.table_path(plan.core) is not None else None]
     before = stock_outputs(model, plan.core, limits[0]) if runs and not replaced else None
@@ -91,12 +91,12 @@ def _carry_out(
         if runs:
             limits.append(longest_position_of(plan.core))
             known = [limit for limit in limits if limit is not None]
-            with suppress(ImportError):  # the attention backend is not installed, so that the model does not run here
+            with suppress(ImportError):  # the attention backend is not installed, so the model cannot run here
                 plan.core.pos_proof = prove(model, architecture, before, min(known) if known else None)
 
 
 def _check_plain(model: Any, architecture: Architecture) -> None:
-    """Refuse what is no transformers model of the family itself: a wrapper, another config, or one with adapters."""
+    """Refuse anything but a plain model of the family: a wrapper, another config, a model with adapters."""
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedError(
             f"{type(model).__module__}.{type(model).__name__} is no transformers model but wraps one. Swap the "
@@ -117,7 +117,7 @@ def _check_plain(model: Any, architecture: Architecture) -> None:
 
 
 def _check_whole(model: Any) -> None:
-    """Refuse a part of a swapped model, or a model around a swapped part: classes and config of the rest would stay."""
+    """Refuse a part of a swapped model, or a model around a swapped part: the rest would keep its classes."""
     whole = vars(core_of(model)).get("pos_whole")
     if whole not in (None, stock_class_of(model)):
         raise UnsupportedError(
@@ -130,7 +130,7 @@ def _check_whole(model: Any) -> None:
 def restore(model: Any) -> Any:
     """Give a swapped model its stock mechanism, modules and classes back, in place.
 
-    It is the stock model bit for bit, unless its weights were trained otherwise than by hf_posswap, which would know.
+    The result is the stock model bit for bit, unless its weights were trained by code that does not record it.
 
     Args:
         model: the model that was swapped, or what `torch.compile` made of it.
@@ -140,8 +140,8 @@ def restore(model: Any) -> Any:
 
     Raises:
         NotSwappedError: the model is not swapped.
-        UnsupportedError: it is a part of the model that was swapped, or something else around it, such as peft's
-            adapters; or it was healed: its weights belong to its scheme now.
+        UnsupportedError: it is a part of the model that was swapped, or a wrapper around it, such as peft's adapters;
+            or it was healed, so that its weights fit its scheme and not the stock mechanism.
     """
     if isinstance(model, OptimizedModule):
         restore(model._orig_mod)
@@ -180,7 +180,7 @@ def restore(model: Any) -> Any:
 
 
 def _mark(model: Any, architecture: Architecture, plan: Plan) -> None:
-    """Let the model's and its config's class, and the config's entry, say what was swapped."""
+    """Record the swap in the class of the config and in its entry."""
     config = model.config
     previous = getattr(config, "pos_scheme", None)
     origin = origin_of(model).to_entry() if previous is None else previous
@@ -191,9 +191,9 @@ def _mark(model: Any, architecture: Architecture, plan: Plan) -> None:
 
 
 def _forget_gguf(model: Any) -> None:
-    """Drop the marks of a GGUF file from a model whose weights transformers has already made plain floats.
+    """Remove the marks of a GGUF file from a model whose weights transformers has already converted to floats.
 
-    transformers keeps calling such a model quantised and refuses to save it.
+    transformers still treats such a model as quantised and refuses to save it.
     """
     method = getattr(getattr(model, "quantization_method", None), "value", getattr(model, "quantization_method", None))
     if method != "gguf":
