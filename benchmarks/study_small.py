@@ -23,13 +23,13 @@ from hf_posswap.calibration import text_windows
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.agreement import embedding_agreement
 from hf_posswap.evaluation.perplexity import perplexity_rows
+from hf_posswap.experiments.stages import calibrate_on
 from hf_posswap.results.environment import collect_environment
 from hf_posswap.results.files import write_text
 from hf_posswap.sources import load_model, load_tokenizer
 from hf_posswap.swapped.questions import plain_model
 from hf_posswap.swapped.tokenizers import special_tokens
 from hf_posswap.training import HealingOptions, add_lora, from_files, heal, refine
-from hf_posswap.training.stages import calibrate_on
 
 PRETRAINING_TOKENS = 22_400_000
 GPT2_LENGTHS = (256, 1024, 4096)

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import hf_posswap
-from hf_posswap import comparison
 from hf_posswap.commands import app
+from hf_posswap.experiments import settings
 from hf_posswap.swapped import capabilities
 
 COMPARE = ["compare", "--model", "demo:gpt2", "--text", "demo:book/test"]
@@ -244,12 +244,12 @@ def test_a_model_that_is_swapped_already_is_not_swapped_again(tmp_path: Path) ->
 
 def test_the_recipe_in_the_help_is_the_one_that_heals() -> None:
     told = " ".join(invoke("compare", "--help").stdout.replace("│", " ").split())
-    recipe = comparison.recipe(1)
+    recipe = settings.recipe(1)
     for start, value in (
         ("Windows that a process reads at once.", recipe.batch_size),
         ("cannot fit the scheme.", recipe.learning_rate),
         ("Peak, for the scheme's own parameters.", recipe.scheme_learning_rate),
-        ("Tokens to calibrate on.", comparison.CALIBRATION_TOKENS),
+        ("Tokens to calibrate on.", settings.CALIBRATION_TOKENS),
     ):
         assert f"{start} Default: {value}." in told
     assert f"the objective's own loss. Default: {recipe.distill:g}." in told

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hf_posswap.commands.progress import BarObserver, LineObserver
-from hf_posswap.comparison import Cell, Outcome
+from hf_posswap.experiments.cells import Cell, Outcome
 
 CELLS = [Cell("stock", "stock", 0), Cell("alibi", "swapped", 0), Cell("alibi", "healed", 0)]
 STEP = {"step": 1, "loss": 2.0, "tokens_per_second": 100.0}
@@ -23,12 +23,15 @@ def prepared() -> Any:
 def test_lines_count_the_points(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
     observer = LineObserver(prepared)
     observer.planned(CELLS, CELLS[:1])
-    observer.activity(CELLS[1], "loading")
-    observer.activity(CELLS[1], "measuring")
+    observer.cell(CELLS[1])
+    observer.stage("loading")
+    observer.stage("measuring")
     observer.finished(Outcome(CELLS[1], "measured"))
-    observer.activity(CELLS[2], "healing")
+    observer.cell(CELLS[2])
+    observer.stage("healing")
+    observer.started(8, 0)
     for step in range(1, 9):
-        observer.healing_step(STEP | {"step": step}, steps=8)
+        observer.step(STEP | {"step": step})
     observer.finished(Outcome(CELLS[2], "refused", "training has diverged"))
     lines = [line.strip() for line in capsys.readouterr().err.splitlines()]
     assert lines[0] == "going on after 1 of 3 points that are measured already"
@@ -51,15 +54,18 @@ def test_the_bar_covers_all_work_and_moves_on_over_what_is_not_read(prepared: An
         task = observer.progress.tasks[0]
         observer.planned(CELLS, CELLS[:1])
         assert (task.total, task.completed) == (1200, 100)
-        observer.activity(CELLS[1], "measuring")
+        observer.cell(CELLS[1])
+        observer.stage("measuring")
         assert task.description == "(2/3) alibi swapped: measuring"
         observer.worked(30)
         assert task.completed == 130
         observer.finished(Outcome(CELLS[1], "measured"))
         assert task.completed == 200
-        observer.activity(CELLS[2], "healing")
+        observer.cell(CELLS[2])
+        observer.stage("healing")
+        observer.started(4, 0)
         observer.worked(400)
-        observer.healing_step(STEP, steps=4)
+        observer.step(STEP)
         assert task.completed == 600
         assert task.fields["what"] == "step 1/4, loss 2.0000, 100 tokens/s"
         observer.worked(5000)

@@ -24,7 +24,7 @@ from hf_posswap.training.options import HEALING, RECIPE, HealingOptions
 
 if TYPE_CHECKING:
     from hf_posswap.commands.progress import LineObserver
-    from hf_posswap.comparison import Prepared
+    from hf_posswap.experiments.preparation import Prepared
 
 LEARNING = "What else to measure"
 NAMES = {"length": "--heal-length", "distill": "--distill-weight"}
@@ -102,7 +102,11 @@ def compare(
 ) -> None:
     """Measure how well a model reads, by length: as it is, and with each scheme swapped in, calibrated and healed."""
     quiet_libraries()
-    from hf_posswap import comparison
+    from hf_posswap.experiments.comparison import run
+    from hf_posswap.experiments.preparation import prepare
+    from hf_posswap.experiments.record import remove_comparison
+    from hf_posswap.experiments.settings import CALIBRATION_TOKENS, Settings
+    from hf_posswap.experiments.settings import recipe as recipe_of
     from hf_posswap.reporting.comparison_figure import draw_comparison
     from hf_posswap.results.files import prepare_folder, write_atomically
     from hf_posswap.results.kinds import COMPARISON
@@ -116,10 +120,10 @@ def compare(
     else:
         earlier = None if overwrite else output_dir / "compare.json"
         recipe["precision"] = _precision(recipe.get("precision"), device, earlier)
-        healing = comparison.recipe(heal_tokens, **recipe)
+        healing = recipe_of(heal_tokens, **recipe)
     if not calibrate:
         _refuse_unread({"--calibration-tokens": calibration_tokens}, "--calibrate")
-    settings = comparison.Settings(
+    settings = Settings(
         model=model,
         schemes=tuple(split_list(schemes)),
         texts=tuple(text),
@@ -132,20 +136,20 @@ def compare(
         device=device,
         train_texts=tuple(train_file or ()),
         calibrate=calibrate,
-        calibration_tokens=comparison.CALIBRATION_TOKENS if calibration_tokens is None else calibration_tokens,
+        calibration_tokens=CALIBRATION_TOKENS if calibration_tokens is None else calibration_tokens,
         healing=healing,
         control=control,
     )
-    prepared = comparison.prepare(settings)
+    prepared = prepare(settings)
     note_documents("Measuring on", [len(ids) for text in prepared.texts for ids in text.ids])
     if prepared.documents:
         note_documents("Learning from", *prepared.learning_lengths())
     prepare_folder(output_dir)
     if overwrite:
-        comparison.remove_comparison(output_dir)
+        remove_comparison(output_dir)
     way_on = f"The same command goes on from {output_dir / 'compare.json'}."
     with interruptible(lambda: way_on), _progress(prepared) as observer:
-        result = comparison.run(prepared, observer, output_dir)
+        result = run(prepared, observer, output_dir)
     record = output_dir / f"{COMPARISON.file}.json"
     figure = write_atomically(record.with_suffix(".png"), lambda path: draw_comparison(read_result(record), path))
     if as_json:

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from hf_posswap.commands.console import print_table
-from hf_posswap.comparison import Cell
+from hf_posswap.experiments.cells import Cell
 from hf_posswap.reporting.quantities import COSINE, Quantity, quantity_of
 from hf_posswap.results.points import Point, curves_of
 

@@ -106,8 +106,8 @@ def finetune(
     """Swap a scheme in, calibrate it, and heal the model: a fine-tune with little text whose teacher may be stock."""
     quiet_libraries()
     from hf_posswap.commands.healing_progress import healing_progress
+    from hf_posswap.experiments.healing import Experiment, run_experiment
     from hf_posswap.training.documents import from_dataset, from_files, require_apart
-    from hf_posswap.training.experiment import Experiment, run_experiment
     from hf_posswap.training.folders import require_room
 
     healing["precision"] = _precision(healing.get("precision"), output_dir if resume else None)

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hf_posswap.commands.console import note, note_documents
-from hf_posswap.training.experiment import ExperimentObserver
+from hf_posswap.experiments.observer import Observer
 
 LINES = 20
 """Number of lines that a run prints if there is no terminal."""
 
 
-class LineObserver(ExperimentObserver):
+class LineObserver(Observer):
     """Prints a few lines, for logs and pipes."""
 
     def __init__(self) -> None:

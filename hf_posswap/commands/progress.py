@@ -10,7 +10,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from hf_posswap.commands.console import note
 from hf_posswap.commands.healing_progress import describe
-from hf_posswap.comparison import Cell, Observer, Outcome, Prepared
+from hf_posswap.experiments.cells import Cell, Outcome
+from hf_posswap.experiments.observer import Observer
+from hf_posswap.experiments.preparation import Prepared
 
 HEALING_LINES = 4
 """Number of lines that a run of healing prints if there is no terminal."""
@@ -23,6 +25,8 @@ class LineObserver(Observer):
         self.prepared = prepared
         self.cells: list[Cell] = []
         self.current: Cell | None = None
+        self.told: Cell | None = None
+        self.steps = 0
         self.begun = time.perf_counter()
 
     def planned(self, cells: Sequence[Cell], done: Sequence[Cell]) -> None:
@@ -30,14 +34,21 @@ class LineObserver(Observer):
         if done:
             note(f"going on after {len(done)} of {len(cells)} points that are measured already")
 
-    def activity(self, cell: Cell, what: str) -> None:
-        if cell != self.current:
-            self.current, self.begun = cell, time.perf_counter()
-            note(f"{self.place(cell)} …")
+    def cell(self, cell: Cell) -> None:
+        self.current = cell
 
-    def healing_step(self, row: dict[str, Any], steps: int) -> None:
-        if row["step"] == steps or row["step"] % max(1, steps // HEALING_LINES) == 0:
-            note(f"      step {row['step']} of {steps}: {describe(row)}")
+    def stage(self, what: str) -> None:
+        assert self.current is not None
+        if self.current != self.told:  # cells that are refused at once never come here
+            self.told, self.begun = self.current, time.perf_counter()
+            note(f"{self.place(self.current)} …")
+
+    def started(self, steps: int, done: int) -> None:
+        self.steps = steps
+
+    def step(self, row: dict[str, Any]) -> None:
+        if row["step"] == self.steps or row["step"] % max(1, self.steps // HEALING_LINES) == 0:
+            note(f"      step {row['step']} of {self.steps}: {describe(row)}")
 
     def finished(self, outcome: Outcome) -> None:
         if outcome.status == "measured":
@@ -75,9 +86,9 @@ class BarObserver(LineObserver):
         self.before = sum(map(self.prepared.work, done))
         self.progress.update(self.task, total=sum(map(self.prepared.work, cells)), completed=self.before)
 
-    def activity(self, cell: Cell, what: str) -> None:
-        self.current = cell
-        self.progress.update(self.task, description=f"{self.place(cell)}: {what}", what="")
+    def stage(self, what: str) -> None:
+        assert self.current is not None
+        self.progress.update(self.task, description=f"{self.place(self.current)}: {what}", what="")
 
     def worked(self, amount: float) -> None:
         # After an interruption, stages before a cell are repeated; their work is not counted.
@@ -85,8 +96,8 @@ class BarObserver(LineObserver):
         self.within = min(self.within + amount, self.prepared.work(self.current))
         self.progress.update(self.task, completed=self.before + self.within)
 
-    def healing_step(self, row: dict[str, Any], steps: int) -> None:
-        self.progress.update(self.task, what=f"step {row['step']}/{steps}, {describe(row)}")
+    def step(self, row: dict[str, Any]) -> None:
+        self.progress.update(self.task, what=f"step {row['step']}/{self.steps}, {describe(row)}")
 
     def finished(self, outcome: Outcome) -> None:
         # Also counts lengths beyond the longest position, which are not read.

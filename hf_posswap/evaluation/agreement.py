@@ -61,14 +61,18 @@ def embedding_agreement(
         windows, note = windows_of(stock, texts, length, first, last)
         if note:
             rows.append(AgreementRow(length, None, None, 0, note))
-            continue
-        try:
-            cosines = cosines_of(embeddings(model, windows), embeddings(stock, windows))
-        except PositionError as error:
-            rows.append(AgreementRow(length, None, None, 0, str(error)))
-            continue
-        rows.append(AgreementRow(length, float(cosines.mean()), float(cosines.min()), len(cosines)))
+        else:
+            rows.append(cosine_row(model, embeddings(stock, windows), length, windows))
     return rows
+
+
+def cosine_row(model: Any, stock: Tensor, length: int, windows: Sequence[Tensor]) -> AgreementRow:
+    """Return the agreement of a model's embeddings with the stock model's at one length; see `agreement_row`."""
+    try:
+        cosines = cosines_of(embeddings(model, windows), stock)
+    except PositionError as error:
+        return AgreementRow(length, None, None, 0, str(error))
+    return AgreementRow(length, float(cosines.mean()), float(cosines.min()), len(cosines))
 
 
 def agreement_row(model: Any, stock: Tensor, length: int, windows: Sequence[Tensor], seed: int) -> LengthRow:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import hf_posswap.results
 
-ABOVE = ("benchmarking", "commands", "comparison", "evaluation", "hub", "reporting", "training")
+ABOVE = ("benchmarking", "commands", "evaluation", "experiments", "hub", "reporting", "training")
 
 
 def test_results_import_nothing_that_uses_them() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_posswap.commands.precision import begun_precision, decide_precision
-from hf_posswap.comparison import recipe
+from hf_posswap.experiments.settings import recipe
 from hf_posswap.training import distribution, precision
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.precision import SlowPrecisionWarning, fast_precision, warn_if_slow

@@ -11,13 +11,13 @@ from accelerate.utils import DistributedType
 from torch import nn
 
 import hf_posswap
+from hf_posswap.experiments.stages import control_options
 from hf_posswap.loading.entry import is_healed
 from hf_posswap.training import distribution
 from hf_posswap.training.checkpoints import TrainingCheckpointError
 from hf_posswap.training.loop import HealingReport, heal
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.refinement import refine
-from hf_posswap.training.stages import control_options
 from tests.training.helpers import WordTokenizer, bert, gpt2, text
 
 TEXTS = [text(1500), text(700, 1)]

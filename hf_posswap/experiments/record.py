@@ -4,9 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hf_posswap.comparison.cells import Cell, Outcome, in_order
-from hf_posswap.comparison.preparation import Prepared
-from hf_posswap.comparison.settings import GROWING
+from hf_posswap.experiments.cells import Cell, Outcome, in_order
+from hf_posswap.experiments.preparation import Prepared
+from hf_posswap.experiments.settings import GROWING
 from hf_posswap.results.environment import collect_environment
 from hf_posswap.results.files import OutputError
 from hf_posswap.results.kinds import COMPARISON

@@ -1,32 +1,32 @@
 """Checks all settings of a comparison before any long computation."""
 
+import copy
 import dataclasses
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.comparison.cells import Cell
-from hf_posswap.comparison.measuring import CellMeasure, objective_of
-from hf_posswap.comparison.settings import Settings, normalised
+from hf_posswap.auto import auto_class
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.settings import chosen_device
 from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
+from hf_posswap.experiments.cells import Cell, Lane
+from hf_posswap.experiments.measuring import AUTO_CLASSES, Measure, objective_of
+from hf_posswap.experiments.settings import Settings, normalised
+from hf_posswap.experiments.stages import CALIBRATION_WORK, HEALING_WORK, Plan, calibration_length
+from hf_posswap.results.kinds import STOCK
 from hf_posswap.schemes import parse_scheme, schemes
-from hf_posswap.sources import load_config, load_tokenizer
+from hf_posswap.sources import load_config, load_model, load_tokenizer
 from hf_posswap.swapped.capabilities import capability
 from hf_posswap.texts.files import read_files
 from hf_posswap.training.documents import from_files, require_apart
 from hf_posswap.training.loop import healing_length
-from hf_posswap.training.stages import calibration_length
 from hf_posswap.training.texts import Windows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-CALIBRATION_WORK, HEALING_WORK = 5.0, 2.0
-"""Time per token of calibration, and of healing, relative to that of measuring; approximate, for progress only."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Prepared:
         documents: the documents to calibrate and heal on.
         training_facts: identity of each of these texts.
         refusals: schemes that become rows without a loss.
-        measure: the measure of a cell.
+        measure: the measure of every cell.
     """
 
     settings: Settings
@@ -59,7 +59,7 @@ class Prepared:
     documents: list[str]
     training_facts: list[dict[str, Any]]
     refusals: tuple[Refusal, ...]
-    measure: CellMeasure = field(repr=False)
+    measure: Measure = field(repr=False)
 
     @property
     def train_length(self) -> int:
@@ -75,6 +75,29 @@ class Prepared:
     def learning_lengths(self) -> tuple[list[int], int | None]:
         """Return the lengths of a sample of the training documents, and their number, if it is known."""
         return Windows(self.documents, self.tokenizer, 1, packing=False).document_lengths()
+
+    def load(self) -> Any:
+        """Load the stock model with the head that is measured."""
+        settings, head = self.settings, auto_class(AUTO_CLASSES[self.measure.objective])
+        # Copy the configuration, because a swap changes it.
+        model = load_model(settings.model, head, config=copy.deepcopy(self.config), dtype=settings.dtype)
+        model.to(settings.device)
+        self.measure.remember(model)
+        return model
+
+    def plan(self, lane: Lane) -> Plan:
+        """Return what the model of a lane needs."""
+        settings = self.settings
+        return Plan(
+            load=self.load,
+            scheme=None if lane.scheme == STOCK else parse_scheme(lane.scheme),
+            seed=lane.seed,
+            device=settings.device or "cpu",
+            tokenizer=self.tokenizer,
+            documents=self.documents,
+            calibration_tokens=settings.calibration_tokens,
+            healing=None if settings.healing is None else dataclasses.replace(settings.healing, seed=lane.seed),
+        )
 
     def work(self, cell: Cell) -> float:
         """Return the approximate work for a cell, in units of the work for measuring one token."""
@@ -122,7 +145,8 @@ def prepare(settings: Settings) -> Prepared:
     refusals = _refusals(settings, config, names)
     tokenizer = load_tokenizer(settings.model)
     texts = tokenise_files(tokenizer, files)
-    measure = CellMeasure(settings, objective, tokenizer, [ids for text in texts for ids in text.ids])
+    ids = [ids for text in texts for ids in text.ids]
+    measure = Measure(objective, tokenizer, ids, settings.lengths, budget=settings.tokens, seed=settings.seed)
     prepared = Prepared(settings, config, tokenizer, texts, *training, refusals, measure)
     _check_training_texts(prepared)
     return prepared

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 import hf_posswap
-from hf_posswap.comparison import Cell, preparation, prepare, recipe, stages
 from hf_posswap.errors import PosSwapError, UnsupportedError
+from hf_posswap.experiments import preparation
+from hf_posswap.experiments.cells import Cell
+from hf_posswap.experiments.preparation import prepare
+from hf_posswap.experiments.settings import recipe
 from hf_posswap.sources import load_model
-from tests.comparison.helpers import Make
+from tests.experiments.helpers import Make
 
 
 def test_an_unsupported_cell_is_known_before_anything_is_loaded(changed: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +66,7 @@ def test_work_counts_measuring_calibrating_and_healing(healed: Make) -> None:
 def test_wrong_settings_are_refused_before_the_model_loads(
     changed: Make, values: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "load_model", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(preparation, "load_model", lambda *args, **kwargs: pytest.fail("a model was loaded"))
     with pytest.raises(PosSwapError, match=message):
         prepare(changed(**values))
 

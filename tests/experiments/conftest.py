@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hf_posswap.comparison import Settings, recipe
+from hf_posswap.experiments.settings import Settings, recipe
 from hf_posswap.texts.sources import resolve_texts
 
 CHARACTERS = 20_000

@@ -12,13 +12,15 @@ from typer.testing import CliRunner
 
 import hf_posswap
 from hf_posswap.commands import app
-from hf_posswap.comparison import Settings, prepare, recipe, run
 from hf_posswap.errors import PosSwapError
 from hf_posswap.evaluation.masked import masked_loss_rows
+from hf_posswap.experiments.comparison import run
+from hf_posswap.experiments.preparation import prepare
+from hf_posswap.experiments.settings import Settings, recipe
 from hf_posswap.reporting.catalogue import all_figures
 from hf_posswap.results.groups import read_results
 from tests import proteins
-from tests.comparison.helpers import Recorder, statuses
+from tests.experiments.helpers import Recorder, statuses
 
 SCHEMES = ("relative_bias", "alibi")
 pytestmark = pytest.mark.filterwarnings("ignore::hf_posswap.calibration.CalibrationWarning")

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
-from hf_posswap.comparison import Outcome, Settings, prepare, recipe, remove_comparison, run, running
-from hf_posswap.comparison.record import Record
 from hf_posswap.errors import PosSwapError
+from hf_posswap.experiments import comparison
+from hf_posswap.experiments.cells import Outcome
+from hf_posswap.experiments.comparison import run
+from hf_posswap.experiments.preparation import prepare
+from hf_posswap.experiments.record import Record, remove_comparison
+from hf_posswap.experiments.settings import Settings, recipe
 from hf_posswap.results.files import OutputError
 from hf_posswap.results.writing import write_result
-from tests.comparison.helpers import Make, Recorder, numbers
+from tests.experiments.helpers import Make, Recorder, numbers
 
 
 def test_an_interrupted_comparison_goes_on_to_the_same_files(healed: Make, tmp_path: Path) -> None:
@@ -50,7 +54,7 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
                 more = {"loss_high": None, "tokens": 1, "windows": 1, "note": ""}
                 yield Outcome(cell, "measured", rows=[row | values | more], facts={"start": lane.scheme})
 
-    monkeypatch.setattr(running, "walk", walk)
+    monkeypatch.setattr(comparison, "walk", walk)
     return names
 
 
@@ -149,7 +153,7 @@ def test_a_full_disk_says_that_what_was_measured_is_kept(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_posswap.comparison.record.write_result", full)
+    monkeypatch.setattr("hf_posswap.experiments.record.write_result", full)
     with pytest.raises(OutputError, match=r"compare.*No space left on device.*make room"):
         measured(changed(), tmp_path, walked)
 
@@ -179,7 +183,7 @@ def test_a_comparison_is_written_once_for_each_cell(
         written.append(len(result["cells"]))
         return write_result(result, folder)
 
-    monkeypatch.setattr("hf_posswap.comparison.record.write_result", write)
+    monkeypatch.setattr("hf_posswap.experiments.record.write_result", write)
     measured(changed(schemes=("t5",)), tmp_path, walked)
     assert written == list(range(1, len(walked) + 1))
 

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from hf_posswap.comparison import prepare, run, stages
 from hf_posswap.errors import UnsupportedError
+from hf_posswap.experiments import stages
+from hf_posswap.experiments.comparison import run
+from hf_posswap.experiments.preparation import prepare
 from hf_posswap.training import HealingError
-from tests.comparison.helpers import Make, Recorder, numbers, statuses
+from hf_posswap.training.optimization import scheme_parameters
+from tests.experiments.helpers import Make, Recorder, numbers, statuses
 
 
 def test_stock_and_every_scheme_are_measured_by_both_protocols(changed: Make) -> None:
@@ -73,10 +76,10 @@ def test_healing_starts_from_the_swap_if_nothing_is_calibrated(healed: Make) -> 
 def test_seeds_change_what_is_random_and_nothing_else(healed: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     swap = stages.swap
 
-    def swap_starting_shaw_at_random(model: Any, scheme: Any) -> Any:
-        swapped = swap(model, scheme)
+    def swap_starting_shaw_at_random(model: Any, scheme: Any, **how: Any) -> Any:
+        swapped = swap(model, scheme, **how)
         if scheme.name == "shaw":
-            for weight in stages.scheme_parameters(swapped).values():
+            for weight in scheme_parameters(swapped).values():
                 torch.nn.init.normal_(weight, std=0.02)
         return swapped
 
@@ -102,7 +105,7 @@ def test_the_same_seed_gives_the_same_numbers(healed: Make) -> None:
 
 
 def test_a_swap_that_is_refused_becomes_stated_rows(healed: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(model: object, scheme: object) -> object:
+    def refuse(model: object, scheme: object, **how: object) -> object:
         raise UnsupportedError("not with this model")
 
     monkeypatch.setattr(stages, "swap", refuse)

@@ -10,8 +10,8 @@ from hf_posswap.evaluation.windows import check_lengths
 from hf_posswap.results.kinds import STOCK
 from hf_posswap.training.options import RECIPE, HealingOptions
 from hf_posswap.training.precision import fast_precision
-from hf_posswap.training.stages import CALIBRATION_TOKENS
 
+CALIBRATION_TOKENS = 8192
 GROWING = ("schemes", "seeds", "control")
 """Settings that a later run in the same folder may extend; it keeps the cells that were measured before."""
 

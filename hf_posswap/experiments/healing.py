@@ -5,7 +5,7 @@ All stages are measured on texts that no stage was trained on.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,32 @@ from accelerate.tracking import get_available_trackers
 
 from hf_posswap.architectures import architecture_of
 from hf_posswap.auto import auto_class
-from hf_posswap.calibration import CalibrationReport, calibration_refusal, rewrites_weights
+from hf_posswap.calibration import calibration_refusal, rewrites_weights
 from hf_posswap.evaluation.texts import tokenise
+from hf_posswap.experiments.measuring import Measure
+from hf_posswap.experiments.observer import Observer
+from hf_posswap.experiments.settings import CALIBRATION_TOKENS
+from hf_posswap.experiments.stages import CONTROL_FOLDER, STAGES, Plan, Subject
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.results.environment import collect_environment
 from hf_posswap.results.files import OutputError, check_folder, write_text
+from hf_posswap.results.kinds import CONTROL, STOCK
 from hf_posswap.results.records import HEALING_FILE, remove_records
 from hf_posswap.results.writing import to_json
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.sources import load_config, load_model, load_tokenizer
 from hf_posswap.swapped.questions import is_swapped, plain_model, stock_longest_position, train_length
-from hf_posswap.swapping import restore, swap
+from hf_posswap.swapped.tokenizers import special_tokens
+from hf_posswap.swapping import restore
 from hf_posswap.training.distribution import SHARDED, make_accelerator
 from hf_posswap.training.folders import require_room
-from hf_posswap.training.loop import HealingObserver, heal, healing_length
-from hf_posswap.training.measuring import StageMeasure
+from hf_posswap.training.loop import healing_length
 from hf_posswap.training.objectives import objective_for, objectives
 from hf_posswap.training.options import HealingError, HealingOptions
-from hf_posswap.training.stages import CALIBRATION_TOKENS, calibrate_on, control_options
 from hf_posswap.training.teacher import require_same_shape, require_stock_inside
 from hf_posswap.training.texts import Documents, Windows
 
 FORMAT_VERSION = 1
-CONTROL_FOLDER = "control"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +93,7 @@ class Experiment:
     log_with: str | None = None
 
 
-class ExperimentObserver(HealingObserver):
-    """A `HealingObserver` that is also told the current stage and the documents."""
-
-    def stage(self, name: str) -> None:
-        """Called when a stage begins."""
-
-    def documents(self, what: str, tokens: Sequence[int], number: int | None) -> None:
-        """Called when documents were read, before any long computation.
-
-        Args:
-            what: the use of the documents, "Healing on" or "Measuring on".
-            tokens: number of tokens of each document, or of a sample of the documents.
-            number: number of documents; None: unknown.
-        """
-
-
-def run_experiment(experiment: Experiment, observer: ExperimentObserver | None = None) -> dict[str, Any]:
+def run_experiment(experiment: Experiment, observer: Observer | None = None) -> dict[str, Any]:
     """Run an experiment and return its result, JSON-ready.
 
     The result has `evaluation` rows by length for each of the stages "stock", "swapped", "calibrated", "healed" and
@@ -115,22 +102,24 @@ def run_experiment(experiment: Experiment, observer: ExperimentObserver | None =
     Raises:
         PosSwapError: a model, scheme, text or option that cannot be used; see `heal`.
     """
-    return _Conductor(experiment, observer or ExperimentObserver()).run()
+    return _Run(experiment, observer or Observer()).run()
 
 
-class _Conductor:
-    """Runs one experiment."""
+class _Run:
+    """One experiment on its way: the stages of its model and of the control, and what was measured of each."""
 
-    def __init__(self, experiment: Experiment, observer: ExperimentObserver) -> None:
-        self.experiment, self.observer = experiment, observer
+    def __init__(self, experiment: Experiment, observer: Observer) -> None:
+        self.experiment = experiment
         if experiment.lora_rank is not None and experiment.lora_rank < 1:
             raise HealingError(f"lora_rank is {experiment.lora_rank}; it must be at least 1 (--lora-rank 8).")
         if experiment.calibration_tokens is not None and experiment.calibration_tokens < 2:
             raise HealingError(f"{experiment.calibration_tokens} tokens are too few to calibrate on. Give thousands.")
-        self.scheme = None if experiment.pos_scheme is None else parse_scheme(experiment.pos_scheme)
+        scheme = None if experiment.pos_scheme is None else parse_scheme(experiment.pos_scheme)
         self.accelerator = make_accelerator(experiment.options, **_tracking(experiment))
         if experiment.log_with is not None:
             self.accelerator.init_trackers("hf_posswap", experiment.options.to_dict())
+        self.main = self.accelerator.is_main_process
+        self.observer = observer if self.main else Observer()
         self.tokenizer = load_tokenizer(experiment.model)
         self.evaluation_ids = [tokenise(self.tokenizer, text) for text in experiment.evaluation]
         self._sharded = self.accelerator.distributed_type in SHARDED
@@ -141,26 +130,57 @@ class _Conductor:
             )
         if experiment.history is not None:
             check_folder(experiment.history.parent)
-        self.stock: Any = None
+        tokens = experiment.calibration_tokens
+        self.plan = Plan(
+            load=lambda: self._load(experiment.model),
+            scheme=scheme,
+            seed=experiment.options.seed,
+            device=self.accelerator.device,
+            tokenizer=self.tokenizer,
+            documents=experiment.documents,
+            column=experiment.column,
+            calibration_tokens=CALIBRATION_TOKENS if tokens is None else tokens,
+            healing=experiment.options,
+            accelerator=self.accelerator,
+            lora_rank=experiment.lora_rank,
+            folder=experiment.output_dir,
+            resume=experiment.resume,
+            identity=_identity(experiment),
+        )
+        self.measure: Measure | None = None
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
 
     def run(self) -> dict[str, Any]:
-        experiment = self.experiment
+        experiment, folder = self.experiment, self.experiment.output_dir
         self._require_room()
         self._tell_documents()
-        model = self._load(experiment.model)
-        self._check(model)
-        self._swap_and_measure(model)
-        entry, length = model.config.pos_scheme, train_length(model)
-        calibration = self._calibrate(model)
-        if experiment.output_dir is not None and not experiment.resume and self.accelerator.is_main_process:
-            remove_records(experiment.output_dir)
-        report, model = self._heal(model, experiment.options, experiment.output_dir, "healed")
-        del model
+        subject = Subject(self.plan, self.observer)
+        subject.reach(STOCK)
+        self._check(subject.model)
+        stock = self._stock_to_compare_with(subject.model)
+        subject.teacher = stock if experiment.stock is not None else None
+        subject.reach("swapped")
+        self._check_swapped(subject.model)
+        if self.evaluation_ids:
+            self.measure = self._make_measure(stock)
+            self._measure(STOCK, stock, remember=True)
+        del stock
+        self._measure("swapped", subject.model)
+        entry, length = subject.model.config.pos_scheme, train_length(subject.model)
+        calibration = None
+        if self._no_calibration(subject.model) is None:
+            calibration = subject.reach("calibrated")
+            self._measure("calibrated", subject.model)
+        if folder is not None and not experiment.resume and self.main:
+            remove_records(folder)
+        healing = subject.reach("healed")
+        self._measure("healed", self._whole(subject.model, folder))
+        del subject
         control = None
         if experiment.control:
-            folder = None if experiment.output_dir is None else experiment.output_dir / CONTROL_FOLDER
-            control, _ = self._heal(self._load_stock(), control_options(experiment.options), folder, "control")
+            subject = Subject(replace(self.plan, load=self._load_stock), self.observer)
+            control = subject.reach(CONTROL)
+            self._measure(CONTROL, self._whole(subject.model, None if folder is None else folder / CONTROL_FOLDER))
         self.accelerator.end_training()
         result = {
             "format_version": FORMAT_VERSION,
@@ -175,28 +195,27 @@ class _Conductor:
             "evaluation": self.evaluations,
             "evaluation_texts": list(experiment.evaluation_texts),
             "calibration": None if calibration is None else asdict(calibration),
-            "healing": report.to_dict(),
+            "healing": healing.to_dict(),
             "control": None if control is None else control.to_dict(),
             "processes": self.accelerator.num_processes,
             "environment": collect_environment(),
         }
-        if self.accelerator.is_main_process:
+        if self.main:
             if experiment.history is not None:
-                steps = {"healed": report.history} | ({} if control is None else {"control": control.history})
+                steps = {"healed": healing.history} | ({} if control is None else {CONTROL: control.history})
                 experiment.history.parent.mkdir(parents=True, exist_ok=True)
                 _write(experiment.history, to_json(steps))
-            if experiment.output_dir is not None:
-                _write(experiment.output_dir / HEALING_FILE, to_json(result))
+            if folder is not None:
+                _write(folder / HEALING_FILE, to_json(result))
         return result
 
     def _tell_documents(self) -> None:
         """Tell the observer the number of documents and their lengths."""
-        if not self.accelerator.is_main_process:
+        if not self.main:
             return
-        tokens, number = Windows(
-            self.experiment.documents, self.tokenizer, 1, packing=False, column=self.experiment.column
-        ).document_lengths()
-        self.observer.documents("Healing on", tokens, number)
+        experiment = self.experiment
+        windows = Windows(experiment.documents, self.tokenizer, 1, packing=False, column=experiment.column)
+        self.observer.documents("Healing on", *windows.document_lengths())
         self.observer.documents("Measuring on", [len(ids) for ids in self.evaluation_ids], len(self.evaluation_ids))
 
     def _require_room(self) -> None:
@@ -210,7 +229,6 @@ class _Conductor:
 
     def _load(self, name: str) -> Any:
         """Load a model, with the head that the objective trains if the options name an objective."""
-        self._stage("loading")
         objective = self.experiment.options.objective
         torch.manual_seed(self.experiment.options.seed)
         if objective is None:
@@ -227,7 +245,7 @@ class _Conductor:
     def _check(self, model: Any) -> None:
         """Refuse a model that cannot be healed, or has no control, before any long computation."""
         experiment = self.experiment
-        if self.scheme is None and not is_swapped(model):
+        if self.plan.scheme is None and not is_swapped(model):
             raise HealingError(
                 f"model {experiment.model!r} is stock: name the scheme to swap in with --pos-scheme, or give a swapped "
                 "model."
@@ -267,136 +285,95 @@ class _Conductor:
             raise HealingError(f"{self.experiment.stock!r}, named as the stock model, is swapped. Name the one before.")
         return restore(stock)
 
-    def _swap_and_measure(self, model: Any) -> None:
-        """Swap the loaded model, measuring it before and after."""
+    def _stock_to_compare_with(self, model: Any) -> Any:
+        """Return the named stock model, or the one inside the loaded model if it will be measured; otherwise None."""
         if self.experiment.stock is not None:
-            self.stock = self._load_stock().requires_grad_(False)
-            require_same_shape(self.stock, model, self.experiment.stock)
-        elif self.evaluation_ids:
-            stock = copy.deepcopy(model)
-            self.stock = restore(stock) if is_swapped(stock) else stock
-        if self.scheme is not None:
-            swap(model, self.scheme, replace=True)
-            self._require_base_for_adapter(model)
-        self._require_calibration_if_asked(model)
-        if self.evaluation_ids:
-            self.stock = self.stock.to(self.accelerator.device).eval()
-            self._measure("stock", self.stock)
-        self._measure("swapped", model)
+            self.observer.stage(STAGES[STOCK].event)
+            stock = self._load_stock().requires_grad_(False)
+            require_same_shape(stock, model, self.experiment.stock)
+            return stock
+        if not self.evaluation_ids:
+            return None
+        stock = copy.deepcopy(model)
+        return restore(stock) if is_swapped(stock) else stock
 
-    def _require_base_for_adapter(self, model: Any) -> None:
-        """Refuse an adapter if calibration will change weights: the adapter would be saved without them."""
+    def _check_swapped(self, model: Any) -> None:
+        """Refuse an adapter or a number of tokens that does not go with what calibration will do.
+
+        An adapter would be saved without the weights that calibration changes.
+        """
         experiment = self.experiment
-        if experiment.lora_rank is None or not experiment.calibrate or not rewrites_weights(model):
-            return
-        raise HealingError(
-            f"calibrating {experiment.pos_scheme!r} rewrites the weights of queries and keys, which an adapter does "
-            "not carry. Save the calibrated model first (hf-posswap calibrate … --output-dir CALIBRATED) and heal that "
-            "(--model CALIBRATED, without --pos-scheme), or give --no-calibrate."
-        )
-
-    def _no_calibration(self, model: Any) -> str | None:
-        """Return why the swapped model will not be calibrated, or None if it will."""
-        if not self.experiment.calibrate:
-            return "calibration is left out (--no-calibrate)"
-        if self.scheme is None:
-            # The model may be healed already, and its weights are then not the stock model's.
-            return "a model that came swapped is not calibrated"
-        return calibration_refusal(model)
-
-    def _require_calibration_if_asked(self, model: Any) -> None:
-        tokens, reason = self.experiment.calibration_tokens, self._no_calibration(model)
+        if experiment.lora_rank is not None and self._no_calibration(model) is None and rewrites_weights(model):
+            raise HealingError(
+                f"calibrating {experiment.pos_scheme!r} rewrites the weights of queries and keys, which an adapter "
+                "does not carry. Save the calibrated model first (hf-posswap calibrate … --output-dir CALIBRATED) and "
+                "heal that (--model CALIBRATED, without --pos-scheme), or give --no-calibrate."
+            )
+        tokens, reason = experiment.calibration_tokens, self._no_calibration(model)
         if tokens is not None and reason is not None:
             raise HealingError(
                 f"--calibration-tokens {tokens} says how much to calibrate on, but {reason}. Leave out the tokens."
             )
 
-    def _calibrate(self, model: Any) -> CalibrationReport | None:
-        experiment = self.experiment
-        if self._no_calibration(model) is not None:
-            return None
-        self._stage("calibrating")
-        report = calibrate_on(
-            model.to(self.accelerator.device),
-            experiment.documents,
-            self.tokenizer,
-            tokens=self._calibration_tokens,
-            column=experiment.column,
-        )
-        self._measure("calibrated", model)
-        return report
-
-    @property
-    def _calibration_tokens(self) -> int:
-        asked = self.experiment.calibration_tokens
-        return CALIBRATION_TOKENS if asked is None else asked
-
-    def _heal(self, model: Any, options: HealingOptions, folder: Path | None, name: str) -> tuple[Any, Any]:
-        experiment = self.experiment
-        self._stage("healing" if name == "healed" else "healing the control")
-        if experiment.lora_rank is not None:
-            from hf_posswap.training.adapters import add_lora
-
-            model = add_lora(model, experiment.lora_rank)
-        report = heal(
-            model,
-            experiment.documents,
-            self.tokenizer,
-            options,
-            teacher=self.stock if experiment.stock is not None else None,
-            output_dir=folder,
-            resume=experiment.resume,
-            run=self._identity(),
-            column=experiment.column,
-            accelerator=self.accelerator,
-            observer=self.observer,
-            tracked_as=f"{name}/",
-        )
-        self.accelerator.free_memory()  # otherwise the optimizer stays in memory while the control is healed
-        self._measure(name, self._whole(model, folder))
-        return report, model
-
-    def _identity(self) -> dict[str, Any]:
-        """Return the run's identity besides its options, for resuming."""
-        experiment = self.experiment
-        stock = {} if experiment.stock is None else {"stock": experiment.stock}
-        return {
-            "model": experiment.model,
-            "pos_scheme": experiment.pos_scheme,
-            "texts": experiment.texts,
-            "lora_rank": experiment.lora_rank,
-            "calibration_tokens": self._calibration_tokens if experiment.calibrate else 0,
-        } | stock
+    def _no_calibration(self, model: Any) -> str | None:
+        """Return why the swapped model will not be calibrated, or None if it will."""
+        if not self.experiment.calibrate:
+            return "calibration is left out (--no-calibrate)"
+        if self.plan.scheme is None:
+            # The model may be healed already, and its weights are then not the stock model's.
+            return "a model that came swapped is not calibrated"
+        return calibration_refusal(model)
 
     def _whole(self, model: Any, folder: Path | None) -> Any:
         """Return a healed model that a single process can run: a sharded one is loaded from its saved folder."""
-        if self._sharded and self.evaluation_ids and self.accelerator.is_main_process:
+        if self._sharded and self.measure is not None and self.main:
             return load_model(str(folder))
         return model
 
-    def _measure(self, name: str, model: Any) -> None:
-        """Measure a model by length on the evaluation texts, in the main process."""
-        if not self.evaluation_ids or not self.accelerator.is_main_process:
-            return
-        self._stage(f"measuring the {name} model")
-        model = plain_model(model).to(self.accelerator.device)
-        self.evaluations[name] = self._yardstick().rows(model, self.stock)
-
-    def _yardstick(self) -> StageMeasure:
+    def _make_measure(self, stock: Any) -> Measure:
+        """Return the measure; without lengths, at the length of healing, or of the longest text if it is shorter."""
         experiment = self.experiment
-        return StageMeasure(
-            objective_for(self.stock, experiment.options.objective).name,
+        objective = objective_for(stock, experiment.options.objective).name
+        lengths: Sequence[int] = experiment.lengths
+        if not lengths:
+            usual = healing_length(experiment.options.length, train_length(stock))
+            around = 0 if objective == "lm" else sum(map(len, special_tokens(self.tokenizer)))
+            counts = [len(ids) for ids in self.evaluation_ids]
+            whole = sum(counts) >= usual  # otherwise there is too little text in total
+            lengths = (min(usual, max(counts) + around) if whole else usual,)
+        return Measure(
+            objective,
             self.tokenizer,
             self.evaluation_ids,
-            experiment.lengths,
-            healing_length(experiment.options.length, train_length(self.stock)),
-            experiment.evaluation_tokens,
-            experiment.options.seed,
+            lengths,
+            budget=experiment.evaluation_tokens,
+            seed=experiment.options.seed,
+            losses=("same-targets",),
+            cosines=True,
         )
 
-    def _stage(self, name: str) -> None:
-        if self.accelerator.is_main_process:
-            self.observer.stage(name)
+    def _measure(self, name: str, model: Any, remember: bool = False) -> None:
+        """Measure a model by length on the evaluation texts, in the main process."""
+        if self.measure is None or not self.main:
+            return
+        self.observer.stage(f"measuring the {name} model")
+        model = plain_model(model).to(self.accelerator.device).eval()
+        if remember:
+            self.measure.remember(model)
+        self.evaluations[name] = [asdict(row) for row in self.measure.rows(model)]
+
+
+def _identity(experiment: Experiment) -> dict[str, Any]:
+    """Return the run's identity besides its options, for resuming."""
+    tokens = CALIBRATION_TOKENS if experiment.calibration_tokens is None else experiment.calibration_tokens
+    stock = {} if experiment.stock is None else {"stock": experiment.stock}
+    return {
+        "model": experiment.model,
+        "pos_scheme": experiment.pos_scheme,
+        "texts": experiment.texts,
+        "lora_rank": experiment.lora_rank,
+        "calibration_tokens": tokens if experiment.calibrate else 0,
+    } | stock
 
 
 def _write(path: Path, text: str) -> None:

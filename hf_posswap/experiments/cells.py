@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_posswap.comparison.settings import Settings
+from hf_posswap.experiments.settings import Settings
 from hf_posswap.results.kinds import CONTROL, STOCK, SWAPPED_STAGES
 
 

@@ -12,16 +12,9 @@ import hf_posswap
 from hf_posswap.commands import app
 from hf_posswap.errors import AdapterError
 from hf_posswap.evaluation.perplexity import perplexity_rows
+from hf_posswap.experiments.healing import Experiment, run_experiment
 from hf_posswap.sources import load_tokenizer
-from hf_posswap.training import (
-    Experiment,
-    HealingError,
-    HealingOptions,
-    add_lora,
-    from_files,
-    load_adapter,
-    run_experiment,
-)
+from hf_posswap.training import HealingError, HealingOptions, add_lora, from_files, load_adapter
 
 SHORT = ["--length", "32", "--batch-size", "2", "--steps", "3", "--checkpoint-every", "0"]
 

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hf_posswap.comparison import Cell, Observer, Outcome, Settings
+from hf_posswap.experiments.cells import Cell, Outcome
+from hf_posswap.experiments.observer import Observer
+from hf_posswap.experiments.settings import Settings
 
 Make = Callable[..., Settings]
 """Makes settings, with some of them changed."""
@@ -33,13 +35,16 @@ class Recorder(Observer):
     def planned(self, cells: Sequence[Cell], done: Sequence[Cell]) -> None:
         self.cells, self.already = list(cells), list(done)
 
-    def activity(self, cell: Cell, what: str) -> None:
-        self.activities.append((cell.scheme, cell.stage, what))
+    def cell(self, cell: Cell) -> None:
+        self.current = cell
+
+    def stage(self, what: str) -> None:
+        self.activities.append((self.current.scheme, self.current.stage, what))
 
     def worked(self, amount: float) -> None:
         self.work += amount
 
-    def healing_step(self, row: dict[str, Any], steps: int) -> None:
+    def step(self, row: dict[str, Any]) -> None:
         self.steps.append(row["step"])
 
     def finished(self, outcome: Outcome) -> None:
