@@ -46,6 +46,9 @@ MAY_IMPORT = {
 }
 """Packages below the models, and what they import besides the standard library and hf_posswap."""
 
+TWICE = {"BarObserver", "LineObserver", "Cell", "Settings"}
+"""Class names that stand in several modules, each for the same thing of another command: no others may join them."""
+
 
 def name_of(path: Path) -> str:
     parts = ("hf_posswap", *path.relative_to(PACKAGE).with_suffix("").parts)
@@ -102,6 +105,15 @@ def test_the_graph_has_the_imports_inside_functions() -> None:
 def test_the_root_of_the_package_is_small() -> None:
     found = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
     assert len(found) <= ROOT_MODULES, f"find a package for one of {sorted(found)}"
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in places.items() if len(found) > 1 and name not in TWICE} == {}
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
