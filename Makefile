@@ -32,8 +32,9 @@ UNPACK_TRANSFORMERS = rm -rf $(1)/transformers && mkdir $(1)/transformers && \
 	$(1)/bin/python -m pip download --quiet $(PIP_FLAGS) --no-deps --no-binary transformers \
 		--dest $(1)/transformers "transformers==$(VERSION_OF_TRANSFORMERS)" && \
 	tar -xzf $(1)/transformers/transformers-*.tar.gz -C $(1)/transformers --strip-components 1
-# Two test workers on two cores: one thread each. The real models in the tests are packages or in the repository.
-TEST_ENV = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# Two test workers on two cores: one thread each, and no processes of torch's compiler beside them, each of which would
+# import torch. The real models in the tests are packages or in the repository.
+TEST_ENV = OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1
 # Containers often set it. Then every start of Python compiles torch and transformers anew: 13 s of CPU instead of 5.
 unexport PYTHONDONTWRITEBYTECODE
 
