@@ -195,7 +195,7 @@ def test_flash_attention_refuses_a_4d_mask() -> None:
 @pytest.mark.parametrize("backend", ["eager", "sdpa", "compiled"])
 @pytest.mark.parametrize("cell", CAUSAL, ids=str)
 def test_a_4d_mask_that_shows_a_causal_bias_the_future_is_refused(cell: Cell, backend: str) -> None:
-    model, tokens = cell.swapped(), random_tokens(2, LENGTH)
+    model, tokens = cell.swapped(layers=TRACED_LAYERS), random_tokens(2, LENGTH)
     biased = any(module.pos_scheme.adds_bias for module in model.base_model.pos_layers)
     run: Any = model
     if backend == "compiled":
@@ -254,7 +254,7 @@ def test_a_compiled_model_refuses_positions_that_do_not_continue_the_cache(schem
 
 @pytest.mark.slow
 def test_inductors_one_graph_takes_positions_that_fit_and_refuses_others() -> None:
-    model = hf_posswap.swap(small_model("llama", True), "t5")
+    model = hf_posswap.swap(small_model("llama", True, layers=TRACED_LAYERS), "t5")
     randomise(model)
     torch._dynamo.reset()
     counters.clear()
@@ -266,7 +266,7 @@ def test_inductors_one_graph_takes_positions_that_fit_and_refuses_others() -> No
 
 @pytest.mark.slow
 def test_inductors_graph_refuses_positions_past_the_longest() -> None:
-    model = hf_posswap.swap(small_model("gpt2", True), "learned")
+    model = hf_posswap.swap(small_model("gpt2", True, layers=TRACED_LAYERS), "learned")
     limit = hf_posswap.longest_position(model)
     assert limit is not None
     torch._dynamo.reset()

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import hf_posswap
 from hf_posswap.schemes import schemes
 from tests.matrix.cells import small_model
@@ -40,6 +42,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_no_scheme_enters_a_model_whose_heads_are_divided(tmp_path: Path) -> None:
     small_model("llama", True).save_pretrained(tmp_path / "stock")
     for scheme in schemes:
