@@ -1,7 +1,9 @@
 """What all tests share: no network, few threads, and the real models."""
 
+import functools
 import importlib.util
 import os
+from collections.abc import Iterator
 
 # Before torch and transformers are imported: both read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a CUDA device or packages of the extra `neighbours` where there are none."""
+    """Skip what needs a CUDA device or packages of the extra `neighbours` where there are none; slow tests go first."""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
@@ -31,6 +33,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if missing and "REQUIRE_NEIGHBOURS" not in os.environ:
                 reason = f"needs {', '.join(missing)}, of the extra `neighbours`; make test-neighbours has it"
                 item.add_marker(pytest.mark.skip(reason=reason))
+    items[:] = shared_out(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def shared_out(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Put slow tests at the beginning of each worker's share, so that no worker is alone with one at the end.
+
+    `--dist worksteal` gives each worker one stretch of the list. The slow tests of a file stay together, because they
+    often share what one of them makes.
+    """
+    if workers == 1:
+        return items
+    slow: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow"):
+            slow.setdefault(item.path, []).append(item)
+    others = [item for item in items if not item.get_closest_marker("slow")]
+    files = list(slow.values())
+    shares = [[item for file in files[worker::workers] for item in file] for worker in range(workers)]
+    result: list[pytest.Item] = []
+    for worker, share in enumerate(shares):
+        # As many for each: what is left of a stretch is filled up with quick tests, in their order.
+        end = len(items) * (worker + 1) // workers
+        quick = max(0, end - len(result) - len(share)) if worker < workers - 1 else len(others)
+        result += share + others[:quick]
+        del others[:quick]
+    return result
 
 
 def importable(name: str) -> bool:
@@ -45,6 +73,28 @@ def importable(name: str) -> bool:
 def seeded() -> None:
     """Make every test repeatable alone and in any order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gguf_parsed_once() -> Iterator[None]:
+    """Have gguf parse a file once, and make its table of tensors' names once: 11 of the 14 s that demo:llama takes.
+
+    transformers asks for both again with every module of a model and every part of a checkpoint. Neither changes.
+    """
+    import gguf
+
+    @functools.lru_cache(maxsize=1)
+    def parsed(path: str, size: int, changed: int) -> gguf.GGUFReader:
+        return read(path)
+
+    def reader(path: str) -> gguf.GGUFReader:
+        facts = os.stat(path)
+        return parsed(os.fspath(path), facts.st_size, facts.st_mtime_ns)
+
+    read, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = reader, functools.cache(names)
+    yield
+    gguf.GGUFReader, gguf.get_tensor_name_map = read, names
 
 
 @pytest.fixture(scope="session")
