@@ -23,6 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m have taken tests out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a CUDA device or packages of the extra `neighbours` where there are none; slow tests go first."""
     for item in items:
