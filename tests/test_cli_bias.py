@@ -39,9 +39,12 @@ def test_schemes_are_written_before_and_after_calibration(tmp_path: Path) -> Non
     [
         ([], "is a stock model: name schemes to swap in"),
         (["--schemes", "alibbi"], "Did you mean 'alibi'"),
-        (["--schemes", "alibi", "--stage", "cured"], "unknown --stage 'cured'. Allowed: swapped, calibrated, healed"),
+        (
+            ["--schemes", "alibi", "--stage", "cured"],
+            "unknown value of stage: 'cured'. Allowed: calibrated, hea",
+        ),
         (["--schemes", "t5", "--text", "/no/such.txt"], "cannot read text '/no/such.txt'"),
-        (["--schemes", "alibi", "--longest", "0"], "--longest"),
+        (["--schemes", "alibi", "--longest", "0"], "longest is 0; it must be at least 1"),
     ],
 )
 def test_wrong_arguments_are_refused(options: list[str], message: str, tmp_path: Path) -> None:

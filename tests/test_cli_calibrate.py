@@ -47,7 +47,7 @@ def test_calibrated_checkpoint(tmp_path: Path) -> None:
         ("t5", "short.txt", [], "tokens; calibration reads 256 at once"),
         ("t5", "missing.txt", [], "missing.txt"),
         ("t5x", "demo:book/train", [], "Did you mean 't5'"),
-        ("t5", "demo:book/train", ["--dtype", "int8"], "unknown --dtype 'int8'"),
+        ("t5", "demo:book/train", ["--dtype", "int8"], "unknown value of dtype: 'int8'"),
     ],
 )
 def test_bad_input(

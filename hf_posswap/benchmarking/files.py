@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_posswap.benchmarking.settings import Cell, Settings
+from hf_posswap.benchmarking.settings import BenchmarkSettings, Cell
 from hf_posswap.errors import PosSwapError
 from hf_posswap.results.files import OutputError
 from hf_posswap.results.kinds import BENCH
@@ -15,7 +15,7 @@ from hf_posswap.results.writing import make_result, write_result
 DIGITS = 4
 
 
-def write_bench(settings: Settings, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+def write_bench(settings: BenchmarkSettings, rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """Write bench.csv and bench.json into an existing folder, each atomically; return their paths."""
     result = make_result(
         BENCH,
@@ -30,7 +30,7 @@ def write_bench(settings: Settings, rows: Sequence[Mapping[str, Any]], folder: P
     return write_result(result, folder)
 
 
-def read_rows(folder: Path, settings: Settings) -> list[dict[str, Any]]:
+def read_rows(folder: Path, settings: BenchmarkSettings) -> list[dict[str, Any]]:
     """Return the rows of an earlier run in a folder, to resume it; empty if there was no run.
 
     Raises:

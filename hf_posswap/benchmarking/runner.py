@@ -15,8 +15,8 @@ from hf_posswap.benchmarking.settings import (
     DENSE,
     STARTUP_MODES,
     BenchmarkError,
+    BenchmarkSettings,
     Cell,
-    Settings,
 )
 from hf_posswap.benchmarking.shapes import check_model, stock_model, swapped_copy
 from hf_posswap.benchmarking.startup import import_times, load_times
@@ -45,13 +45,13 @@ class Pair(NamedTuple):
 
 
 def run(
-    settings: Settings, known: Sequence[Row] = (), save: Save | None = None, progress: Progress | None = None
+    settings: BenchmarkSettings, known: Sequence[Row] = (), save: Save | None = None, progress: Progress | None = None
 ) -> list[Row]:
     """Measure every cell that has not been measured yet.
 
     Args:
         settings: settings of the benchmark.
-        known: rows of an earlier run under the same `Settings.conditions`; their cells are not measured again.
+        known: rows of an earlier run under the same `BenchmarkSettings.conditions`; their cells are not measured again.
         save: called with all rows so far after each cell.
         progress: called with (cells done, number of cells).
 
@@ -97,7 +97,7 @@ def cell_of(row: Row) -> Cell:
 class _Models:
     """Holds one pair of models at a time; the next pair replaces it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BenchmarkSettings) -> None:
         self.settings = settings
         self._stock_key: tuple[str, str] | None = None
         self._pair_key: tuple[str, str, str] | None = None
@@ -135,7 +135,7 @@ class _Models:
         return Pair(self._stock, swapped)
 
 
-def _measured(settings: Settings, cell: Cell, models: _Models) -> Row:
+def _measured(settings: BenchmarkSettings, cell: Cell, models: _Models) -> Row:
     """Return the row of a cell."""
     try:
         if cell.mode in STARTUP_MODES:
@@ -152,7 +152,7 @@ def _measured(settings: Settings, cell: Cell, models: _Models) -> Row:
         return make_row(settings, cell, note=str(error))
 
 
-def _compared(settings: Settings, cell: Cell, pair: Pair) -> Row:
+def _compared(settings: BenchmarkSettings, cell: Cell, pair: Pair) -> Row:
     make = attention_work if cell.mode in ATTENTION_MODES else model_work
     stock = make(cell.mode, pair.stock, cell.length, settings)
     other = make(cell.mode, pair.other, cell.length, settings, pair.mask)
@@ -174,7 +174,7 @@ def memory_of(work: Work, device: str) -> dict[str, int]:
     return {"resident": work.resident_bytes(), "peak": peak_bytes(work.call, device)}
 
 
-def gap(settings: Settings, cell: Cell, pair: Pair) -> str | None:
+def gap(settings: BenchmarkSettings, cell: Cell, pair: Pair) -> str | None:
     """Return why a cell cannot be measured, or None if it can."""
     causal = architecture_of(pair.stock.config).is_causal(pair.stock.config)
     if cell.mode == "decode" and not causal:
@@ -200,7 +200,11 @@ def _memory(device: str) -> int:
 
 
 def make_row(
-    settings: Settings, cell: Cell, times: Times | None = None, memory: Sequence[dict[str, int]] = (), note: str = ""
+    settings: BenchmarkSettings,
+    cell: Cell,
+    times: Times | None = None,
+    memory: Sequence[dict[str, int]] = (),
+    note: str = "",
 ) -> Row:
     """Return a cell's row: ratios, and under "measured" the seconds and bytes of stock and swapped model."""
     row: Row = {"model": settings.model, "device": settings.device, **cell._asdict()}

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from hf_posswap.common.options import REQUIRED, check_options, option
 from hf_posswap.errors import PosSwapError
-from hf_posswap.schemes import as_config
+from hf_posswap.loading.settings import SCHEME_HELP
 
 DENSE = "dense-eager"
 """The baseline without this package: a bias stored as heads × length × length and added in eager attention."""
@@ -31,50 +32,51 @@ class Cell(NamedTuple):
     length: int
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSettings:
     """The settings of a benchmark.
 
-    Attributes:
-        model: the name of a shape (`shapes.SHAPES`), whose weights are random, or of a model.
-        schemes: specifications such as "alibi" or "rope:yarn".
-        lengths: sequence lengths in tokens; in decode mode, tokens in the cache.
-        modes: names in `MODES`.
-        dtypes: names in `DTYPES`.
-        backends: names in `BACKENDS`.
-        device: "cpu" or "cuda".
-        batch: texts per batch.
-        layers: number of the model's layers to keep; None: all.
-        repeats: number of times that stock and swapped model run in turn.
-        seed: seed of the random weights and inputs.
-
     Raises (on construction):
-        BenchmarkError: an unknown mode, dtype or backend, or a number below 1.
+        BenchmarkError: a value that is not allowed; the message gives the allowed ones.
         SchemeConfigError, UnknownNameError: an invalid or unknown scheme.
     """
 
-    model: str
-    schemes: tuple[str, ...]
-    lengths: tuple[int, ...]
-    modes: tuple[str, ...] = MODEL_MODES
-    dtypes: tuple[str, ...] = ("float32",)
-    backends: tuple[str, ...] = ("sdpa",)
-    device: str = "cpu"
-    batch: int = 1
-    layers: int | None = None
-    repeats: int = 5
-    seed: int = 0
+    model: str = option(
+        REQUIRED,
+        "A shape with random weights, which are as fast as trained ones: smollm2, gpt2. Or a folder, a Hub name, a "
+        "GGUF file, demo:gpt2, demo:bert, demo:llama.",
+        metavar="MODEL",
+    )
+    schemes: tuple[str, ...] = option(REQUIRED, f"Schemes, separated by commas. {SCHEME_HELP}", metavar="S,S,…")
+    lengths: tuple[int, ...] = option((512, 2048), "Tokens read at once, or in the cache.", minimum=1, metavar="N,N,…")
+    modes: tuple[str, ...] = option(
+        MODEL_MODES,
+        "prefill, training (forward and backward pass), decode (a token, N cached); attention and attention-training "
+        "(one layer's attention alone); import and load (from_pretrained).",
+        choices=MODES,
+        metavar="M,M,…",
+    )
+    dtypes: tuple[str, ...] = option(("float32",), "float32, bfloat16, float16.", choices=DTYPES, metavar="D,D,…")
+    backends: tuple[str, ...] = option(
+        ("sdpa",),
+        "eager, sdpa, flex_attention, each against the stock model with the same; dense-eager: a bias held as heads × "
+        "length × length and added in eager attention, against the stock model with sdpa.",
+        choices=BACKENDS,
+        metavar="B,B,…",
+    )
+    device: str = option("cpu", "cpu or cuda.", metavar="DEVICE")
+    batch: int = option(1, "Texts read at once.", minimum=1)
+    layers: int | None = option(None, "Keep the first layers only, for long texts: ratios change little.", minimum=1)
+    repeats: int = option(5, "How often stock and swapped model run in turn.", minimum=1)
+    seed: int = option(0, "Of random weights and inputs.", minimum=0)
 
     def __post_init__(self) -> None:
-        for name, allowed in (("modes", MODES), ("dtypes", DTYPES), ("backends", BACKENDS)):
-            _check_names(name, getattr(self, name), allowed)
-        for name in ("schemes", "lengths"):
+        from hf_posswap.schemes import as_config
+
+        check_options(self, BenchmarkError)
+        for name in ("schemes", "lengths", "modes", "dtypes", "backends"):
             if not getattr(self, name):
-                raise BenchmarkError(f"no {name} to measure.")
-        numbers = {"lengths": min(self.lengths), "batch": self.batch, "repeats": self.repeats, "layers": self.layers}
-        for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise BenchmarkError(f"{name} must be at least 1, not {value}.")
+                raise BenchmarkError(f"no {name} to measure. Give one or more, separated by commas.")
         for scheme in self.schemes:
             as_config(scheme)
 
@@ -91,11 +93,3 @@ class Settings:
         """Return the settings that must be equal in two runs for their cells to be combined in one table."""
         asked = ("schemes", "lengths", "modes", "dtypes", "backends")
         return {name: value for name, value in asdict(self).items() if name not in asked}
-
-
-def _check_names(what: str, names: tuple[str, ...], allowed: tuple[str, ...]) -> None:
-    if not names:
-        raise BenchmarkError(f"no {what} to measure. Allowed: {', '.join(allowed)}.")
-    for name in names:
-        if name not in allowed:
-            raise BenchmarkError(f"unknown {what.removesuffix('s')} {name!r}. Allowed: {', '.join(allowed)}.")

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.benchmarking.settings import BenchmarkError, Settings
+from hf_posswap.benchmarking.settings import BenchmarkError, BenchmarkSettings
 from hf_posswap.errors import SourceError
 from hf_posswap.sources import load_config, load_model
 from hf_posswap.swapped.plan import core_of
@@ -43,7 +43,7 @@ TABLE_STD = 0.02
 """Standard deviation of random values for scheme parameters that start at zero, as zeros could make kernels faster."""
 
 
-def check_model(settings: Settings) -> None:
+def check_model(settings: BenchmarkSettings) -> None:
     """Refuse a model that is not a shape and cannot be found, and more layers than it has.
 
     Raises:
@@ -71,7 +71,7 @@ def _config(name: str) -> Any:
     return config
 
 
-def stock_model(settings: Settings, dtype: str, attention: str) -> Any:
+def stock_model(settings: BenchmarkSettings, dtype: str, attention: str) -> Any:
     """Return the unswapped base model in evaluation mode, without a head, whose cost does not depend on the scheme.
 
     Args:

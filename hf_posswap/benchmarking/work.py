@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.benchmarking.settings import Settings
+from hf_posswap.benchmarking.settings import BenchmarkSettings
 from hf_posswap.common.positions import Positions
 from hf_posswap.swapped.cache_view import cache_keyword
 from hf_posswap.swapped.layer_call import LayerCall, stock_function
@@ -38,7 +38,7 @@ class Work:
         return sum(storages.values())
 
 
-def model_work(mode: str, model: Any, length: int, settings: Settings, mask: MakeMask | None = None) -> Work:
+def model_work(mode: str, model: Any, length: int, settings: BenchmarkSettings, mask: MakeMask | None = None) -> Work:
     """Return the work of a base model, stock or swapped.
 
     Args:
@@ -52,7 +52,7 @@ def model_work(mode: str, model: Any, length: int, settings: Settings, mask: Mak
     return {"prefill": _prefill, "training": _training, "decode": _decode}[mode](model, length, settings, mask)
 
 
-def _tokens(model: Any, length: int, settings: Settings) -> Tensor:
+def _tokens(model: Any, length: int, settings: BenchmarkSettings) -> Tensor:
     generator = torch.Generator().manual_seed(settings.seed)
     return torch.randint(model.config.vocab_size, (settings.batch, length), generator=generator).to(model.device)
 
@@ -61,7 +61,7 @@ def _weights(model: Any) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]
 
 
-def _prefill(model: Any, length: int, settings: Settings, mask: MakeMask | None) -> Work:
+def _prefill(model: Any, length: int, settings: BenchmarkSettings, mask: MakeMask | None) -> Work:
     tokens = _tokens(model, length, settings)
     ready = None if mask is None else mask(length, length)
 
@@ -72,7 +72,7 @@ def _prefill(model: Any, length: int, settings: Settings, mask: MakeMask | None)
     return Work(call, [*_weights(model), tokens, *([] if ready is None else [ready])])
 
 
-def _training(model: Any, length: int, settings: Settings, mask: MakeMask | None) -> Work:
+def _training(model: Any, length: int, settings: BenchmarkSettings, mask: MakeMask | None) -> Work:
     tokens = _tokens(model, length, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     gradient = torch.randn(*tokens.shape, model.config.hidden_size, generator=generator).to(model.device, model.dtype)
@@ -88,7 +88,7 @@ def _training(model: Any, length: int, settings: Settings, mask: MakeMask | None
     return Work(call, [*_weights(model), tokens, gradient])
 
 
-def _decode(model: Any, length: int, settings: Settings, mask: MakeMask | None) -> Work:
+def _decode(model: Any, length: int, settings: BenchmarkSettings, mask: MakeMask | None) -> Work:
     config = model.config
     facts = architecture_of(config).facts(core_of(model))
     shape = (settings.batch, facts.num_key_value_heads, length, facts.head_dim)
@@ -115,7 +115,9 @@ def _decode(model: Any, length: int, settings: Settings, mask: MakeMask | None) 
     return Work(call, [*_weights(model), *held, token, *([] if ready is None else [ready])])
 
 
-def attention_work(mode: str, model: Any, length: int, settings: Settings, mask: MakeMask | None = None) -> Work:
+def attention_work(
+    mode: str, model: Any, length: int, settings: BenchmarkSettings, mask: MakeMask | None = None
+) -> Work:
     """Return the work of the first layer's attention alone, without its projections: q, k and v are random.
 
     Args:

@@ -6,56 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_posswap.commands.console import (
-    SCHEME_HELP,
-    JsonOption,
-    interruptible,
-    note,
-    parse_numbers,
-    print_table,
-    quiet_libraries,
-    split_list,
+from hf_posswap.benchmarking.settings import BenchmarkSettings
+from hf_posswap.commands.console import JsonOption, interruptible, note, print_table, quiet_libraries
+from hf_posswap.commands.generated import takes
+
+
+@takes(
+    BenchmarkSettings,
+    "given",
+    arguments=("model",),
+    help={"device": "cpu or cuda. Default: CUDA where there is one."},
+    defaults={"device": None},
 )
-
-
 def bench(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A shape with random weights, which are as fast as trained ones: smollm2, gpt2. Or a folder, a Hub "
-            "name, a GGUF file, demo:gpt2, demo:bert, demo:llama.",
-        ),
-    ],
-    schemes: Annotated[str, typer.Option(metavar="S,S,…", help=f"Schemes, separated by commas. {SCHEME_HELP}")],
-    lengths: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens read at once, or in the cache.")] = "512,2048",
-    modes: Annotated[
-        str,
-        typer.Option(
-            metavar="M,M,…",
-            help="prefill, training (forward and backward pass), decode (a token, N cached); attention and "
-            "attention-training (one layer's attention alone); import and load (from_pretrained).",
-        ),
-    ] = "prefill,training,decode",
-    dtypes: Annotated[str, typer.Option(metavar="D,D,…", help="float32, bfloat16, float16.")] = "float32",
-    backends: Annotated[
-        str,
-        typer.Option(
-            metavar="B,B,…",
-            help="eager, sdpa, flex_attention, each against the stock model with the same; dense-eager: a bias held "
-            "as heads × length × length and added in eager attention, against the stock model with sdpa.",
-        ),
-    ] = "sdpa",
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; by default CUDA where there is one.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Texts read at once.")] = 1,
-    layers: Annotated[
-        int | None, typer.Option(help="Keep the first layers only, for long texts: ratios change little.")
-    ] = None,
-    repeats: Annotated[int, typer.Option(help="How often stock and swapped model run in turn.")] = 5,
+    *,
+    given: dict[str, Any],
     threads: Annotated[int | None, typer.Option(help="Threads of torch; by default its own choice.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of random weights and inputs.")] = 0,
     output_dir: Annotated[
         Path, typer.Option("--output-dir", metavar="DIR", help="Where bench.csv and bench.json are written.")
     ] = Path("outputs/bench"),
@@ -70,25 +36,12 @@ def bench(
     quiet_libraries()
     import torch
 
-    from hf_posswap.benchmarking import Settings, run
     from hf_posswap.benchmarking.files import read_rows, write_bench
-    from hf_posswap.benchmarking.runner import check_device
+    from hf_posswap.benchmarking.runner import check_device, run
     from hf_posswap.commands.counting import count_progress
     from hf_posswap.results.files import prepare_folder
 
-    settings = Settings(
-        model=model,
-        schemes=tuple(split_list(schemes)),
-        lengths=tuple(parse_numbers(lengths, "--lengths")),
-        modes=tuple(split_list(modes)),
-        dtypes=tuple(split_list(dtypes)),
-        backends=tuple(split_list(backends)),
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        batch=batch,
-        layers=layers,
-        repeats=repeats,
-        seed=seed,
-    )
+    settings = BenchmarkSettings(**{"device": "cuda" if torch.cuda.is_available() else "cpu"} | given)
     check_device(settings.device)
     if threads is not None:
         torch.set_num_threads(threads)

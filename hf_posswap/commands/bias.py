@@ -6,15 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_posswap.commands.console import (
-    SCHEME_HELP,
-    DocumentsOption,
-    ModelArgument,
-    note,
-    note_documents,
-    print_table,
-    split_list,
-)
+from hf_posswap.commands.console import ModelArgument, note, note_documents, print_table
+from hf_posswap.commands.generated import takes
+from hf_posswap.evaluation.settings import BiasSettings
+from hf_posswap.experiments.settings import CalibrationOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,57 +17,49 @@ if TYPE_CHECKING:
 SHOWN = (0, 1, 2, 4, 16, 64, 256, 1024)
 
 
+@takes(BiasSettings, "given")
+@takes(
+    CalibrationOptions,
+    "calibration",
+    only=("texts", "documents", "tokens", "length"),
+    help={"texts": "Text to calibrate on, for a second picture; repeatable.", "tokens": "Tokens to calibrate on."},
+    defaults={"texts": ()},
+)
 def bias(
+    *,
     model: ModelArgument,
-    schemes: Annotated[
-        str,
-        typer.Option(
-            metavar="S,S,…", help=f"Schemes, separated by commas. {SCHEME_HELP} Not needed for a swapped model."
-        ),
-    ] = "",
-    text: Annotated[
-        list[str] | None,
-        typer.Option("--text", metavar="FILE", help="Text to calibrate on, for a second picture; repeatable."),
-    ] = None,
-    documents: DocumentsOption = None,
+    given: dict[str, Any],
+    calibration: dict[str, Any],
     output_dir: Annotated[
         Path, typer.Option("--output-dir", metavar="DIR", help="Where biases.csv and biases.json are written.")
     ] = Path("outputs/bias"),
-    longest: Annotated[int, typer.Option(metavar="N", help="Largest distance to look at.", min=1)] = 1024,
-    tokens: Annotated[int, typer.Option(help="Tokens to calibrate on.", min=2)] = 8192,
-    length: Annotated[int, typer.Option(help="Tokens read at once; at most the train length.", min=2)] = 512,
-    stage: Annotated[
-        str | None,
-        typer.Option(
-            help="What was done to a model that is swapped already: swapped, calibrated or healed. Default: what its "
-            "config and the records beside it say."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of schemes that start at random.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the biases that DIR has already.")] = False,
 ) -> None:
     """Write down the bias of each head by distance (of RoPE: what its angles leave), for hf-posswap report."""
-    from hf_posswap.evaluation.errors import EvaluationError
     from hf_posswap.results.files import OutputError, prepare_folder
-    from hf_posswap.results.kinds import BIASES, SWAPPED_STAGES
+    from hf_posswap.results.kinds import BIASES
     from hf_posswap.results.writing import make_result, write_result
 
-    if stage is not None and stage not in SWAPPED_STAGES:
-        raise EvaluationError(f"unknown --stage {stage!r}. Allowed: {', '.join(SWAPPED_STAGES)}.")
+    settings, options = BiasSettings(**given), CalibrationOptions(model=model, **{"texts": ()} | calibration)
     if (output_dir / "biases.json").exists() and not overwrite:
         raise OutputError(f"{str(output_dir)!r} has biases.json already. Give another folder, or --overwrite.")
     prepare_folder(output_dir)
-    specifications = _checked_schemes(model, split_list(schemes))
-    batches, texts = _read(model, text or [], documents, tokens, length)
+    specifications = _checked_schemes(model, list(settings.schemes))
+    batches, texts = _read(options)
     rows: list[dict[str, Any]] = []
     for specification in specifications:
-        rows += _rows(model, specification, stage, batches, longest, seed)
+        rows += _rows(model, specification, settings, batches)
     result = make_result(
         BIASES,
         rows,
         model=model,
-        seed=seed,
-        settings={"schemes": specifications, "longest": longest, "tokens": tokens, "length": length},
+        seed=settings.seed,
+        settings={
+            "schemes": specifications,
+            "longest": settings.longest,
+            "tokens": options.tokens,
+            "length": options.length,
+        },
         texts=texts,
     )
     files = write_result(result, output_dir)
@@ -102,27 +89,23 @@ def _checked_schemes(model: str, schemes: list[str]) -> list[str | None]:
     return [None] if swapped else list(schemes)
 
 
-def _read(
-    model: str, names: list[str], documents: str | None, tokens: int, length: int
-) -> "tuple[list[Tensor], list[dict[str, Any]]]":
+def _read(options: CalibrationOptions) -> "tuple[list[Tensor], list[dict[str, Any]]]":
     """Return calibration batches, and their texts as a result file stores them."""
-    if not names:
+    if not options.texts:
         return [], []
     from hf_posswap.commands.calibrate import read_batches
     from hf_posswap.sources import load_config, load_tokenizer
     from hf_posswap.texts.files import read_files
 
-    files = read_files(names, documents)
-    limit = getattr(load_config(model), "max_position_embeddings", length)
-    batches = read_batches(load_tokenizer(model), files, tokens, min(length, limit))
+    files = read_files(options.texts, options.documents)
+    limit = getattr(load_config(options.model), "max_position_embeddings", options.length)
+    batches = read_batches(load_tokenizer(options.model), files, options.tokens, min(options.length, limit))
     note_documents("Calibrating on", [batch.shape[1] for batch in batches])
     each = sum(batch.numel() for batch in batches) // len(files)
     return batches, [file.to_dict() | {"tokens": each} for file in files]
 
 
-def _rows(
-    model: str, scheme: str | None, stage: str | None, batches: "list[Tensor]", longest: int, seed: int
-) -> list[dict[str, Any]]:
+def _rows(model: str, scheme: str | None, settings: BiasSettings, batches: "list[Tensor]") -> list[dict[str, Any]]:
     """Return the rows of one scheme after the swap and, if there are texts and parameters to fit, after calibration."""
     import torch
 
@@ -132,16 +115,16 @@ def _rows(
     from hf_posswap.evaluation.bias_by_distance import bias_by_distance
     from hf_posswap.results.records import stage_of
 
-    torch.manual_seed(seed)
+    torch.manual_seed(settings.seed)
     loaded = load_swapped(model, scheme, "float32")
     name = scheme or loaded.config.pos_scheme["name"]
     sample = max(batches, key=lambda batch: batch.shape[1]) if batches else None
 
     def labelled(done: str) -> Iterable[dict[str, Any]]:
-        shared = {"model": model, "scheme": name, "stage": done, "seed": seed}
-        return (shared | row for row in bias_by_distance(loaded, longest, sample))
+        shared = {"model": model, "scheme": name, "stage": done, "seed": settings.seed}
+        return (shared | row for row in bias_by_distance(loaded, settings.longest, sample))
 
-    rows = list(labelled(stage or ("swapped" if scheme else stage_of(loaded.config, model))))
+    rows = list(labelled(settings.stage or ("swapped" if scheme else stage_of(loaded.config, model))))
     if not batches or scheme is None:
         return rows
     refusal = calibration_refusal(loaded)

@@ -6,16 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_posswap.commands.console import (
-    SCHEME_HELP,
-    DocumentsOption,
-    JsonOption,
-    ModelArgument,
-    note_documents,
-    print_json,
-    print_table,
-)
-from hf_posswap.commands.models import DtypeOption, check_output, load_swapped, save
+from hf_posswap.commands.console import JsonOption, note_documents, print_json, print_table
+from hf_posswap.commands.generated import takes
+from hf_posswap.commands.models import check_output, load_swapped, save
+from hf_posswap.common.options import REQUIRED
+from hf_posswap.experiments.settings import CalibrationOptions
+from hf_posswap.training.options import HealingError, HealingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,32 +25,31 @@ if TYPE_CHECKING:
     from hf_posswap.training.options import Precision
 
 
+@takes(CalibrationOptions, "given", arguments=("model",), defaults={"pos_scheme": REQUIRED})
+@takes(
+    HealingOptions,
+    "healing",
+    only=("precision",),
+    help={"precision": "bf16: compute so while training the scheme's parameters."},
+    group="Options",
+)
 def calibrate(
-    model: ModelArgument,
-    pos_scheme: Annotated[str, typer.Option("--pos-scheme", metavar="SCHEME", help=SCHEME_HELP)],
-    text: Annotated[list[str], typer.Option("--text", metavar="FILE", help="Text to calibrate on; repeatable.")],
+    *,
+    given: dict[str, Any],
+    healing: dict[str, Any],
     output_dir: Annotated[Path, typer.Option("--output-dir", metavar="DIR", help="Where to save the model.")],
-    documents: DocumentsOption = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to fit to; an eighth more is read to measure on.", min=2)] = 8192,
-    length: Annotated[int, typer.Option(help="Tokens read at once; at most the train length.", min=2)] = 512,
-    refine_tokens: Annotated[
-        int,
-        typer.Option(
-            help="Then train the scheme's parameters alone on this many tokens, against the stock model's outputs.",
-            min=0,
-        ),
-    ] = 0,
-    precision: Annotated[
-        str | None, typer.Option(metavar="no|bf16", help="bf16: compute so while training them. Default: no.")
-    ] = None,
-    dtype: DtypeOption = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Save into a folder that is not empty.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Swap a scheme in, fit its parameters to the old model's attention without any training, and save the model."""
-    check_output(output_dir, dtype, overwrite)
-    computing = _precision(precision, refine_tokens)
-    swapped = load_swapped(model, pos_scheme, dtype)
+    options = CalibrationOptions(**given)
+    check_output(output_dir, overwrite)
+    precision = HealingOptions(steps=1, **healing).precision
+    if healing and not options.refine_tokens:
+        raise HealingError(
+            f"--precision {precision} is for the second stage: give --refine-tokens too, or leave it out."
+        )
+    swapped = load_swapped(options.model, options.pos_scheme, options.dtype)
     from hf_posswap.calibration import calibrate as fit
     from hf_posswap.calibration import tokens_to_read
     from hf_posswap.commands.counting import count_progress
@@ -62,31 +57,22 @@ def calibrate(
     from hf_posswap.swapped.questions import train_length
     from hf_posswap.texts.files import read_files
 
-    files, tokenizer = read_files(text, documents), load_tokenizer(model)
-    length = min(length, train_length(swapped), tokens)
-    batches = read_batches(tokenizer, files, tokens_to_read(tokens, length), length)
+    files, tokenizer = read_files(options.texts, options.documents), load_tokenizer(options.model)
+    length = min(options.length, train_length(swapped), options.tokens)
+    batches = read_batches(tokenizer, files, tokens_to_read(options.tokens, length), length)
     note_documents("Calibrating on", [batch.shape[1] for batch in batches])
     with count_progress("calibrating", "layer") as progress:
         report = fit(swapped, batches, progress, tokenizer=tokenizer)
-    refined = _refine(swapped, tokenizer, files, refine_tokens, computing) if refine_tokens else None
+    refined = None
+    if options.refine_tokens:
+        refined = _refine(swapped, tokenizer, files, options.refine_tokens, precision)
     if as_json:
         print_json(asdict(report) | {"refinement": None if refined is None else refined.to_dict()})
     else:
         _print_report(report)
         if refined is not None:
             _print_refinement(refined)
-    save(swapped, model, output_dir, {"calibration.json": _record(report, refined, files)})
-
-
-def _precision(given: str | None, refine_tokens: int) -> "Precision":
-    """Return the precision of the second stage; refuse an unsupported precision, and one without a second stage."""
-    from hf_posswap.training.options import HealingError, HealingOptions
-
-    # The type is ignored because a command line gives any text, which HealingOptions checks.
-    precision = HealingOptions(steps=1, precision=given or "no").precision  # type: ignore[arg-type]
-    if given is not None and refine_tokens == 0:
-        raise HealingError(f"--precision {given} is for the second stage: give --refine-tokens too, or leave it out.")
-    return precision
+    save(swapped, options.model, output_dir, {"calibration.json": _record(report, refined, files)})
 
 
 def _record(report: "CalibrationReport", refined: "HealingReport | None", files: "list[TextFile]") -> dict[str, Any]:

@@ -9,26 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from hf_posswap.loading.settings import MODEL_HELP
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A folder or Hub name, of an adapter too, a GGUF file, or demo:gpt2, demo:bert, demo:llama.",
-    ),
-]
-DocumentsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--documents",
-        metavar="file|lines|blank-lines",
-        help="What is a text of its own: a file, a line, or what stands between blank lines. Default: a file.",
-    ),
-]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
-# Not rope:yarn:factor=4: rich prints :yarn: as an emoji.
-SCHEME_HELP = "A scheme as name[:variant][:option=value]…, such as alibi, rope:linear:factor=4 or t5:layers=0+1."
 
 
 def print_json(value: Any) -> None:
@@ -89,22 +75,3 @@ def quiet_libraries() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-
-
-def split_list(values: str) -> list[str]:
-    """Return the items of a list written with commas."""
-    return [value.strip() for value in values.split(",") if value.strip()]
-
-
-def parse_numbers(values: str, option: str) -> list[int]:
-    """Return the whole numbers of a list written with commas.
-
-    Raises:
-        typer.BadParameter: an item is not a whole number.
-    """
-    try:
-        return [int(value) for value in split_list(values)]
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{values!r} is no list of numbers of tokens. Write it as 256,512,1024.", param_hint=option
-        ) from error

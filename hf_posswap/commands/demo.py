@@ -1,31 +1,41 @@
 """`hf-posswap demo`: compare, bias and report in one command, on a small GPT-2 that comes with hf_posswap."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hf_posswap.commands.console import note
+from hf_posswap.commands.generated import takes
+from hf_posswap.experiments.settings import ComparisonSettings
+from hf_posswap.training.options import HealingOptions
 
-SCHEMES = "alibi:trainable=true:per_layer=true,t5:per_layer=true,rope,sinusoidal"
+SETTINGS = {
+    "schemes": ("alibi:trainable=true:per_layer=true", "t5:per_layer=true", "rope", "sinusoidal"),
+    "lengths": (128, 256, 512, 1024, 2048),
+    "tokens": 4096,
+}
 """ALiBi and T5 in the forms that calibration can fit: trainable slopes, and separate parameters for each layer."""
-HEAL_TOKENS = 57344
+HEALING = {"tokens": 57344}
 
 
+@takes(ComparisonSettings, "given", only=SETTINGS, defaults=SETTINGS, group="Options")
+@takes(
+    HealingOptions,
+    "healing",
+    only=HEALING,
+    names={"tokens": "--heal-tokens"},
+    help={"tokens": "Tokens to heal each model on."},
+    defaults=HEALING,
+    group="Options",
+)
 def demo(
+    *,
+    given: dict[str, Any],
+    healing: dict[str, Any],
     output_dir: Annotated[
         Path, typer.Option("--output-dir", metavar="DIR", help="The results folder; an interrupted demo goes on there.")
     ] = Path("outputs/demo"),
-    schemes: Annotated[
-        str, typer.Option(metavar="S,S,…", help="Schemes to swap in, as for hf-posswap compare.")
-    ] = SCHEMES,
-    heal_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens to heal each on.")] = HEAL_TOKENS,
-    tokens: Annotated[
-        int, typer.Option(metavar="N", help="About how many tokens to read for each length, protocol and point.")
-    ] = 4096,
-    lengths: Annotated[
-        str, typer.Option(metavar="N,N,…", help="Numbers of tokens to read at once.")
-    ] = "128,256,512,1024,2048",
 ) -> None:
     """Swap, calibrate and heal a small GPT-2 with several schemes, measure how far each reads, and draw the report.
 
@@ -42,18 +52,17 @@ def demo(
         measured, learnt, fitted = "demo:books", TRAINING_NAME, "demo:book/train"
     else:
         note(f"This measures on {measured} and heals on {learnt}; a clone of the repository has more books.")
+    settings = SETTINGS | given
     compare(
         model="demo:gpt2",
-        schemes=schemes,
+        **settings,
         text=[measured],
-        lengths=lengths,
-        tokens=tokens,
         output_dir=output_dir,
         calibrate=True,
-        heal_tokens=heal_tokens,
+        heal_tokens=(HEALING | healing)["tokens"],
         batch_size=8,
         control=True,
         train_file=[learnt],
     )
-    bias("demo:gpt2", schemes=schemes, text=[fitted], output_dir=output_dir, overwrite=True)
+    bias(model="demo:gpt2", schemes=settings["schemes"], text=[fitted], output_dir=output_dir, overwrite=True)
     report(output_dir)

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import inspect
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
 
-from hf_posswap.common.options import allowed_types, choices_of, option_types, to_text
+from hf_posswap.common.options import REQUIRED, allowed_types, choices_of, declared, option_types, to_text
 from hf_posswap.errors import PosSwapError
 
 Command = Callable[..., None]
@@ -22,36 +23,50 @@ def takes(
     help: Mapping[str, str] | None = None,
     defaults: Mapping[str, Any] | None = None,
     only: Iterable[str] | None = None,
+    arguments: Iterable[str] = (),
     group: str | None = None,
 ) -> Callable[[Command], Command]:
-    """Replace one parameter of a command by an option for each field of a dataclass of options.
+    """Replace one parameter of a command by an option for each declared field of a dataclass of options.
 
     The command gets, in that parameter, a dict of keyword arguments for the dataclass, with only the options that the
-    user gave. The dataclass checks the values.
+    user gave. The dataclass checks the values. Python code passes an option by its name on the command line, with `_`
+    for `-`: `compare(train_file=["a.txt"])`.
 
     Args:
         options: the dataclass, with fields declared by `hf_posswap.common.options.option`.
         parameter: name of the command's parameter that gets the dict.
-        names: names of options that differ from the name of their field, by field.
+        names: names of options that differ in this command, by field.
         help: help texts that differ in this command, by field.
-        defaults: values that this command uses instead of the dataclass's defaults, by field; shown in the help.
+        defaults: values that this command uses instead of the dataclass's defaults, by field; shown in the help. With
+            `REQUIRED` the option must be given.
         only: the fields that get an option; None: all.
+        arguments: the fields that are given by position instead of by an option.
         group: heading of all these options in the help; None: the group of each field.
     """
-    names, help, defaults = names or {}, help or {}, defaults or {}
+    names, help, defaults, arguments = names or {}, help or {}, defaults or {}, set(arguments)
     kinds = option_types(options)
-    offered = [field for field in dataclasses.fields(options) if only is None or field.name in set(only)]
-    made: list[inspect.Parameter] = []
-    for field in offered:
-        default = defaults.get(field.name, field.default)
-        made += _parameters(field, kinds[field.name], default, names.get(field.name), help.get(field.name), group)
+    offered = [
+        _Offered(
+            field,
+            kinds[field.name],
+            defaults.get(field.name, field.default),
+            names.get(field.name),
+            help.get(field.name, field.metadata["help"]),
+            group or field.metadata["group"],
+            field.name in arguments,
+        )
+        for field in declared(options)
+        if only is None or field.name in set(only)
+    ]
+    made = [parameter for one in offered for parameter in one.parameters()]
 
     def generate(command: Command) -> Command:
         @functools.wraps(command)
         def generated(**given: Any) -> None:
             # Commands call each other too, with some of the options.
-            typed = {one.name: given.pop(one.name, one.default) for one in made}
-            command(**given, **{parameter: _values(offered, typed)})
+            typed = {one.name: given.pop(one.name, None) for one in made}
+            values = {one.field.name: one.value(typed) for one in offered}
+            command(**given, **{parameter: {name: value for name, value in values.items() if value is not None}})
 
         written = inspect.signature(command, eval_str=True)
         signature = []
@@ -65,64 +80,101 @@ def takes(
     return generate
 
 
-def _parameters(
-    field: dataclasses.Field[Any], kind: Any, default: Any, name: str | None, help: str | None, group: str | None
-) -> list[inspect.Parameter]:
-    """Return the option of a field; for a number with a switch, both the switch and the number."""
-    panel: str | None = group or field.metadata["group"]
-    text, switch = help or field.metadata["help"], field.metadata["switch"]
-    if switch is not None and name is None:
-        how_much = typer.Option(switch.number, help=f"{text} Default: {switch.default:g}.", rich_help_panel=panel)
+@dataclasses.dataclass(frozen=True)
+class _Offered:
+    """A field as a command offers it: an argument, an option or, for a number with a switch, two options."""
+
+    field: dataclasses.Field[Any]
+    kind: Any
+    default: Any
+    name: str | None
+    help: str
+    panel: str | None
+    argument: bool
+
+    @property
+    def switch(self) -> Any:
+        """The field's switch; a command that gives the option another name takes the number alone."""
+        return self.field.metadata["switch"] if self.name is None else None
+
+    @property
+    def flag(self) -> str:
+        return self.name or self.field.metadata["flag"] or f"--{self.field.name.replace('_', '-')}"
+
+    @property
+    def base(self) -> Any:
+        """The type of a value that is given."""
+        return next(one for one in allowed_types(self.kind) if one is not type(None))
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """Return the parameters of the command, which typer reads."""
+        if self.switch is not None:
+            how_much = self._option(self.switch.number, f"{self.help} Default: {self.switch.default:g}.")
+            on = self._option(self.switch.name, self.switch.help)
+            return [
+                _parameter(self.field.name, bool, on, False),
+                _parameter(_name(self.switch.number), float | None, how_much, None),
+            ]
+        choices = choices_of(self.field, self.kind)
+        is_list = typing.get_origin(self.base) is tuple
+        kind: Any = str if choices or is_list else self.base
+        if self.field.metadata["repeated"]:
+            kind = list[str]
+        flag, text = self.flag, self.help
+        if self.base is bool and self.default is not False:
+            flag = f"{flag}/--no-{flag.removeprefix('--')}"
+        # Only the help shows the default: typer passes None for an option that was not given.
+        if self.default not in (None, REQUIRED, ()) and self.base is not bool:
+            default = ",".join(map(to_text, self.default)) if is_list else to_text(self.default)
+            text = f"{text} Default: {default}."
+        metavar = self.field.metadata["metavar"] or ("|".join(choices) if choices else None)
+        required = self.default is REQUIRED
+        made = typer.Argument(help=text, metavar=metavar) if self.argument else self._option(flag, text, metavar)
         return [
-            _parameter(field.name, bool, typer.Option(switch.name, help=switch.help, rich_help_panel=panel), False),
-            _parameter(_number(field), float | None, how_much, None),
+            _parameter(
+                _name(self.flag), kind if required else kind | None, made, inspect.Parameter.empty if required else None
+            )
         ]
-    base = next(one for one in allowed_types(kind) if one is not type(None))
-    choices = choices_of(field, kind)
-    flag = name or f"--{field.name.replace('_', '-')}"
-    if base is bool and default is not False:
-        flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    # Only the help shows the default: typer passes None for options that were not given, so commands can detect them.
-    if default is not None and base is not bool:
-        text = f"{text} Default: {to_text(default)}."
-    metavar = "|".join(choices) if choices else None
-    return [
-        _parameter(
-            field.name,
-            (str if choices else base) | None,
-            typer.Option(flag, help=text, metavar=metavar, rich_help_panel=panel),
-            None,
-        )
-    ]
+
+    def value(self, typed: Mapping[str, Any]) -> Any:
+        """Return the field's value from the values of all parameters; None if the user gave none.
+
+        Raises:
+            PosSwapError: a number was given without its switch.
+            typer.BadParameter: an item of a list is not a number.
+        """
+        if self.switch is None:
+            value = typed[_name(self.flag)]
+            if typing.get_origin(self.base) is not tuple or value is None:
+                return value
+            return self._items(value) if isinstance(value, str) else tuple(value) or None
+        on, number = typed[self.field.name], typed[_name(self.switch.number)]
+        if number is not None and not on:
+            raise PosSwapError(
+                f"{self.switch.number} {number:g} says how much of {self.switch.name} there is: give "
+                f"{self.switch.name} too, or leave it out."
+            )
+        return None if not on else self.switch.default if number is None else number
+
+    def _items(self, text: str) -> tuple[Any, ...]:
+        """Return the items of a list written with commas."""
+        kind = typing.get_args(self.base)[0]
+        try:
+            return tuple(kind(item.strip()) for item in text.split(",") if item.strip())
+        except ValueError as error:
+            what, example = ("numbers of tokens", "256,512,1024") if kind is int else ("numbers", "0,0.5,1")
+            raise typer.BadParameter(
+                f"{text!r} is no list of {what}. Write it as {example}.", param_hint=self.flag
+            ) from error
+
+    def _option(self, flag: str, help: str, metavar: str | None = None) -> Any:
+        return typer.Option(flag, help=help, metavar=metavar, rich_help_panel=self.panel)
 
 
 def _parameter(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-def _number(field: dataclasses.Field[Any]) -> str:
-    return f"{field.name}_number"
-
-
-def _values(fields: Iterable[dataclasses.Field[Any]], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the options that the user gave, by field.
-
-    Raises:
-        PosSwapError: a number was given without its switch.
-    """
-    values = {}
-    for field in fields:
-        value, switch = typed[field.name], field.metadata["switch"]
-        if _number(field) not in typed:
-            if value is not None:
-                values[field.name] = value
-            continue
-        number = typed[_number(field)]
-        if number is not None and not value:
-            raise PosSwapError(
-                f"{switch.number} {number:g} says how much of {switch.name} there is: give {switch.name} too, or leave "
-                "it out."
-            )
-        if value:
-            values[field.name] = switch.default if number is None else number
-    return values
+def _name(flag: str) -> str:
+    """Return the name of an option's parameter."""
+    return flag.removeprefix("--").replace("-", "_")

@@ -5,27 +5,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hf_posswap.commands.console import SCHEME_HELP, JsonOption, ModelArgument, note, print_json, quiet_libraries
+from hf_posswap.commands.console import JsonOption, ModelArgument, note, print_json, quiet_libraries
+from hf_posswap.commands.generated import takes
+from hf_posswap.common.options import REQUIRED
+from hf_posswap.loading.settings import SwapSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DtypeOption = Annotated[
-    str, typer.Option(help="Type of the weights: auto (as stored), float32, bfloat16 or float16.", metavar="DTYPE")
-]
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-
-def describe(
-    model: ModelArgument,
-    pos_scheme: Annotated[str | None, typer.Option("--pos-scheme", metavar="SCHEME", help=SCHEME_HELP)] = None,
-    as_json: JsonOption = False,
-) -> None:
+@takes(SwapSettings, "given", only=("model", "pos_scheme"), arguments=("model",))
+def describe(*, given: dict[str, Any], as_json: JsonOption = False) -> None:
     """Report what a model's positional mechanism is, or what swapping in SCHEME would do to it."""
     quiet_libraries()
     from hf_posswap.swapped.description import describe
 
-    report = describe(load_swapped(model, pos_scheme, "float32"))
+    settings = SwapSettings(**given)
+    report = describe(load_swapped(settings.model, settings.pos_scheme, "float32"))
     if as_json:
         print_json(report.to_dict())
     else:
@@ -45,42 +41,40 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
         typer.echo(str(found))
 
 
+@takes(SwapSettings, "given", arguments=("model",), defaults={"pos_scheme": REQUIRED})
 def swap(
-    model: ModelArgument,
-    pos_scheme: Annotated[str, typer.Option("--pos-scheme", metavar="SCHEME", help=SCHEME_HELP)],
+    *,
+    given: dict[str, Any],
     output_dir: Annotated[Path, typer.Option("--output-dir", metavar="DIR", help="Where to save the swapped model.")],
-    dtype: DtypeOption = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Save into a folder that is not empty.")] = False,
 ) -> None:
     """Swap a model's positional mechanism and save it, with its tokenizer, as a checkpoint."""
-    check_output(output_dir, dtype, overwrite)
+    settings = SwapSettings(**given)
+    check_output(output_dir, overwrite)
     quiet_libraries()
     from hf_posswap.swapped.description import describe
 
-    swapped = load_swapped(model, pos_scheme, dtype)
+    swapped = load_swapped(settings.model, settings.pos_scheme, settings.dtype)
     description = describe(swapped)
     typer.echo(str(description))
-    save(swapped, model, output_dir, {"swap.json": {"kind": "swap", "description": description.to_dict()}})
+    save(swapped, settings.model, output_dir, {"swap.json": {"kind": "swap", "description": description.to_dict()}})
 
 
-def check_output(output_dir: Path, dtype: str, overwrite: bool, adapter: bool = False) -> None:
-    """Refuse, before anything is loaded, an unknown dtype and a folder that is not empty.
+def check_output(output_dir: Path, overwrite: bool, adapter: bool = False) -> None:
+    """Refuse, before anything is loaded, a folder that is not empty.
 
     Args:
         output_dir: folder in which a model will be saved.
-        dtype: dtype of its weights.
         overwrite: whether the folder may have contents.
         adapter: whether an adapter will be saved instead of a whole model. A folder with the other kind is refused even
             with `overwrite`.
 
     Raises:
-        OutputError: one of these; the message gives what is allowed.
+        OutputError: it is not empty, or cannot be written to.
     """
     from hf_posswap.results.files import OutputError
     from hf_posswap.training.folders import require_no_other_kind
 
-    if dtype not in DTYPES:
-        raise OutputError(f"unknown --dtype {dtype!r}. Allowed: {', '.join(DTYPES)}.")
     require_no_other_kind(output_dir, adapter)
     if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
         raise OutputError(f"{str(output_dir)!r} is not empty. Give a new folder, or --overwrite to save into this one.")

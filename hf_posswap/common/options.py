@@ -1,6 +1,6 @@
 """Typed, validated options: one declaration gives the check, the help text, the command line and parsing from text.
 
-Options are fields of frozen dataclasses: scheme configs, options of healing.
+Options are fields of frozen dataclasses: scheme configs, options of healing, settings of measurements.
 """
 
 import dataclasses
@@ -9,11 +9,14 @@ import reprlib
 import types
 import typing
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Literal
 
 from hf_posswap.common.registry import unknown_name_message
 from hf_posswap.errors import PosSwapError
 
+REQUIRED: Any = dataclasses.MISSING
+"""The default of an option that must be given."""
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_NUMBER = 3e38
 """What float32, in which schemes compute, can hold."""
@@ -47,11 +50,14 @@ def option(
     group: str | None = None,
     switch: Switch | None = None,
     card: str | None = None,
+    flag: str | None = None,
+    metavar: str | None = None,
+    repeated: bool = False,
 ) -> Any:
     """Declare one field of a dataclass of options.
 
     Args:
-        default: the field's default value.
+        default: the field's default value, or `REQUIRED`.
         help: one sentence for docs and error messages.
         choices: the allowed strings, if there are only so many; a Literal type says so by itself.
         minimum: the smallest allowed number.
@@ -60,9 +66,18 @@ def option(
         group: heading under which help lists the option.
         switch: for a number that is 0 unless it is switched on.
         card: what a model card calls it, for options that a card tells.
+        flag: its name on the command line. None: the field's name, as "--batch-size".
+        metavar: what help shows in the place of a value, such as "FILE". None: the choices, or the type.
+        repeated: on the command line a list is written by repeating the option, not with commas.
     """
     limits = {"choices": choices, "minimum": minimum, "above": above, "maximum": maximum, "group": group}
-    return dataclasses.field(default=default, metadata={"help": help, "switch": switch, "card": card, **limits})
+    shown = {"help": help, "switch": switch, "card": card, "flag": flag, "metavar": metavar, "repeated": repeated}
+    return dataclasses.field(default=default, metadata=shown | limits)
+
+
+def declared(options: type) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a dataclass that `option` declared."""
+    return [field for field in dataclasses.fields(options) if "help" in field.metadata]
 
 
 def allowed_types(annotation: Any) -> tuple[Any, ...]:
@@ -74,7 +89,14 @@ def allowed_types(annotation: Any) -> tuple[Any, ...]:
 
 def describe_type(annotation: Any) -> str:
     """Name an annotation as a user would: "a number or None"."""
-    words = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string", type(None): "None"}
+    words: dict[Any, str] = {
+        int: "an integer",
+        float: "a finite number",
+        bool: "true or false",
+        str: "a string",
+        type(None): "None",
+    }
+    words |= {Path: "a path", tuple[str, ...]: "a list of strings"}
     words |= {kind: "a string" for kind in allowed_types(annotation) if typing.get_origin(kind) is Literal}
     return " or ".join(words.get(kind, "a list of numbers") for kind in allowed_types(annotation))
 
@@ -94,6 +116,8 @@ def coerce(value: Any, annotation: Any) -> Any:
             continue
         if (kind is str or typing.get_origin(kind) is Literal) and isinstance(value, str):
             return value
+        if kind is Path and isinstance(value, str | Path):
+            return Path(value)
         if kind is int and isinstance(value, Integral):
             return int(value)
         if kind is float and isinstance(value, Real) and math.isfinite(value):
@@ -156,7 +180,7 @@ def check_options(options: Any, error: type[PosSwapError], label: str = "{}") ->
     """Check every field of a frozen dataclass, and coerce it to its type; called when an instance is constructed.
 
     Args:
-        options: the instance; its fields were declared by `option`.
+        options: the instance; fields that `option` did not declare are left alone.
         error: what is raised.
         label: what an option is called in messages, with "{}" in the place of its name.
 
@@ -164,7 +188,7 @@ def check_options(options: Any, error: type[PosSwapError], label: str = "{}") ->
         error: wrong type, unknown choice or out of range; names value, allowed values and the field.
     """
     kinds = option_types(type(options))
-    for field in dataclasses.fields(options):
+    for field in declared(type(options)):
         value = getattr(options, field.name)
         try:
             value = _checked(label.format(field.name), field, kinds[field.name], value)
@@ -183,11 +207,11 @@ def _checked(label: str, field: dataclasses.Field[Any], annotation: Any, value: 
             f"{field.metadata['help']}"
         ) from None
     choices = choices_of(field, annotation)
-    if choices is not None and value is not None and value not in choices:
-        raise ValueError(unknown_name_message(f"value of {label}:", value, choices))
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            _check_limits(label, field, number)
+    for item in value if isinstance(value, tuple) else (value,):
+        if choices is not None and item is not None and item not in choices:
+            raise ValueError(unknown_name_message(f"value of {label}:", item, choices))
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            _check_limits(label, field, item)
     return value
 
 

@@ -1,22 +1,18 @@
 """Evaluation: measurements of a model's quality by context length. Every function returns a pandas data frame."""
 
-from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
-from hf_posswap.evaluation.frames import (
-    loss_by_position,
-    masked_loss_by_length,
-    passkey,
-    perplexity_by_length,
-    retrieval,
-)
-from hf_posswap.evaluation.perplexity import PROTOCOLS
+from hf_posswap.common.lazy import lazily
 
-__all__ = [
-    "PROTOCOLS",
-    "EvaluationError",
-    "TextTooShortError",
-    "loss_by_position",
-    "masked_loss_by_length",
-    "passkey",
-    "perplexity_by_length",
-    "retrieval",
-]
+_HOME = {
+    "PROTOCOLS": "windows",
+    "EvaluationError": "errors",
+    "TextTooShortError": "errors",
+    "loss_by_position": "frames",
+    "masked_loss_by_length": "frames",
+    "passkey": "frames",
+    "perplexity_by_length": "frames",
+    "retrieval": "frames",
+}
+"""Public names and their modules, imported at first use, so that the command line reads the settings at once."""
+
+__all__ = list(_HOME)
+__getattr__, __dir__ = lazily(__name__, _HOME)

@@ -21,7 +21,6 @@ TRUNCATION = 512
 """Tokens of a document that encoders usually read; queries come from after them."""
 LEAST_DOCUMENTS = 11
 """Minimum number of documents; with fewer, every document would be among the best ten."""
-MOST_DOCUMENTS = 100
 QUERIES_PER_DOCUMENT = 4
 WORDS_OF_A_QUERY = range(8, 41)
 SENTENCE_END = r"(?<=[.!?])[\"'”’)]*\s+|(?<=[。！？])[」』”’）]*"

@@ -15,15 +15,14 @@ from torch.nn import functional
 
 from hf_posswap.errors import PositionError
 from hf_posswap.evaluation.bootstrap import interval_of_mean
-from hf_posswap.evaluation.collection import METRICS, MOST_DOCUMENTS, Collection, make_collection
+from hf_posswap.evaluation.collection import METRICS, Collection, make_collection
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
+from hf_posswap.evaluation.settings import MOST_DOCUMENTS, POOLINGS
 from hf_posswap.evaluation.token_loss import last_hidden
 from hf_posswap.evaluation.windows import check_lengths
 from hf_posswap.swapped.tokenizers import special_tokens
-
-POOLINGS = ("mean", "first")
 
 
 @dataclass(frozen=True)

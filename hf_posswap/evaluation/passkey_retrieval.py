@@ -25,12 +25,11 @@ from hf_posswap.errors import PositionError
 from hf_posswap.evaluation.errors import EvaluationError, UnmeasurableError
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
+from hf_posswap.evaluation.settings import DEPTHS, TRIALS
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.evaluation.token_loss import base_model_of, last_hidden
 from hf_posswap.evaluation.windows import check_lengths
 
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-TRIALS = 10
 CANDIDATES = 10
 CHANCE = 1 / CANDIDATES
 

@@ -14,10 +14,8 @@ from hf_posswap.evaluation.perplexity import LengthRow, PlannedText, length_row,
 from hf_posswap.evaluation.perplexity import gap_row as length_gap
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
+from hf_posswap.evaluation.settings import BINS
 from hf_posswap.evaluation.texts import TokenIds, as_texts
-
-BINS = 16
-"""Default number of bins that a window's positions are divided into."""
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from hf_posswap.architectures import architecture_of
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError, UnmeasurableError
 from hf_posswap.evaluation.measuring import KIND_OF, Measurements, Part, Rows
+from hf_posswap.evaluation.preparation import chosen_device, completed, has_masked_head, scheme_label
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Reader
-from hf_posswap.evaluation.settings import EvaluationSettings, chosen_device, completed, has_masked_head, scheme_label
+from hf_posswap.evaluation.settings import EvaluationSettings
 from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
 from hf_posswap.results.environment import collect_environment, installed_versions
 from hf_posswap.results.files import OutputError

@@ -1,185 +1,109 @@
-"""The settings of `evaluate`, which are checked against the model before any long computation."""
+"""The settings of measurements. The command line reads them at once, so this module imports no torch."""
 
-import copy
-import re
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from transformers import AutoModel
-
-from hf_posswap.architectures import architecture_of
-from hf_posswap.evaluation.collection import MOST_DOCUMENTS
-from hf_posswap.evaluation.document_retrieval import POOLINGS
+from hf_posswap.common.options import REQUIRED, check_options, option
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.passkey_retrieval import DEPTHS, TRIALS
-from hf_posswap.evaluation.positions import BINS
-from hf_posswap.evaluation.windows import check_lengths
-from hf_posswap.loading.entry import is_healed
+from hf_posswap.loading.settings import MODEL_HELP, SCHEME_HELP
 from hf_posswap.results.kinds import STAGES, SWAPPED_STAGES
-from hf_posswap.results.records import stage_of
-from hf_posswap.schemes import parse_scheme, scheme_text
-from hf_posswap.swapped.plan import core_of
-from hf_posswap.texts.files import checked_split
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
+Dtype = Literal["float32", "bfloat16", "float16"]
 CAUSAL = ("loss", "positions", "passkey")
 ENCODER = ("masked", "retrieval")
 MEASUREMENTS = (*CAUSAL, *ENCODER)
-DTYPES = ("float32", "bfloat16", "float16")
+POOLINGS = ("mean", "first")
+BINS, TRIALS, MOST_DOCUMENTS = 16, 10, 100
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+WHAT, HOW, RUN = "What to measure", "How to measure it", "The run"
+TEXTS_HELP = "A UTF-8 text, or demo:books; repeatable."
+DOCUMENTS_HELP = "What is a text of its own: a file, a line, or what stands between blank lines. Default: a file."
+SPLITS = "file|lines|blank-lines"
+STAGE_HELP = "What was done to the model. Default: what its config and the records beside it say."
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """The settings of an evaluation.
-
-    Attributes:
-        model: a folder, a Hub name, a GGUF file or a `demo:` name; stock or swapped.
-        texts: files or `demo:` names.
-        lengths: context lengths in tokens.
-        pos_scheme: a scheme to swap in first.
-        measurements: names in `MEASUREMENTS`; empty: all that the model supports.
-        stage: the model's stage, one of `STAGES`; None: by its config and the records in its folder.
-        tokens: approximate number of tokens to read for each length and protocol.
-        seed: seed of all random numbers.
-        dtype: dtype of the model.
-        device: the device; None: CUDA if it is available.
-        bins: number of bins in loss by position.
-        depths: depths of pass keys, from 0 to 1.
-        trials: pass keys for each depth and length.
-        documents: how texts are split into documents, see `hf_posswap.texts.files.read_files`.
-        most_documents: maximum number of documents to retrieve from.
-        document_tokens: tokens of a document; None: the longest length.
-        pooling: "mean" or "first": the pooling that gives a text's embedding.
+class MeasuringSettings:
+    """The settings of every measurement by length.
 
     Raises (on construction):
         EvaluationError: a value that is not allowed; the message gives the allowed ones.
-        PosSwapError: an unknown scheme or an invalid option of it.
     """
 
-    model: str
-    texts: tuple[str, ...]
-    lengths: tuple[int, ...]
-    pos_scheme: str | None = None
-    measurements: tuple[str, ...] = ()
-    stage: str | None = None
-    tokens: int = 8192
-    seed: int = 0
-    dtype: str = "float32"
-    device: str | None = None
-    bins: int = BINS
-    depths: tuple[float, ...] = DEPTHS
-    trials: int = TRIALS
-    documents: str | None = None
-    most_documents: int = MOST_DOCUMENTS
-    document_tokens: int | None = None
-    pooling: str = "mean"
+    model: str = option(REQUIRED, MODEL_HELP, metavar="MODEL", group=WHAT)
+    texts: tuple[str, ...] = option(REQUIRED, TEXTS_HELP, flag="--text", metavar="FILE", repeated=True, group=WHAT)
+    lengths: tuple[int, ...] = option(REQUIRED, "Numbers of tokens to read at once.", metavar="N,N,…", group=WHAT)
+    documents: str | None = option(None, DOCUMENTS_HELP, metavar=SPLITS, group=WHAT)
+    tokens: int = option(8192, "About how many tokens to read for each length and protocol.", minimum=1, group=HOW)
+    seed: int = option(0, "Of everything drawn at random.", minimum=0, group=RUN)
+    dtype: Dtype = option("float32", "Type of the weights.", group=RUN)
+    device: str | None = option(None, "cpu, cuda, …. Default: CUDA where there is one.", metavar="DEVICE", group=RUN)
 
     def __post_init__(self) -> None:
+        from hf_posswap.evaluation.windows import check_lengths
+
+        check_options(self, EvaluationError)
         if not self.texts:
             raise EvaluationError("no text given. Give a UTF-8 text file or demo:books.")
         object.__setattr__(self, "lengths", tuple(check_lengths(self.lengths)))
-        _require_allowed("dtype", self.dtype, DTYPES)
-        _require_allowed("pooling", self.pooling, POOLINGS)
-        if self.stage is not None:
-            _require_allowed("stage", self.stage, STAGES)
-        for name in self.measurements:
-            _require_allowed("measurement", name, MEASUREMENTS)
-        if self.tokens < 1:
-            raise EvaluationError(f"the budget is {self.tokens} tokens. Give at least 1.")
-        if not 0 <= self.seed <= LARGEST_SEED:
-            raise EvaluationError(f"the seed is {self.seed}. Give one from 0 to {LARGEST_SEED}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(MeasuringSettings):
+    """The settings of an evaluation of one model, stock or swapped.
+
+    Without measurements, all that the model supports are measured.
+
+    Raises (on construction):
+        EvaluationError: see `MeasuringSettings`.
+        PosSwapError: an unknown scheme or an invalid option of it.
+    """
+
+    pos_scheme: str | None = option(None, f"Swap first. {SCHEME_HELP}", metavar="SCHEME", group=WHAT)
+    measurements: tuple[str, ...] = option(
+        (),
+        "loss, positions, passkey; for encoders masked, retrieval. Default: all that fit the model.",
+        choices=MEASUREMENTS,
+        flag="--measure",
+        metavar="M,M,…",
+        group=WHAT,
+    )
+    stage: str | None = option(None, STAGE_HELP, choices=STAGES, group=WHAT)
+    bins: int = option(BINS, "positions: stretches that a window is divided into.", minimum=1, group=HOW)
+    depths: tuple[float, ...] = option(
+        DEPTHS, "passkey: places of the key, from 0 (beginning) to 1 (end).", metavar="D,D,…", group=HOW
+    )
+    trials: int = option(TRIALS, "passkey: keys for each depth and length; best a multiple of 10.", group=HOW)
+    most_documents: int = option(MOST_DOCUMENTS, "retrieval: at most so many documents.", minimum=1, group=HOW)
+    document_tokens: int | None = option(
+        None, "retrieval: tokens of a document. Default: the longest length.", group=HOW
+    )
+    pooling: str = option("mean", "retrieval: what embeds a text.", choices=POOLINGS, group=HOW)
+
+    def __post_init__(self) -> None:
+        from hf_posswap.schemes import parse_scheme
+        from hf_posswap.text_files import checked_split
+
+        super().__post_init__()
         checked_split(self.documents)
-        if self.most_documents < 1:
-            raise EvaluationError(f"the number of documents is {self.most_documents}. Give at least 1.")
-        if self.bins < 1:
-            raise EvaluationError(f"the number of bins is {self.bins}. Give at least 1.")
         if self.pos_scheme is not None:
             parse_scheme(self.pos_scheme)
 
 
-LARGEST_SEED = 2**31 - 1
-"""The default seed of healing, so that a whole experiment has one seed."""
+@dataclass(frozen=True, kw_only=True)
+class BiasSettings:
+    """The settings of the bias by distance.
 
-
-def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> EvaluationSettings:
-    """Fill in the measurements and the stage, if they are open, by the model's configuration.
-
-    Raises:
-        EvaluationError: the model does not support a measurement; the message gives those that it supports.
-        UnsupportedError: the architecture is not supported.
+    Raises (on construction):
+        EvaluationError: a value that is not allowed; the message gives the allowed ones.
     """
-    fitting: tuple[str, ...] = CAUSAL
-    if not architecture_of(config).is_causal(config):
-        fitting = tuple(name for name in ENCODER if name != "masked" or has_masked_head(config))
-    for name in settings.measurements:
-        if name not in fitting:
-            raise EvaluationError(f"{_misfit(name, settings.model)} Measurements for it: {', '.join(fitting)}.")
-    swapped = settings.pos_scheme is not None or getattr(config, "pos_scheme", None) is not None
-    if not swapped and settings.stage in SWAPPED_STAGES:
-        raise EvaluationError(
-            f"stage {settings.stage!r} says what was done to a swapped model, and {settings.model!r} is stock. Leave "
-            "it out, or give --pos-scheme."
-        )
-    if is_healed(config) and settings.stage in ("swapped", "calibrated"):
-        raise EvaluationError(
-            f"stage {settings.stage!r} is not that of {settings.model!r}: its config says that it was healed. Leave "
-            "--stage out."
-        )
-    found = {
-        "measurements": settings.measurements or fitting,
-        "stage": settings.stage or ("swapped" if settings.pos_scheme else stage_of(config, settings.model)),
-    }
-    return EvaluationSettings(**asdict(settings) | found)
 
+    schemes: tuple[str, ...] = option(
+        (), f"Schemes, separated by commas. {SCHEME_HELP} Not needed for a swapped model.", metavar="S,S,…"
+    )
+    longest: int = option(1024, "Largest distance to look at.", minimum=1, metavar="N")
+    stage: str | None = option(None, f"Of a model that is swapped already. {STAGE_HELP}", choices=SWAPPED_STAGES)
+    seed: int = option(0, "Of schemes that start at random.", minimum=0)
 
-def chosen_device(name: str | None) -> torch.device:
-    """Return the device to compute on: the named one, or CUDA if it is available.
-
-    Raises:
-        EvaluationError: the device is unknown to torch, is not available, or cannot compute.
-    """
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    way_out = "Give cpu, or cuda where there is a GPU."
-    try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, ImportError) as error:
-        # Keep the first sentence: for a device that torch was not built for, pages about its kernels follow.
-        reason = re.split(r"\.\s", str(error), maxsplit=1)[0].rstrip(".")
-        raise EvaluationError(f"device {name!r} cannot be used: {reason}. {way_out}") from error
-    if device.type == "meta":
-        raise EvaluationError(f"device {name!r} holds no numbers, so there is nothing to measure. {way_out}")
-    return device
-
-
-def has_masked_head(config: "PretrainedConfig") -> bool:
-    """Return whether a model's checkpoint has a masked language modelling head."""
-    return re.search("MaskedLM|PreTraining", str(getattr(config, "architectures", None))) is not None
-
-
-def scheme_label(settings: EvaluationSettings, config: "PretrainedConfig") -> str:
-    """Return the specification of the measured model's scheme, such as "rope:yarn", or "stock"."""
-    if settings.pos_scheme is not None:
-        return settings.pos_scheme
-    entry: dict[str, Any] | None = getattr(config, "pos_scheme", None)
-    if entry is None:
-        return "stock"
-    with torch.device("meta"):
-        base = AutoModel.from_config(copy.deepcopy(config))
-    core = core_of(base)
-    return scheme_text(core.pos_scheme.config, architecture_of(config).facts(core))
-
-
-def _require_allowed(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise EvaluationError(f"unknown {what} {value!r}. Allowed: {', '.join(allowed)}.")
-
-
-def _misfit(name: str, model: str) -> str:
-    if name in CAUSAL:
-        return f"measurement {name!r} is for causal language models, and {model!r} reads in both directions."
-    if name == "masked":
-        return f"measurement 'masked' needs a masked language model, and {model!r} has no such head."
-    return f"measurement {name!r} is for encoders, and {model!r} is a causal language model."
+    def __post_init__(self) -> None:
+        check_options(self, EvaluationError)

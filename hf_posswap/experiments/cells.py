@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_posswap.experiments.settings import Settings
+from hf_posswap.experiments.settings import ComparisonSettings
 from hf_posswap.results.kinds import CONTROL, STOCK, SWAPPED_STAGES
 
 
@@ -59,7 +59,7 @@ class Lane:
         return tuple(Cell(self.scheme, stage, self.seed) for stage in self.stages)
 
 
-def plan_lanes(settings: Settings) -> list[Lane]:
+def plan_lanes(settings: ComparisonSettings) -> list[Lane]:
     """Return the lanes in the order in which they are measured: stock, then seed by seed everything else."""
     stages = ["swapped"]
     if settings.calibrate:
@@ -74,7 +74,7 @@ def plan_lanes(settings: Settings) -> list[Lane]:
     return lanes
 
 
-def in_order(settings: Settings) -> list[Cell]:
+def in_order(settings: ComparisonSettings) -> list[Cell]:
     """Return the cells in the order of the result: stock, its control, then scheme by scheme and stage by stage."""
     cells = [cell for lane in plan_lanes(settings) for cell in lane.cells]
     schemes = [STOCK, *settings.schemes]

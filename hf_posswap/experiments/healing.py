@@ -5,7 +5,7 @@ All stages are measured on texts that no stage was trained on.
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from hf_posswap.calibration import calibration_refusal, rewrites_weights
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.experiments.measuring import Measure
 from hf_posswap.experiments.observer import Observer
-from hf_posswap.experiments.settings import CALIBRATION_TOKENS
+from hf_posswap.experiments.settings import CALIBRATION_TOKENS, EVALUATION_TOKENS, Experiment
 from hf_posswap.experiments.stages import CONTROL_FOLDER, STAGES, Plan, Subject
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.results.environment import collect_environment
@@ -32,98 +32,53 @@ from hf_posswap.swapped.questions import is_swapped, plain_model, stock_longest_
 from hf_posswap.swapped.tokenizers import special_tokens
 from hf_posswap.swapping import restore
 from hf_posswap.training.distribution import SHARDED, make_accelerator
+from hf_posswap.training.documents import Texts, from_dataset, from_files, require_apart
 from hf_posswap.training.folders import require_room
 from hf_posswap.training.loop import healing_length
 from hf_posswap.training.objectives import objective_for, objectives
-from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.options import HealingError
 from hf_posswap.training.teacher import require_same_shape, require_stock_inside
 from hf_posswap.training.texts import Documents, Windows
 
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """The settings of an experiment.
-
-    Attributes:
-        model: name of the model, see `hf_posswap.sources.load_model`; stock, or already swapped.
-        pos_scheme: the scheme to swap in, as on the command line; None: the model is already swapped.
-        stock: name of the stock model, which is the teacher, the reference and the start of the control. None: the
-            stock model inside `model`, which exists until the model is healed.
-        documents: texts to heal on.
-        texts: identities of these texts, for the result and for resuming; JSON-ready.
-        options: options of healing.
-        output_dir: folder for the healed model, checkpoints and the result; None: nothing is written.
-        calibrate: calibrate the scheme before healing, on the documents, if it has parameters to fit.
-        calibration_tokens: tokens to calibrate on; None: the default of `calibrate_on`.
-        lora_rank: train low-rank adapters of this rank and the scheme's parameters instead of the weights.
-        control: also heal the stock model, on the same tokens in the same order and schedule. Its loss is the
-            objective's own, because a model that is its own teacher has a distillation loss of zero.
-        evaluation: texts to measure on, none of them among the documents.
-        evaluation_texts: identities of these texts, for the result; JSON-ready.
-        lengths: context lengths, in tokens, to measure at; empty: the healing length, or that of the longest text if
-            it is shorter.
-        evaluation_tokens: approximate number of tokens to read at each length.
-        resume: resume an interrupted run.
-        column: column of the documents with the texts, if they are mappings.
-        history: a file for every step of healing and of the control; the result has only a few rows of each. None: no
-            such file.
-        log_with: trackers of Accelerate, such as "tensorboard"; the metrics are named "healed/loss", "control/loss" …
-    """
-
-    model: str
-    pos_scheme: str | None = None
-    stock: str | None = None
-    documents: Documents = field(repr=False)
-    texts: list[dict[str, Any]]
-    options: HealingOptions
-    output_dir: Path | None = None
-    calibrate: bool = True
-    calibration_tokens: int | None = None
-    lora_rank: int | None = None
-    control: bool = False
-    evaluation: tuple[str, ...] = field(default=(), repr=False)
-    evaluation_texts: tuple[dict[str, Any], ...] = ()
-    lengths: tuple[int, ...] = ()
-    evaluation_tokens: int = 16384
-    resume: bool = False
-    column: str = "text"
-    history: Path | None = None
-    log_with: str | None = None
-
-
-def run_experiment(experiment: Experiment, observer: Observer | None = None) -> dict[str, Any]:
+def run_experiment(
+    experiment: Experiment, observer: Observer | None = None, folder: Path | None = None
+) -> dict[str, Any]:
     """Run an experiment and return its result, JSON-ready.
 
     The result has `evaluation` rows by length for each of the stages "stock", "swapped", "calibrated", "healed" and
     "control" that ran; a few rows of the losses of healing and of the control; options, texts, versions and hardware.
 
+    Args:
+        experiment: the settings.
+        observer: callbacks for progress.
+        folder: folder for the healed model, checkpoints and the result; None: nothing is written.
+
     Raises:
         PosSwapError: a model, scheme, text or option that cannot be used; see `heal`.
     """
-    return _Run(experiment, observer or Observer()).run()
+    return _Run(experiment, observer or Observer(), folder).run()
 
 
 class _Run:
     """One experiment on its way: the stages of its model and of the control, and what was measured of each."""
 
-    def __init__(self, experiment: Experiment, observer: Observer) -> None:
-        self.experiment = experiment
-        if experiment.lora_rank is not None and experiment.lora_rank < 1:
-            raise HealingError(f"lora_rank is {experiment.lora_rank}; it must be at least 1 (--lora-rank 8).")
-        if experiment.calibration_tokens is not None and experiment.calibration_tokens < 2:
-            raise HealingError(f"{experiment.calibration_tokens} tokens are too few to calibrate on. Give thousands.")
+    def __init__(self, experiment: Experiment, observer: Observer, folder: Path | None) -> None:
+        self.experiment, self.options, self.folder = experiment, experiment.healing, folder
+        self.column = experiment.text_column or "text"
+        (self.measured, self.measured_facts), (documents, self.facts) = _texts(experiment, self.column)
         scheme = None if experiment.pos_scheme is None else parse_scheme(experiment.pos_scheme)
-        self.accelerator = make_accelerator(experiment.options, **_tracking(experiment))
+        self.accelerator = make_accelerator(self.options, **_tracking(experiment.log_with, folder))
         if experiment.log_with is not None:
-            self.accelerator.init_trackers("hf_posswap", experiment.options.to_dict())
+            self.accelerator.init_trackers("hf_posswap", self.options.to_dict())
         self.main = self.accelerator.is_main_process
         self.observer = observer if self.main else Observer()
         self.tokenizer = load_tokenizer(experiment.model)
-        self.evaluation_ids = [tokenise(self.tokenizer, text) for text in experiment.evaluation]
+        self.evaluation_ids = [tokenise(self.tokenizer, text) for text in self.measured]
         self._sharded = self.accelerator.distributed_type in SHARDED
-        if self._sharded and experiment.evaluation and (experiment.lora_rank or experiment.output_dir is None):
+        if self._sharded and self.measured and (experiment.lora_rank or folder is None):
             raise HealingError(
                 "a sharded model is measured as it was saved, whole: give an output folder, and leave out --lora-rank "
                 "or --eval-file."
@@ -134,24 +89,24 @@ class _Run:
         self.plan = Plan(
             load=lambda: self._load(experiment.model),
             scheme=scheme,
-            seed=experiment.options.seed,
+            seed=self.options.seed,
             device=self.accelerator.device,
             tokenizer=self.tokenizer,
-            documents=experiment.documents,
-            column=experiment.column,
+            documents=documents,
+            column=self.column,
             calibration_tokens=CALIBRATION_TOKENS if tokens is None else tokens,
-            healing=experiment.options,
+            healing=self.options,
             accelerator=self.accelerator,
             lora_rank=experiment.lora_rank,
-            folder=experiment.output_dir,
+            folder=folder,
             resume=experiment.resume,
-            identity=_identity(experiment),
+            identity=_identity(experiment, self.facts),
         )
         self.measure: Measure | None = None
         self.evaluations: dict[str, list[dict[str, Any]]] = {}
 
     def run(self) -> dict[str, Any]:
-        experiment, folder = self.experiment, self.experiment.output_dir
+        experiment, folder = self.experiment, self.folder
         self._require_room()
         self._tell_documents()
         subject = Subject(self.plan, self.observer)
@@ -189,11 +144,11 @@ class _Run:
             "scheme": experiment.pos_scheme,
             "pos_scheme": entry,
             "train_length": length,
-            "texts": experiment.texts,
-            "options": experiment.options.to_dict(),
+            "texts": self.facts,
+            "options": self.options.to_dict(),
             "lora_rank": experiment.lora_rank,
             "evaluation": self.evaluations,
-            "evaluation_texts": list(experiment.evaluation_texts),
+            "evaluation_texts": self.measured_facts,
             "calibration": None if calibration is None else asdict(calibration),
             "healing": healing.to_dict(),
             "control": None if control is None else control.to_dict(),
@@ -213,24 +168,23 @@ class _Run:
         """Tell the observer the number of documents and their lengths."""
         if not self.main:
             return
-        experiment = self.experiment
-        windows = Windows(experiment.documents, self.tokenizer, 1, packing=False, column=experiment.column)
+        windows = Windows(self.plan.documents, self.tokenizer, 1, packing=False, column=self.column)
         self.observer.documents("Healing on", *windows.document_lengths())
         self.observer.documents("Measuring on", [len(ids) for ids in self.evaluation_ids], len(self.evaluation_ids))
 
     def _require_room(self) -> None:
         """Refuse output folders with other contents, before any long computation."""
         experiment = self.experiment
-        if experiment.output_dir is None:
+        if self.folder is None:
             return
-        folders = [experiment.output_dir, *([experiment.output_dir / CONTROL_FOLDER] if experiment.control else [])]
+        folders = [self.folder, *([self.folder / CONTROL_FOLDER] if experiment.control else [])]
         for folder in folders:
             require_room(folder, experiment.resume, adapter=experiment.lora_rank is not None)
 
     def _load(self, name: str) -> Any:
         """Load a model, with the head that the objective trains if the options name an objective."""
-        objective = self.experiment.options.objective
-        torch.manual_seed(self.experiment.options.seed)
+        objective = self.options.objective
+        torch.manual_seed(self.options.seed)
         if objective is None:
             return load_model(name)
         auto_name = objectives.get(objective).auto_class
@@ -255,18 +209,18 @@ class _Run:
                 f"model {experiment.model!r} is stock, so it is its own stock model: leave out --stock "
                 f"{experiment.stock}."
             )
-        if experiment.stock is None and (experiment.control or experiment.evaluation or experiment.options.distill > 0):
+        if experiment.stock is None and (experiment.control or self.measured or self.options.distill > 0):
             require_stock_inside(model)
         if experiment.control:
             stock_limit = stock_longest_position(model)
-            length = healing_length(experiment.options.length, train_length(model))
+            length = healing_length(self.options.length, train_length(model))
             if stock_limit is not None and length > stock_limit:
                 raise HealingError(
                     f"length is {length}, and the control, the stock model, reads at most {stock_limit} tokens. Give a "
                     f"length of at most {stock_limit}, or leave out --control."
                 )
-        objective = objective_for(model, experiment.options.objective)
-        if experiment.control and objective.name == "embedding" and experiment.options.distill > 0:
+        objective = objective_for(model, self.options.objective)
+        if experiment.control and objective.name == "embedding" and self.options.distill > 0:
             raise HealingError(
                 "a control says nothing for objective 'embedding' with distill: the stock model is its own teacher, "
                 "and its cosine to itself is 1. Leave out --control."
@@ -333,10 +287,10 @@ class _Run:
     def _make_measure(self, stock: Any) -> Measure:
         """Return the measure; without lengths, at the length of healing, or of the longest text if it is shorter."""
         experiment = self.experiment
-        objective = objective_for(stock, experiment.options.objective).name
+        objective = objective_for(stock, self.options.objective).name
         lengths: Sequence[int] = experiment.lengths
         if not lengths:
-            usual = healing_length(experiment.options.length, train_length(stock))
+            usual = healing_length(self.options.length, train_length(stock))
             around = 0 if objective == "lm" else sum(map(len, special_tokens(self.tokenizer)))
             counts = [len(ids) for ids in self.evaluation_ids]
             whole = sum(counts) >= usual  # otherwise there is too little text in total
@@ -346,8 +300,8 @@ class _Run:
             self.tokenizer,
             self.evaluation_ids,
             lengths,
-            budget=experiment.evaluation_tokens,
-            seed=experiment.options.seed,
+            budget=experiment.tokens or EVALUATION_TOKENS,
+            seed=self.options.seed,
             losses=("same-targets",),
             cosines=True,
         )
@@ -363,14 +317,14 @@ class _Run:
         self.evaluations[name] = [asdict(row) for row in self.measure.rows(model)]
 
 
-def _identity(experiment: Experiment) -> dict[str, Any]:
+def _identity(experiment: Experiment, texts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the run's identity besides its options, for resuming."""
     tokens = CALIBRATION_TOKENS if experiment.calibration_tokens is None else experiment.calibration_tokens
     stock = {} if experiment.stock is None else {"stock": experiment.stock}
     return {
         "model": experiment.model,
         "pos_scheme": experiment.pos_scheme,
-        "texts": experiment.texts,
+        "texts": texts,
         "lora_rank": experiment.lora_rank,
         "calibration_tokens": tokens if experiment.calibrate else 0,
     } | stock
@@ -386,14 +340,23 @@ def _write(path: Path, text: str) -> None:
         ) from error
 
 
-def _tracking(experiment: Experiment) -> dict[str, Any]:
-    if experiment.log_with is None:
+def _texts(experiment: Experiment, column: str) -> tuple[Texts, tuple[Documents, list[dict[str, Any]]]]:
+    """Return the texts to measure on and those to heal on, with their identities."""
+    measured = from_files(experiment.texts, experiment.documents)
+    if experiment.dataset is not None:
+        return measured, from_dataset(experiment.dataset, experiment.dataset_split or "train", column)
+    learned = from_files(experiment.train_texts, experiment.documents)
+    require_apart(measured, learned)
+    return measured, learned
+
+
+def _tracking(log_with: str | None, folder: Path | None) -> dict[str, Any]:
+    if log_with is None:
         return {}
     installed = [str(tracker.value) for tracker in get_available_trackers()]
-    if experiment.log_with not in installed:
+    if log_with not in installed:
         raise HealingError(
-            f"cannot log with {experiment.log_with!r}. Trackers that are installed here: "
-            f"{', '.join(installed) or 'none'}. Take one of them, or install its package."
+            f"cannot log with {log_with!r}. Trackers that are installed here: {', '.join(installed) or 'none'}. Take "
+            "one of them, or install its package."
         )
-    folder = experiment.output_dir or Path()
-    return {"log_with": experiment.log_with, "project_dir": str(folder / "logs")}
+    return {"log_with": log_with, "project_dir": str((folder or Path()) / "logs")}

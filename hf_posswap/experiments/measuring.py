@@ -11,7 +11,7 @@ from hf_posswap.evaluation.agreement import AgreementRow, agreement_row, cosine_
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.masked import masked_loss_rows, plan_masked
 from hf_posswap.evaluation.perplexity import PROTOCOLS, LengthRow, gap_row, perplexity_rows, planned_tokens
-from hf_posswap.evaluation.settings import has_masked_head
+from hf_posswap.evaluation.preparation import has_masked_head
 from hf_posswap.evaluation.windows import Protocol, check_lengths, share_out
 from hf_posswap.swapped.tokenizers import special_tokens
 

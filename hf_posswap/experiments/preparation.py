@@ -10,11 +10,11 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.auto import auto_class
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.settings import chosen_device
+from hf_posswap.evaluation.preparation import chosen_device
 from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
 from hf_posswap.experiments.cells import Cell, Lane
 from hf_posswap.experiments.measuring import AUTO_CLASSES, Measure, objective_of
-from hf_posswap.experiments.settings import Settings, normalised
+from hf_posswap.experiments.settings import ComparisonSettings
 from hf_posswap.experiments.stages import CALIBRATION_WORK, HEALING_WORK, Plan, calibration_length
 from hf_posswap.results.kinds import STOCK
 from hf_posswap.schemes import parse_scheme, schemes
@@ -52,7 +52,7 @@ class Prepared:
         measure: the measure of every cell.
     """
 
-    settings: Settings
+    settings: ComparisonSettings
     config: "PretrainedConfig"
     tokenizer: "PreTrainedTokenizerBase"
     texts: tuple[MeasuredText, ...]
@@ -112,7 +112,7 @@ class Prepared:
         return self.measure.tokens
 
 
-def prepare(settings: Settings) -> Prepared:
+def prepare(settings: ComparisonSettings) -> Prepared:
     """Check the settings against the model and the texts, and tokenise the texts.
 
     Raises:
@@ -121,7 +121,6 @@ def prepare(settings: Settings) -> Prepared:
             of which this model can use.
     """
     _require_one_process()
-    settings = normalised(settings)
     device = chosen_device(settings.device)
     settings = dataclasses.replace(settings, device=settings.device or device.type)
     names = {scheme: parse_scheme(scheme).name for scheme in settings.schemes}
@@ -176,7 +175,7 @@ def _check_training_texts(prepared: Prepared) -> None:
         Windows(prepared.documents, prepared.tokenizer, prepared.healing_length, packing).require_one()
 
 
-def _refusals(settings: Settings, config: "PretrainedConfig", names: dict[str, str]) -> tuple[Refusal, ...]:
+def _refusals(settings: ComparisonSettings, config: "PretrainedConfig", names: dict[str, str]) -> tuple[Refusal, ...]:
     """Look up each scheme's cell of the capability table."""
     architecture = architecture_of(config)
     cells = [capability(architecture, architecture.is_causal(config), scheme) for scheme in schemes]

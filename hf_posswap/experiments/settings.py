@@ -1,59 +1,105 @@
-"""The settings of a comparison, and its default options of healing."""
+"""The settings of experiments. The command line reads them at once, so this module imports no torch."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
-
+from hf_posswap.common.options import REQUIRED, check_options, option
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.windows import check_lengths
+from hf_posswap.evaluation.settings import DOCUMENTS_HELP, SPLITS, TEXTS_HELP, WHAT, MeasuringSettings
+from hf_posswap.loading.settings import MODEL_HELP, SCHEME_HELP, StoredDtype, SwapSettings
 from hf_posswap.results.kinds import STOCK
-from hf_posswap.training.options import RECIPE, HealingOptions
-from hf_posswap.training.precision import fast_precision
+from hf_posswap.training.options import HEALING, RECIPE, RUN, TEXTS, HealingError, HealingOptions
 
 CALIBRATION_TOKENS = 8192
+EVALUATION_TOKENS = 16384
+"""Tokens that `finetune` reads at each length to measure a stage."""
 GROWING = ("schemes", "seeds", "control")
 """Settings that a later run in the same folder may extend; it keeps the cells that were measured before."""
+LEARNING, MEASURING = "What else to measure", "Measuring"
 
 
-@dataclass(frozen=True)
-class Settings:
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(SwapSettings):
+    """The options of calibration.
+
+    Raises (on construction):
+        PosSwapError: a value that is not allowed; the message gives the allowed ones.
+    """
+
+    dtype: StoredDtype = option("float32", "Type of the weights; auto: as stored.")
+    texts: tuple[str, ...] = option(
+        REQUIRED, "Text to calibrate on; repeatable.", flag="--text", metavar="FILE", repeated=True
+    )
+    documents: str | None = option(None, DOCUMENTS_HELP, metavar=SPLITS)
+    tokens: int = option(CALIBRATION_TOKENS, "Tokens to fit to; an eighth more is read to measure on.", minimum=2)
+    length: int = option(512, "Tokens read at once; at most the train length.", minimum=2)
+    refine_tokens: int = option(
+        0,
+        "Then train the scheme's parameters alone on this many tokens, against the stock model's outputs.",
+        minimum=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonSettings(MeasuringSettings):
     """The settings of a comparison.
 
     Attributes:
-        model: a folder, a Hub name, a GGUF file or a `demo:` name.
-        schemes: scheme specifications such as "alibi" or "rope:yarn:factor=4".
-        texts: files or `demo:` names to measure on.
-        lengths: context lengths in tokens.
-        documents: how texts, both for measuring and for training, are split into documents; see
-            `hf_posswap.texts.files.read_files`.
-        tokens: approximate number of tokens to read for each length, protocol and cell.
-        seed: seed of the bootstrap, and the first seed of the random numbers of schemes and healing.
-        seeds: number of seeds, counted up from `seed`.
-        dtype: dtype in which models are measured.
-        device: device such as "cpu" or "cuda"; None: CUDA if it is available.
-        train_texts: files or `demo:` names to calibrate and heal on; none of them may be measured on.
-        calibrate: calibrate each scheme that has parameters to fit, and measure that stage, too.
-        calibration_tokens: tokens to calibrate on.
         healing: options of healing for each swapped model; None: no healing. Its seed is set for each run.
-        control: also heal the stock model, on the same tokens in the same order and schedule.
+
+    Raises (on construction):
+        EvaluationError: a value that is not allowed, or settings that cannot be combined; the message names them.
     """
 
-    model: str
-    schemes: tuple[str, ...]
-    texts: tuple[str, ...]
-    lengths: tuple[int, ...]
-    documents: str | None = None
-    tokens: int = 8192
-    seed: int = 0
-    seeds: int = 1
-    dtype: str = "float32"
-    device: str | None = None
-    train_texts: tuple[str, ...] = ()
-    calibrate: bool = False
-    calibration_tokens: int = CALIBRATION_TOKENS
+    schemes: tuple[str, ...] = option(
+        REQUIRED, f"Schemes, separated by commas. {SCHEME_HELP}", metavar="S,S,…", group=WHAT
+    )
+    calibrate: bool = option(False, "Also fit each scheme to the old weights.", group=LEARNING)
     healing: HealingOptions | None = None
-    control: bool = False
+    control: bool = option(False, "Also heal the stock model on the same tokens.", group=LEARNING)
+    train_texts: tuple[str, ...] = option(
+        (),
+        "A text to calibrate and heal on, or demo:books/train; repeatable.",
+        flag="--train-file",
+        metavar="FILE",
+        repeated=True,
+        group=LEARNING,
+    )
+    seeds: int = option(1, "How many seeds, counted up from --seed.", minimum=1, metavar="N", group=LEARNING)
+    calibration_tokens: int = option(
+        CALIBRATION_TOKENS, "Tokens to calibrate on.", minimum=2, metavar="N", group=LEARNING
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.schemes and not self.control:
+            raise EvaluationError("no scheme given to compare stock with. `hf-posswap schemes` lists them.")
+        for scheme in self.schemes:
+            if scheme == STOCK:
+                raise EvaluationError("'stock' is measured beside every comparison; leave it out of the schemes.")
+            if self.schemes.count(scheme) > 1:
+                raise EvaluationError(f"scheme {scheme!r} is given twice.")
+        self._check_training()
+
+    def _check_training(self) -> None:
+        learns = [name for name, on in (("calibrate", self.calibrate), ("heal", self.healing is not None)) if on]
+        if learns and not self.train_texts:
+            raise EvaluationError(
+                f"there is no text to {' and '.join(learns)} on. Give one that is not measured on, with --train-file, "
+                "such as demo:books/train."
+            )
+        if self.train_texts and not learns:
+            raise EvaluationError(
+                "nothing would read the training text: give --calibrate or --heal-tokens, or leave it out."
+            )
+        if self.control and self.healing is None:
+            raise EvaluationError("the control is the stock model healed on the same tokens: give --heal-tokens too.")
+        if self.healing is not None and self.dtype != "float32":
+            raise EvaluationError(
+                f"a model healed in {self.dtype} weights learns nothing from small steps. Heal float32 weights, which "
+                "--precision bf16 computes with in bfloat16, or compare without --heal-tokens."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values, as they come back from a file."""
@@ -64,60 +110,88 @@ class Settings:
         return range(self.seed, self.seed + self.seeds)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The settings of healing one model from end to end.
+
+    Attributes:
+        healing: options of healing.
+
+    Raises (on construction):
+        HealingError: a value that is not allowed, or settings that cannot be combined; the message names them.
+    """
+
+    model: str = option(REQUIRED, MODEL_HELP, metavar="MODEL")
+    pos_scheme: str | None = option(None, f"{SCHEME_HELP} Not needed for a swapped model.", metavar="SCHEME")
+    stock: str | None = option(
+        None, "Where --model was healed before: the stock model, to teach and to compare.", metavar="NAME"
+    )
+    healing: HealingOptions
+    train_texts: tuple[str, ...] = option(
+        (), "A UTF-8 text; repeatable.", flag="--train-file", metavar="FILE", repeated=True, group=TEXTS
+    )
+    documents: str | None = option(None, DOCUMENTS_HELP, metavar=SPLITS, group=TEXTS)
+    dataset: str | None = option(None, "A datasets dataset or folder, streamed.", metavar="NAME", group=TEXTS)
+    dataset_split: str | None = option(None, "Its split. Default: train.", group=TEXTS)
+    text_column: str | None = option(None, "Its column of texts. Default: text.", group=TEXTS)
+    lora_rank: int | None = option(
+        None, "Train adapters of this rank, and the scheme, not the weights.", minimum=1, group=HEALING
+    )
+    calibrate: bool = option(True, "Fit the scheme to the old weights first, if it can be.", group=HEALING)
+    calibration_tokens: int | None = option(
+        None, f"Tokens to calibrate on. Default: {CALIBRATION_TOKENS}.", minimum=2, group=HEALING
+    )
+    resume: bool = option(False, "Go on from the newest checkpoint in DIR.", group=RUN)
+    history: Path | None = option(
+        None, "JSON with every step; healing.json has a few of them.", metavar="FILE", group=RUN
+    )
+    log_with: str | None = option(None, "tensorboard, wandb, …", metavar="TRACKER", group=RUN)
+    control: bool = option(False, "Heal the unswapped model in the same way.", group=MEASURING)
+    texts: tuple[str, ...] = option(
+        (),
+        f"To measure on: {TEXTS_HELP[0].lower()}{TEXTS_HELP[1:]}",
+        flag="--eval-file",
+        metavar="FILE",
+        repeated=True,
+        group=MEASURING,
+    )
+    lengths: tuple[int, ...] = option(
+        (), "Tokens to read at once then.", flag="--eval-lengths", metavar="N,N,…", group=MEASURING
+    )
+    tokens: int | None = option(
+        None,
+        f"About how many tokens to read at each length. Default: {EVALUATION_TOKENS}.",
+        flag="--eval-tokens",
+        minimum=1,
+        group=MEASURING,
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self, HealingError)
+        if (self.dataset is None) == (not self.train_texts):
+            raise HealingError("give the text to heal on: either --train-file FILE or --dataset NAME.")
+        lengths = ",".join(map(str, self.lengths)) or None
+        for name, value in (("--eval-lengths", lengths), ("--eval-tokens", self.tokens)):
+            if value is not None and not self.texts:
+                raise HealingError(f"{name} {value} says how to measure: give a text for it too, --eval-file FILE.")
+        for name, value in (("--dataset-split", self.dataset_split), ("--text-column", self.text_column)):
+            if value is not None and self.dataset is None:
+                raise HealingError(f"{name} {value} is of a dataset: give --dataset NAME, or leave it out.")
+
+
 def recipe(tokens: int, **changes: Any) -> HealingOptions:
     """Return the default options of healing with a number of tokens: those that were best for small models.
 
     The target is the stock model's outputs, and the precision is bfloat16 on devices that have instructions for it.
     `changes` replace single options of `HealingOptions`.
     """
+    import torch
+
+    from hf_posswap.training.precision import fast_precision
+
     chosen: dict[str, Any] = {
         **RECIPE,
         "precision": fast_precision("cuda" if torch.cuda.is_available() else "cpu"),
         "checkpoint_every": 0,
     }
     return HealingOptions(tokens=tokens, **(chosen | changes))
-
-
-def normalised(settings: Settings) -> Settings:
-    """Sort the lengths and refuse settings that cannot be combined with any model and texts.
-
-    Raises:
-        EvaluationError: there are such settings; the message names them.
-    """
-    if not settings.texts:
-        raise EvaluationError("no text given. Give a UTF-8 text file or demo:books.")
-    if not settings.schemes and not settings.control:
-        raise EvaluationError("no scheme given to compare stock with. `hf-posswap schemes` lists them.")
-    if settings.tokens < 1:
-        raise EvaluationError(f"the budget is {settings.tokens} tokens. Give at least 1.")
-    if settings.seeds < 1:
-        raise EvaluationError(f"{settings.seeds} seeds measure nothing. Give at least 1.")
-    for scheme in settings.schemes:
-        if scheme == STOCK:
-            raise EvaluationError("'stock' is measured beside every comparison; leave it out of the schemes.")
-        if settings.schemes.count(scheme) > 1:
-            raise EvaluationError(f"scheme {scheme!r} is given twice.")
-    _check_training(settings)
-    return Settings(**{**vars(settings), "lengths": tuple(check_lengths(settings.lengths))})
-
-
-def _check_training(settings: Settings) -> None:
-    learns = [name for name, on in (("calibrate", settings.calibrate), ("heal", settings.healing is not None)) if on]
-    if learns and not settings.train_texts:
-        raise EvaluationError(
-            f"there is no text to {' and '.join(learns)} on. Give one that is not measured on, with --train-file, such "
-            "as demo:books/train."
-        )
-    if settings.train_texts and not learns:
-        raise EvaluationError(
-            "nothing would read the training text: give --calibrate or --heal-tokens, or leave it out."
-        )
-    if settings.control and settings.healing is None:
-        raise EvaluationError("the control is the stock model healed on the same tokens: give --heal-tokens too.")
-    if settings.calibrate and settings.calibration_tokens < 2:
-        raise EvaluationError(f"{settings.calibration_tokens} tokens are too few to calibrate on. Give thousands.")
-    if settings.healing is not None and settings.dtype != "float32":
-        raise EvaluationError(
-            f"a model healed in {settings.dtype} weights learns nothing from small steps. Heal float32 weights, which "
-            "--precision bf16 computes with in bfloat16, or compare without --heal-tokens."
-        )

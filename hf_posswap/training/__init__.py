@@ -1,7 +1,6 @@
 """Healing: a fine-tune whose teacher is the stock model, run by Accelerate."""
 
-import importlib
-from typing import Any
+from hf_posswap.common.lazy import lazily
 
 _HOME = {
     "HealingError": "options",
@@ -21,17 +20,5 @@ _HOME = {
 }
 """Public names and their modules, imported at first use because accelerate and peft are slow to import."""
 
-
 __all__ = list(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'hf_posswap.training' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"hf_posswap.training.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(_HOME)
+__getattr__, __dir__ = lazily(__name__, _HOME)

@@ -8,9 +8,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hf_posswap.benchmarking import BenchmarkError, Settings, run, runner
+from hf_posswap.benchmarking import runner
 from hf_posswap.benchmarking.dense import dense_mask, dense_model
 from hf_posswap.benchmarking.files import read_rows, write_bench
+from hf_posswap.benchmarking.runner import run
+from hf_posswap.benchmarking.settings import BenchmarkError, BenchmarkSettings
 from hf_posswap.benchmarking.shapes import stock_model, swapped_copy
 from hf_posswap.benchmarking.work import attention_work, model_work
 from hf_posswap.commands import app
@@ -21,8 +23,8 @@ SMALL = {"layers": 1, "repeats": 1, "lengths": (24,)}
 COMMAND = ["bench", "smollm2", "--lengths", "24", "--layers", "1", "--repeats", "1"]
 
 
-def settings(model: str = "smollm2", schemes: tuple[str, ...] = ("alibi",), **options: object) -> Settings:
-    return Settings(model=model, schemes=schemes, **(SMALL | options))
+def settings(model: str = "smollm2", schemes: tuple[str, ...] = ("alibi",), **options: object) -> BenchmarkSettings:
+    return BenchmarkSettings(model=model, schemes=schemes, **(SMALL | options))
 
 
 def test_every_mode_has_a_row_with_the_columns_of_the_table() -> None:
@@ -108,12 +110,12 @@ def test_what_cannot_be_measured_is_a_gap_with_a_reason(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"modes": ("prefil",)}, "unknown mode 'prefil'. Allowed: prefill"),
-        ({"backends": ("flash",)}, "unknown backend 'flash'. Allowed: eager"),
-        ({"dtypes": ("int8",)}, "unknown dtype 'int8'"),
+        ({"modes": ("prefil",)}, "unknown value of modes: 'prefil'. Did you mean 'prefill'"),
+        ({"backends": ("flash",)}, "unknown value of backends: 'flash'"),
+        ({"dtypes": ("int8",)}, "unknown value of dtypes: 'int8'"),
         ({"schemes": ()}, "no schemes"),
-        ({"lengths": (0,)}, "lengths must be at least 1"),
-        ({"repeats": 0}, "repeats must be at least 1"),
+        ({"lengths": (0,)}, "lengths is 0; it must be at least 1"),
+        ({"repeats": 0}, "repeats is 0; it must be at least 1"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict[str, object], message: str) -> None:
@@ -166,7 +168,7 @@ def test_the_command_writes_files_and_prints_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--schemes", "alibi", "--modes", "sleep"], "unknown mode 'sleep'"),
+        (["--schemes", "alibi", "--modes", "sleep"], "unknown value of modes: 'sleep'"),
         (["--schemes", "alibbi"], "alibi"),
         (["--schemes", "alibi", "--lengths", "many"], "no list of numbers"),
     ],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hf_posswap.experiments.settings import Settings, recipe
+from hf_posswap.experiments.settings import ComparisonSettings, recipe
 from hf_posswap.texts.sources import resolve_texts
 
 CHARACTERS = 20_000
@@ -27,14 +27,16 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def changed(books: dict[str, str]) -> Callable[..., Settings]:
+def changed(books: dict[str, str]) -> Callable[..., ComparisonSettings]:
     """Untrained swaps, with some settings changed."""
-    settings = Settings("demo:gpt2", ("alibi", "t5"), texts=(books["test"],), lengths=(128, 64, 512), tokens=1024)
+    settings = ComparisonSettings(
+        model="demo:gpt2", schemes=("alibi", "t5"), texts=(books["test"],), lengths=(128, 64, 512), tokens=1024
+    )
     return lambda **values: dataclasses.replace(settings, **values)
 
 
 @pytest.fixture(scope="session")
-def healed(changed: Callable[..., Settings], books: dict[str, str]) -> Callable[..., Settings]:
+def healed(changed: Callable[..., ComparisonSettings], books: dict[str, str]) -> Callable[..., ComparisonSettings]:
     """Every stage, on few tokens, with some settings changed."""
     settings: dict[str, Any] = {
         "schemes": ("t5:per_layer=true", "alibi"),

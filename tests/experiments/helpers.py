@@ -5,9 +5,9 @@ from typing import Any
 
 from hf_posswap.experiments.cells import Cell, Outcome
 from hf_posswap.experiments.observer import Observer
-from hf_posswap.experiments.settings import Settings
+from hf_posswap.experiments.settings import ComparisonSettings
 
-Make = Callable[..., Settings]
+Make = Callable[..., ComparisonSettings]
 """Makes settings, with some of them changed."""
 
 

@@ -16,7 +16,7 @@ from hf_posswap.errors import PosSwapError
 from hf_posswap.evaluation.masked import masked_loss_rows
 from hf_posswap.experiments.comparison import run
 from hf_posswap.experiments.preparation import prepare
-from hf_posswap.experiments.settings import Settings, recipe
+from hf_posswap.experiments.settings import ComparisonSettings, recipe
 from hf_posswap.reporting.catalogue import all_figures
 from hf_posswap.results.groups import read_results
 from tests import proteins
@@ -26,7 +26,7 @@ SCHEMES = ("relative_bias", "alibi")
 pytestmark = pytest.mark.filterwarnings("ignore::hf_posswap.calibration.CalibrationWarning")
 
 
-def settings(folder: Path, **changes: Any) -> Settings:
+def settings(folder: Path, **changes: Any) -> ComparisonSettings:
     given: dict[str, Any] = {
         "model": str(folder / "model"),
         "schemes": SCHEMES,
@@ -39,7 +39,7 @@ def settings(folder: Path, **changes: Any) -> Settings:
         "calibration_tokens": 512,
         "healing": recipe(1500, length=32, batch_size=8, precision="no"),
     }
-    return Settings(**given | changes)
+    return ComparisonSettings(**given | changes)
 
 
 @pytest.mark.parametrize("head", [True, False])

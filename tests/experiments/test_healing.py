@@ -12,7 +12,8 @@ import hf_posswap
 from hf_posswap.commands import app
 from hf_posswap.errors import AdapterError
 from hf_posswap.evaluation.perplexity import perplexity_rows
-from hf_posswap.experiments.healing import Experiment, run_experiment
+from hf_posswap.experiments.healing import run_experiment
+from hf_posswap.experiments.settings import Experiment
 from hf_posswap.sources import load_tokenizer
 from hf_posswap.training import HealingError, HealingOptions, add_lora, from_files, load_adapter
 
@@ -117,7 +118,7 @@ def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
         ),
         (
             ["--pos-scheme", "t5", "--train-file", "demo:book/train", "--calibration-tokens", "1", *SHORT],
-            "1 tokens are too few to calibrate on",
+            "calibration_tokens is 1; it must be at least 2",
         ),
         (
             ["--pos-scheme", "alibi", "--train-file", "demo:book/train", "--calibration-tokens", "99", *SHORT],
@@ -237,12 +238,12 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, gpt2_books_path
 
 
 def test_a_control_of_the_embedding_objective_would_be_its_own_teacher(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("text " * 500, encoding="utf-8")
     experiment = Experiment(
         model="demo:bert",
         pos_scheme="alibi",
-        documents=["text " * 500],
-        texts=[],
-        options=HealingOptions(steps=1, distill=1.0, objective="embedding"),
+        train_texts=(str(tmp_path / "text.txt"),),
+        healing=HealingOptions(steps=1, distill=1.0, objective="embedding"),
         control=True,
     )
     with pytest.raises(HealingError, match="control says nothing"):

@@ -52,9 +52,9 @@ def test_work_counts_measuring_calibrating_and_healing(healed: Make) -> None:
         ({"lengths": ()}, "no length given"),
         ({"lengths": (1,)}, "length 1 is too short"),
         ({"lengths": (64, 10_000_000)}, "the text has \\d+ tokens, and length 10000000 needs"),
-        ({"tokens": 0}, "the budget is 0 tokens"),
+        ({"tokens": 0}, "tokens is 0; it must be at least 1"),
         ({"model": "demo:mamba"}, "unknown demo model 'demo:mamba'"),
-        ({"seeds": 0}, "0 seeds measure nothing"),
+        ({"seeds": 0}, "seeds is 0; it must be at least 1"),
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"calibrate": True}, "there is no text to calibrate on"),
         ({"healing": recipe(1000)}, "there is no text to heal on"),
@@ -91,7 +91,7 @@ def test_a_swapped_model_has_no_stock_to_compare_with(changed: Make, tmp_path: P
         ({"train_texts": ("demo:books",)}, "'test.txt' is measured on, and 'frankenstein.txt'"),
         ({"train_texts": ("demo:book/train", "/no/such/book.txt")}, "cannot read text '/no/such/book.txt'"),
         ({"dtype": "bfloat16"}, "a model healed in bfloat16 weights"),
-        ({"calibration_tokens": 1}, "1 tokens are too few to calibrate on"),
+        ({"calibration_tokens": 1}, "calibration_tokens is 1; it must be at least 2"),
     ],
 )
 def test_wrong_settings_of_healing_are_refused(healed: Make, values: dict[str, Any], message: str) -> None:

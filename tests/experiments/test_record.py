@@ -13,7 +13,7 @@ from hf_posswap.experiments.cells import Outcome
 from hf_posswap.experiments.comparison import run
 from hf_posswap.experiments.preparation import prepare
 from hf_posswap.experiments.record import Record, remove_comparison
-from hf_posswap.experiments.settings import Settings, recipe
+from hf_posswap.experiments.settings import ComparisonSettings, recipe
 from hf_posswap.results.files import OutputError
 from hf_posswap.results.writing import write_result
 from tests.experiments.helpers import Make, Recorder, numbers
@@ -58,7 +58,7 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def measured(settings: Settings, folder: Path, walked: list[str]) -> list[str]:
+def measured(settings: ComparisonSettings, folder: Path, walked: list[str]) -> list[str]:
     walked.clear()
     run(prepare(settings), folder=folder)
     return list(walked)
