@@ -67,7 +67,7 @@ def _figure(group: Group, setting: Setting, measure: str, several: bool) -> Figu
         caption="Each bar is a ratio to the unswapped model, measured in turns with it in the same run: below the line "
         "at 1 is cheaper than stock, above it dearer."
         + (" Bars are medians of repeats, whiskers their spread." if measure == "time" else "")
-        + (f" Hatched: {DENSE_WORDS}." if any(row.get("backend") == DENSE for row in rows) else ""),
+        + (f" Pale: {DENSE_WORDS}." if any(row.get("backend") == DENSE for row in rows) else ""),
         table=_table(lines),
         provenance=provenance_of(group),
         gaps=tuple(_gaps(lines)),
@@ -117,7 +117,7 @@ def _series(key: tuple[str, bool], line: Sequence[Point], lengths: Sequence[floa
     return Series(
         key=key[0],
         label=_label(key),
-        hatched=key[1],
+        pale=key[1],
         x=tuple(float(index) for index in range(len(lengths))),
         y=tuple(point.y for point in found),
         low=tuple(point.low for point in found),

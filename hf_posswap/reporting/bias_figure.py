@@ -21,7 +21,7 @@ from hf_posswap.reporting.figures import (
     number,
     plain,
 )
-from hf_posswap.reporting.lines import labelled_if_equal, one_line
+from hf_posswap.reporting.lines import marked_if_equal, one_line
 from hf_posswap.reporting.naming import model_name, slug, told_apart
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.results.groups import Group
@@ -102,7 +102,7 @@ def _line_figure(group: Group, rows: Sequence[Row]) -> Figure:
     panels = []
     for quantity in dict.fromkeys(_quantity(row) for row in rows):
         own = [row for row in rows if _quantity(row) == quantity]
-        series = labelled_if_equal([_series(key, mine) for key, mine in by_key(own).items()])
+        series = marked_if_equal([_series(key, mine) for key, mine in by_key(own).items()])
         distances = sorted({row["distance"] for row in own})
         ticks = tuple(tick for tick in _distance_ticks(distances) if tick > 0)
         axis = Axis("distance Δ", "log", ticks, tuple(plain(tick) for tick in ticks))

@@ -16,23 +16,28 @@ INK = "#000000"
 
 _MUTED = ("#882255", "#117733", "#44AA99", "#AA4499", "#999933", "#CC6677", "#88CCEE")
 """Paul Tol's muted colours, for schemes that have no entry below."""
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-_VARIANT_LINES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+SAW = "M-.5,-.2L-.2,-.5L0,-.3L.2,-.5L.5,-.2L.3,0L.5,.2L.2,.5L0,.3L-.2,.5L-.5,.2L-.3,0Z"
+"""A diagonal cross, which Vega has no name for."""
+_MARKERS = (
+    "circle", "square", "triangle-up", "diamond", "triangle-down", "cross", SAW, "triangle-left", "triangle-right",
+)  # fmt: skip
+_DASHED = (7.0, 3.5)
+_VARIANT_DASHES = (_DASHED, (9.0, 3.0, 2.0, 3.0), (2.0, 3.0), (10.0, 3.0, 2.0, 3.0, 2.0, 3.0))
 
 # The schemes that are compared most often, so that no two of them share a colour. A scheme without an entry gets a
 # colour by a hash of its name.
 _CHOSEN = {
-    "rope": ("#0072B2", "o"),
-    "alibi": ("#D55E00", "s"),
-    "t5": ("#009E73", "^"),
-    "none": ("#CC79A7", "D"),
-    "learned": ("#E69F00", "v"),
-    "sinusoidal": ("#56B4E9", "P"),
-    "shaw": ("#843C48", "X"),
-    "transformer_xl": ("#5430D8", "<"),
-    "relative_bias": ("#006C78", ">"),
-    "kerple": ("#7FBF7F", "o"),
-    "sandwich": ("#6C90F0", "^"),
+    "rope": ("#0072B2", "circle"),
+    "alibi": ("#D55E00", "square"),
+    "t5": ("#009E73", "triangle-up"),
+    "none": ("#CC79A7", "diamond"),
+    "learned": ("#E69F00", "triangle-down"),
+    "sinusoidal": ("#56B4E9", "cross"),
+    "shaw": ("#843C48", SAW),
+    "transformer_xl": ("#5430D8", "triangle-left"),
+    "relative_bias": ("#006C78", "triangle-right"),
+    "kerple": ("#7FBF7F", "circle"),
+    "sandwich": ("#6C90F0", "triangle-up"),
 }
 
 SEQUENTIAL = ("#00204D", "#213D6B", "#555B6C", "#7B7A77", "#A59C74", "#D3C064", "#FFE945")
@@ -47,18 +52,18 @@ class Look:
 
     Attributes:
         colour: as #RRGGBB.
-        marker: a matplotlib marker.
-        line: a matplotlib line style.
+        marker: name of a shape of Vega, or an SVG path within ±0.5.
+        dash: lengths of dashes and gaps of the line in pixels; empty: solid.
     """
 
     colour: str
     marker: str
-    line: str | tuple[int, tuple[int, ...]]
+    dash: tuple[float, ...] = ()
 
     @property
     def hollow(self) -> bool:
         """Whether markers are drawn unfilled, as they are for variants."""
-        return self.line != "-"
+        return bool(self.dash)
 
 
 def colour_of(scheme: str) -> str:
@@ -80,16 +85,16 @@ def looks(schemes: Sequence[str]) -> dict[str, Look]:
         colour, marker = _base(name)
         if colon:
             variants[name] = variants.get(name, -1) + 1
-            result[scheme] = Look(colour, marker, _VARIANT_LINES[variants[name] % len(_VARIANT_LINES)])
+            result[scheme] = Look(colour, marker, _VARIANT_DASHES[variants[name] % len(_VARIANT_DASHES)])
         else:
-            result[scheme] = Look(colour, marker, "--" if scheme == CONTROL else "-")
+            result[scheme] = Look(colour, marker, _DASHED if scheme == CONTROL else ())
     return result
 
 
 def _base(name: str) -> tuple[str, str]:
     """Return the colour and marker of a scheme: manually chosen, or by a hash that is the same in every run."""
     if name in (STOCK, CONTROL):
-        return INK, "o"
+        return INK, "circle"
     if name in _CHOSEN:
         return _CHOSEN[name]
     digest = zlib.crc32(name.encode())

@@ -59,6 +59,6 @@ def _named(panel: LinePanel, last: Mapping[str, str]) -> LinePanel:
         stage = last.get(series.key, "")
         if series.key in (STOCK, CONTROL) or stage == "swapped":
             return series
-        return replace(series, label=series.label.replace(series.key, f"{series.key}, {stage}", 1))
+        return replace(series, label=f"{series.label}, {stage}")
 
     return replace(panel, series=tuple(named(series) for series in panel.series))

@@ -1,7 +1,7 @@
 """The description of a figure's content, from which both the page and the images are made.
 
 A figure is a row of panels with a caption, the gaps, the provenance and the numbers as a table. A panel holds lines,
-bars or a heat map. This module depends neither on matplotlib nor on plotly.
+bars or a heat map. This module depends on no package that draws.
 """
 
 import math
@@ -42,15 +42,16 @@ class Series:
 
     Attributes:
         key: the scheme, "stock" or "control"; determines the style, and the series that are toggled together.
-        label: name in the legend.
+        label: name in the legend; a series has the same label and style in all panels of a figure.
         x: x values.
         y: y values, one for each x.
         low: lower ends of the intervals; empty if there are none.
         high: upper ends of the intervals.
         hover: hover text of each point.
         end: reason why the line stops before the last point, if it does.
-        hatched: whether bars are hatched, for a second variant of a scheme beside the first.
+        pale: whether bars are pale, for a second variant of a scheme beside the first.
         background: whether the line is drawn wide and pale below the others, so that an equal line is visible on it.
+        equal: label of an earlier series with the same values, on which this one lies; empty if there is none.
     """
 
     key: str
@@ -61,8 +62,14 @@ class Series:
     high: tuple[Value, ...] = ()
     hover: tuple[str, ...] = ()
     end: str = ""
-    hatched: bool = False
+    pale: bool = False
     background: bool = False
+    equal: str = ""
+
+    @property
+    def name(self) -> str:
+        """The label, with the label of an equal series."""
+        return f"{self.label} (= {self.equal})" if self.equal else self.label
 
     def known(self) -> list[int]:
         """Indices of the points with a value."""
@@ -103,8 +110,8 @@ class Guide:
 
 
 @dataclass(frozen=True)
-class LinePanel:
-    """Lines with intervals."""
+class _SeriesPanel:
+    """What panels of lines and of bars have in common."""
 
     title: str
     x: Axis
@@ -113,21 +120,20 @@ class LinePanel:
     guides: tuple[Guide, ...] = ()
 
     def extent(self) -> list[float]:
-        """Return all y values that are drawn: lines, ends of bands, and horizontal guides."""
+        """Return all y values that are drawn: points, ends of intervals, and horizontal guides."""
         values = [value for one in self.series for value in (*one.y, *(() if one.background else one.low + one.high))]
         values += [guide.value for guide in self.guides if guide.axis == "y"]
         return [value for value in values if value is not None]
 
 
 @dataclass(frozen=True)
-class BarPanel:
-    """Bars side by side at each category, with intervals."""
+class LinePanel(_SeriesPanel):
+    """Lines with intervals."""
 
-    title: str
-    x: Axis
-    y: Axis
-    series: tuple[Series, ...]
-    guides: tuple[Guide, ...] = ()
+
+@dataclass(frozen=True)
+class BarPanel(_SeriesPanel):
+    """Bars side by side at each category, with intervals."""
 
 
 @dataclass(frozen=True)

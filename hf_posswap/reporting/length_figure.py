@@ -14,7 +14,7 @@ from hf_posswap.reporting.figures import (
     numbered_axis,
     plain,
 )
-from hf_posswap.reporting.lines import SEVERAL_SEEDS, any_several_seeds, gap_sentences, labelled_if_equal, line_series
+from hf_posswap.reporting.lines import SEVERAL_SEEDS, any_several_seeds, gap_sentences, line_series, marked_if_equal
 from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.quantities import Quantity, quantity_of
@@ -103,7 +103,7 @@ def _panel(
     def hover(point: Point) -> str:
         return quantity.hover(point) + (f", {point.seeds} seeds" if point.seeds > 1 else "")
 
-    series = labelled_if_equal([line_series(key, line, hover, quantity.shown) for key, line in lines.items()])
+    series = marked_if_equal([line_series(key, line, hover, quantity.shown) for key, line in lines.items()])
     lengths = numbered_axis("tokens read at once", (point.x for line in lines.values() for point in line))
     title = PROTOCOL_TITLES.get(protocol, protocol)
     return LinePanel(title, lengths, quantity.axis, series, train_length_guide(train_length))

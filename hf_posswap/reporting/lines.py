@@ -98,14 +98,14 @@ def line_series(
     )
 
 
-def labelled_if_equal(series: Sequence[Series]) -> tuple[Series, ...]:
-    """Return the series; the label of a series that covers an earlier, equal one says so."""
+def marked_if_equal(series: Sequence[Series]) -> tuple[Series, ...]:
+    """Return the series; a series that covers an earlier, equal one names it."""
     seen: dict[tuple[tuple[float, str], ...], str] = {}
     result = []
     for one in series:
         shape = tuple((one.x[i], f"{one.y[i]:.5g}") for i in one.known())
-        other = seen.setdefault(shape, one.key)
-        result.append(one if other == one.key or not shape else replace(one, label=f"{one.label} (= {other})"))
+        other = seen.setdefault(shape, one.label)
+        result.append(one if other == one.label or not shape else replace(one, equal=other))
     return tuple(result)
 
 

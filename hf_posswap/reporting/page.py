@@ -1,10 +1,11 @@
-"""The report as one HTML page that works offline: plotly.js, which it contains, draws the figures; each has a table.
+"""The report as one HTML page that works offline: Vega, which it contains, draws the figures; each has a table.
 
-All values from files are escaped for HTML, and again for plotly (`plotly_figures`). A content security policy allows
-only the page's own scripts, by their hashes, and no connections.
+All values from files are escaped for HTML; in figures they are data. A content security policy allows only the page's
+own scripts, by their hashes, and no connections; Vega interprets its expressions and compiles nothing.
 """
 
 import base64
+import functools
 import gzip
 import hashlib
 import json
@@ -13,11 +14,11 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from hf_posswap.errors import MissingPackageError
-from hf_posswap.reporting.colours import INK, Look
-from hf_posswap.reporting.figures import Figure, HeatPanel, Panel, Provenance, Table
+from hf_posswap.reporting.colours import Look
+from hf_posswap.reporting.figures import BarPanel, Figure, HeatPanel, LinePanel, Panel, Provenance, Table
+from hf_posswap.reporting.images import SMALL_ROWS, converter
 from hf_posswap.reporting.naming import STAGE_WORDS
-from hf_posswap.reporting.plotly_figures import drawings
+from hf_posswap.reporting.vega import CONFIG, Spec, css_colour, panels_of
 from hf_posswap.results.groups import Results
 from hf_posswap.version import __version__
 
@@ -25,33 +26,29 @@ Chapters = Sequence[tuple[str, Sequence[Figure]]]
 
 UNNAMED = "unnamed model"
 TITLE = "Positional schemes: how far they read, and what they cost"
-_DASH_ARRAYS = {"--": "6 3", "-.": "6 2 1 2", ":": "1.5 2"}
-_MARKER_SHAPES = {
-    "o": "M15 3.5a3.5 3.5 0 1 0 .01 0z",
-    "s": "M12 4h6v6h-6z",
-    "^": "M15 3l4 7h-8z",
-    "v": "M15 11l4-7h-8z",
-    "D": "M15 2.5l4.5 4.5-4.5 4.5-4.5-4.5z",
-    "<": "M11 7l7-4v8z",
-    ">": "M19 7l-7-4v8z",
-    "P": "M13.5 3h3v2.5h2.5v3h-2.5v2.5h-3v-2.5h-2.5v-3h2.5z",
-    "X": "M11.5 5l2-2 1.5 1.5 1.5-1.5 2 2-1.5 2 1.5 2-2 2-1.5-1.5-1.5 1.5-2-2 1.5-2z",
+ROW_HEIGHT, TALLEST = 9, 900
+"""Height of a row of a heat map with many rows, and of the tallest figure, in pixels."""
+_SAMPLES = {
+    "circle": "M-.5,0a.5,.5,0,1,1,1,0a.5,.5,0,1,1,-1,0Z",
+    "square": "M-.5,-.5h1v1h-1Z",
+    "triangle-up": "M0,-.5L.5,.5H-.5Z",
+    "triangle-down": "M0,.5L.5,-.5H-.5Z",
+    "triangle-left": "M-.5,0L.5,-.5V.5Z",
+    "triangle-right": "M.5,0L-.5,-.5V.5Z",
+    "diamond": "M0,-.6L.6,0L0,.6L-.6,0Z",
+    "cross": "M-.2,-.5h.4v.3h.3v.4h-.3v.3h-.4v-.3h-.3v-.4h.3Z",
 }
+"""Vega's shapes as SVG paths, for the samples of schemes."""
 
 
-def plotly_source() -> str:
-    """Return the source of plotly.js.
+@functools.cache
+def library() -> str:
+    """Return the source of Vega and Vega-Lite.
 
     Raises:
-        MissingPackageError: plotly is not installed.
+        MissingPackageError: vl-convert-python is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingPackageError(
-            'the report is drawn with plotly, which is not installed. Install it with pip install "hf_posswap[report]".'
-        ) from error
-    return str(get_plotlyjs())
+    return str(converter().javascript_bundle())
 
 
 def render_page(results: Results, chapters: Chapters, styles: Mapping[str, Look]) -> str:
@@ -63,15 +60,15 @@ def render_page(results: Results, chapters: Chapters, styles: Mapping[str, Look]
         styles: style of each scheme, the same in every figure.
 
     Raises:
-        MissingPackageError: plotly is not installed.
+        MissingPackageError: vl-convert-python is not installed.
     """
-    library, program = plotly_source(), _asset("report.js")
-    figures = [figure for _, own in chapters for figure in own]
-    drawn = {figure.name: drawings(figure, styles) for figure in figures}
+    vega, program = library(), _asset("report.js")
+    drawn = {figure.name: _drawings(figure, styles) for _, own in chapters for figure in own}
+    content = {"config": CONFIG | {"aria": False}, "figures": drawn}
     return "".join([
         "<!DOCTYPE html>\n",
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n',
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy(library, program)}">\n',
+        f'<meta http-equiv="Content-Security-Policy" content="{_policy(vega, program)}">\n',
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
         '<meta name="color-scheme" content="light dark">\n',
         f"<title>{escape(_title(results))}</title>\n<style>\n{_asset('report.css')}</style>\n</head>\n<body>\n",
@@ -81,8 +78,8 @@ def render_page(results: Results, chapters: Chapters, styles: Mapping[str, Look]
         *(_chapter(model, own) for model, own in chapters),
         "</main>\n",
         _footer(results),
-        f'<script type="application/json" id="figures">{_json({"figures": drawn})}</script>\n',
-        f'<script type="application/octet-stream" id="plotly">{_packed(library)}</script>\n',
+        f'<script type="application/json" id="figures">{_json(content)}</script>\n',
+        f'<script type="application/octet-stream" id="vega">{_packed(vega)}</script>\n',
         f"<script>{program}</script>\n</body>\n</html>\n",
     ])  # fmt: skip
 
@@ -96,7 +93,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(*scripts: str) -> str:
-    """Return a policy that allows these scripts, and the inline styles and generated images that plotly needs."""
+    """Return a policy that allows these scripts, and the inline styles and generated images that figures need."""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -119,8 +116,8 @@ def _top(results: Results, chapters: Chapters) -> str:
     return (
         f'<header class="top">\n<h1>{escape(TITLE)}</h1>\n'
         '<p class="lead">Every figure is drawn from result files alone; its numbers, and where they come from, are '
-        "under it. One scheme has one colour throughout. Point at a figure to read values, drag to zoom, double-click "
-        "to go back.</p>\n"
+        "under it. One scheme has one colour throughout. Point at a figure to read values. Turn the wheel with Ctrl to "
+        "zoom, drag to move, double-click to go back.</p>\n"
         f'{notes}<nav aria-label="Figures">{"".join(_contents(model, figures) for model, figures in chapters)}</nav>\n'
         '<p class="warning" id="trouble" hidden>The figures could not be drawn: this browser is too old for them. All '
         'numbers are in the tables.</p>\n<noscript><p class="warning">The figures need JavaScript. All numbers are in '
@@ -158,14 +155,52 @@ def _scheme_bar(keys: Sequence[str], styles: Mapping[str, Look]) -> str:
 
 def _sample(look: Look) -> str:
     """Return an SVG sample of a scheme's line with its marker."""
-    colour = "currentColor" if look.colour == INK else look.colour
-    dash = _DASH_ARRAYS.get(look.line, "8 2 2 2 2 2") if isinstance(look.line, str) else "8 2 2 2 2 2"
-    dashes = "" if look.line == "-" else f' stroke-dasharray="{dash}"'
+    colour = css_colour(look.colour)
+    dashes = f' stroke-dasharray="{" ".join(map(str, look.dash))}"' if look.dash else ""
     fill = "var(--paper)" if look.hollow else colour
+    path = _SAMPLES.get(look.marker, look.marker)
     return (
         f'<svg viewBox="0 0 30 14" aria-hidden="true"><path d="M0 7h30" stroke="{colour}" stroke-width="3"{dashes}/>'
-        f'<path d="{_MARKER_SHAPES.get(look.marker, _MARKER_SHAPES["o"])}" fill="{fill}" stroke="{colour}"/></svg>'
+        f'<path d="{path}" transform="translate(15 7) scale(8)" fill="{fill}" '
+        f'stroke="{colour}" stroke-width="0.15"/></svg>'
     )
+
+
+def _drawings(figure: Figure, styles: Mapping[str, Look]) -> list[Spec]:
+    """Return for each panel its specification, made for pointing and zooming, and the scheme of a heat map."""
+    specs = panels_of(figure.panels, styles)
+    return [_drawing(panel, spec) for panel, spec in zip(figure.panels, specs, strict=True)]
+
+
+def _drawing(panel: Panel, spec: Spec) -> Spec:
+    layers = [layer | {"mark": layer["mark"] | {"clip": layer["mark"]["type"] != "text"}} for layer in spec["layer"]]
+    channels = ["y"] if isinstance(panel, BarPanel) else ["x", "y"]
+    zoom = {"type": "interval", "encodings": channels, "zoom": "wheel![event.ctrlKey]"}
+    layers[0] |= {"params": [{"name": "zoom", "select": zoom, "bind": "scales"}]}
+    if isinstance(panel, LinePanel):
+        layers.append(_pointed(layers[0]["encoding"]["x"]))
+    fixed = {"width": "container", "height": "container", "data": spec["data"] | {"name": "rows"}}
+    fit = {
+        "autosize": {"type": "fit", "contains": "padding"},
+        "padding": {"left": 0, "right": 8, "top": 2, "bottom": 0},
+    }
+    return {"key": panel.key if isinstance(panel, HeatPanel) else None, "spec": spec | fixed | fit | {"layer": layers}}
+
+
+def _pointed(x: Spec) -> Spec:
+    """Return a layer with a line at the x value nearest to the pointer, whose tooltip has the values of all series."""
+    nearest = {"type": "point", "fields": ["x"], "nearest": True, "on": "pointerover", "clear": "pointerout"}
+    opacity = {"condition": {"param": "at", "empty": False, "value": 0.5}, "value": 0}
+    return {
+        "transform": [
+            {"filter": "isValid(datum.y)"},
+            {"aggregate": [{"op": "values", "as": "rows"}], "groupby": ["x"]},
+        ],
+        "params": [{"name": "at", "select": nearest}],
+        # Vega draws a cell around each line to find the nearest one; the cell's datum is the line.
+        "mark": {"type": "rule", "color": "var(--muted)", "tooltip": {"expr": "datum.datum && datum.datum.rows"}},
+        "encoding": {"x": x, "opacity": opacity},
+    }
 
 
 def _chapter(model: str, figures: Sequence[Figure]) -> str:
@@ -196,16 +231,20 @@ def _headline(figure: Figure) -> str:
 
 def _shape(panels: Sequence[Panel]) -> str:
     """Return the CSS class for the width of the panels."""
-    if not all(isinstance(panel, HeatPanel) for panel in panels):
+    if len(panels) == 1 or not all(isinstance(panel, HeatPanel) for panel in panels):
         return " three" if len(panels) % 3 == 0 else ""
     return " tall" if any(len(panel.columns) > 12 for panel in panels if isinstance(panel, HeatPanel)) else " maps"
 
 
 def _panel(figure: Figure, number: int, panel: Panel) -> str:
     label = escape(f"{figure.title}: {panel.title}. The numbers are in the table below.")
+    name = f"{figure.name}-{number}"
+    rows = len(panel.rows) if isinstance(panel, HeatPanel) else 0
+    height = f' style="height: {min(TALLEST, 90 + ROW_HEIGHT * rows)}px"' if rows > SMALL_ROWS else ""
     return (
         f'<div class="panel"><h4>{escape(panel.title)}</h4>'
-        f'<div class="plot" id="{figure.name}-{number}" role="img" aria-label="{label}"></div></div>'
+        f'<button type="button" class="save" data-save="{name}" title="Save as SVG">SVG</button>'
+        f'<div class="plot" id="{name}" role="img" aria-label="{label}"{height}></div></div>'
     )
 
 

@@ -20,7 +20,7 @@ from hf_posswap.reporting.figures import (
     numbered_axis,
     plain,
 )
-from hf_posswap.reporting.lines import gap_sentences, interval, labelled_if_equal, line_series
+from hf_posswap.reporting.lines import gap_sentences, interval, line_series, marked_if_equal
 from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.results.groups import Group
@@ -66,9 +66,7 @@ def _log_probability(group: Group, stage: str) -> Figure | None:
     lines = {key: points(own, LOG_PROBABILITY) for key, own in by_key(known).items()}
     lengths = sorted({row["length"] for row in known})
     # The range over depths is in the hover text: as bands, those of several schemes would cover each other.
-    series = labelled_if_equal(
-        [replace(line_series(key, line, _hover), low=(), high=()) for key, line in lines.items()]
-    )
+    series = marked_if_equal([replace(line_series(key, line, _hover), low=(), high=()) for key, line in lines.items()])
     axis = Axis("log-probability of a token of the key, nats")
     panel = LinePanel("All depths", numbered_axis("tokens read at once", lengths), axis, series)
     cells = {key: {point.x: _hover(point) for point in line} for key, line in lines.items()}

@@ -13,7 +13,7 @@ from hf_posswap.reporting.figures import (
     plain,
 )
 from hf_posswap.reporting.length_figure import Lines, lines_of, train_length_guide
-from hf_posswap.reporting.lines import SEVERAL_SEEDS, any_several_seeds, gap_sentences, labelled_if_equal, line_series
+from hf_posswap.reporting.lines import SEVERAL_SEEDS, any_several_seeds, gap_sentences, line_series, marked_if_equal
 from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.results.groups import Group
@@ -60,7 +60,7 @@ def _lines(rows: Sequence[Row]) -> Lines:
 
 
 def _panel(length: float, lines: Lines, rows: Sequence[Row], train_length: int | None) -> LinePanel:
-    series = labelled_if_equal([line_series(key, line, _hover) for key, line in lines.items()])
+    series = marked_if_equal([line_series(key, line, _hover) for key, line in lines.items()])
     places = sorted({point.x for line in lines.values() for point in line})
     powers = [2.0**n for n in range(20) if places[0] <= 2.0**n <= places[-1]]
     step = max(1, -(-len(powers) // MOST_TICKS))

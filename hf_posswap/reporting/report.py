@@ -7,8 +7,8 @@ from pathlib import Path
 
 from hf_posswap.reporting.catalogue import all_figures, undrawn
 from hf_posswap.reporting.colours import looks
-from hf_posswap.reporting.images import check_matplotlib, draw
-from hf_posswap.reporting.page import plotly_source, render_page
+from hf_posswap.reporting.images import converter, draw
+from hf_posswap.reporting.page import render_page
 from hf_posswap.results.files import OutputError, write_atomically, write_text
 from hf_posswap.results.groups import read_results
 from hf_posswap.results.reading import ResultsError
@@ -43,11 +43,10 @@ def write_report(
 
     Raises:
         ResultsError: the folder has no results, or a file that cannot be read.
-        MissingPackageError: plotly or matplotlib is not installed.
+        MissingPackageError: vl-convert-python is not installed.
         OutputError: the page or the images cannot be written.
     """
-    plotly_source()  # raise its error before any long work
-    check_matplotlib()
+    converter()  # raise its error before any long work
     results = read_results(folder)
     chapters = all_figures(results)
     figures = [figure for _, own in chapters for figure in own]

@@ -18,8 +18,8 @@ from hf_posswap.reporting.lines import (
     any_several_seeds,
     gap_sentences,
     interval,
-    labelled_if_equal,
     line_series,
+    marked_if_equal,
 )
 from hf_posswap.reporting.naming import model_name, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
@@ -61,7 +61,7 @@ def _figure(group: Group, stage: str) -> Figure:
 
 
 def _panel(metric: str, lines: Lines, train_length: int | None) -> LinePanel:
-    series = labelled_if_equal([line_series(key, line, _hover) for key, line in lines.items()])
+    series = marked_if_equal([line_series(key, line, _hover) for key, line in lines.items()])
     lengths = numbered_axis("tokens read of a document", (point.x for line in lines.values() for point in line))
     return LinePanel(metric, lengths, Axis(metric), series, train_length_guide(train_length))
 

@@ -13,7 +13,7 @@ from hf_posswap.reporting.figures import (
     number,
     plain,
 )
-from hf_posswap.reporting.lines import in_order, labelled_if_equal
+from hf_posswap.reporting.lines import in_order, marked_if_equal
 from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, told_apart
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.quantities import Quantity, quantity_of
@@ -108,7 +108,7 @@ def stage_panel(group: Group, protocol: str, length: float) -> LinePanel:
         series.append(_series(key, places, found, quantity))
     title = f"{PROTOCOL_TITLES.get(protocol, protocol)}, {plain(length)} tokens"
     x = category_axis("", stages)
-    return LinePanel(title, x, quantity.axis, labelled_if_equal(series), _stock_guide(group, protocol, length))
+    return LinePanel(title, x, quantity.axis, marked_if_equal(series), _stock_guide(group, protocol, length))
 
 
 def _series(key: str, places: tuple[float, ...], found: Sequence[Point | None], quantity: Quantity) -> Series:

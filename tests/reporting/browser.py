@@ -68,8 +68,8 @@ def open_page(driver: Any, path: Path) -> None:
 
 
 def draw_everything(driver: Any) -> None:
-    """Scroll through the page, so that every figure is drawn."""
-    for place in driver.find_elements("css selector", ".plot"):
+    """Scroll through the page, so that every figure is drawn as it should be shown now."""
+    for place in driver.find_elements("css selector", ".panel:not(.off) .plot"):
         driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", place)
         until(driver, f"return document.getElementById({json.dumps(place.get_attribute('id'))}).dataset.drawn")
 

@@ -83,15 +83,16 @@ def test_a_scheme_has_the_same_colour_whatever_stands_beside_it() -> None:
 def test_variants_share_the_colour_and_differ_in_line() -> None:
     styles = looks(["rope:yarn", "rope", "rope:linear:factor=4"])
     assert {look.colour for look in styles.values()} == {colour_of("rope")}
-    assert len({look.line for look in styles.values()}) == 3
-    assert styles["rope"].line == "-"
+    assert len({look.dash for look in styles.values()}) == 3
+    assert styles["rope"].dash == ()
     assert styles["rope:yarn"].hollow
 
 
 def test_the_control_is_the_stock_model_dashed() -> None:
     styles = looks(["stock", "control"])
     assert styles["stock"].colour == styles["control"].colour
-    assert (styles["stock"].line, styles["control"].line) == ("-", "--")
+    assert styles["stock"].dash == ()
+    assert styles["control"].dash
 
 
 def test_a_scheme_nobody_chose_a_colour_for_gets_the_same_one_in_every_run() -> None:

@@ -84,8 +84,8 @@ def test_stages_are_drawn_as_lines_and_stage_by_stage(staged: dict[str, Any], tm
     draw_comparison(result_file(staged), path)
     svg = path.read_text()
     assert "Stage by stage, 64 tokens" in svg
-    assert all(f"<!-- {name} -->" in svg for name in ("rope, healed", "t5, healed", "calibrated"))
-    assert "<!-- t5, swapped -->" not in svg, "earlier stages are not in the legend"
+    assert all(f">{name}</text>" in svg for name in ("rope, healed", "t5, healed", "calibrated"))
+    assert ">t5, swapped</text>" not in svg, "earlier stages are not in the legend"
     assert "Healed on: 1,000 tokens of other texts" in svg
 
 

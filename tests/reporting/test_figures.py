@@ -109,7 +109,7 @@ def test_lines_on_top_of_one_another_say_so() -> None:
     figure = length_figures(as_group(result_file(record | {"rows": record["rows"] + copies})))[0]
     panel = figure.panels[0]
     assert isinstance(panel, LinePanel)
-    assert [series.label for series in panel.series][-1] == "none (= t5)"
+    assert [(series.label, series.name) for series in panel.series][-1] == ("none", "none (= t5)")
 
 
 def test_positions_have_a_panel_a_length(tmp_path: Path) -> None:

@@ -4,165 +4,189 @@
   const content = JSON.parse(document.getElementById("figures").textContent);
   const hidden = new Set();
   const linear = new Map(); // figure name → set of axes shown linearly
-  const drawn = new Map(); // plot element → its drawing and the figure it belongs to
+  const drawings = new Map(); // plot element → its specification and the figure it belongs to; a heat map's scheme
+  const near = new Set(); // plots on the screen or close to it
   const touch = window.matchMedia("(pointer: coarse)").matches;
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const tip = document.createElement("div");
 
-  function resolved(value, css) {
-    if (typeof value === "string") {
-      return value.startsWith("var(--") ? css.getPropertyValue(value.slice(4, -1)).trim() : value;
-    }
-    if (Array.isArray(value)) return value.map((item) => resolved(item, css));
-    if (value !== null && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolved(item, css)]));
-    }
-    return value;
-  }
-
-  function axis(spec, name, figure, css) {
-    const colour = (variable) => css.getPropertyValue(variable).trim();
-    const result = {
-      gridcolor: colour("--grid"), linecolor: colour("--line"), zerolinecolor: colour("--grid"),
-      tickfont: { color: colour("--muted"), size: 12 }, automargin: true, ...spec,
-    };
-    result.title = { ...spec.title, font: { color: colour("--ink"), size: 12.5 }, standoff: 8 };
-    // A range fits all schemes on the chosen axis; with some hidden or another axis, plotly finds its own.
-    if (name === "y" && (hidden.size > 0 || linear.get(figure).has(name))) delete result.range;
-    if (spec.type === "log" && linear.get(figure).has(name)) {
-      result.type = "linear";
-      delete result.tickvals;
-      delete result.ticktext;
+  // The specification as it is shown now: without hidden schemes, on the chosen axes.
+  function shown({ key, spec, figure }) {
+    const result = structuredClone(spec);
+    result.config = content.config;
+    result.data.values = result.data.values.filter((row) => !hidden.has(row.key));
+    for (const layer of result.layer) {
+      if (touch) layer.params = layer.params?.filter((param) => param.name !== "zoom");
+      for (const name of ["x", "y"]) {
+        const { axis, scale } = layer.encoding[name] ?? {};
+        if (!axis || !scale) continue;
+        if (name === "y" && key === null && hidden.size > 0) delete scale.domain;
+        if (scale.type !== "log") continue;
+        if (linear.get(figure).has(name)) {
+          scale.type = "linear";
+          scale.zero = false;
+          axis.title = axis.title.replace(/ \(log\)$/, "");
+          delete axis.values;
+        } else if (axis.values) {
+          // Chosen ticks suit all schemes; if fewer than two are left, because of zooming or hiding, Vega chooses.
+          const left = axis.values.map((tick) => `inrange(${tick}, domain('${name}'))`).join(" + ");
+          axis.values = { expr: `${left} > 1 ? ${JSON.stringify(axis.values)} : null` };
+        }
+      }
     }
     return result;
   }
 
-  function layout(drawing, figure, css) {
-    const colour = (variable) => css.getPropertyValue(variable).trim();
-    return {
-      ...resolved(drawing.layout, css),
-      xaxis: axis(drawing.layout.xaxis, "x", figure, css),
-      yaxis: axis(drawing.layout.yaxis, "y", figure, css),
-      paper_bgcolor: colour("--panel"), plot_bgcolor: colour(drawing.rows === undefined ? "--panel" : "--shade"),
-      font: { family: getComputedStyle(document.body).fontFamily, color: colour("--ink"), size: 12 },
-      margin: { l: 52, r: 12, t: 26, b: 44, ...drawing.layout.margin }, showlegend: false, dragmode: touch ? false : "zoom",
-      hoverlabel: {
-        bgcolor: colour("--shade"), bordercolor: colour("--line"), font: { color: colour("--ink"), size: 12 }, align: "left",
-      },
-    };
-  }
-
-  function draw(plot) {
-    const { drawing, figure } = drawn.get(plot);
-    const css = getComputedStyle(document.documentElement);
-    const data = resolved(drawing.data, css).map((trace) => ({ ...trace, visible: !hidden.has(trace.meta.key) }));
-    for (const trace of data) {
-      if (trace.colorbar) trace.colorbar.tickfont = { color: css.getPropertyValue("--muted").trim() };
-    }
-    plot.parentElement.classList.toggle("off", drawing.rows !== undefined && data.every((trace) => !trace.visible));
+  async function draw(plot) {
+    const drawing = drawings.get(plot);
+    drawing.stale = false;
+    drawing.view?.finalize();
     const options = {
-      displaylogo: false, responsive: true, displayModeBar: touch ? false : "hover",
-      modeBarButtons: [["toImage", "resetScale2d"]],
-      toImageButtonOptions: { format: "svg", filename: figure },
+      mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false, tooltip: tell,
+      logLevel: 1, // errors only: a panel whose schemes are all hidden has axes without values
     };
-    return Plotly.react(plot, data, layout(drawing, figure, css), options).then(() => {
-      plot.dataset.drawn = String(Number(plot.dataset.drawn || 0) + 1);
-      return keepTicks(plot);
-    });
+    drawing.view = (await vegaEmbed(plot, shown(drawing), options)).view;
+    plot.view = drawing.view;
+    if (!drawing.stale) plot.dataset.drawn = "true";
   }
 
-  // Chosen ticks suit all schemes. With some hidden, the axis may show fewer than two of them: then plotly chooses.
-  function keepTicks(plot) {
-    const shown = plot.layout.yaxis;
-    if (shown.type !== "log" || !shown.tickvals || !shown.range) return undefined;
-    const [low, high] = shown.range.map((end) => 10 ** end);
-    if (shown.tickvals.filter((tick) => tick >= low && tick <= high).length >= 2) return undefined;
-    return Plotly.relayout(plot, { "yaxis.tickmode": "auto", "yaxis.nticks": 6, "yaxis.tickformat": "~g" });
+  // One plot is drawn once at a time; if what it shows changes meanwhile, it is drawn again.
+  async function refresh(plot) {
+    const drawing = drawings.get(plot);
+    if (drawing.busy) return;
+    drawing.busy = true;
+    while (drawing.stale && near.has(plot)) await draw(plot);
+    drawing.busy = false;
   }
 
-  function drawAll(filter = () => true) {
-    return Promise.all([...drawn.keys()].filter((plot) => plot.dataset.drawn && filter(plot)).map(draw));
+  // Plots that are far from the screen are drawn when they come closer.
+  function redraw(filter) {
+    for (const [plot, drawing] of drawings) {
+      plot.parentElement.classList.toggle("off", hidden.has(drawing.key));
+      if (!filter(drawing)) continue;
+      drawing.stale = true;
+      delete plot.dataset.drawn;
+      refresh(plot);
+    }
+  }
+
+  function tell(_handler, event, _item, rows) {
+    tip.hidden = !rows?.length;
+    if (tip.hidden) return;
+    tip.replaceChildren(...rows.map((row) => {
+      const line = document.createElement("div");
+      const name = document.createElement("b");
+      name.textContent = row.name ?? row.label;
+      line.append(name, ` ${row.hover ?? ""}`);
+      return line;
+    }));
+    const after = event.clientX + 16 + tip.offsetWidth < window.innerWidth;
+    tip.style.left = `${after ? event.clientX + 16 : Math.max(4, event.clientX - 16 - tip.offsetWidth)}px`;
+    tip.style.top = `${Math.max(4, Math.min(event.clientY + 12, window.innerHeight - tip.offsetHeight - 4))}px`;
   }
 
   function prepare() {
-    const waiting = new IntersectionObserver((entries) => {
-      for (const entry of entries) {
-        if (!entry.isIntersecting) continue;
-        waiting.unobserve(entry.target);
-        draw(entry.target);
+    tip.id = "tip";
+    tip.hidden = true;
+    document.body.append(tip);
+    const observer = new IntersectionObserver((entries) => {
+      for (const { isIntersecting, target } of entries) {
+        if (!isIntersecting) near.delete(target);
+        else {
+          near.add(target);
+          refresh(target);
+        }
       }
     }, { rootMargin: "600px" });
-    for (const [figure, drawings] of Object.entries(content.figures)) {
+    for (const [figure, panels] of Object.entries(content.figures)) {
       linear.set(figure, new Set());
-      drawings.forEach((drawing, index) => {
+      panels.forEach((panel, index) => {
         const plot = document.getElementById(`${figure}-${index + 1}`);
-        drawn.set(plot, { drawing, figure });
-        if (drawing.rows > 16) plot.style.height = `${Math.min(900, 90 + 9 * drawing.rows)}px`;
-        waiting.observe(plot);
+        drawings.set(plot, { ...panel, figure, stale: true, busy: false, view: null });
+        observer.observe(plot);
       });
     }
-    window.addEventListener("beforeprint", () => [...drawn.keys()].forEach(draw));
-    dark.addEventListener("change", () => drawAll());
+    window.addEventListener("beforeprint", () => {
+      for (const plot of drawings.keys()) {
+        near.add(plot);
+        refresh(plot);
+      }
+    });
   }
 
   function toggle(chip, show) {
-    const key = chip.dataset.key;
+    const { key } = chip.dataset;
     if (show) hidden.delete(key); else hidden.add(key);
     chip.setAttribute("aria-pressed", String(show));
   }
 
   function listen() {
     const chips = [...document.querySelectorAll(".chip")];
-    const showing = (key) => (plot) => drawn.get(plot).drawing.data.some((trace) => key === undefined || trace.meta.key === key);
+    const has = (key) => (drawing) => drawing.spec.data.values.some((row) => row.key === key);
     for (const chip of chips) {
       chip.addEventListener("click", () => {
         toggle(chip, hidden.has(chip.dataset.key));
-        drawAll(showing(chip.dataset.key));
+        redraw(has(chip.dataset.key));
       });
       chip.addEventListener("dblclick", () => {
         chips.forEach((other) => toggle(other, other === chip));
-        drawAll();
+        redraw(() => true);
       });
     }
     document.getElementById("show-all")?.addEventListener("click", () => {
       chips.forEach((chip) => toggle(chip, true));
-      drawAll();
+      redraw(() => true);
     });
     for (const button of document.querySelectorAll("[data-axis]")) {
       button.addEventListener("click", () => {
-        const { figure, axis: name } = button.dataset;
+        const { figure, axis } = button.dataset;
         const axes = linear.get(figure);
-        if (!axes.delete(name)) axes.add(name);
-        button.textContent = `${name} axis: ${axes.has(name) ? "linear" : "logarithmic"}`;
-        drawAll((plot) => drawn.get(plot).figure === figure);
+        if (!axes.delete(axis)) axes.add(axis);
+        button.textContent = `${axis} axis: ${axes.has(axis) ? "linear" : "logarithmic"}`;
+        redraw((drawing) => drawing.figure === figure);
       });
     }
     for (const button of document.querySelectorAll("[data-table]")) {
-      button.addEventListener("click", () => download(button.dataset.table));
+      button.addEventListener("click", () => saveTable(button.dataset.table));
+    }
+    for (const button of document.querySelectorAll("[data-save]")) {
+      button.addEventListener("click", () => saveImage(button.dataset.save));
     }
   }
 
-  function download(name) {
+  function saveTable(name) {
     const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     const rows = [...document.querySelectorAll(`#table-${name} tr`)];
     const lines = rows.map((row) => [...row.cells].map((cell) => quoted(cell.textContent)).join(","));
+    save(lines.join("\n") + "\n", "text/csv", `${name}.csv`);
+  }
+
+  function saveImage(name) {
+    const css = getComputedStyle(document.documentElement);
+    drawings.get(document.getElementById(name)).view.toSVG().then((svg) => {
+      const coloured = svg.replace(/var\((--\w+)\)/g, (_, variable) => css.getPropertyValue(variable).trim());
+      save(coloured, "image/svg+xml", `${name}.svg`);
+    });
+  }
+
+  function save(text, type, name) {
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
-    link.download = `${name}.csv`;
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   }
 
-  // plotly.js travels compressed, which more than halves the page.
-  async function loadPlotly() {
-    const bytes = Uint8Array.from(atob(document.getElementById("plotly").textContent), (letter) => letter.charCodeAt(0));
+  // Vega travels compressed, which makes the page smaller by half a megabyte.
+  async function loadVega() {
+    const bytes = Uint8Array.from(atob(document.getElementById("vega").textContent), (letter) => letter.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
     script.textContent = await new Response(stream).text();
     document.head.append(script);
-    if (!window.Plotly) throw new Error("plotly.js did not load");
+    if (!window.vegaEmbed) throw new Error("Vega did not load");
   }
 
-  loadPlotly().then(() => {
+  loadVega().then(() => {
     prepare();
     listen();
     document.documentElement.dataset.ready = "true";
