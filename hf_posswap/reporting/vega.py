@@ -310,11 +310,10 @@ def _heat(panel: HeatPanel) -> Spec:
     """Return a heat map; its cells overlap a little, because a renderer's smoothing would show gaps between them."""
     x, y = _cells_axis("x", panel.x, len(panel.columns)), _cells_axis("y", panel.y, len(panel.rows))
     y["scale"]["reverse"] = True
-    overlap = 0.0 if panel.texts else 0.1
     cells = [
         {
             "key": panel.key, "x": column, "y": row,
-            "right": min(column + 1 + overlap, len(panel.columns)), "below": min(row + 1 + overlap, len(panel.rows)),
+            "right": column + 1, "below": row + 1,
             "value": value, "name": f"{panel.rows[row]}, {panel.columns[column]}",
         }
         | (_cell_text(panel, row, column) if panel.texts else {})
@@ -332,7 +331,9 @@ def _heat(panel: HeatPanel) -> Spec:
         },
         "legend": None if panel.texts else {"title": panel.colour.title},
     }
-    between: Spec = {"stroke": "var(--paper)", "strokeWidth": 1} if panel.texts else {}
+    between: Spec = {"x2Offset": 1, "y2Offset": 1}
+    if panel.texts:
+        between = {"stroke": "var(--paper)", "strokeWidth": 1}
     layers: list[Spec] = [
         {
             "transform": [{"filter": "isValid(datum.value)"}],

@@ -1,5 +1,6 @@
 """The figures as images."""
 
+import io
 import itertools
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import pytest
 from hf_posswap.reporting.catalogue import all_figures
 from hf_posswap.reporting.colours import looks
 from hf_posswap.reporting.figures import Figure, LinePanel, Panel, Provenance, Table
-from hf_posswap.reporting.images import draw, sheet
+from hf_posswap.reporting.images import converter, draw, repacked, sheet
 from hf_posswap.reporting.length_figure import length_figures
 from hf_posswap.results.groups import as_group, read_results
 from hf_posswap.results.reading import result_file
@@ -32,6 +33,18 @@ def test_the_same_figure_gives_the_same_bytes(figures: dict[str, Figure], tmp_pa
         first, second = ((tmp_path / f"{number}.{suffix}").read_bytes() for number in (1, 2))
         assert first.startswith(start)
         assert first == second
+
+
+def test_a_png_is_packed_without_changing_a_pixel(figures: dict[str, Figure]) -> None:
+    from PIL import Image
+
+    styles = looks(figures["time-made-up"].schemes())
+    png = converter().svg_to_png(converter().vegalite_to_svg(sheet(figures["time-made-up"], styles)))
+    small = repacked(png)
+    assert len(small) < 0.6 * len(png)
+    before, after = (Image.open(io.BytesIO(data)) for data in (png, small))
+    after.verify()
+    assert Image.open(io.BytesIO(small)).tobytes() == before.tobytes()
 
 
 def test_a_figure_can_be_a_pdf(figures: dict[str, Figure], tmp_path: Path) -> None:
