@@ -46,7 +46,7 @@ MAY_IMPORT = {
 }
 """Packages below the models, and what they import besides the standard library and hf_posswap."""
 
-TWICE = {"BarObserver", "LineObserver", "Cell", "Settings"}
+TWICE = {"BarObserver", "LineObserver"}
 """Class names that stand in several modules, each for the same thing of another command: no others may join them."""
 
 

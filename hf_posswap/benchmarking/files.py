@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_posswap.benchmarking.settings import BenchmarkSettings, Cell
+from hf_posswap.benchmarking.settings import BenchmarkCell, BenchmarkSettings
 from hf_posswap.errors import PosSwapError
 from hf_posswap.results.files import OutputError
 from hf_posswap.results.kinds import BENCH
@@ -24,7 +24,8 @@ def write_bench(settings: BenchmarkSettings, rows: Sequence[Mapping[str, Any]], 
         seed=settings.seed,
         settings=settings.conditions(),
         texts=[],
-        complete={Cell(*(row[name] for name in Cell._fields)) for row in rows} >= set(settings.cells()),
+        complete={BenchmarkCell(*(row[name] for name in BenchmarkCell._fields)) for row in rows}
+        >= set(settings.cells()),
         measured=[dict(row.get("measured", {})) for row in rows],
     )
     return write_result(result, folder)

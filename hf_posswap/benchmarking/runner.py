@@ -14,9 +14,9 @@ from hf_posswap.benchmarking.settings import (
     ATTENTION_MODES,
     DENSE,
     STARTUP_MODES,
+    BenchmarkCell,
     BenchmarkError,
     BenchmarkSettings,
-    Cell,
 )
 from hf_posswap.benchmarking.shapes import check_model, stock_model, swapped_copy
 from hf_posswap.benchmarking.startup import import_times, load_times
@@ -89,9 +89,9 @@ def check_device(device: str) -> None:
         raise BenchmarkError(f"there is no device {device!r} here. Allowed: cpu, and cuda where torch sees a GPU.")
 
 
-def cell_of(row: Row) -> Cell:
+def cell_of(row: Row) -> BenchmarkCell:
     """Return the cell that a row belongs to."""
-    return Cell(*(row[name] for name in Cell._fields))
+    return BenchmarkCell(*(row[name] for name in BenchmarkCell._fields))
 
 
 class _Models:
@@ -104,7 +104,7 @@ class _Models:
         self._stock: Any = None
         self._pair: Pair | PosSwapError | None = None
 
-    def pair(self, cell: Cell) -> Pair:
+    def pair(self, cell: BenchmarkCell) -> Pair:
         """Return the pair for a cell.
 
         Raises:
@@ -125,7 +125,7 @@ class _Models:
         assert self._pair is not None
         return self._pair
 
-    def _made(self, cell: Cell) -> Pair | PosSwapError:
+    def _made(self, cell: BenchmarkCell) -> Pair | PosSwapError:
         try:
             swapped = swapped_copy(self._stock, cell.scheme)
         except PosSwapError as error:
@@ -135,7 +135,7 @@ class _Models:
         return Pair(self._stock, swapped)
 
 
-def _measured(settings: BenchmarkSettings, cell: Cell, models: _Models) -> Row:
+def _measured(settings: BenchmarkSettings, cell: BenchmarkCell, models: _Models) -> Row:
     """Return the row of a cell."""
     try:
         if cell.mode in STARTUP_MODES:
@@ -152,7 +152,7 @@ def _measured(settings: BenchmarkSettings, cell: Cell, models: _Models) -> Row:
         return make_row(settings, cell, note=str(error))
 
 
-def _compared(settings: BenchmarkSettings, cell: Cell, pair: Pair) -> Row:
+def _compared(settings: BenchmarkSettings, cell: BenchmarkCell, pair: Pair) -> Row:
     make = attention_work if cell.mode in ATTENTION_MODES else model_work
     stock = make(cell.mode, pair.stock, cell.length, settings)
     other = make(cell.mode, pair.other, cell.length, settings, pair.mask)
@@ -174,7 +174,7 @@ def memory_of(work: Work, device: str) -> dict[str, int]:
     return {"resident": work.resident_bytes(), "peak": peak_bytes(work.call, device)}
 
 
-def gap(settings: BenchmarkSettings, cell: Cell, pair: Pair) -> str | None:
+def gap(settings: BenchmarkSettings, cell: BenchmarkCell, pair: Pair) -> str | None:
     """Return why a cell cannot be measured, or None if it can."""
     causal = architecture_of(pair.stock.config).is_causal(pair.stock.config)
     if cell.mode == "decode" and not causal:
@@ -201,7 +201,7 @@ def _memory(device: str) -> int:
 
 def make_row(
     settings: BenchmarkSettings,
-    cell: Cell,
+    cell: BenchmarkCell,
     times: Times | None = None,
     memory: Sequence[dict[str, int]] = (),
     note: str = "",

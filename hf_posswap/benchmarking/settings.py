@@ -22,7 +22,7 @@ class BenchmarkError(PosSwapError):
     """A benchmark cannot be run with these settings."""
 
 
-class Cell(NamedTuple):
+class BenchmarkCell(NamedTuple):
     """One measurement: a row of the result."""
 
     scheme: str
@@ -80,14 +80,14 @@ class BenchmarkSettings:
         for scheme in self.schemes:
             as_config(scheme)
 
-    def cells(self) -> Iterator[Cell]:
+    def cells(self) -> Iterator[BenchmarkCell]:
         """Yield the cells; those of one pair of models follow each other."""
         for dtype in self.dtypes:
             for backend in self.backends:
                 for scheme in self.schemes:
                     for mode in self.modes:
                         lengths = (0,) if mode in STARTUP_MODES else self.lengths
-                        yield from (Cell(scheme, dtype, backend, mode, length) for length in lengths)
+                        yield from (BenchmarkCell(scheme, dtype, backend, mode, length) for length in lengths)
 
     def conditions(self) -> dict[str, Any]:
         """Return the settings that must be equal in two runs for their cells to be combined in one table."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hf_posswap.auto import auto_class
-from hf_posswap.benchmarking.settings import BenchmarkSettings, Cell
+from hf_posswap.benchmarking.settings import BenchmarkCell, BenchmarkSettings
 from hf_posswap.benchmarking.shapes import SHAPES, stock_model
 from hf_posswap.benchmarking.timing import Times, in_turn
 from hf_posswap.sources import load_model
@@ -35,7 +35,7 @@ def _seconds_of_import(modules: str) -> float:
     return float(done.stdout)
 
 
-def load_times(settings: BenchmarkSettings, cell: Cell) -> Times:
+def load_times(settings: BenchmarkSettings, cell: BenchmarkCell) -> Times:
     """Return the seconds of `from_pretrained` from a folder, without and with `pos_scheme`."""
     with _loader(settings, cell) as load:
         load()
@@ -44,7 +44,7 @@ def load_times(settings: BenchmarkSettings, cell: Cell) -> Times:
 
 
 @contextmanager
-def _loader(settings: BenchmarkSettings, cell: Cell) -> Iterator[Callable[..., Any]]:
+def _loader(settings: BenchmarkSettings, cell: BenchmarkCell) -> Iterator[Callable[..., Any]]:
     """Yield a function that loads the model from disk."""
     if settings.model not in SHAPES:
         yield lambda **arguments: load_model(settings.model, dtype=cell.dtype, **arguments)

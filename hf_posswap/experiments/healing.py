@@ -19,7 +19,7 @@ from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.experiments.measuring import Measure
 from hf_posswap.experiments.observer import Observer
 from hf_posswap.experiments.settings import CALIBRATION_TOKENS, EVALUATION_TOKENS, Experiment
-from hf_posswap.experiments.stages import CONTROL_FOLDER, STAGES, Plan, Subject
+from hf_posswap.experiments.stages import CONTROL_FOLDER, STAGES, StagePlan, Subject
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.results.environment import collect_environment
 from hf_posswap.results.files import OutputError, check_folder, write_text
@@ -86,7 +86,7 @@ class _Run:
         if experiment.history is not None:
             check_folder(experiment.history.parent)
         tokens = experiment.calibration_tokens
-        self.plan = Plan(
+        self.plan = StagePlan(
             load=lambda: self._load(experiment.model),
             scheme=scheme,
             seed=self.options.seed,

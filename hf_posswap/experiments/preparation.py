@@ -15,7 +15,7 @@ from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
 from hf_posswap.experiments.cells import Cell, Lane
 from hf_posswap.experiments.measuring import AUTO_CLASSES, Measure, objective_of
 from hf_posswap.experiments.settings import ComparisonSettings
-from hf_posswap.experiments.stages import CALIBRATION_WORK, HEALING_WORK, Plan, calibration_length
+from hf_posswap.experiments.stages import CALIBRATION_WORK, HEALING_WORK, StagePlan, calibration_length
 from hf_posswap.results.kinds import STOCK
 from hf_posswap.schemes import parse_scheme, schemes
 from hf_posswap.sources import load_config, load_model, load_tokenizer
@@ -85,10 +85,10 @@ class Prepared:
         self.measure.remember(model)
         return model
 
-    def plan(self, lane: Lane) -> Plan:
+    def plan(self, lane: Lane) -> StagePlan:
         """Return what the model of a lane needs."""
         settings = self.settings
-        return Plan(
+        return StagePlan(
             load=self.load,
             scheme=None if lane.scheme == STOCK else parse_scheme(lane.scheme),
             seed=lane.seed,

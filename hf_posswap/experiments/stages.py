@@ -29,7 +29,7 @@ CONTROL_FOLDER = "control"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class StagePlan:
     """What one model needs on its way through the stages.
 
     Attributes:
@@ -74,7 +74,7 @@ class Subject:
         teacher: the stock model to distil from; None: the one inside the model.
     """
 
-    def __init__(self, plan: Plan, observer: Observer) -> None:
+    def __init__(self, plan: StagePlan, observer: Observer) -> None:
         self.plan, self.observer = plan, observer
         self.model: Any = None
         self.stage: str | None = None

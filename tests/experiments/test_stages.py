@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hf_posswap.experiments import stages
-from hf_posswap.experiments.stages import STAGES, Plan, Subject
+from hf_posswap.experiments.stages import STAGES, StagePlan, Subject
 from hf_posswap.results import kinds
 from tests.experiments.helpers import Recorder
 
@@ -30,7 +30,7 @@ class Events(Recorder):
 
 def subject(observer: Recorder) -> Subject:
     return Subject(
-        Plan(load=lambda: None, scheme=None, seed=0, device="cpu", tokenizer=None, documents=[]), observer=observer
+        StagePlan(load=lambda: None, scheme=None, seed=0, device="cpu", tokenizer=None, documents=[]), observer=observer
     )
 
 
