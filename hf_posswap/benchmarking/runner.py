@@ -17,6 +17,7 @@ from hf_posswap.benchmarking.settings import (
     BenchmarkCell,
     BenchmarkError,
     BenchmarkSettings,
+    cell_of,
 )
 from hf_posswap.benchmarking.shapes import check_model, stock_model, swapped_copy
 from hf_posswap.benchmarking.startup import import_times, load_times
@@ -87,11 +88,6 @@ def check_device(device: str) -> None:
     """
     if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise BenchmarkError(f"there is no device {device!r} here. Allowed: cpu, and cuda where torch sees a GPU.")
-
-
-def cell_of(row: Row) -> BenchmarkCell:
-    """Return the cell that a row belongs to."""
-    return BenchmarkCell(*(row[name] for name in BenchmarkCell._fields))
 
 
 class _Models:

@@ -1,6 +1,6 @@
 """The settings of a benchmark, which are checked before anything is loaded, and its cells in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +30,11 @@ class BenchmarkCell(NamedTuple):
     backend: str
     mode: str
     length: int
+
+
+def cell_of(row: Mapping[str, Any]) -> BenchmarkCell:
+    """Return the cell that a row belongs to."""
+    return BenchmarkCell(*(row[name] for name in BenchmarkCell._fields))
 
 
 @dataclass(frozen=True, kw_only=True)
