@@ -24,8 +24,7 @@ def write_bench(settings: BenchmarkSettings, rows: Sequence[Mapping[str, Any]], 
         seed=settings.seed,
         settings=settings.conditions(),
         texts=[],
-        complete={BenchmarkCell(*(row[name] for name in BenchmarkCell._fields)) for row in rows}
-        >= set(settings.cells()),
+        complete={cell_of(row) for row in rows} >= set(settings.cells()),
         measured=[dict(row.get("measured", {})) for row in rows],
     )
     return write_result(result, folder)
