@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_posswap.benchmarking.settings import BenchmarkSettings
+from hf_posswap.benchmarking.settings import BenchmarkSettings, cell_of
 from hf_posswap.errors import PosSwapError
 from hf_posswap.results.files import OutputError
 from hf_posswap.results.kinds import BENCH

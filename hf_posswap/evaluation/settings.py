@@ -82,7 +82,7 @@ class EvaluationSettings(MeasuringSettings):
 
     def __post_init__(self) -> None:
         from hf_posswap.schemes import parse_scheme
-        from hf_posswap.text_files import checked_split
+        from hf_posswap.texts.files import checked_split
 
         super().__post_init__()
         checked_split(self.documents)
