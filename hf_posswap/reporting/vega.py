@@ -89,7 +89,7 @@ def scales_of(panels: Sequence[Panel], styles: Mapping[str, Look]) -> dict[str, 
     return {
         "color": scale(lambda _, look: css_colour(look.colour)),
         "fill": scale(lambda _, look: "var(--paper)" if look.hollow else css_colour(look.colour)),
-        "fillOpacity": scale(lambda one, look: 0.35 if one.pale or look.hollow else 1.0),
+        "fillOpacity": scale(lambda one, look: 0.45 if one.pale or look.hollow else 1.0),
         "shape": scale(lambda _, look: look.marker),
         "strokeDash": scale(lambda _, look: list(look.dash or SOLID)),
         "strokeWidth": scale(lambda one, _: 9.0 if one.background else round(3.4 - 1.8 * place[id(one)], 2)),
@@ -223,7 +223,7 @@ def _bars(panel: BarPanel, scales: Mapping[str, Spec], bounds: tuple[float, floa
     y["scale"] = {"type": y["scale"]["type"], "zero": True} | ({"domain": list(bounds)} if bounds else {})
     beside = {"xOffset": {"field": "label", "sort": None, "scale": {"paddingInner": 0.08}}}
     bar: Spec = {
-        "mark": {"type": "bar", "strokeWidth": 1, "tooltip": {"expr": "[datum]"}},
+        "mark": {"type": "bar", "strokeWidth": 1.5, "tooltip": {"expr": "[datum]"}},
         "encoding": {"x": x, "y": y, "stroke": styled(scales, "color")["color"]}
         | beside
         | styled(scales, "color", "fillOpacity"),
