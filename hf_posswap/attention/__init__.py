@@ -1,4 +1,4 @@
-"""How attention with a bias is computed: one entry, `attend`, over the backends."""
+"""Attention with a bias: `attend` computes it with one of several backends."""
 
 from hf_posswap.attention.dispatch import BACKENDS, attend, explain_path
 

@@ -1,4 +1,4 @@
-"""The one entry to attention: takes a backend's first path that can, or says which backends can."""
+"""Entry point of attention: selects the first path of a backend that can compute a call."""
 
 from torch import Tensor
 
@@ -9,40 +9,40 @@ from hf_posswap.errors import BackendError
 
 BACKENDS = tuple(PATHS)
 FLASH = "flash_attention"
-"""How transformers' names of flash kernels begin; kernels from the Hub have other names."""
+"""Prefix of transformers' names of flash attention backends; kernels from the Hub have other names."""
 
 
 def attend(
     inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, backend: str, natively: Natively | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the context (B, H, Lq, d) and, from eager only, the weights (B, H, Lq, Lk).
+    """Return the context (B, H, Lq, D) of attention and its weights (B, H, Lq, Lk); only eager returns weights.
 
     Args:
         inputs: the attention call.
-        bias: what is added to the scaled scores.
-        mix: what the value side adds.
+        bias: bias that is added to the scaled scores, or None.
+        mix: function whose result is added to the context, or None.
         backend: one of `BACKENDS`, or another version of flash attention.
-        natively: the stock attention function, which flash attention runs through.
+        natively: the stock attention function; flash attention calls it.
 
     Raises:
-        BackendError: the backend is unknown or cannot carry the bias; backends that work are named.
+        BackendError: the backend is unknown or cannot compute the call; the message names the backends that can.
     """
     call = Call(inputs, bias, mix, natively)
     return path_of_call(call, backend).run(call)
 
 
 def explain_path(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, backend: str, device: str) -> str:
-    """Say in words which path a call takes, for `describe`; nothing is computed.
+    """Return a description of the path that a call takes, for `describe`; compute nothing.
 
     Args:
-        inputs: an attention call like those to come.
+        inputs: an example of the attention calls to describe.
         bias: see `attend`.
         mix: see `attend`.
         backend: see `attend`.
-        device: type of the device that will compute it, such as "cuda".
+        device: type of the device that will compute the calls, such as "cuda".
 
     Raises:
-        BackendError: the backend cannot carry the bias.
+        BackendError: the backend cannot compute the call.
     """
     call = Call(inputs, bias, mix, meant_for=device)
     if call.changes_nothing:
@@ -54,7 +54,7 @@ def path_of_call(call: Call, backend: str) -> Path:
     """Return the path that a call takes.
 
     Raises:
-        BackendError: there is none; leaving the bias out without a word is the one thing that must not happen.
+        BackendError: the backend has no path for the call. The bias is never left out silently.
     """
     name = "flash_attention_2" if backend.startswith(FLASH) else backend
     path = first_path(PATHS.get(name, ()), call)
@@ -68,7 +68,7 @@ def path_of_call(call: Call, backend: str) -> Path:
 
 
 def _carried(call: Call) -> str:
-    """Say what a backend has to carry."""
+    """Return a description of what a backend must support for this call, for the error message."""
     if call.mix is not None:
         return "a scheme with a value side, which reads the attention weights"
     if call.inputs.reshapes_scores:

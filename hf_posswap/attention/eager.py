@@ -1,4 +1,4 @@
-"""Attention written out: scores, bias, mask, softmax, values. The only backend that returns the weights."""
+"""Eager attention: scores, bias, mask, softmax and values as separate operations. No other backend returns weights."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from hf_posswap.common.biases import Bias
 def weights_of(inputs: AttentionInputs, bias: Bias | None, start: int, stop: int) -> Tensor:
     """Return the attention weights of the queries start…stop−1, float32, (B, H, stop − start, Lk)."""
     q, k = inputs.q[:, :, start:stop], repeat_heads(inputs.k, inputs.q.shape[1])
-    if q.dtype == torch.float16:  # products of float16 reach infinity where those of scaled queries do not
+    if q.dtype == torch.float16:  # float16 products of unscaled queries can overflow
         scores = (q.float() * inputs.scaling) @ k.float().transpose(-1, -2)
     else:
         scores = (q @ k.transpose(-1, -2)).float() * inputs.scaling
@@ -31,7 +31,7 @@ def weights_of(inputs: AttentionInputs, bias: Bias | None, start: int, stop: int
 def eager_block(
     inputs: AttentionInputs, bias: Bias | None, mix: Mix | None, start: int, stop: int
 ) -> tuple[Tensor, Tensor]:
-    """Return context (B, H, n, d) and weights (B, H, n, Lk) of the queries start…stop−1, in the values' dtype."""
+    """Return context (B, H, n, D) and weights (B, H, n, Lk) of the queries start…stop−1, in the values' dtype."""
     dtype = inputs.v.dtype
     weights = weights_of(inputs, bias, start, stop)
     weights = F.dropout(weights, inputs.dropout, training=inputs.dropout > 0).to(dtype)
@@ -42,9 +42,10 @@ def eager_block(
 
 
 def eager_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> tuple[Tensor, Tensor]:
-    """Return context (B, H, Lq, d) and weights (B, H, Lq, Lk), both in the values' dtype.
+    """Return context (B, H, Lq, D) and weights (B, H, Lq, Lk), both in the values' dtype.
 
-    Scores of half precision are made in float32, as GPT-2's `reorder_and_upcast_attn` and GPT-J ask of eager attention.
+    Scores are computed in float32 for half precision too: GPT-2's `reorder_and_upcast_attn` and GPT-J require this of
+    eager attention.
     """
     exact = torch.promote_types(inputs.q.dtype, torch.float32)
     inputs = replace(inputs, q=inputs.q.to(exact), k=inputs.k.to(exact))

@@ -1,4 +1,4 @@
-"""Attention through torch's FlexAttention: the bias is a `score_mod`, compiled into the kernel."""
+"""Attention with torch's FlexAttention: a `score_mod`, compiled into the kernel, adds the bias."""
 
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -16,12 +16,12 @@ from hf_posswap.errors import BackendError
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 FLEX_BIASES: tuple[type[Bias], ...] = (LinearBias, RelativeBias, SeparableBias, DenseBias, ClippedContentBias)
-"""Bias kinds that a score_mod can read. Transformer-XL's would need every query's product with every distance."""
+"""Kinds of bias that a score_mod can read. Transformer-XL's needs the products of all queries with all distances."""
 
 
 @cache
 def compiled_flex_attention() -> Callable[..., Any]:
-    """Compile FlexAttention once for the process; uncompiled it would hold all scores."""
+    """Return FlexAttention compiled, once per process; uncompiled FlexAttention materialises all scores."""
     return torch.compile(flex_attention)
 
 
@@ -29,7 +29,7 @@ def score_modification(bias: Bias, inputs: AttentionInputs) -> ScoreMod:
     """Return the score_mod that adds `bias`.
 
     Raises:
-        BackendError: FlexAttention cannot carry this kind of bias.
+        BackendError: FlexAttention cannot compute this kind of bias.
     """
     device = inputs.q.device
     if isinstance(bias, LinearBias):
@@ -52,10 +52,10 @@ def score_modification(bias: Bias, inputs: AttentionInputs) -> ScoreMod:
 
 
 def flex_bias_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
-    """Return the context (B, H, Lq, d) of attention with `bias`.
+    """Return the context (B, H, Lq, D) of attention with `bias`.
 
     Raises:
-        BackendError: a bias kind, dropout or a gradient that FlexAttention cannot do here.
+        BackendError: FlexAttention does not support the kind of bias, the dropout, the sinks or the gradient here.
     """
     if inputs.dropout > 0:
         raise BackendError(
@@ -91,13 +91,13 @@ def flex_bias_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
 
 
 def _learns(inputs: AttentionInputs, bias: Bias) -> bool:
-    """Whether anything that enters attention, the bias's own tensors included, needs a gradient."""
+    """Return whether an input of attention or a tensor of the bias needs a gradient."""
     tensors = (inputs.q, inputs.k, inputs.v, inputs.mask, *vars(bias).values())
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors)
 
 
 def _with_softcap(modify: ScoreMod, softcap: float | None) -> ScoreMod:
-    """Squash scores before they are modified."""
+    """Return a score_mod that applies the softcap and then `modify`."""
     if softcap is None:
         return modify
     return lambda score, b, h, i, j: modify(torch.tanh(score / softcap) * softcap, b, h, i, j)
@@ -114,7 +114,7 @@ def _with_mask(modify: ScoreMod, mask: Tensor) -> ScoreMod:
 
 
 def _interval_block_mask(inputs: AttentionInputs) -> BlockMask | None:
-    """Return the block mask of padding, packing and windows, made once per forward; None for any other mask."""
+    """Return the block mask of padding, packing and windows, created once per forward; None for any other mask."""
     if torch.compiler.is_compiling() or inputs.mask.shape[1] != 1 or learns(inputs.mask):
         return None
     block_mask: BlockMask | None = inputs.once("block mask", (inputs.mask,), lambda: _make_block_mask(inputs))
@@ -144,5 +144,5 @@ def causal_block_mask(query_length: int, key_length: int, device: torch.device) 
 
 
 def _creator(device: torch.device) -> Callable[..., BlockMask]:
-    # Compiled, it is made block by block; uncompiled it goes through a dense mask.
+    # The compiled function creates the mask block by block; the uncompiled one creates a dense mask first.
     return torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask

@@ -1,9 +1,9 @@
-"""A linear bias carried by extra head channels, so that a fused causal kernel runs it without any bias.
+"""Linear and separable biases as extra channels of the heads, for fused kernels that do not support a bias.
 
-In a causal softmax −m·(i − j) and +m·j differ by a constant of the row. With the channels m on the query and j on the
-key, q·k gains m·j. Half precision holds neither number exactly, so both ride in parts whose sum is exact: m in three
-(each the rounding of what the ones before left over), j in two (multiples of 256 and the rest; each part has at most 8
-significant bits up to j = 65535, which bfloat16 holds).
+In a causal softmax, −m·(i − j) and +m·j differ by a constant of the row. If the query has a channel m and the key has a
+channel j, then q·k contains m·j. Half precision cannot hold m or j exactly, so each is split into parts whose sum is
+exact. m has three parts; each part is the rounded remainder of the parts before it. j has two parts: a multiple of 256
+and the rest. Up to j = 65535 each part of j has at most 8 significant bits, which bfloat16 can hold.
 """
 
 from dataclasses import replace
@@ -19,11 +19,11 @@ SLOPE_PARTS = 3
 KEY_STEP = 256
 LONGEST_EXACT = KEY_STEP * KEY_STEP
 CHANNEL_MULTIPLE = 8
-"""Fused kernels want head dimensions that are multiples of 8."""
+"""Fused kernels require head dimensions that are multiples of 8."""
 
 
 def split_parts(values: Tensor, dtype: torch.dtype, parts: int) -> list[Tensor]:
-    """Split float32 values into `parts` tensors of `dtype` whose sum approaches them."""
+    """Split float32 values into `parts` tensors of `dtype` whose sum approximates the values."""
     result = []
     rest = values
     for _ in range(parts):
@@ -34,16 +34,16 @@ def split_parts(values: Tensor, dtype: torch.dtype, parts: int) -> list[Tensor]:
 
 
 def can_fold(bias: LinearBias, dtype: torch.dtype) -> bool:
-    """Return whether folding is exact for this dtype and number of keys."""
+    """Return whether folding is exact for this dtype and this number of keys."""
     return dtype == torch.float32 or bias.key_length <= LONGEST_EXACT
 
 
 def fold_linear(inputs: AttentionInputs, bias: LinearBias) -> AttentionInputs:
-    """Return the same attention call without the bias, its head dimension grown by the channels that carry it.
+    """Return the attention call without the bias and with extra channels in q and k that add the bias.
 
-    The caller cuts the context back to the values' head dimension. Key channels count from the last key backwards, so
-    that scores near the end of a long text stay small. The gradient of the slopes comes out right in float32 only: in
-    half precision the kernel rounds each score's gradient before it is multiplied with the key's position.
+    The caller truncates the context to the values' head dimension. Key channels count from the last key backwards, so
+    that scores near the end of a long text are small. The gradient of the slopes is correct in float32 only: in half
+    precision the kernel rounds the gradient of each score before it multiplies the gradient with the key's position.
     """
     q, k = inputs.q, inputs.k
     batch, heads, query_length, _ = q.shape
@@ -59,7 +59,7 @@ def fold_linear(inputs: AttentionInputs, bias: LinearBias) -> AttentionInputs:
 
 
 def fold_separable(inputs: AttentionInputs, bias: SeparableBias) -> AttentionInputs:
-    """Return the same attention call without the bias, its features appended to the heads' channels."""
+    """Return the attention call without the bias and with the bias's features as extra channels of q and k."""
     q = torch.cat([inputs.q, (bias.left / inputs.scaling).to(inputs.q.dtype).expand(inputs.q.shape[0], -1, -1, -1)], -1)
     heads = bias.right.shape[0]
     k = inputs.k.repeat_interleave(heads // inputs.k.shape[1], dim=1)
@@ -69,7 +69,7 @@ def fold_separable(inputs: AttentionInputs, bias: SeparableBias) -> AttentionInp
 
 
 def pad_channels(inputs: AttentionInputs) -> AttentionInputs:
-    """Pad q, k and v with zero channels to one head dimension, a multiple of 8."""
+    """Pad q, k and v with zero channels to the same head dimension, a multiple of 8."""
     width = -(-inputs.q.shape[-1] // CHANNEL_MULTIPLE) * CHANNEL_MULTIPLE
     q, k, v = (F.pad(x, (0, width - x.shape[-1])) for x in (inputs.q, inputs.k, inputs.v))
     return replace(inputs, q=q, k=k, v=v)

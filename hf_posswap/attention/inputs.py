@@ -1,4 +1,4 @@
-"""The tensors of one attention call, and small helpers that every backend needs."""
+"""The tensors of one attention call, and helper functions for all backends."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,25 +8,25 @@ import torch
 from torch import Tensor
 
 Mix = Callable[[Tensor, int], Tensor]
-"""Maps the weights (B, H, n, Lk) of the queries start…start+n−1 to what is added to their output (B, H, n, d)."""
+"""Maps the weights (B, H, n, Lk) of the queries start…start+n−1 to a summand of their context (B, H, n, D)."""
 
 
 @dataclass
 class AttentionInputs:
-    """One attention call after projection, transformation and cache.
+    """The inputs of one attention call, after projection, transformation and cache.
 
     Attributes:
-        q: queries (B, H, Lq, d).
-        k: keys (B, Hkv, Lk, d).
-        v: values (B, Hkv, Lk, d).
-        mask: what transformers made for the backend: None, a boolean (True: may be seen) or additive tensor
-            (B|1, 1|H, Lq, Lk), or FlexAttention's BlockMask.
-        causal: whether the module is causal. Without a mask, queries then see the keys up to their own index.
+        q: queries (B, H, Lq, D).
+        k: keys (B, Hkv, Lk, D).
+        v: values (B, Hkv, Lk, D).
+        mask: the mask that transformers made for the backend: None, a boolean tensor (True: visible) or an additive
+            tensor (B|1, 1|H, Lq, Lk), or FlexAttention's BlockMask.
+        causal: whether the module is causal. Without a mask, each query then sees the keys up to its own index.
         scaling: factor on q·k.
         dropout: probability of dropping an attention weight.
-        shared: what the layers of one forward share, see `once`.
-        softcap: c of c·tanh(s/c), to which scaled scores are squashed before the bias; None: they are not.
-        sinks: a score per head (H,) that takes part in the softmax and has no key; None: there is none.
+        shared: values that all layers of one forward share, see `once`.
+        softcap: c in c·tanh(s/c), which is applied to the scaled scores before the bias; None: no softcap.
+        sinks: one score per head (H,) that takes part in the softmax and has no key; None: no sinks.
     """
 
     q: Tensor
@@ -41,54 +41,55 @@ class AttentionInputs:
     sinks: Tensor | None = None
 
     def once(self, what: str, about: tuple[object, ...], make: Callable[[], Any]) -> Any:
-        """Return what `make` gives, made once per forward for objects that all its layers see.
+        """Return `make()`, computed once per forward for the objects in `about`, which all layers share.
 
-        Never for what has a gradient: a layer that is checkpointed would keep it from the layers after it.
+        Do not use it for values with a gradient: under gradient checkpointing, such a value belongs to the graph of one
+        layer, and later layers cannot use it.
         """
         key = (what, *map(id, about))
         if key not in self.shared:
-            self.shared[key] = (make(), about)  # the objects stay alive, so that their ids stay their own
+            self.shared[key] = (make(), about)  # keeps the objects alive, so that no other object gets their ids
         return self.shared[key][0]
 
     @property
     def reshapes_scores(self) -> bool:
-        """Whether scores go through more than a softmax, which no fused kernel without a score function does."""
+        """Whether there is a softcap or sinks, which fused kernels without a score function do not support."""
         return self.softcap is not None or self.sinks is not None
 
     @property
     def query_length(self) -> int:
-        """Lq."""
+        """Lq, the number of queries."""
         return self.q.shape[2]
 
     @property
     def key_length(self) -> int:
-        """Lk."""
+        """Lk, the number of keys."""
         return self.k.shape[2]
 
     @property
     def implicit_causal(self) -> bool:
-        """Whether causality is meant but not in the mask; query i then sees the keys 0…i (no cached ones)."""
+        """Whether attention is causal without a mask; query i then sees the keys 0…i, and no keys are cached."""
         return self.mask is None and self.causal and self.query_length > 1
 
 
 def bias_dtype(q: Tensor) -> torch.dtype:
-    """Return the dtype in which bias rows reach a fused kernel: float32, and float64 for float64 queries.
+    """Return the dtype of bias rows for a fused kernel: float64 for float64 queries, otherwise float32.
 
-    torch takes a float32 mask with float64 queries without a word and computes something else.
+    With a float32 mask and float64 queries, torch computes wrong values without an error.
     """
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
-    """Repeat key or value heads so that there is one per query head (grouped-query attention)."""
+    """Repeat the heads of keys or values so that there is one per query head (grouped-query attention)."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def additive_mask(mask: Tensor) -> Tensor:
-    """Return a boolean or additive mask as additive float32, hidden entries at the float32 minimum, never −inf.
+    """Return a boolean or additive mask as an additive float32 mask; hidden entries are the float32 minimum, not −inf.
 
-    A finite minimum keeps a row that is hidden altogether (a padding query) from becoming NaN, and bias + minimum from
-    overflowing.
+    With a finite minimum, a row without visible keys (a padding query) does not become NaN, and bias + minimum does not
+    overflow.
     """
     lowest = torch.finfo(torch.float32).min
     if mask.dtype == torch.bool:
@@ -98,7 +99,7 @@ def additive_mask(mask: Tensor) -> Tensor:
 
 
 def masked_rows(inputs: AttentionInputs, rows: Tensor, start: int, stop: int) -> Tensor:
-    """Return bias rows with the mask of the queries start…stop−1 on top, float32, (B|1, H, stop − start, Lk).
+    """Return bias rows with the mask of the queries start…stop−1 applied, float32, (B|1, H, stop − start, Lk).
 
     Args:
         inputs: the attention call.
@@ -113,7 +114,7 @@ def masked_rows(inputs: AttentionInputs, rows: Tensor, start: int, stop: int) ->
     if inputs.mask is None:
         return rows
     mask = inputs.mask[..., : inputs.key_length]
-    if mask.shape[2] > 1:  # otherwise one row serves all queries
+    if mask.shape[2] > 1:  # otherwise all queries have the same row
         mask = mask[:, :, start:stop]
     if mask.dtype == torch.bool:
         return torch.where(mask, rows, lowest)

@@ -1,8 +1,8 @@
-"""The attention function that swapped layers run, registered with transformers under a name of its own.
+"""The attention function of swapped layers, registered with transformers under its own name.
 
-An attention module comes here after its projections, norms, rotation and cache: with q, k, v, the mask, and what the
-family adds (scaling, dropout, softcap, sinks). What the layer's scheme does with them is in the call that the swapped
-attention module hands on beside them.
+An attention module calls it after its projections, norms, rotation and cache, with q, k, v, the mask and the arguments
+of the family (scaling, dropout, softcap, sinks). The swapped attention module also passes a call object, which applies
+the layer's scheme.
 """
 
 from collections.abc import Iterator
@@ -15,20 +15,20 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 IMPLEMENTATION = "posswap"
-"""The function's name. A swapped attention module's view of the config says it; no saved config does."""
+"""Name of the function. The config view of a swapped attention module has it; saved configs do not."""
 CONTEXT = "pos_context"
-"""Keyword that carries the forward's context to the attention modules, and a layer's call to the function."""
+"""Keyword that passes the forward's context to the attention modules, and a layer's call to the attention function."""
 CALL = "pos_call"
-"""Attribute of an attention module that holds its call while it runs."""
+"""Attribute of an attention module that holds its call while its forward runs."""
 
 
 _CURRENT: ContextVar[Any] = ContextVar("posswap_current", default=None)
-"""What the keyword would carry, for families whose modules do not hand keywords on. A compiled model has none of it."""
+"""The value of the keyword, for families whose modules do not pass keywords on. Compiled graphs cannot read it."""
 
 
 @contextmanager
 def current(value: Any) -> Iterator[None]:
-    """Let modules that get no keyword find their context, or their call, within a `with` block."""
+    """Provide a context, or a call, to modules that get no keyword, within a `with` block."""
     token = _CURRENT.set(value)
     try:
         yield
@@ -37,7 +37,7 @@ def current(value: Any) -> Iterator[None]:
 
 
 def handed_on(kwargs: dict[str, Any]) -> Any:
-    """Take what was handed on out of the keywords; None if nothing was."""
+    """Remove the passed value from the keywords and return it; None if there is none."""
     given = kwargs.pop(CONTEXT, None)
     return given if given is not None or torch.compiler.is_compiling() else _CURRENT.get()
 
@@ -45,11 +45,11 @@ def handed_on(kwargs: dict[str, Any]) -> Any:
 def attention_of_call(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the attention of a swapped layer; takes and returns what transformers' attention functions do."""
+    """Run the attention of a swapped layer; arguments and result are those of transformers' attention functions."""
     call = kwargs.pop(CONTEXT, None)
     if call is None:
         call = vars(module).get(CALL)
-    if not hasattr(call, "attend"):  # nothing, or the forward's context, which the scheme's own forward did not take
+    if not hasattr(call, "attend"):  # None, or the forward's context, if another tool replaced the module's forward
         from hf_posswap.errors import UnsupportedError
 
         raise UnsupportedError(

@@ -1,7 +1,6 @@
-"""Every way to compute attention with a bias: one ordered list of paths per backend, the first that can is taken.
+"""All ways to compute attention with a bias: an ordered list of paths per backend. The first path that can is taken.
 
-`describe` says the words of the path that a text without padding takes; docs/speed.md has the measurements behind the
-order.
+`describe` names the path for a text without padding. docs/speed.md has the measurements behind the order.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,20 +37,20 @@ from hf_posswap.common.biases import (
 )
 
 Output = tuple[Tensor, Tensor | None]
-"""Context (B, H, Lq, d), and the weights (B, H, Lq, Lk) or None."""
+"""Context (B, H, Lq, D), and weights (B, H, Lq, Lk) or None."""
 Natively = Callable[[AttentionInputs], Output]
-"""Runs the stock attention function: context (B, Lq, H, d), and weights or None."""
+"""Runs the stock attention function; returns context (B, Lq, H, D), and weights or None."""
 
 
 class Call(NamedTuple):
-    """One attention call with what the scheme adds to it.
+    """One attention call with the scheme's bias and value side.
 
     Attributes:
-        inputs: q, k, v, mask and the like.
-        bias: what is added to the scaled scores; None: nothing.
-        mix: what the value side adds; None: nothing.
-        natively: the stock attention function; only flash attention runs through it.
-        meant_for: type of the device that will compute it, such as "cuda"; None: that of the inputs.
+        inputs: q, k, v, mask and so on.
+        bias: bias that is added to the scaled scores; None: no bias.
+        mix: function whose result is added to the context (the value side); None: no value side.
+        natively: the stock attention function; only flash attention calls it.
+        meant_for: type of the device that will compute the call, such as "cuda"; None: the device of the inputs.
     """
 
     inputs: AttentionInputs
@@ -72,13 +71,13 @@ class Call(NamedTuple):
 
     @property
     def relative(self) -> RelativeBias | None:
-        """The bias as one value per head and distance; None if it is of another kind."""
+        """The bias as a `RelativeBias`; None if it is another kind of bias."""
         bias = self.bias.as_relative() if isinstance(self.bias, LinearBias) else self.bias
         return bias if isinstance(bias, RelativeBias) else None
 
     @property
     def learns_bias(self) -> bool:
-        """Whether a gradient of one value per distance, or of slopes, is wanted."""
+        """Whether the slopes, or the values by distance, need a gradient."""
         return isinstance(self.bias, LinearBias | RelativeBias) and _needs_gradient(
             self.bias.slopes if isinstance(self.bias, LinearBias) else self.bias.values
         )
@@ -90,12 +89,12 @@ class Call(NamedTuple):
 
     @property
     def takes_cpu_kernels(self) -> bool:
-        """Whether torch's CPU kernels can be called directly; a graph that is traced takes torch's wrapper."""
+        """Whether torch's CPU kernels can be called directly; while a graph is traced, torch's wrapper is called."""
         same_width = self.inputs.q.shape[-1] == self.inputs.v.shape[-1]
         return self.device == "cpu" and self.inputs.dropout == 0 and same_width and not torch.compiler.is_compiling()
 
     def segments(self) -> list[Segment] | None:
-        """Return what each query sees, or None if the mask is of another form."""
+        """Return the keys that each query sees, as segments, or None if the mask has another form."""
         return visible_segments(self.inputs)
 
 
@@ -104,9 +103,9 @@ class Path:
     """One way to compute attention.
 
     Attributes:
-        can: says whether it computes a call.
-        run: computes it.
-        words: what `describe` says of it.
+        can: returns whether the path can compute a call.
+        run: computes a call.
+        words: description of the path for `describe`.
     """
 
     can: Callable[[Call], bool]
@@ -127,7 +126,7 @@ def _needs_gradient(tensor: Tensor) -> bool:
 
 
 def _given(run: Callable[[AttentionInputs, RelativeBias], Tensor]) -> Callable[[Call], Output]:
-    """Return what runs a function of the inputs and a relative bias."""
+    """Return a function that calls `run` with the inputs and the relative bias of a call."""
 
     def run_call(call: Call) -> Output:
         bias = call.relative
@@ -138,16 +137,16 @@ def _given(run: Callable[[AttentionInputs, RelativeBias], Tensor]) -> Callable[[
 
 
 def _cut(context: Tensor, call: Call) -> Tensor:
-    """Return a context without the channels that carried the bias."""
+    """Return a context without the extra channels."""
     return context[..., : call.inputs.v.shape[-1]]
 
 
-# Biases folded into extra channels of q and k, for kernels that take no bias.
+# Biases folded into extra channels of q and k, for kernels that do not support a bias.
 
 
 def _can_fold_linear(call: Call) -> bool:
-    # Slopes that learn are not folded: their gradient would be Σ_j dS_ij·j with dS rounded to half precision, at 2048
-    # keys off by up to half of its size and more.
+    # Slopes that need a gradient are not folded. Their gradient would be Σ_j dS_ij·j with dS rounded to half precision;
+    # with 2048 keys its error can be half of its size or more.
     if not isinstance(call.bias, LinearBias) or call.mix is not None or call.inputs.reshapes_scores:
         return False
     return can_fold(call.bias, call.inputs.q.dtype) and not call.learns_bias
@@ -158,7 +157,7 @@ def _can_fold_separable(call: Call) -> bool:
 
 
 def folded(call: Call) -> AttentionInputs:
-    """Return a call without its bias, its head dimension grown by the channels that carry it."""
+    """Return the inputs of a call without the bias and with extra channels in q and k that add the bias."""
     if isinstance(call.bias, LinearBias):
         return fold_linear(call.inputs, call.bias)
     assert isinstance(call.bias, SeparableBias)
@@ -175,7 +174,7 @@ def _folded_sdpa(call: Call) -> Output:
     return _cut(plain_attention(folded(call)), call), None
 
 
-# Near keys apart from all others, with the values' vectors if there are any.
+# Near keys as a band and all other keys in a separate kernel call, with the value vectors if there are any.
 
 
 def _can_band(call: Call) -> bool:
@@ -269,7 +268,7 @@ SDPA = (
         lambda call: (mixed_attention(*call[:3]), None),
         "blocks of queries written out, because the value side, a softcap or sinks read the scores",
     ),
-    # On a CPU the strided view is as fast, exact, and takes no channels.
+    # On a CPU the strided view is as fast, is exact, and needs no extra channels.
     Path(
         lambda call: call.device == "cuda" and call.inputs.q.dtype.itemsize == 2 and _can_fold_linear(call),
         _folded_sdpa,
@@ -303,7 +302,7 @@ SDPA = (
         "sdpa, the bias as a strided view of one vector per head and mask segment, which learns",
     ),
     Path(_can_stride_content, _content, "sdpa, a block of queries' products with all distances as a strided view"),
-    # Where kernels cannot be called directly.
+    # Paths for cases in which kernels cannot be called directly.
     Path(
         lambda call: call.by_distance and call.inputs.mask is None and not call.learns_bias,
         _given(relative_attention),

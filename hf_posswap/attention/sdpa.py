@@ -1,6 +1,7 @@
-"""Attention through torch's fused `scaled_dot_product_attention`, a block of queries at a time where there is a bias.
+"""Attention with torch's fused `scaled_dot_product_attention`; with a bias, in blocks of queries.
 
-Nothing of H × Lq × Lk is ever held: a `RelativeBias` is a strided view, any other bias is made for one block only.
+No tensor of H × Lq × Lk is created: a `RelativeBias` is a strided view, and any other bias is materialised for one
+block of queries at a time.
 """
 
 from collections.abc import Sequence
@@ -15,16 +16,16 @@ from hf_posswap.attention.visibility import learns
 from hf_posswap.common.biases import Bias, RelativeBias
 
 QUERY_BLOCK = 256
-"""Queries per block: measured best of 64…L for a strided bias on CPU, between 512 and 4096 tokens."""
+"""Queries per block: the fastest of 64…L for a strided bias on a CPU, measured between 512 and 4096 tokens."""
 BLOCK_BYTES = 64 * 2**20
-"""A materialised block of bias rows is kept below this many bytes."""
+"""Largest size in bytes of a materialised block of bias rows."""
 
 
 def query_blocks(inputs: AttentionInputs, materialised: bool) -> list[tuple[int, int]]:
-    """Return (start, stop) of the blocks in which to take the queries.
+    """Return (start, stop) of the blocks of queries.
 
-    While a graph is traced whose lengths are symbols, that is one block: any other number of blocks would tie the graph
-    to one length.
+    While a graph with symbolic lengths is traced, there is one block: several blocks would specialise the graph to one
+    length.
     """
     length = inputs.query_length
     sizes = (length, inputs.q.shape[0], inputs.key_length) if materialised else (length,)
@@ -38,7 +39,7 @@ def query_blocks(inputs: AttentionInputs, materialised: bool) -> list[tuple[int,
 
 
 def _numbers(sizes: Sequence[int]) -> bool:
-    """Whether sizes are numbers and not symbols of a graph that is being traced."""
+    """Return whether sizes are numbers, and not symbols of a graph that is being traced."""
     if not torch.compiler.is_compiling():
         return True
     from torch.fx.experimental.symbolic_shapes import has_static_value
@@ -47,7 +48,7 @@ def _numbers(sizes: Sequence[int]) -> bool:
 
 
 def plain_attention(inputs: AttentionInputs) -> Tensor:
-    """Return the context (B, H, Lq, d) of attention without a bias."""
+    """Return the context (B, H, Lq, D) of attention without a bias."""
     k, v = inputs.k, inputs.v
     if inputs.implicit_causal:
         k, v = k[:, :, : inputs.query_length], v[:, :, : inputs.query_length]
@@ -64,9 +65,9 @@ def plain_attention(inputs: AttentionInputs) -> Tensor:
 
 
 def reversed_values(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
-    """Return the vector (H, Lq + Lk − 1) behind the strided view of a `RelativeBias`, its future at −inf.
+    """Return the vector (H, Lq + Lk − 1) of the strided view of a `RelativeBias`, see `RelativeBias.flipped_rows`.
 
-    See `RelativeBias.flipped_rows`. The future are the distances below 0, if causality is meant but not in a mask.
+    If attention is causal without a mask, the values of distances below 0 are −inf.
     """
     values = bias.values.to(inputs.q.device, bias_dtype(inputs.q))
     if inputs.implicit_causal:
@@ -76,10 +77,10 @@ def reversed_values(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
 
 
 def relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
-    """Return the context of attention with a `RelativeBias` and no explicit mask: the bias is a strided view.
+    """Return the context of attention with a `RelativeBias` and no explicit mask; the bias is a strided view.
 
-    Queries are taken in reverse within a block (`RelativeBias.flipped_rows`). In causal attention the values of Δ < 0
-    are −inf, which is the mask, and keys beyond the block's last query are not touched.
+    The queries of a block are in reverse order, see `RelativeBias.flipped_rows`. In causal attention the values of
+    Δ < 0 are −inf, which replaces the mask, and keys after the block's last query are not read.
     """
     source = reversed_values(inputs, bias)
     heads = inputs.q.shape[1]
@@ -101,10 +102,10 @@ def relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
 
 
 def single_query_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
-    """Return the context (B, H, 1, d) of one query: a row of the bias is no more than a row of scores.
+    """Return the context (B, H, 1, D) of one query; the bias is one row.
 
-    The query heads that share a key head are its queries: neither keys nor values are repeated. The row is made once
-    for all layers that share the bias.
+    Query heads that share a key head become the queries of that head, so keys and values are not repeated. All layers
+    that share the bias use the same row.
     """
     batch, heads, _, dim = inputs.q.shape
     key_heads = inputs.k.shape[1]
@@ -124,7 +125,7 @@ def single_query_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
 
 
 def _single_row(inputs: AttentionInputs, bias: Bias) -> Tensor:
-    """Return a row of the bias (B, Hkv, H / Hkv, Lk): the query heads that share a key head are its queries."""
+    """Return a row of the bias, (B, Hkv, H / Hkv, Lk): query heads that share a key head are its queries."""
     batch, heads = inputs.q.shape[:2]
     rows = masked_rows(inputs, bias.rows(0, 1).to(inputs.q.device, bias_dtype(inputs.q)), 0, 1)
     rows = rows.expand(-1, heads, -1, -1).contiguous()
@@ -134,14 +135,14 @@ def _single_row(inputs: AttentionInputs, bias: Bias) -> Tensor:
 
 
 def _kept(bias: Bias) -> bool:
-    """Whether what is made of a bias may be kept for other layers: it is the same for all, and has no gradient."""
+    """Return whether other layers may reuse values that depend on the bias: it is relative and needs no gradient."""
     if torch.compiler.is_compiling() or not isinstance(bias, RelativeBias):
         return False
     return not (torch.is_grad_enabled() and bias.values.requires_grad)
 
 
 def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
-    """Return the context of attention with any bias and mask, materialising the bias of one block at a time."""
+    """Return the context of attention with any bias and mask; materialise the bias of one block at a time."""
     heads = inputs.q.shape[1]
     k, v = repeat_heads(inputs.k, heads), repeat_heads(inputs.v, heads)
     blocks = []
@@ -161,25 +162,25 @@ def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
 
 
 def mixed_attention(inputs: AttentionInputs, bias: Bias | None, mix: Mix | None) -> Tensor:
-    """Return the context where the value side reads the weights, which no fused kernel gives: blocks written out."""
+    """Return the context with a value side, which needs the weights: eager attention in blocks of queries."""
     blocks = query_blocks(inputs, materialised=True)
     return torch.cat([eager_block(inputs, bias, mix, start, stop)[0] for start, stop in blocks], dim=2)
 
 
 def _as_constant(rows: Tensor) -> Tensor:
-    """Return bias rows that no gradient goes through, where none is taken.
+    """Return bias rows, detached if gradients are disabled.
 
-    It has to be said for graphs: exported without gradients, they are traced once more with them on the way to ONNX,
-    and torch would then take a kernel whose output lies otherwise in memory.
+    This is necessary for exported graphs. A graph exported without gradients is traced again with gradients during the
+    conversion to ONNX. Without `detach`, torch would then select a kernel whose output has another memory layout.
     """
     return rows if torch.is_grad_enabled() else rows.detach()
 
 
 def _rounded(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return bias rows in the queries' dtype, which CUDA kernels ask for.
+    """Return bias rows in the queries' dtype, as CUDA kernels require.
 
-    Each row is shifted to a maximum of 0, which softmax does not see, so that rounding spares its largest entries; and
-    what is hidden stays finite, so that a row hidden altogether does not become NaN.
+    Each row is shifted so that its maximum is 0, which does not change the softmax; rounding errors are then smallest
+    for the largest entries. Hidden entries are finite, so that a row without visible keys does not become NaN.
     """
     shifted = rows - rows.amax(dim=-1, keepdim=True)
     return shifted.clamp(min=torch.finfo(dtype).min).to(dtype)

@@ -1,8 +1,8 @@
-"""Which keys a query sees, as segments: runs of queries whose first and last key stand still or move along with them.
+"""The keys that each query sees, as segments: runs of queries whose key bounds are constant or move with the query.
 
-Causal masks, left and right padding, packed documents, sliding windows and free places of a static cache are all of
-this form, and so are their combinations. A segment needs no mask: keys outside of its bounds are not touched, and
-distances outside of its range are −inf in the vector of a `RelativeBias`.
+Causal masks, left and right padding, packed documents, sliding windows, unused entries of a static cache and all
+combinations of these have this form. A segment replaces the mask: keys outside its bounds are not read, and distances
+outside its range are −inf in the vector of a `RelativeBias`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,15 +15,15 @@ from torch import Tensor
 from hf_posswap.attention.inputs import AttentionInputs
 
 ROWS_AT_A_TIME = 64
-"""Rows of a mask that are read at once; torch counts in int64, eight times as wide as the mask."""
+"""Rows of a mask that are read at once; torch counts in int64, which needs eight times the memory of the mask."""
 SHORTEST_MEAN = 16
-"""Queries per segment, on average, below which a mask is taken as it is."""
+"""Smallest mean number of queries per segment; below it, segments are not used and the mask is applied as it is."""
 
 
 class Segment(NamedTuple):
-    """Queries start…stop−1 of some batch rows: query i sees the keys j in first…last−1 with least ≤ i − j ≤ most.
+    """The queries start…stop−1 of some batch rows: query i sees the keys j in first…last−1 with least ≤ i − j ≤ most.
 
-    Indices count from the first query and the first key of the call; `least` and `most` are None where nothing limits.
+    Indices count from the first query and the first key of the call. `least` and `most` are None if there is no limit.
     """
 
     batch: slice
@@ -35,7 +35,7 @@ class Segment(NamedTuple):
     most: int | None
 
     def blocks(self, step: int) -> Iterator[tuple[int, int, int, int]]:
-        """Cut into blocks of queries: (start, stop, first key, one past the last key)."""
+        """Yield blocks of at most `step` queries: (start, stop, first key, one past the last key)."""
         for start in range(self.start, self.stop, step):
             stop = min(start + step, self.stop)
             first = self.first if self.most is None else max(self.first, start - self.most)
@@ -44,7 +44,7 @@ class Segment(NamedTuple):
 
 
 def visible_segments(inputs: AttentionInputs) -> list[Segment] | None:
-    """Return what each query sees, or None if the mask is of another form; looked up once per forward and mask."""
+    """Return the segments of a call, or None if the mask has another form; computed once per forward and mask."""
     queries, keys, everyone = inputs.query_length, inputs.key_length, slice(0, inputs.q.shape[0])
     if inputs.implicit_causal:
         return [Segment(everyone, 0, queries, 0, min(queries, keys), 0, None)]
@@ -57,12 +57,12 @@ def visible_segments(inputs: AttentionInputs) -> list[Segment] | None:
 
 
 def learns(mask: Tensor) -> bool:
-    """Whether a mask gets a gradient, so that it is more than what it shows."""
+    """Return whether a mask needs a gradient; segments cannot replace such a mask."""
     return torch.is_grad_enabled() and mask.requires_grad
 
 
 def mask_segments(mask: Tensor, inputs: AttentionInputs) -> list[Segment] | None:
-    """Read the segments from a boolean or additive mask (B|1, 1, Lq|1, Lk)."""
+    """Return the segments of a boolean or additive mask (B|1, 1, Lq|1, Lk), or None if it has another form."""
     mask = mask[:, 0, :, : inputs.key_length].expand(-1, inputs.query_length, -1)
     bounds = interval_bounds(mask)
     if bounds is None:
@@ -79,7 +79,7 @@ def mask_segments(mask: Tensor, inputs: AttentionInputs) -> list[Segment] | None
 
 
 def shown_by(segments: Sequence[Segment], batch: int, queries: int, keys: int) -> Tensor:
-    """Return the boolean mask (B, Lq, Lk) that segments mean."""
+    """Return the boolean mask (B, Lq, Lk) of segments."""
     mask = torch.zeros(batch, queries, keys, dtype=torch.bool)
     place, key = torch.arange(queries)[:, None], torch.arange(keys)
     for segment in segments:
@@ -93,9 +93,10 @@ def shown_by(segments: Sequence[Segment], batch: int, queries: int, keys: int) -
 
 
 def interval_bounds(mask: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the first key and one past the last key of each query, int64, (B, Lq) each; 0 and 0 where it sees none.
+    """Return the first key and one past the last key of each query, int64, (B, Lq) each; both 0 if it sees no key.
 
-    None if a query sees keys that are not next to each other, or an additive mask is more than a mask.
+    Return None if the keys that a query sees are not contiguous, or if an additive mask has other values than 0 and the
+    minimum.
 
     Args:
         mask: boolean or additive, (B, Lq, Lk).
@@ -119,7 +120,7 @@ def interval_bounds(mask: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _row_segments(first: list[int], last: list[int], batch: slice) -> Iterator[Segment]:
-    """Yield the segments of one row of the batch; queries that see nothing are in none."""
+    """Yield the segments of one row of the batch; queries that see no key are in no segment."""
     steps = [(b - a, d - c) for (a, b), (c, d) in zip(pairwise(first), pairwise(last), strict=True)]
     start, queries = 0, len(first)
     while start < queries:
@@ -133,7 +134,7 @@ def _row_segments(first: list[int], last: list[int], batch: slice) -> Iterator[S
                 stop += 1
         else:
             step = (0, 0)
-        # first[i] = i − most where it moves along, last[i] = i − least + 1.
+        # If the first key moves with the query, first[i] = i − most; if the last key does, last[i] = i − least + 1.
         most = start - first[start] if step[0] else None
         least = start + 1 - last[start] if step[1] else None
         yield Segment(batch, start, stop, first[start], last[stop - 1], least, most)
@@ -141,7 +142,7 @@ def _row_segments(first: list[int], last: list[int], batch: slice) -> Iterator[S
 
 
 def _merged(segments: list[Segment]) -> list[Segment]:
-    """Join neighbouring rows of the batch that see the same."""
+    """Merge neighbouring rows of the batch that have the same segments."""
     by_row: dict[tuple[int, int], list[Segment]] = {}
     for segment in segments:
         by_row.setdefault((segment.batch.start, segment.batch.stop), []).append(segment)

@@ -1,1 +1,1 @@
-"""Attention with a relative bias on the CPU: torch's fused kernels over strided views, and their gradients."""
+"""Attention with a relative bias on the CPU: torch's fused kernels with strided views, and their gradients."""

@@ -1,9 +1,10 @@
-"""Causal attention whose bias reads the query, and says something of its own about the last few keys only.
+"""Causal attention with a bias that depends on the query and is the same for all keys beyond a few distances.
 
-Shaw's vectors are the same for all keys at a distance of K or more. There q·a_K is one number for the whole row, which
-softmax does not see: what is left is a band of K distances with the bias q·(a_Δ − a_K), and beyond it plain causal
-attention, which a fused kernel computes. The two parts are joined by the log-sum-exp of their scores, as the parts of
-FlashAttention are (Dao et al. 2022, section 3.1). Memory is O(length · K), and O(length · block) for a moment.
+In Shaw's scheme, all keys at a distance of K or more have the same vector a_K. So q·a_K is one number for the whole row
+and does not change the softmax. Subtracting it leaves a band of K distances with the bias q·(a_Δ − a_K), and causal
+attention without a bias for all other keys, which a fused kernel computes. The log-sum-exps of the scores combine the
+two parts, as in FlashAttention (Dao et al. 2022, section 3.1). Memory is O(length · K), with temporary tensors of
+O(length · block).
 """
 
 from collections.abc import Sequence
@@ -21,27 +22,27 @@ from hf_posswap.attention.visibility import Segment
 from hf_posswap.common.biases import ClippedContentBias
 
 BAND_BLOCK = 64
-"""Queries that share one product with the keys of their bands."""
+"""Queries per block; one matrix product gives the scores of a block with the keys of all its bands."""
 NEAR_QUERIES = 256
-"""Queries whose bands are held at a time, in float32: a multiple of `BAND_BLOCK`."""
+"""Queries whose bands are in memory at the same time, in float32: a multiple of `BAND_BLOCK`."""
 SUM_CHANNELS = 8
-"""Channels added for the backward pass; kernels like multiples of 8."""
+"""Extra channels for the backward pass; kernels are faster with multiples of 8."""
 
 
 def can_band(bias: ClippedContentBias, segments: Sequence[Segment]) -> bool:
-    """Return whether every segment is a causal text of its own, so that its distances follow from its indices."""
+    """Return whether every segment is a separate causal text, so that distances are differences of indices."""
     return bias.reach is not None and all(
         s.first == s.start and s.last == s.stop and (s.least, s.most) == (0, None) for s in segments
     )
 
 
 def banded_attention(inputs: AttentionInputs, bias: ClippedContentBias, segments: Sequence[Segment]) -> Tensor:
-    """Return the context (B, H, L, d), values' vectors included if there are any; zeros where a query sees nothing.
+    """Return the context (B, H, L, D), value vectors included if there are any; zeros for queries that see no key.
 
     Args:
         inputs: the attention call.
-        bias: one for which `can_band` says yes.
-        segments: what each query sees.
+        bias: a bias for which `can_band` returns True.
+        segments: the keys that each query sees.
     """
     if len(segments) == 1 and segments[0].stop - segments[0].start == inputs.query_length:
         return _text(inputs.q, inputs.k, inputs.v, bias, inputs.scaling)
@@ -55,7 +56,7 @@ def banded_attention(inputs: AttentionInputs, bias: ClippedContentBias, segments
 
 
 def _text(q: Tensor, k: Tensor, v: Tensor, bias: ClippedContentBias, scaling: float) -> Tensor:
-    """Return the context of one causal text, whose queries meet the bias's vectors as `bias.query` has them."""
+    """Return the context of one causal text; `bias.query` holds the queries that are multiplied with the vectors."""
     assert bias.reach is not None
     reach, length = bias.reach, q.shape[2]
     far = None
@@ -69,7 +70,7 @@ def _text(q: Tensor, k: Tensor, v: Tensor, bias: ClippedContentBias, scaling: fl
 
 
 class QueryBlock(NamedTuple):
-    """Some queries of a causal text: start…stop−1 of q (B, H, L, d), k and v (B, Hkv, L, d)."""
+    """The queries start…stop−1 of a causal text, with q (B, H, L, D) and k and v (B, Hkv, L, D) of the whole text."""
 
     start: int
     stop: int
@@ -80,7 +81,7 @@ class QueryBlock(NamedTuple):
 
 
 def _joined(part: QueryBlock, bias: ClippedContentBias, far: tuple[Tensor, ...] | None) -> Tensor:
-    """Return the context of a part: its band, and what all queries from `reach` on have of the keys before theirs.
+    """Return the context of a block of queries: its band combined with the keys before the band.
 
     Args:
         part: the queries.
@@ -100,7 +101,7 @@ def _joined(part: QueryBlock, bias: ClippedContentBias, far: tuple[Tensor, ...] 
         band.before_the_text(q.device), float("-inf")
     )
     total = near.logsumexp(-1)
-    hidden = min(max(0, reach - start), stop - start)  # queries of this part that see nothing but their bands
+    hidden = min(max(0, reach - start), stop - start)  # number of queries of this part without keys before their bands
     reached = far is not None and hidden < stop - start
     if far is not None and reached:
         far_context, far_sums = (x[:, :, start + hidden - reach : stop - reach] for x in far)
@@ -121,14 +122,15 @@ def _joined(part: QueryBlock, bias: ClippedContentBias, far: tuple[Tensor, ...] 
 class Band:
     """The pairs of query i and key j with 0 ≤ i − j < reach, as (…, L, reach): column c is the key i − (reach − 1) + c.
 
-    Queries are taken in blocks: a block's products with the keys of all its bands are a matrix, in which each row's
-    band begins one column further on. Read in rows that are one longer, the bands lie below each other.
+    Queries are taken in blocks. The products of a block with the keys of all its bands are a matrix in which the band
+    of each row begins one column after that of the row above. If the same memory is read with rows that are one element
+    longer, all bands begin in the same column.
 
     Args:
         sharing: query heads per key head.
         length: L.
         reach: number of distances.
-        lead: keys that stand before the first query, less than `reach`.
+        lead: number of keys before the first query, less than `reach`.
     """
 
     def __init__(self, sharing: int, length: int, reach: int, lead: int) -> None:
@@ -137,7 +139,7 @@ class Band:
         self.width = BAND_BLOCK + reach - 1
 
     def before_the_text(self, device: torch.device) -> Tensor:
-        """Return which columns are keys before the first one, (L, reach)."""
+        """Return a boolean tensor (L, reach): whether a column is before the first key of the text."""
         columns = torch.arange(self.reach, device=device)
         return torch.arange(self.length, device=device)[:, None] + columns < self.reach - 1 - self.lead
 
@@ -149,31 +151,31 @@ class Band:
         return self._texts(bands)
 
     def weighted(self, weights: Tensor, v: Tensor) -> Tensor:
-        """Return the sums of values (B, Hkv, lead + L, d) with weights (B, H, L, reach): (B, H, L, d)."""
+        """Return the sums of values (B, Hkv, lead + L, D) with weights (B, H, L, reach), as (B, H, L, D)."""
         bands = self._blocks(weights).unflatten(3, (-1, BAND_BLOCK))
         rows = F.pad(bands, (0, self.width + 1 - self.reach)).flatten(-2)[..., : BAND_BLOCK * self.width]
         products = rows.unflatten(-1, (BAND_BLOCK, self.width)).flatten(3, 4) @ self._windows(v).mT
         return self._texts(products.unflatten(3, (-1, BAND_BLOCK)))
 
     def _blocks(self, x: Tensor) -> Tensor:
-        """(B, H, L, n) to (B, Hkv, blocks, query heads per key head · block, n)."""
+        """Reshape (B, H, L, n) to (B, Hkv, blocks, query heads per key head · block, n)."""
         padded = F.pad(x, (0, 0, 0, self.count * BAND_BLOCK - self.length))
         split = padded.unflatten(2, (self.count, BAND_BLOCK)).unflatten(1, (-1, self.sharing))
         return split.transpose(2, 3).flatten(3, 4)
 
     def _texts(self, x: Tensor) -> Tensor:
-        """(B, Hkv, blocks, query heads per key head, block, n) to (B, H, L, n)."""
+        """Reshape (B, Hkv, blocks, query heads per key head, block, n) to (B, H, L, n)."""
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :, : self.length]
 
     def _windows(self, x: Tensor) -> Tensor:
-        """(B, Hkv, lead + L, d) to the keys or values that each block's bands reach, (B, Hkv, blocks, d, width)."""
+        """Return the keys or values of the bands of each block: (B, Hkv, lead + L, D) → (B, Hkv, blocks, D, width)."""
         padded = F.pad(x, (0, 0, self.reach - 1 - self.lead, self.count * BAND_BLOCK - self.length))
         return padded.unfold(2, self.width, BAND_BLOCK)
 
 
 @dataclass(frozen=True)
 class CausalAttention(FusedCall):
-    """Fused causal attention of q, k and v on CPU: the context and the log-sum-exps of the scores (B, H, L).
+    """Fused causal attention of q, k and v on a CPU: returns the context and the log-sum-exps of the scores (B, H, L).
 
     Attributes:
         scaling: factor on q·k.
@@ -192,8 +194,9 @@ class CausalAttention(FusedCall):
     ) -> Sequence[Tensor | None]:
         """See `FusedCall.backward`.
 
-        The gradient of a score is P·(dO·v − dO·O + dsum). The kernel computes P·(dO·v − dO·O), so dsum comes in as
-        channels of dO whose values are 1 and whose outputs are said to be 0; in two parts, as half precision asks.
+        The gradient of a score is P·(dO·v − dO·O + dsum). The kernel computes P·(dO·v − dO·O). To add dsum, dO gets
+        extra channels that hold dsum; the values of these channels are 1 and their outputs are passed as 0. dsum is
+        split into two parts, because half precision cannot hold it exactly.
         """
         (grad, grad_sums), (q, k, v), (context, sums) = grads, tensors, kept
         high = grad_sums.to(q.dtype)

@@ -1,7 +1,7 @@
-"""Fused attention as a function that autograd, `torch.func.grad` and second derivatives take.
+"""Fused attention as an autograd function with `torch.func.grad` and second derivatives.
 
-The first derivative is a fused backward pass. It is a function of its own, whose derivative is that of attention
-written out: second derivatives are right, at the cost of all scores at once.
+The first derivative is a fused backward pass, which is an autograd function too. Its derivative is computed from
+unfused attention: second derivatives are correct, but need memory for all scores.
 """
 
 from abc import ABC, abstractmethod
@@ -17,12 +17,12 @@ from hf_posswap.common.biases import RelativeBias
 
 
 class FusedCall(ABC):
-    """One call of a fused kernel: how to run it, its backward pass, and the same attention in torch's own functions."""
+    """One call of a fused kernel: forward pass, backward pass, and the same attention in plain torch functions."""
 
     results: ClassVar[int] = 1
-    """How many of the tensors that `forward` returns have gradients; the backward pass reads the others."""
+    """Number of tensors returned by `forward` that have gradients; the other tensors are for the backward pass."""
     reads_results: ClassVar[bool] = True
-    """Whether the backward pass reads what `forward` returned; otherwise it is not kept."""
+    """Whether the backward pass reads the results of `forward`; if not, they are not saved."""
 
     @abstractmethod
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -32,22 +32,22 @@ class FusedCall(ABC):
     def backward(
         self, grads: Sequence[Tensor], tensors: Sequence[Tensor], kept: Sequence[Tensor], wanted: Sequence[bool]
     ) -> Sequence[Tensor | None]:
-        """Return the gradients of the tensors, None for those that are not wanted.
+        """Return the gradients of the tensors; None for tensors whose gradient is not needed.
 
         Args:
             grads: gradients of the results.
-            tensors: as `forward` took them.
-            kept: all that `forward` returned, or nothing.
-            wanted: for each tensor, whether its gradient is asked for.
+            tensors: the arguments of `forward`.
+            kept: all results of `forward`; empty if `reads_results` is False.
+            wanted: for each tensor, whether its gradient is needed.
         """
 
     @abstractmethod
     def written_out(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the results that have gradients, by functions that can be differentiated as often as one likes."""
+        """Return the results that have gradients, computed by functions that support derivatives of any order."""
 
 
 def run(call: FusedCall, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return the results of a call that have gradients."""
+    """Run a call and return the results that have gradients."""
     made: tuple[Tensor, ...] = _Fused.apply(call, *tensors)
     return made[: call.results]
 
@@ -75,7 +75,7 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def forward(call: FusedCall, wanted: Sequence[bool], count: int, *given: Tensor) -> tuple[Tensor, ...]:
         grads, tensors, kept = _parts(call, count, given)
-        with torch.autocast(given[0].device.type, enabled=False):  # it would round the scores
+        with torch.autocast(given[0].device.type, enabled=False):  # autocast would round the scores
             made = call.backward(grads, tensors, kept, wanted)
         return tuple(gradient for gradient, want in zip(made, wanted, strict=True) if want and gradient is not None)
 
@@ -100,7 +100,7 @@ class _Gradients(torch.autograd.Function):
 
 
 def _parts(call: FusedCall, count: int, given: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], ...]:
-    """Split gradients of the results, the tensors, and what was kept."""
+    """Split a flat sequence into the gradients of the results, the tensors, and the saved results."""
     first = call.results
     return tuple(given[:first]), tuple(given[first : first + count]), tuple(given[first + count :])
 
@@ -108,7 +108,7 @@ def _parts(call: FusedCall, count: int, given: Sequence[Tensor]) -> tuple[tuple[
 def relative_written_out(
     q: Tensor, k: Tensor, v: Tensor, values: Tensor, segments: Sequence[Segment], scaling: float
 ) -> Tensor:
-    """Return the context (B, H, Lq, d) with a `RelativeBias` of these values; zeros where a query sees nothing."""
+    """Return the context (B, H, Lq, D) with a `RelativeBias` of these values; zeros for queries that see no key."""
     exact, heads = bias_dtype(q), q.shape[1]
     shown = shown_by(segments, q.shape[0], q.shape[2], k.shape[2]).to(q.device)[:, None]
     rows = RelativeBias(values.to(exact), q.shape[2], k.shape[2]).rows(0, q.shape[2])

@@ -1,10 +1,10 @@
-"""Attention whose `RelativeBias` learns: the fused forward pass, and a backward pass in blocks of queries.
+"""Attention with a trainable `RelativeBias`: a fused forward pass, and a backward pass in blocks of queries.
 
-torch's fused kernels give no gradient of a mask. Here the forward pass is the fused kernel over a strided view and
-keeps q, k, v and the bias vector alone. The backward pass makes the scores of a block of queries again, for a few heads
+torch's fused kernels give no gradient of a mask. Here the forward pass runs the fused kernel with a strided view and
+saves only q, k, v and the bias vector. The backward pass recomputes the scores of a block of queries, for a few heads
 at a time. With P = softmax(scaling·q·kᵀ + bias), the gradient of the scores is dS = P ∘ (dP − rowsum(P ∘ dP)) with
-dP = dO·vᵀ (FlashAttention, Dao et al. 2022, appendix B.2), and the gradient of the bias at a distance is the sum of dS
-over the diagonal of that distance.
+dP = dO·vᵀ (FlashAttention, Dao et al. 2022, appendix B.2). The gradient of the bias at a distance is the sum of dS over
+the diagonal of that distance.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,18 +21,19 @@ from hf_posswap.attention.visibility import visible_segments
 from hf_posswap.common.biases import RelativeBias
 
 BLOCK_ROWS = 128
-"""Rows of scores per key head and block: queries × query heads that share the key head. Measured best of 32…256 on
-a CPU, between 512 and 8192 tokens."""
+"""Rows of scores per key head and block: queries × query heads that share the key head. The fastest of 32…256, measured
+on a CPU between 512 and 8192 tokens."""
 TILE_ELEMENTS = 2**19
-"""Scores held at a time: as many key heads and batch rows are taken together as stay below it, at least one."""
+"""Limit of the number of scores in memory; it sets how many key heads and batch rows are computed at a time, at least
+one of each."""
 
 
 def learned_relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
-    """Return the context (B, H, Lq, d) of attention with a `RelativeBias`, no explicit mask and no dropout.
+    """Return the context (B, H, Lq, D) of attention with a `RelativeBias`, no explicit mask and no dropout.
 
-    Gradients reach q, k, v and the bias's values, which are also all that is kept for the backward pass. The gradient
-    of the values is summed in float32 (float64 for float64 queries) from gradients of scores that were never rounded to
-    half precision. Whoever differentiates twice holds all scores, see `differentiable`.
+    q, k, v and the bias's values get gradients; only these tensors are saved for the backward pass. The gradient of the
+    values is summed in float32 (float64 for float64 queries), from gradients of scores that are not rounded to half
+    precision. Second derivatives need memory for all scores, see `differentiable`.
     """
     tensors = (inputs.q, inputs.k, inputs.v, bias.values)
     return run(_LearnedCall(inputs.causal, inputs.scaling), *tensors)[0]
@@ -48,7 +49,7 @@ class _LearnedCall(FusedCall):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs, bias = self._call(tensors)
-        # Only the CPU's fused kernel takes a mask whose rows overlap in memory.
+        # Only the CPU's fused kernel supports a mask whose rows overlap in memory.
         attend = relative_attention if inputs.q.device.type == "cpu" else blockwise_attention
         return (attend(inputs, bias),)
 
@@ -72,13 +73,13 @@ class _LearnedCall(FusedCall):
 def relative_gradients(
     inputs: AttentionInputs, bias: RelativeBias, grad: Tensor, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Return the gradients of q, k, v and the bias's values, None for those that are not wanted.
+    """Return the gradients of q, k, v and the bias's values; None for gradients that are not needed.
 
     Args:
         inputs: the attention call, without mask and dropout.
-        bias: its bias.
-        grad: gradient of the context, (B, H, Lq, d).
-        wanted: which of the four gradients are asked for.
+        bias: the bias of the call.
+        grad: gradient of the context, (B, H, Lq, D).
+        wanted: for each of the four gradients, whether it is needed.
     """
     source = reversed_values(inputs, bias)
     tensors = (inputs.q, inputs.k, inputs.v)
@@ -99,12 +100,12 @@ def relative_gradients(
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Batch rows and heads that are computed together.
+    """Batch rows and heads that are computed at the same time.
 
     Attributes:
         batch: batch rows.
         key_heads: heads of k and v.
-        heads: heads of q that attend to them.
+        heads: heads of q that attend to these key heads.
         block: queries per block.
     """
 
@@ -115,7 +116,7 @@ class HeadGroup:
 
 
 def head_groups(inputs: AttentionInputs) -> Iterator[HeadGroup]:
-    """Cut batch rows and heads so that a block's scores stay below `TILE_ELEMENTS`, one key head's at least."""
+    """Yield groups of batch rows and heads with at most `TILE_ELEMENTS` scores per block, or of one key head."""
     batch, key_heads, keys = inputs.k.shape[:3]
     sharing = inputs.q.shape[1] // key_heads
     block = max(1, BLOCK_ROWS // sharing)
@@ -132,9 +133,10 @@ def head_groups(inputs: AttentionInputs) -> Iterator[HeadGroup]:
 class _GroupBackward:
     """The backward pass of one group of heads: sums over its blocks of queries, in float32 or better.
 
-    Queries are in reverse throughout, as a strided bias wants them. Shapes: N = batch rows × key heads of the group,
-    G = query heads per key head, n = queries of a block, m = keys that the block sees. Products with P and dS take
-    bfloat16 in bfloat16, as in the fused kernels; float16 is too narrow for dS and goes through float32.
+    Queries are in reverse order, as the strided view requires. Shapes: N = batch rows × key heads of the group,
+    G = query heads per key head, n = queries of a block, m = keys that the block sees. Products with P and dS are
+    computed in bfloat16 if the inputs are, as in the fused kernels. For float16 they are computed in float32, because
+    the range of float16 is too small for dS.
     """
 
     def __init__(self, inputs: AttentionInputs, group: HeadGroup, grad: Tensor, wanted: Sequence[bool]) -> None:
@@ -146,19 +148,19 @@ class _GroupBackward:
         self.k = k.to(self.product)
         self.k_exact, self.v_exact = k.to(self.exact).mT, v.to(self.exact).mT
         self.grad_q = torch.empty_like(self.q, dtype=self.exact)
-        # (N, d, Lk): with the keys last, a product with a block's scores is the faster one.
+        # (N, D, Lk): products with the scores of a block are faster if the keys are the last dimension.
         self.grad_k, self.grad_v = (torch.zeros(x.shape, dtype=self.exact, device=x.device) for x in (k.mT, v.mT))
 
     def add_block(self, start: int, stop: int, rows: Tensor) -> Tensor | None:
-        """Add what the queries start…stop−1 contribute; return the gradient of their bias, summed over diagonals.
+        """Add the contributions of the queries start…stop−1; return the gradient of their bias, summed over diagonals.
 
         Args:
             start: first query.
             stop: one past the last query.
-            rows: the bias of these queries in reverse, (heads, n, Lk).
+            rows: the bias of these queries in reverse order, (heads, n, Lk).
 
         Returns:
-            (heads, n + m − 1), in the order of `reversed_values` from its element Lq − stop on; None if not wanted.
+            (heads, n + m − 1), in the order of `reversed_values` from its element Lq − stop on; None if not needed.
         """
         wants_q, wants_k, wants_v, wants_values = self.wanted
         seen = stop if self.inputs.implicit_causal else self.inputs.key_length
@@ -191,12 +193,12 @@ class _GroupBackward:
         padded[..., seen:] = 0
         scores = padded[..., :seen]
         torch.mul(weights, torch.bmm(grad.to(self.exact), self.v_exact[..., :seen]), out=scores)
-        # Not rowsum(dO ∘ O): the context was rounded to the queries' dtype, and the sums over diagonals would show it.
+        # rowsum(dO ∘ O) would be less exact: O was rounded to the queries' dtype, and its errors add up over diagonals.
         scores.addcmul_(weights, scores.sum(-1, keepdim=True), value=-1)
         return padded
 
     def store(self, results: Sequence[Tensor | None]) -> None:
-        """Write the gradients of this group's part of q, k and v into those of the whole."""
+        """Write the gradients of this group's parts of q, k and v into the results."""
         group, scaling = self.group, self.inputs.scaling
         grad_q, grad_k, grad_v = results
         if grad_q is not None:
@@ -208,7 +210,7 @@ class _GroupBackward:
 
 
 def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add the batched product a·b, made in their dtype, to a total in its own."""
+    """Add the batched product a·b, computed in the dtype of a and b, to a total of another dtype."""
     if a.dtype == total.dtype:
         total.baddbmm_(a, b)
     else:
@@ -218,8 +220,9 @@ def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
 def diagonal_sums(padded: Tensor) -> Tensor:
     """Sum a block over the batch and over its anti-diagonals, row + column = constant, without a copy.
 
-    In memory, a matrix of n rows and m + n columns, read in rows of m + n − 1, has each row moved right by one more
-    than the row above: anti-diagonals become columns. (The relative shift of Transformer-XL, appendix B, in reverse.)
+    If a matrix of n rows and m + n columns is read with rows of m + n − 1 elements, each row is shifted right by one
+    element more than the row above, so that anti-diagonals become columns. This is the relative shift of Transformer-XL
+    (appendix B), reversed.
 
     Args:
         padded: contiguous, (B, H, n, m + n), the last n columns zero.

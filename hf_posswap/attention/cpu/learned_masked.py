@@ -1,8 +1,8 @@
-"""Attention under a mask whose `RelativeBias` learns: fused forward and backward passes, and the bias's own gradient.
+"""Attention with a mask and a trainable `RelativeBias`: fused forward and backward passes, and the bias's gradient.
 
-The fused backward pass gives the gradients of q, k and v. That of the bias needs the gradients of the scores, which are
-made a second time, a few queries at once; see `relative_gradient` for the formulas. Without a mask that module does
-all of it in one pass, which costs less.
+The fused backward pass gives the gradients of q, k and v. The gradient of the bias needs the gradients of the scores,
+which are computed a second time, in blocks of queries; `hf_posswap.attention.cpu.learned` has the formulas. Without a
+mask, that module computes all gradients in one pass, which is faster.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from hf_posswap.attention.visibility import Segment
 from hf_posswap.common.biases import RelativeBias
 
 BLOCK = 64
-"""Queries whose scores are made at once."""
+"""Queries whose scores are computed at once."""
 
 
 def learned_attention_in_segments(inputs: AttentionInputs, bias: RelativeBias, segments: Sequence[Segment]) -> Tensor:
-    """Return the context (B, H, Lq, d) with a `RelativeBias` whose values learn; zeros where a query sees nothing."""
+    """Return the context (B, H, Lq, D) with a trainable `RelativeBias`; zeros for queries that see no key."""
     return run(_LearnedInSegments(segments, inputs.scaling), inputs.q, inputs.k, inputs.v, bias.values)[0]
 
 
@@ -75,7 +75,7 @@ def values_gradient(
         v: values.
         sums: log-sum-exp of each query's scores.
         bias: the bias.
-        segments: what each query sees.
+        segments: the keys that each query sees.
         scaling: factor on q·k.
     """
     exact, key_heads = bias_dtype(q), k.shape[1]
@@ -85,7 +85,7 @@ def values_gradient(
         count, seen = rows.shape[2:]
 
         def shared(x: Tensor, batch: slice = batch, queries: slice = queries) -> Tensor:
-            """Queries of the heads that share a key head, below each other."""
+            """Return the block's queries; those of heads that share a key head are concatenated."""
             return x[batch, :, queries].to(exact).unflatten(1, (key_heads, -1)).flatten(2, 3)
 
         scores = (shared(q) @ reversed_k[batch, :, :, keys]).mul_(scaling).view(rows.shape)

@@ -1,6 +1,6 @@
-"""A `RelativeBias` that learns, inside graphs that torch.compile traces: one operator, opaque to the compiler.
+"""A trainable `RelativeBias` in graphs that torch.compile traces: attention is one custom operator.
 
-Traced, the blocks of the forward pass would keep each block's bias for the backward pass, which is the whole matrix.
+If the blocks of the forward pass were traced, autograd would save the bias of every block, which is the whole matrix.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from hf_posswap.common.biases import RelativeBias
 
 
 def traced_relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
-    """Return the context (B, H, Lq, d) on CPU with a `RelativeBias`, no explicit mask and no dropout."""
+    """Return the context (B, H, Lq, D) on a CPU with a `RelativeBias`, no explicit mask and no dropout."""
     context: Tensor = _attention(inputs.q, inputs.k, inputs.v, bias.values, inputs.causal, inputs.scaling)
     return context
 

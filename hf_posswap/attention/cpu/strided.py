@@ -1,12 +1,12 @@
-"""Attention on CPU with a bias that is a strided view: torch's fused kernels, forward and backward, block by block.
+"""Attention on a CPU with a bias that is a strided view: torch's fused kernels, forward and backward, block by block.
 
-With the keys in reverse, the bias of query i and reversed key j′ is element i + j′ of a vector per head: a Hankel
-matrix, which is a view whose rows overlap in memory. Keys and values are reversed, not queries, because they are fewer
-under grouped-query attention and what a query gives then needs no turning back. Softmax does not mind the keys' order.
+If the keys are in reverse order, the bias of query i and reversed key j′ is element i + j′ of a vector per head. This
+Hankel matrix is a strided view whose rows overlap in memory. Softmax does not depend on the order of the keys. Keys and
+values are reversed, not queries: they are fewer under grouped-query attention, and the context then needs no reversal.
 
-The kernels are called without torch's wrapper, for two reasons: one tensor takes the context of all blocks, so that
-training keeps what stock attention keeps (q, k, v, the context and one number per query), and the log-sum-exp of the
-scores comes with it. They take grouped heads as they are.
+The kernels are called directly, without torch's wrapper, for two reasons. All blocks write to one context tensor, so
+that training saves the same tensors as stock attention (q, k, v, the context and one number per query). The kernels
+also return the log-sum-exp of the scores. They support grouped-query attention without repeated heads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,22 +22,25 @@ from hf_posswap.attention.visibility import Segment
 from hf_posswap.common.biases import RelativeBias, RelativeContentBias
 
 QUERY_BLOCK = 256
-"""Queries per block, at least. In a causal text half of a block's square over the diagonal is wasted; each block is a
-call with its own start-up. Best of 128…2048 at 2048 and 4096 tokens in float32, and at 2048 in bfloat16."""
+"""Smallest number of queries per block. In a causal text, half of a block's square at the diagonal is computed in vain;
+but each block is one kernel call with a constant cost. The fastest of 128…2048 at 2048 and 4096 tokens in float32, and
+at 2048 tokens in bfloat16."""
 LONGEST_BLOCK = 1024
 BLOCKS = 8
-"""Half precision converts all keys a block sees in each call, so long texts take longer blocks: an eighth, at most
-`LONGEST_BLOCK`. At 4096 tokens, backward, 1024 queries took two thirds of the time of 256."""
+"""Number of blocks of a long text in half precision; a block has at most `LONGEST_BLOCK` queries. In half precision
+each call converts all keys that the block sees, so longer blocks are faster for long texts: at 4096 tokens, the
+backward pass with 1024 queries took two thirds of the time of 256."""
 LARGE_TILES = 768
-"""Queries from which torch's kernel takes 256 of them at a time, below that 64. In float32 a block is as long once it
-is no more than an eighth of the text: at 16384 tokens that took four fifths of the time of 256, at 2048 more."""
+"""Number of queries from which torch's kernel processes 256 queries at a time; below it, 64. In float32 a block has
+this length if it is at most an eighth of the text: at 16384 tokens this took four fifths of the time of 256 queries, at
+2048 tokens it took longer."""
 CONTENT_BLOCK = 64
-"""Queries per block where the bias reads the queries and a block of it has to be made. On a CPU with AVX2, 32, 64, 96
+"""Queries per block for a bias that depends on the queries and is computed per block. On a CPU with AVX2, 32, 64, 96
 and 128 took equally long within the noise, from 512 to 8192 tokens in float32; memory grows with the block."""
 
 
 class Block(NamedTuple):
-    """Queries of some batch rows, and the keys they see, counted in reverse."""
+    """Queries of some batch rows, and the keys that they see, with indices in the reversed order of the keys."""
 
     batch: slice
     queries: slice
@@ -47,7 +50,7 @@ class Block(NamedTuple):
 
 
 def relative_attention(inputs: AttentionInputs, bias: RelativeBias, segments: Sequence[Segment]) -> Tensor:
-    """Return the context (B, H, Lq, d) with a `RelativeBias` without gradient; zeros where a query sees nothing."""
+    """Return the context (B, H, Lq, D) with a fixed `RelativeBias`; zeros for queries that see no key."""
     tensors = (inputs.q, inputs.k, inputs.v)
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return run(_StridedCall(bias, segments, inputs.scaling), *tensors)[0]
@@ -56,7 +59,7 @@ def relative_attention(inputs: AttentionInputs, bias: RelativeBias, segments: Se
 
 @dataclass(frozen=True)
 class _StridedCall(FusedCall):
-    """Attention of q, k and v; the bias stands still."""
+    """Attention of q, k and v; the bias gets no gradient."""
 
     bias: RelativeBias
     segments: Sequence[Segment]
@@ -98,7 +101,7 @@ def forward(
 
 
 def fused(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:
-    """Return context and log-sum-exp of the CPU's fused kernel; causal if there are no bias rows."""
+    """Return context and log-sum-exp of the CPU's fused kernel; attention is causal if `rows` is None."""
     context, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, rows is None, attn_mask=rows, scale=scaling
     )
@@ -142,7 +145,7 @@ def backward(
 
 
 def query_block(length: int, half: bool) -> int:
-    """Return how many queries of a text to take at once, in half precision or not."""
+    """Return the number of queries per block for a text of this length; `half`: in half precision."""
     if half:
         return min(max(length // BLOCKS, QUERY_BLOCK), LONGEST_BLOCK)
     return LARGE_TILES if length >= BLOCKS * LARGE_TILES else QUERY_BLOCK
@@ -151,14 +154,14 @@ def query_block(length: int, half: bool) -> int:
 def relative_blocks(
     bias: RelativeBias, segments: Sequence[Segment], dtype: torch.dtype, half: bool = False, step: int | None = None
 ) -> Iterator[Block]:
-    """Yield the blocks of all segments, their bias a view of one vector per head.
+    """Yield the blocks of all segments; their bias is a view of one vector per head.
 
     Args:
         bias: the bias.
-        segments: what each query sees.
-        dtype: of the bias rows.
+        segments: the keys that each query sees.
+        dtype: dtype of the bias rows.
         half: whether queries, keys and values are in half precision.
-        step: queries per block; None: as `query_block` says.
+        step: queries per block; None: the result of `query_block`.
     """
     keys = bias.key_length
     sources: dict[tuple[int | None, int | None], Tensor] = {}
@@ -178,10 +181,11 @@ def relative_blocks(
 
 
 def content_attention(inputs: AttentionInputs, bias: RelativeContentBias) -> Tensor:
-    """Return the context (B, H, Lq, d) of attention without a mask and a `RelativeContentBias`; no gradients.
+    """Return the context (B, H, Lq, D) of attention without a mask and with a `RelativeContentBias`; no gradients.
 
-    A block's products with all distances are made once; what pairs of query and key need of them is again a view:
-    with the keys in reverse, row r begins r places further on. The future is a run of whole columns.
+    The products of a block with all distances are computed once. The bias of the pairs of query and key is a strided
+    view of these products: with the keys in reverse order, row r begins r elements later. Distances below 0 are whole
+    columns of the products.
     """
     batch, heads, queries, _ = inputs.q.shape
     keys, causal = inputs.key_length, inputs.implicit_causal
@@ -193,13 +197,13 @@ def content_attention(inputs: AttentionInputs, bias: RelativeContentBias) -> Ten
         last = min(stop, keys) if causal else keys
         count = stop - start
         width = count + last - 1
-        first_distance = start + keys - last  # index in the table of the first query's distance to the last key
+        first_distance = start + keys - last  # table index of the distance from the first query to the last key
         hidden = max(0, keys - 1 - first_distance) if causal else 0
         products = torch.empty(batch, heads, count, width, dtype=dtype)
         products[..., :hidden] = float("-inf")
         seen = bias.distance_vectors(first_distance + hidden, first_distance + width).to(dtype)
         for asking, row in zip(bias.queries(start, stop).to(dtype), products, strict=True):
-            # Unlike matmul, bmm writes into a part of a tensor without a copy.
+            # Unlike matmul, bmm can write into a part of a tensor without a copy.
             torch.bmm(asking, seen.expand(heads, -1, -1).mT, out=row[..., hidden:])
         rows = products.as_strided(
             (batch, heads, count, last),
