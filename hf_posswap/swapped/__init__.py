@@ -1,1 +1,1 @@
-"""What a swap puts into a model, how it is put in and taken out, and the proof that it acts."""
+"""The modules of a swapped model, functions that install and remove them, and the proof of a swap."""

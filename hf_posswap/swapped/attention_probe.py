@@ -1,4 +1,4 @@
-"""Queries and keys of one attention module, recorded at its attention function in the place of attention."""
+"""Queries and keys of one attention module, recorded by an attention function that replaces the module's own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ RECORDER = "posswap_record"
 
 
 class Recorded(Exception):
-    """Carries what reached an attention function out of the forward.
+    """Carries the arguments of an attention function out of the forward.
 
     Args:
-        q: queries (B, H, L, d).
-        k: keys (B, Hkv, L, d).
-        scaling: the factor on q·k.
-        projected: queries and keys before the scheme, in a swapped layer.
-        bias: what a stock layer adds to its scaled scores, broadcastable to (B, H, L, L), or None.
+        q: queries (B, H, L, D).
+        k: keys (B, Hkv, L, D).
+        scaling: factor on q·k.
+        projected: queries and keys before the scheme is applied, in a swapped layer.
+        bias: bias that a stock layer adds to its scaled scores, broadcastable to (B, H, L, L), or None.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ AttentionInterface.register(RECORDER, _record)
 
 @contextmanager
 def seen_through(module: Any, implementation: str) -> Iterator[None]:
-    """Let a module's attention function be another one within a `with` block."""
+    """Replace a module's attention function by another one within a `with` block."""
     before = dict(vars(module))
     show_view(module, implementation)
     try:
@@ -56,7 +56,7 @@ def seen_through(module: Any, implementation: str) -> Iterator[None]:
 
 @torch.no_grad()
 def queries_and_keys(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded | None:
-    """Return what a module brings to its attention function, or None if it does not get there."""
+    """Return the arguments that a module passes to its attention function, or None if it does not call it."""
     with seen_through(module, RECORDER):
         try:
             module(*args, **kwargs)
@@ -67,13 +67,13 @@ def queries_and_keys(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 @torch.no_grad()
 def scores_by_distance(module: Any, recorded: Recorded, context: Any, distances: tuple[int, ...]) -> list[float]:
-    """Return the mean scaled score of the pairs of a text at some distances, over texts and heads.
+    """Return the mean scaled score of the pairs at each distance, over texts and heads.
 
     Args:
         module: the attention module.
         recorded: its queries and keys.
-        context: of a swapped model's forward, whose scheme then takes part; None for a stock model.
-        distances: from the query back to the key.
+        context: context of a swapped model's forward, with which the scheme is applied; None for a stock model.
+        distances: distances from the query back to the key.
     """
     q, k = recorded.q, recorded.k
     bias: Any = 0.0

@@ -1,7 +1,8 @@
-"""A layer's view of the cache, through which new keys pass on their way in.
+"""A layer's view of the cache, which passes new keys to the scheme before they are stored.
 
-The cache is found among the arguments of the attention module by its type: releases of transformers and families call
-it `past_key_values`, `cache` or `layer_past`. All but `update` is the cache's own.
+The cache is found among the arguments of the attention module by its type, because its name depends on the family and
+the release of transformers: `past_key_values`, `cache` or `layer_past`. All methods but `update` are those of the
+cache.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,14 +15,14 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from hf_posswap.errors import PositionError
 
 OnUpdate = Callable[[Any, Tensor, Any], Tensor]
-"""Takes the cache, the new keys (B, Hkv, L, d) and the layer's index in the cache; returns the keys to store."""
+"""Takes the cache, the new keys (B, Hkv, L, D) and the layer's index in the cache; returns the keys to store."""
 
 
 class CacheView(Cache):
-    """Stands for a cache in the forward of one attention module.
+    """Replaces a cache in the forward of one attention module.
 
     Args:
-        cache: the cache that it shows.
+        cache: the cache.
         on_update: see `OnUpdate`; called once for each update.
     """
 
@@ -35,7 +36,7 @@ class CacheView(Cache):
         return getattr(self._posswap_cache, name)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        """Store new keys, changed by the scheme, and values; return all of them."""
+        """Store values and new keys, after the scheme has transformed the keys; return all of them."""
         key_states = self._posswap_on_update(self._posswap_cache, key_states, layer_idx)
         return self._posswap_cache.update(key_states, value_states, layer_idx, *args, **kwargs)
 
@@ -49,7 +50,7 @@ class CacheView(Cache):
 
 
 class PairView(EncoderDecoderCache):
-    """Stands for the cache of a decoder with cross-attention: the self-attention's part is a `CacheView`.
+    """Replaces the cache of a decoder with cross-attention; its part for self-attention is a `CacheView`.
 
     Args:
         cache: the pair of caches.
@@ -75,27 +76,28 @@ def view_of(cache: Any, on_update: OnUpdate) -> Any:
 
 
 def cache_among(values: Any) -> Any:
-    """Return the cache among the arguments of a forward, by its type, or None."""
+    """Return the cache among the arguments of a forward, found by its type, or None."""
     return next((value for value in values if isinstance(value, Cache)), None)
 
 
 def check_whole(cache: Any, sizes: Mapping[int, tuple[int, int]] | None, length: int) -> None:
-    """Refuse a cache from which something else has taken keys of some layers: where the rest stand is unknown.
+    """Refuse a cache from which another tool evicted keys of some layers: the positions of the rest are unknown.
 
     Args:
         cache: the cache, or None.
-        sizes: for each layer, how many keys it will return and the index in the text of the first; None: no cache.
+        sizes: for each layer, the number of keys that it will return and the index of the first in the text; None: no
+            cache.
         length: number of new tokens.
 
     Raises:
-        PositionError: its layers have seen texts of different lengths, or announce fewer keys than they have seen.
+        PositionError: the layers have seen texts of different lengths, or report fewer keys than they have seen.
     """
-    if not sizes or torch.compiler.is_compiling():  # a graph that is traced cannot look
+    if not sizes or torch.compiler.is_compiling():  # values are not available while a graph is traced
         return
-    cache = getattr(cache, "self_attention_cache", cache)  # of a decoder with cross-attention
+    cache = getattr(cache, "self_attention_cache", cache)  # the cache of a decoder with cross-attention has two parts
     first = next(iter(sizes))
     if len(set(sizes.values())) == 1 and sizes[first] == (cache.get_seq_length(first) + length, 0):
-        return  # all layers announce whole texts of one length
+        return  # all layers report whole texts of one length
     seen = {layer: cache.get_seq_length(layer) for layer in sizes}
     known = {layer: count for layer, count in seen.items() if isinstance(count, int) and count > 0}
     missing = [layer for layer, count in known.items() if sum(sizes[layer]) < count + length]
@@ -109,5 +111,5 @@ def check_whole(cache: Any, sizes: Mapping[int, tuple[int, int]] | None, length:
 
 
 def cache_keyword(outputs: Mapping[str, Any]) -> str | None:
-    """Return the name under which a model returned its cache, and takes it; None if it returned none."""
+    """Return the name under which a model returns and accepts its cache; None if it returned none."""
     return next((name for name, value in outputs.items() if isinstance(value, Cache)), None)

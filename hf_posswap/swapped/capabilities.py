@@ -1,4 +1,4 @@
-"""The table of what works where, made from what schemes declare and from what discovery finds in each family."""
+"""The capability table, made from the declarations of the schemes and the results of discovery in each family."""
 
 import json
 from dataclasses import dataclass, replace
@@ -14,9 +14,9 @@ from hf_posswap.schemes import ModelFacts, Scheme, check_supported, schemes
 from hf_posswap.swapped.plan import core_of
 
 CORE = ("bert", "gemma3_text", "gpt2", "llama")
-"""The families on which every cell is tested with every invariant: one of each kind. All others are tested on less."""
+"""Families whose cells are tested with every invariant, one of each kind. Other families have fewer tests."""
 FAMILIES_FILE = Path(__file__).with_name("families.json")
-"""Written by `python docs/families.py`: what a run of the families' tests found, on which transformers."""
+"""Results of a run of the families' tests and the version of transformers; `python docs/families.py` writes it."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Capability:
     """One cell of the capability table.
 
     Attributes:
-        architecture: the family's name.
+        architecture: name of the family.
         mode: "causal" or "encoder".
-        scheme: the scheme's name.
-        supported: whether the scheme, with its default options, can enter.
-        reason: why not, if not.
+        scheme: name of the scheme.
+        supported: whether the scheme, with its default options, can be swapped in.
+        reason: reason if it is not supported, otherwise None.
     """
 
     architecture: str
@@ -40,14 +40,14 @@ class Capability:
 
 @dataclass(frozen=True)
 class Family:
-    """A model type of transformers, as a run of its tests found it.
+    """A model type of transformers, with the result of its tests.
 
     Attributes:
-        model_type: its name, such as "qwen3".
+        model_type: name of the model type, such as "qwen3".
         mode: "causal" or "encoder".
-        native: its own positional scheme; None if nothing could be swapped.
+        native: name of the stock scheme; None if no scheme could be swapped in.
         supported: whether its tests passed.
-        reason: why not, if not.
+        reason: reason if it is not supported, otherwise None.
     """
 
     model_type: str
@@ -59,24 +59,24 @@ class Family:
 
 @cache
 def families() -> tuple[Family, ...]:
-    """Return every causal and masked language model of transformers, supported or why not."""
+    """Return every causal and masked language model of transformers, supported or not."""
     content = json.loads(FAMILIES_FILE.read_text(encoding="utf-8"))
     return tuple(Family(**entry) for entry in content["families"])
 
 
 def list_architectures() -> list[str]:
-    """Return the model types that are supported, sorted."""
+    """Return the supported model types, sorted."""
     return sorted({family.model_type for family in families() if family.supported})
 
 
 def capabilities(model_types: tuple[str, ...] = CORE) -> list[Capability]:
-    """Return every architecture × mode × scheme cell of some families, supported or why not.
+    """Return every cell (architecture, mode, scheme) of some families, supported or not.
 
     Args:
         model_types: the families.
 
     Raises:
-        UnsupportedError: a model type that transformers has no language model of.
+        UnsupportedError: transformers has no language model of a model type.
     """
     return [
         capability(architecture, causal, scheme)
@@ -87,7 +87,7 @@ def capabilities(model_types: tuple[str, ...] = CORE) -> list[Capability]:
 
 
 def capability(architecture: Architecture, causal: bool, scheme: type[Scheme]) -> Capability:
-    """Return one cell, for a model of the family's default config."""
+    """Return one cell, for a model with the family's default config."""
     facts = default_facts(architecture, causal)
     try:
         check_supported(scheme.config_class().resolve(facts), facts)
@@ -98,7 +98,7 @@ def capability(architecture: Architecture, causal: bool, scheme: type[Scheme]) -
 
 @cache
 def default_facts(architecture: Architecture, causal: bool) -> ModelFacts:
-    """Return the facts of a model of the family's default config, with two layers and without weights or a table."""
+    """Return the facts of a model with the family's default config, with two layers and without weights or a table."""
     from transformers import AutoConfig, AutoModel
 
     changes: dict[str, Any] = {"num_hidden_layers": 2} | ({"is_decoder": causal} if len(architecture.modes) > 1 else {})

@@ -1,9 +1,9 @@
-"""A stock module's own view of its swapped model's config.
+"""The view of a swapped model's config that its stock modules get.
 
-transformers picks the attention function by `config._attn_implementation` of the attention module, and rotary modules
-of some kinds read the number of positions while they run. The view answers these two questions itself, and asks the
-config everything else, so that `model.config`, the masks that the base model makes from it, `set_attn_implementation`
-and saved configs stay what the user asked for.
+transformers selects the attention function by `_attn_implementation` in the config of the attention module, and some
+rotary modules read the number of positions during a forward. The view has its own values for these two attributes; all
+others are those of the config. So `model.config`, the masks of the base model, `set_attn_implementation` and saved
+configs keep the user's values.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ from hf_posswap.attention.interface import IMPLEMENTATION
 
 
 class ConfigView:
-    """Everything a config says, but that the number of positions is the stock model's, and attention may be ours.
+    """A config's attributes, with the stock model's number of positions and, optionally, our attention function.
 
     Args:
-        config: the model's config; the view follows every change of it.
-        implementation: the name under which the attention function is registered; None: the config's own.
+        config: the model's config; changes of it are visible in the view.
+        implementation: the name under which the attention function is registered; None: the value of the config.
     """
 
     def __init__(self, config: Any, implementation: str | None = IMPLEMENTATION) -> None:
@@ -27,7 +27,7 @@ class ConfigView:
         object.__setattr__(self, "_posswap_implementation", implementation)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_posswap"):  # a copy that is still being made has neither
+        if name.startswith("_posswap"):  # a copy that is still being created has no attributes
             raise AttributeError(name)
         if name == "_attn_implementation" and self._posswap_implementation is not None:
             return self._posswap_implementation
@@ -48,19 +48,19 @@ def real_config(config: Any) -> Any:
 
 
 def _shown(module: Any) -> list[tuple[str, Any]]:
-    """Return the attributes under which a stock module keeps its config, or a view of it."""
+    """Return the attributes, with their names, in which a stock module keeps its config or a view of it."""
     kept = list(vars(module).items())
     return [(n, v) for n, v in kept if isinstance(v, PreTrainedConfig | ConfigView) and not n.startswith("pos_")]
 
 
 def show_view(module: Any, implementation: str | None = IMPLEMENTATION) -> None:
-    """Let a module see its config, wherever it keeps it, through a view."""
+    """Replace the config in all attributes of a module by a view."""
     for name, value in _shown(module):
         setattr(module, name, ConfigView(real_config(value), implementation))
 
 
 def show_config(module: Any) -> None:
-    """Let a module see its config itself again."""
+    """Replace the view in all attributes of a module by the config itself."""
     for name, value in _shown(module):
         setattr(module, name, real_config(value))
 

@@ -1,24 +1,25 @@
-"""Whether attention is causal or bidirectional: what a scheme was swapped in for, and what a forward asks for."""
+"""The direction of attention, causal or bidirectional: that of the swapped scheme and that of a forward."""
 
 from typing import Any
 
 from hf_posswap.errors import UnsupportedError
 
 KEYWORD = "is_causal"
-"""The keyword by which transformers' forwards, and the attribute by which its attention modules, say it."""
+"""Keyword of transformers' forwards, and attribute of its attention modules, that states the direction."""
 
 
 def check_direction(core: Any, said: bool | None = None) -> None:
-    """Refuse a swapped model that is to attend otherwise than its scheme was swapped in for.
+    """Refuse a forward whose direction of attention is not the one that the scheme was swapped in for.
 
-    Biases, and the position of every distance in their tables, are for one of both.
+    Biases, and the positions of distances in their tables, depend on the direction.
 
     Args:
         core: the swapped core.
-        said: what the forward's own keyword says; None: nothing.
+        said: value of the forward's keyword; None: not given.
 
     Raises:
-        UnsupportedError: the config, the forward's keyword, or an attention module of a causal model says otherwise.
+        UnsupportedError: the config, the forward's keyword, or an attention module of a causal model has the other
+            direction.
     """
     scheme = core.pos_scheme
     causal = scheme.facts.causal
@@ -28,7 +29,7 @@ def check_direction(core: Any, said: bool | None = None) -> None:
     elif said is not None and bool(said) is not causal:
         beside = f"the forward was given {KEYWORD}={said}"
     elif causal and any(getattr(module, KEYWORD, None) is False for module in core.pos_layers):
-        # Stock sdpa would then attend both ways without padding, and causally beside it.
+        # Stock sdpa would then attend in both directions without padding, and causally with padding.
         beside = f"an attention module says {KEYWORD}=False"
     if beside is not None:
         raise UnsupportedError(

@@ -1,4 +1,4 @@
-"""The attention mask of a forward: checked, in the form that the backend takes, or made for packed documents."""
+"""The attention mask of a forward: checks, conversion to the backend's form, and masks for packed documents."""
 
 from typing import Any
 
@@ -9,23 +9,23 @@ from hf_posswap.errors import BackendError, PositionError
 
 
 def masks_among(mask: Any) -> list[Tensor]:
-    """Return the tensors of an `attention_mask`: itself, or those for kinds of layers; FlexAttention's are none."""
+    """Return the tensors of an `attention_mask`: itself, or those for kinds of layers; block masks are left out."""
     return [value for value in (mask.values() if isinstance(mask, dict) else (mask,)) if isinstance(value, Tensor)]
 
 
 def readable_mask(mask: Any, backend: str, dtype: torch.dtype) -> Any:
-    """Return an `attention_mask` as a backend reads it; transformers hands on 4D masks as they are given.
+    """Return an `attention_mask` in the form that a backend requires; transformers passes 4D masks on unchanged.
 
-    Eager attention and FlexAttention add a 4D mask to the scores, where a boolean one would hide nothing.
+    Eager attention and FlexAttention add a 4D mask to the scores, so that a boolean mask would hide nothing.
 
     Args:
-        mask: as it was given: 2D, 4D, a dictionary of masks for kinds of layers, FlexAttention's, or None.
+        mask: the mask as given: 2D, 4D, a dictionary of masks for kinds of layers, FlexAttention's block mask, or None.
         backend: the model's attention backend.
-        dtype: of the hidden states.
+        dtype: dtype of the hidden states.
 
     Raises:
-        PositionError: a mask of other dimensions, or a 4D mask of integers, which may be meant either way.
-        BackendError: a 4D mask for flash attention, which reads none.
+        PositionError: the mask has other dimensions, or is a 4D mask of integers, which is ambiguous.
+        BackendError: a 4D mask for flash attention, which supports none.
     """
     if isinstance(mask, dict):
         return {kind: readable_mask(value, backend, dtype) for kind, value in mask.items()}
@@ -52,18 +52,18 @@ def readable_mask(mask: Any, backend: str, dtype: torch.dtype) -> Any:
 
 
 def shown_entries(mask: Tensor) -> Tensor:
-    """Return which entries of a mask are shown, boolean: of an additive 4D mask those that are more than the least."""
+    """Return which entries of a mask are shown, boolean; in an additive 4D mask, those above the dtype's minimum."""
     if mask.dtype == torch.bool or mask.dim() == 2:
         return mask.bool()
     return mask > torch.finfo(mask.dtype).min
 
 
 LOWER_THAN_SCORES = -1000.0
-"""An additive mask that is lower hides a key as well as the lowest number does: -10000 is in wide use."""
+"""Values of an additive mask below this one hide a key as well as the minimum does: -10000 is in wide use."""
 
 
 def check_no_future(mask: Any, offset: int | Tensor, sizes: dict[int, tuple[int, int]] | None, scheme: str) -> None:
-    """Refuse 4D masks that show the future in a causal model: a causal bias has no value there.
+    """Refuse 4D masks that show future keys in a causal model: a causal bias has no value for them.
 
     Args:
         mask: the forward's `attention_mask`.
@@ -72,7 +72,8 @@ def check_no_future(mask: Any, offset: int | Tensor, sizes: dict[int, tuple[int,
         scheme: name of the scheme, which adds a bias.
 
     Raises:
-        PositionError: a mask does. A traced graph raises torch's RuntimeError with the same words when it runs.
+        PositionError: a mask shows future keys. A traced graph raises torch's RuntimeError with the same message when
+            it runs.
     """
     for part in masks_among(mask):
         if part.dim() != 4 or part.is_meta:
@@ -94,10 +95,10 @@ def check_no_future(mask: Any, offset: int | Tensor, sizes: dict[int, tuple[int,
 
 
 def document_mask(model: Any, arguments: dict[str, Any], cache: Any, batch: int, length: int, causal: bool) -> Any:
-    """Return the attention mask that keeps packed documents apart, in the form the model's backend takes, or None.
+    """Return an attention mask that separates packed documents, in the form that the model's backend requires, or None.
 
-    Documents are packed if `position_ids` restart, no mask is given and nothing is cached. transformers masks them in
-    causal models only as long as no cache is made, and never in encoders.
+    Documents are packed if `position_ids` restart, no mask is given and nothing is cached. transformers separates them
+    only in causal models and only if no cache is created.
     """
     position_ids = arguments.get("position_ids")
     if position_ids is None or arguments.get("attention_mask") is not None:
@@ -119,7 +120,7 @@ def _make_document_mask(model: Any, position_ids: Tensor, documents: Tensor, cau
     )
 
     embeds = torch.empty((*position_ids.shape, 0), dtype=model.dtype, device=position_ids.device)
-    if causal:  # the fourth argument is the cache, whose name differs by release
+    if causal:  # the fourth argument is the cache; its name depends on the release
         return create_causal_mask(model.config, embeds, None, None, position_ids=position_ids)
     together = packed_sequence_mask_function(documents)
     return create_bidirectional_mask(model.config, embeds, None, and_mask_function=together)

@@ -1,4 +1,4 @@
-"""From the arguments of a base model's forward to `Positions`, once per forward."""
+"""Conversion of the arguments of a base model's forward to `Positions`, once per forward."""
 
 from typing import Any
 
@@ -20,32 +20,33 @@ def positions_of(
     causal: bool,
     sizes: dict[int, tuple[int, int]] | None = None,
 ) -> Positions:
-    """Return where the queries and keys of this forward stand.
+    """Return the positions of the queries and keys of a forward.
 
-    Positions come from `position_ids` if given, otherwise from a 2D `attention_mask` (so that padding on the left does
-    not shift a text), otherwise from the number of cached tokens. A 4D mask says who sees whom: without `position_ids`
-    its tokens stand at their indices. With both, every distance is that of the given positions; those of cached keys
-    are their indices, or counted along what the mask shows, whichever the given positions continue.
+    Positions are `position_ids` if given. Otherwise they are counted from a 2D `attention_mask`, so that padding on the
+    left does not shift a text, and without a mask from the number of cached tokens. A 4D mask states which keys each
+    query sees: without `position_ids`, positions are then indices. With a 4D mask and `position_ids`, every distance is
+    that of the given positions. The positions of cached keys are then either their indices or counted along the shown
+    keys of the mask; the given positions must continue one of the two.
 
     Args:
         arguments: keyword arguments of the base model's forward.
         cache: the cache among them, or None.
         length: number of new tokens Lq.
-        device: where the tokens are.
+        device: device of the tokens.
         causal: whether attention is causal.
         sizes: see `sizes_of_keys`; None without a cache.
 
     Raises:
-        PositionError: the mask is for other tokens than there are.
+        PositionError: the length of the mask does not fit the number of tokens.
     """
     masks = masks_among(arguments.get("attention_mask"))
     mask = masks[0] if masks else None
-    for other in masks[1:]:  # for kinds of layers: the longest tells most
+    for other in masks[1:]:  # masks for kinds of layers; the longest shows the most keys
         mask = other if mask is None or other.shape[-1] > mask.shape[-1] else mask
     offset: int | Tensor = 0 if cache is None else cache.get_seq_length()
     if isinstance(offset, Tensor):
-        offset = offset.clone()  # a static cache counts on in place, layer by layer
-    # A text has the keys that a sliding window has dropped, too.
+        offset = offset.clone()  # a static cache updates its counter in place, in each layer
+    # The length includes keys that a sliding window has dropped.
     key_length = max([count + first for count, first in sizes.values()]) if sizes else length
     _check_length(mask, offset, length, key_length)
     index = torch.arange(key_length, device=device).unsqueeze(0)
@@ -57,7 +58,7 @@ def positions_of(
         return _counted(_shown_keys(mask, key_length, sizes).to(device), offset, length, causal)
     given = (given.unsqueeze(0) if given.dim() == 1 else given).to(device)
     if not _is_cached(offset):
-        # Without a mask, positions that skip begin a new document, masked from the others (`document_mask`).
+        # Without a mask, a jump in the positions begins a new document, which `document_mask` separates.
         steady = all(_are_steady(given, shown.to(device)) for shown in masks)
         return Positions(given, _pad_keys(given, key_length), offset, causal, steady)
     known = [] if mask is not None and mask.dim() == 2 else [by_index]
@@ -70,10 +71,10 @@ def positions_of(
 
 
 def _check_length(mask: Tensor | None, offset: int | Tensor, length: int, key_length: int) -> None:
-    """Refuse a 2D mask that is for other tokens than there are; a static cache has free places, which it may leave out.
+    """Refuse a 2D mask whose length does not fit the tokens; it may leave out the unused entries of a static cache.
 
     Raises:
-        PositionError: it is.
+        PositionError: the length does not fit.
     """
     if mask is None or mask.dim() != 2:
         return
@@ -86,19 +87,19 @@ def _check_length(mask: Tensor | None, offset: int | Tensor, length: int, key_le
 
 
 def _is_cached(offset: int | Tensor) -> bool:
-    """Whether keys were cached before; while a graph is traced, a static cache may hold some."""
+    """Return whether keys are cached; True for a static cache while a graph is traced, because it may hold keys."""
     return torch.compiler.is_compiling() or bool(offset) if isinstance(offset, Tensor) else offset > 0
 
 
 def _shows_everything(mask: Tensor) -> bool:
-    """Whether a mask hides nothing; values cannot be looked at while a graph is traced."""
+    """Return whether a mask hides nothing; False while a graph is traced, because its values are not available."""
     return not torch.compiler.is_compiling() and bool(mask.all())
 
 
 def _shown_keys(mask: Tensor, key_length: int, sizes: dict[int, tuple[int, int]] | None) -> Tensor:
-    """Return which keys of the text a 2D mask shows, or a 4D one to some query: boolean, (B, Lk).
+    """Return which keys of the text a 2D mask shows, or a 4D mask shows to at least one query: boolean, (B, Lk).
 
-    Keys that a window has dropped are not shown. Free places of a static cache after the mask's end are.
+    Keys that a window has dropped are not shown. Unused entries of a static cache after the mask's end are shown.
     """
     if mask.dim() == 2:
         return functional.pad(shown_entries(mask), (0, key_length - mask.shape[1]), value=True)
@@ -109,17 +110,18 @@ def _shown_keys(mask: Tensor, key_length: int, sizes: dict[int, tuple[int, int]]
 
 
 def _counted(shown: Tensor, offset: int | Tensor, length: int, causal: bool, given: Tensor | None = None) -> Positions:
-    """Return positions counted along the keys that are shown, boolean (B, Lk).
+    """Return positions counted along the shown keys.
 
-    Distances are those of the indices unless a token is hidden between others; while a graph is traced, one may be.
+    Distances are differences of indices unless a hidden token is between shown ones. While a graph is traced, this is
+    not known, and positions are marked as skipping.
 
     Args:
-        shown: see `_shown_keys`.
+        shown: boolean (B, Lk), see `_shown_keys`.
         offset: number of cached tokens.
         length: number of new tokens.
         causal: whether attention is causal.
-        given: positions of the new tokens (B|1, Lq), which say how many tokens a window has dropped that padding did
-            not take; None: none were.
+        given: positions of the new tokens (B|1, Lq), from which the number of dropped tokens that are not padding is
+            computed; None: a window has dropped no tokens.
     """
     counted = shown.cumsum(-1) - 1
     if given is not None:
@@ -137,7 +139,7 @@ def _counted(shown: Tensor, offset: int | Tensor, length: int, causal: bool, giv
 
 
 def _are_steady(given: Tensor, mask: Tensor) -> bool:
-    """Whether positions (B|1, L) differ as indices do for every pair that a mask shows; no while a graph is traced."""
+    """Return whether positions (B|1, L) differ as indices do for all pairs that a mask shows; False during tracing."""
     if torch.compiler.is_compiling():
         return False
     length = given.shape[1]
@@ -156,12 +158,12 @@ def _are_steady(given: Tensor, mask: Tensor) -> bool:
 
 
 def _continuing(given: Tensor, known: list[Positions], shown: Tensor) -> Positions:
-    """Return given positions with those of the cached keys, which are the first of the known ones that they continue.
+    """Return given positions with the positions of the cached keys: the first of `known` that they continue.
 
     Args:
         given: positions of the new tokens, (B|1, Lq).
-        known: positions that the cache and the mask may mean.
-        shown: which of the new tokens a mask shows, boolean (B|1, Lq).
+        known: possible positions, from the cache and the mask.
+        shown: which new tokens a mask shows, boolean (B|1, Lq).
     """
     fits = [((given == each.query) | ~shown).all() for each in known]
     if torch.compiler.is_compiling():
@@ -177,10 +179,10 @@ def _continuing(given: Tensor, known: list[Positions], shown: Tensor) -> Positio
 
 
 def check_given(arguments: dict[str, Any], batch: int, length: int) -> None:
-    """Refuse position_ids that cannot be the tokens' positions.
+    """Refuse position_ids that cannot be the positions of the tokens.
 
     Raises:
-        PositionError: they are no integers, or not of shape (n,), (1, n) or (B, n) for B texts of n new tokens.
+        PositionError: they are not integers, or not of shape (n,), (1, n) or (B, n) for B texts of n new tokens.
     """
     given = arguments.get("position_ids")
     if given is None:
@@ -201,13 +203,13 @@ def check_given(arguments: dict[str, Any], batch: int, length: int) -> None:
 
 
 def sizes_of_keys(cache: Any, length: int) -> dict[int, tuple[int, int]] | None:
-    """Return, for each layer of a cache, how many keys it will return with `length` new ones, and where they begin.
+    """Return for each layer of a cache the number of keys that it will return with `length` new ones, and their start.
 
-    A sliding window has dropped those before. None: there is no cache.
+    The start is above 0 if a sliding window has dropped keys. Return None if there is no cache.
     """
     if cache is None:
         return None
-    cache = getattr(cache, "self_attention_cache", cache)  # of a decoder with cross-attention
+    cache = getattr(cache, "self_attention_cache", cache)  # the cache of a decoder with cross-attention has two parts
     without = [getattr(cache, name, None) for name in ("is_linear", "is_dummy")]  # layers that keep no keys
     skipped = {n for flags in without if isinstance(flags, list) for n, flag in enumerate(flags) if flag}
     layers = range(max(1, len(getattr(cache, "layers", ()))))
@@ -215,7 +217,7 @@ def sizes_of_keys(cache: Any, length: int) -> dict[int, tuple[int, int]] | None:
 
 
 def _from_offset(key: Tensor, offset: int | Tensor, length: int, key_length: int) -> Tensor:
-    """Positions of the queries: the keys' positions from the offset on."""
+    """Return the positions of the queries: the positions of the keys from the offset on."""
     if isinstance(offset, int):
         if offset + length <= key_length:
             return key[:, offset : offset + length]
@@ -225,16 +227,16 @@ def _from_offset(key: Tensor, offset: int | Tensor, length: int, key_length: int
 
 
 def _pad_keys(positions: Tensor, key_length: int) -> Tensor:
-    """Positions of the keys where the queries are the first keys; a longer static cache is masked there."""
+    """Return the positions of the keys if the queries are the first keys; further keys of a static cache get 0."""
     missing = key_length - positions.shape[1]
     return positions if missing <= 0 else functional.pad(positions, (0, missing))
 
 
 def check_positions(positions: Positions, limit: int | None, scheme: str, ramped: bool = False) -> None:
-    """Refuse positions that a bounded scheme does not have, or the old table that a ramp still reads (`ramped`).
+    """Refuse positions that a scheme with a limit, or (`ramped`) the stock table during a ramp, does not have.
 
     Raises:
-        PositionError: a position at or past the limit; names the limit.
+        PositionError: a position is at or beyond the limit; the message states the limit.
     """
     if limit is None:
         return

@@ -1,7 +1,7 @@
-"""What positions a model really uses, found by experiment on any transformers model, beside what its config claims.
+"""The positional scheme that a model uses, found by experiments on any transformers model and compared to its config.
 
-Nothing is taken from a name: tables are found by the rows that are looked up, rotation by queries and keys that change
-when angles are made neutral, and dependence on positions and on order by outputs that change with them.
+No name is trusted. A table is found by the rows that are looked up. Rotation is found by queries and keys that change
+when rotary angles are made neutral. Dependence on positions and on order is found by outputs that change with them.
 """
 
 import inspect as python_inspect
@@ -34,10 +34,10 @@ from hf_posswap.swapped.proof import quietly
 LENGTH = 16
 SHIFT, STRETCH = 5, 3
 DISTANCES = (1, 4, 12)
-"""At which mean scores are shown."""
+"""Distances for which mean scores are shown."""
 SEED = 0
 NOTHING = 1e-5
-"""Change of outputs, as a share of their size, up to which it is rounding."""
+"""Largest change of outputs, relative to their size, that counts as rounding."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Layer:
     """One attention layer.
 
     Attributes:
-        layer: its number.
-        module: name of the module below the core.
-        kind: what the config calls it ("sliding_attention", …), or None.
-        turns: whether q and k turn with positions; None: its attention could not be seen.
-        scheme: the scheme that acts there, in a swapped model.
-        scores: mean scaled score at each of `DISTANCES`, over heads and a random text; None if they were not seen.
+        layer: index of the layer.
+        module: name of the module within the core.
+        kind: name in the config's `layer_types` ("sliding_attention", …), or None.
+        turns: whether q and k are rotated by positions; None: its attention could not be recorded.
+        scheme: name of the layer's scheme in a swapped model, or None.
+        scores: mean scaled score at each of `DISTANCES`, over heads and a random text; None if not recorded.
     """
 
     layer: int
@@ -63,26 +63,26 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found.
+    """The result of `inspect`.
 
     Attributes:
         model: name of the model's class.
-        model_type: of its config.
-        transformers: version that ran it.
+        model_type: model type of its config.
+        transformers: version of transformers that ran the model.
         core: name of the class that reads the tokens.
-        mechanism: what was found, in words.
-        table: name of the module that is fed positions, or None.
-        table_rows: its rows.
-        first_row: the row that position 0 looks up.
-        rope: options of the rotary angles, as `RopeConfig` has them, or None.
-        rope_unread: why they could not be read, or None.
-        shift: share by which outputs change when all positions move together; None: could not be measured.
-        stretch: the same when distances grow.
-        order: share by which the last output changes when earlier tokens change places.
-        layers: each attention layer.
-        claims: what the config says about positions.
-        disagreements: where the config says other than was found, one sentence each.
-        notes: what could not be measured, and why.
+        mechanism: description of the positional scheme that was found.
+        table: name of the module that looks up positions, or None.
+        table_rows: number of its rows.
+        first_row: row of position 0.
+        rope: options of the rotary angles, as in `RopeConfig`, or None.
+        rope_unread: reason why the rotary angles could not be read, or None.
+        shift: relative change of the outputs when all positions are shifted; None: could not be measured.
+        stretch: relative change of the outputs when distances are stretched.
+        order: relative change of the last output when earlier tokens are reordered.
+        layers: the attention layers.
+        claims: entries of the config that concern positions.
+        disagreements: differences between the config and the experiments, one sentence each.
+        notes: experiments that failed, and why.
     """
 
     model: str
@@ -146,7 +146,7 @@ def _scores_in_words(layers: list[Layer]) -> str:
 
 
 def _runs(layers: list[Layer]) -> list[list[Layer]]:
-    """Return runs of layers that are alike."""
+    """Return runs of consecutive layers with the same description."""
     runs: list[list[Layer]] = []
     for layer in layers:
         if runs and _in_words(runs[-1][0]) == _in_words(layer):
@@ -157,13 +157,13 @@ def _runs(layers: list[Layer]) -> list[list[Layer]]:
 
 
 def inspect(model: Any) -> Inspection:
-    """Return what positions a model uses, and how, found by running it on short random texts.
+    """Return which positional scheme a model uses, found by running it on short random texts.
 
     Args:
-        model: any transformers model of text, swapped or stock; unchanged.
+        model: any text model of transformers, swapped or stock; it is not changed.
 
     Raises:
-        UnsupportedError: it is no transformers model, or has no token embeddings.
+        UnsupportedError: it is not a transformers model, or has no token embeddings.
     """
     if not isinstance(model, transformers.PreTrainedModel):
         raise UnsupportedError(f"a {type(model).__name__} is no transformers model, so it cannot be inspected.")
@@ -223,7 +223,7 @@ def _mechanism(
 
 
 class _Experiment:
-    """Short random texts for one model, and what becomes of its outputs."""
+    """Short random texts for one model, and experiments with its outputs."""
 
     def __init__(self, core: Any) -> None:
         self.core = core
@@ -243,37 +243,37 @@ class _Experiment:
         return self.core(input_ids=self.tokens if tokens is None else tokens, **arguments)[0].float()
 
     def measured(self, what: str, run: Callable[[], float]) -> float | None:
-        """Return what `run` measures; None with a note if the model cannot be run so."""
+        """Return the result of `run`; add a note and return None if it fails."""
         try:
             return run()
-        except Exception as error:  # whatever a model does not like is a note, not an end
+        except Exception as error:  # any error of a model becomes a note and does not stop the inspection
             self.notes.append(f"{what} could not be measured: {type(error).__name__}: {error}")
             return None
 
     def at(self, positions: Tensor) -> Tensor:
-        """Return the hidden states with the tokens at given positions, as one document."""
+        """Return the hidden states with the tokens at the given positions, as one document."""
         if "position_ids" not in self.names:
             raise UnsupportedError("the forward takes no position_ids")
         return self.read(position_ids=positions.unsqueeze(0), attention_mask=torch.ones_like(self.tokens))
 
     def shifted(self) -> float | None:
-        """Return how much outputs change when all positions move together."""
+        """Return the relative change of the outputs when all positions are shifted."""
         steps = torch.arange(LENGTH, device=self.tokens.device)
         return self.measured("a shift", lambda: _change(self.at(steps + SHIFT + LENGTH), self.at(steps + LENGTH)))
 
     def stretched(self) -> float | None:
-        """Return how much outputs change when distances grow."""
+        """Return the relative change of the outputs when distances are stretched."""
         steps = torch.arange(LENGTH, device=self.tokens.device)
         return self.measured("a stretch", lambda: _change(self.at(steps * STRETCH), self.at(steps)))
 
     def reordered(self) -> float | None:
-        """Return how much the last token's output changes when the tokens before it change places."""
+        """Return the relative change of the last token's output when the tokens before it are reordered."""
         order = torch.randperm(LENGTH - 1, generator=torch.Generator().manual_seed(SEED)).to(self.tokens.device)
         moved = torch.cat((self.tokens[:, order], self.tokens[:, -1:]), dim=1)
         return self.measured("the order", lambda: _change(self.read(moved)[:, -1], self.read()[:, -1]))
 
     def table(self) -> tuple[str, int, int] | None:
-        """Return name, rows and first row of the embedding that looks up consecutive rows, whatever the tokens."""
+        """Return name, rows and first row of the embedding that looks up consecutive rows for any tokens, or None."""
         if any(isinstance(module, RetiredTable) for module in self.core.modules()):
             return None
         looked_up: dict[str, tuple[nn.Embedding, Tensor]] = {}
@@ -298,7 +298,7 @@ class _Experiment:
         return None
 
     def layers(self) -> list[Layer]:
-        """Return what each attention layer does with angles."""
+        """Return the attention layers, with the effect of rotary angles in each."""
         if not any(reads_interface(stock_class_of(module)) for module in self.core.modules()):
             self.notes.append(
                 "its attention chooses no function from transformers' AttentionInterface, so what happens in its "
@@ -342,7 +342,7 @@ class _Experiment:
 
 
 class _NoContext:
-    """What `Turn` asks of a forward's context, where there is none."""
+    """The attributes of a forward's context that `Turn` reads, for a model without one."""
 
     mode, bare, shared = "bare", True, None
 
@@ -353,7 +353,7 @@ def _change(actual: Tensor, expected: Tensor) -> float:
 
 
 def _rows_of(weight: Tensor, output: Tensor) -> int | None:
-    """Return the row from which an output is consecutive rows of a table, or None."""
+    """Return n if an output consists of consecutive rows of a table from row n on, or None."""
     first = output.reshape(-1, output.shape[-1])[:LENGTH]
     if len(first) < LENGTH or weight.shape[-1] != first.shape[-1]:
         return None
@@ -365,7 +365,7 @@ def _rows_of(weight: Tensor, output: Tensor) -> int | None:
 
 
 CLAIMS = ("position_embedding_type", "max_position_embeddings", "rope_parameters", "rope_scaling", "alibi", "is_causal")
-"""What configs say about positions, by the names that transformers documents."""
+"""Names of config entries that concern positions, as documented by transformers."""
 
 
 def _claims(config: Any) -> dict[str, Any]:

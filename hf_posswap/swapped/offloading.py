@@ -1,6 +1,6 @@
-"""Weights that accelerate keeps elsewhere, on disk or in the CPU's memory, and brings in around a module's forward.
+"""Weights that accelerate keeps on disk or in CPU memory and loads around a module's forward.
 
-A scheme's modules have hooks of their own in the place of a forward, so nothing would bring their weights in.
+A scheme's modules are called by methods of their own and not by `forward`, so accelerate's hooks do not run there.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from torch import nn
 
 
 def _hooks(module: nn.Module) -> list[Any]:
-    """Return accelerate's hooks on a module itself."""
+    """Return the hooks of accelerate on a module, without its submodules."""
     hook = vars(module).get("_hf_hook")
     return [] if hook is None else list(getattr(hook, "hooks", (hook,)))
 
 
 @contextmanager
 def in_memory(*modules: nn.Module | None) -> Iterator[None]:
-    """Keep the weights of modules, and of what is below them, in memory within a `with` block."""
+    """Keep the weights of modules and their submodules in memory within a `with` block."""
     with ExitStack() as stack:
         for module in modules:
             for part in () if module is None else module.modules():
@@ -30,12 +30,12 @@ def in_memory(*modules: nn.Module | None) -> Iterator[None]:
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Return whether accelerate brings in weights of a module, or below it, when they are needed."""
+    """Return whether accelerate loads weights of a module or its submodules when they are needed."""
     return any(getattr(hook, "offload", False) for part in module.modules() for hook in _hooks(part))
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Return where a module computes, wherever its weights are kept.
+    """Return the device on which a module computes, even if its weights are offloaded.
 
     Raises:
         ValueError: it has no weights.

@@ -1,8 +1,8 @@
-"""Continuous batching: which swapped models it may run, and where its attention functions belong.
+"""Continuous batching: which swapped models support it, and when its attention functions may run.
 
-transformers keeps the keys of all texts in one paged cache and packs new tokens of several texts into a row. What a
-scheme does before attention (vectors at the embeddings, the model's own kind of angles) is right there. What takes part
-in attention would need the position of every cached key, which this cache does not tell.
+transformers keeps the keys of all texts in one paged cache and packs new tokens of several texts into a row. A scheme
+that acts before attention is correct there: vectors at the embeddings, or rotary angles of the model's own kind. A
+scheme that acts in attention needs the position of every cached key, which a paged cache does not provide.
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,18 @@ from hf_posswap.errors import BackendError, UnsupportedError
 from hf_posswap.schemes.base import SchemeLayer
 
 PAGED = "paged|"
-"""How names of transformers' attention functions for a paged cache begin."""
+"""Prefix of the names of transformers' attention functions for a paged cache."""
 
 
 def check_continuous_batching(core: Any) -> None:
-    """Refuse continuous batching where a scheme takes part in attention.
+    """Refuse continuous batching if a scheme acts in attention.
 
     Args:
         core: the module that reads the tokens of a swapped model.
 
     Raises:
-        UnsupportedError: it does. An error in a forward would be lost in the thread that batches.
+        UnsupportedError: the scheme acts in attention. The check runs before batching starts, because an error in a
+            forward would be lost in the batching thread.
     """
     attends = any(module.enters_attention for module in core.modules() if isinstance(module, SchemeLayer))
     ramped = core.pos_ramp is not None and core.pos_ramp.layer is not None
@@ -36,7 +37,7 @@ def check_continuous_batching(core: Any) -> None:
 
 
 def check_paged_function(backend: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse an attention function for a paged cache in a forward without one: it leaves out the causal mask.
+    """Refuse an attention function for a paged cache in a forward without one: it would not apply the causal mask.
 
     Args:
         backend: the attention backend that the user chose.

@@ -1,7 +1,8 @@
-"""The proof of a swap: a few short forwards that show that it took effect, run when a model is swapped or loaded.
+"""The proof of a swap: a few short forwards that verify the swap, run when a model is swapped or loaded.
 
-What was found from types and names is verified here by numbers, on the model itself and on the transformers that is
-installed. A family or a release in which positions enter another way is refused, with what was measured.
+Discovery finds the places of the swap by types and names. The proof verifies them with numbers, on the model itself and
+with the installed transformers. If positions enter a model in another way, the swap is refused and the error states the
+measured value.
 """
 
 import inspect
@@ -27,27 +28,28 @@ from hf_posswap.swapped.offloading import device_of, is_offloaded
 logger = logging.getLogger(__name__)
 
 BATCH, LENGTH = 2, 16
-"""Texts, and their tokens."""
+"""Number of texts, and tokens per text."""
 WITHIN_WINDOW = 8
-"""Tokens of a text in which every token of an encoder sees every other, its sliding windows notwithstanding."""
+"""Tokens of a text in which each token of an encoder sees all others, despite sliding windows."""
 STRETCH = 3
-"""Distances are stretched by this factor where nothing may depend on them."""
+"""Factor by which distances are stretched in outputs that must not depend on distances."""
 PLAIN_BACKENDS = ("eager", "sdpa")
 SEED = 0
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
-"""Root mean square of a difference over that of the outputs. In half precision other orders of summing, and experts
-chosen by a hair, make some per cent; a text decoded without its cache differs by all of its size."""
+"""Largest root mean square of a difference, relative to that of the outputs. In half precision, another order of
+summation and experts with nearly equal scores cause a few per cent. If a text is decoded without its cache, the
+difference is as large as the outputs."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What the forwards showed; a check that was not run is None.
+    """The results of the checks; None for a check that was not run.
 
     Attributes:
-        untouched: with the swap in place but changing nothing, outputs equal the stock model's, bit for bit.
-        removed: without the old mechanism, outputs do not depend on positions.
-        layers: how many layers attended with the scheme, each once.
-        cached: a text whose last token is read through a cache gives what it gives at once.
+        untouched: with the swapped modules in place but inactive, outputs equal the stock model's bit for bit.
+        removed: without the stock scheme, outputs do not depend on positions.
+        layers: number of layers that attend with the scheme; each does so once per forward.
+        cached: if the last token of a text is read with a cache, the outputs equal those of the whole text.
     """
 
     untouched: bool | None = None
@@ -66,7 +68,7 @@ class Proof:
 
 
 class _Texts:
-    """Random tokens for one model, and its forwards on them."""
+    """Random tokens for one model, and forwards of the model on them."""
 
     def __init__(self, core: Any, limit: int | None) -> None:
         generator = torch.Generator().manual_seed(SEED)
@@ -78,7 +80,7 @@ class _Texts:
         self.names = core.stock_arguments
 
     def read(self, tokens: Tensor | None = None, **arguments: Any) -> Any:
-        """Return the outputs of the core for tokens, without a cache unless one is asked for."""
+        """Return the outputs of the core for tokens; without a cache, unless `use_cache` is passed."""
         if "use_cache" in self.names:
             arguments.setdefault("use_cache", False)
         return self.core(input_ids=self.tokens if tokens is None else tokens, **arguments)
@@ -90,10 +92,10 @@ class _Texts:
 
 @contextmanager
 def quietly(model: Any) -> Iterator[None]:
-    """Run a model in evaluation mode, without gradients and with a plain backend; afterwards it is as it was.
+    """Run a model in evaluation mode, without gradients and with a plain backend; then reset it.
 
-    FlexAttention would be compiled for a few tokens, and flash kernels may be missing: what is looked at here is where
-    positions enter, not which kernel runs.
+    FlexAttention would be compiled for a few tokens, and flash kernels may be missing. The checks concern the places
+    where positions enter, and not the kernel.
     """
     training = [module for module in model.modules() if module.training]
     config, backend = model.config, model.config._attn_implementation
@@ -111,20 +113,21 @@ def quietly(model: Any) -> Iterator[None]:
 
 
 def can_run(model: Any, core: Any) -> bool:
-    """Return whether a model's weights are here, so that it can run at once."""
+    """Return whether all weights of a model are in memory, so that it can run."""
     return not any(weight.is_meta for weight in core.parameters()) and not is_offloaded(model)
 
 
 def stock_outputs(model: Any, core: Any, limit: int | None) -> Tensor | None:
-    """Return the hidden states of a stock core for the proof's tokens; None if the stock model does not run here.
+    """Return the hidden states of a stock core for the proof's tokens; None if the stock model cannot run.
 
-    An attention backend that is not installed, for one, is for the stock model to complain of when it is used.
+    A stock model cannot run if its attention backend is not installed, for example. The model itself raises that error
+    when it is used.
     """
     core.stock_arguments = tuple(inspect.signature(core.forward).parameters)
     try:
         with quietly(model):
             return _Texts(core, limit).hidden()
-    except Exception as error:  # whatever the stock model dies of; `describe` says that the swap is not verified
+    except Exception as error:  # any error of the stock model; `describe` reports that the swap is not verified
         logger.warning("the swap is not verified, since the stock model does not run here: %s", error)
         return None
     finally:
@@ -135,13 +138,13 @@ def prove(model: Any, architecture: Architecture, stock: Tensor | None, limit: i
     """Prove a swap that has been carried out.
 
     Args:
-        model: the swapped model; unchanged.
+        model: the swapped model; it is not changed.
         architecture: its architecture.
-        stock: what the stock model gave, see `stock_outputs`; None: it is not at hand.
-        limit: how many positions stock and swapped model can represent, or None for no limit.
+        stock: hidden states of the stock model, see `stock_outputs`; None: not available.
+        limit: number of positions that both the stock and the swapped model can represent, or None for no limit.
 
     Raises:
-        UnsupportedError: a check failed; says what was measured, and with which transformers.
+        UnsupportedError: a check failed; the message states the measured value and the version of transformers.
     """
     core = next(module for module in model.modules() if isinstance(module, SwappedBaseModel))
     texts = _Texts(core, limit)
@@ -149,7 +152,7 @@ def prove(model: Any, architecture: Architecture, stock: Tensor | None, limit: i
         untouched = None if stock is None else _prove_untouched(core, architecture, texts, stock)
         config = core.pos_scheme.config
         stays = config.keep_native or config.layers is not None or core.pos_scheme.is_native()
-        # Attention that is written anew has nothing of the old one, and need not take positions.
+        # Attention that hf_posswap implements does not contain the stock scheme, and may take no position_ids.
         stays = stays or (architecture.writes_attention and core.pos_scheme.facts.causal)
         removed = None if stays else _prove_removed(texts)
         if not stays and core.pos_scheme.facts.native_rope is not None:
@@ -160,7 +163,7 @@ def prove(model: Any, architecture: Architecture, stock: Tensor | None, limit: i
 
 
 def prove_loaded(model: Any) -> Proof | None:
-    """Prove a swapped model that was loaded from a checkpoint; None if its weights are not at hand.
+    """Prove a swapped model that was loaded from a checkpoint; return None if its weights are not in memory.
 
     Raises:
         UnsupportedError: see `prove`.
@@ -175,10 +178,10 @@ def prove_loaded(model: Any) -> Proof | None:
 
 
 def check_undivided(model: Any) -> None:
-    """Refuse a model whose layers are divided among processes: each has some heads, and a scheme's weights have all.
+    """Refuse a model whose layers are divided among processes: each has some heads, but a scheme has weights for all.
 
     Raises:
-        UnsupportedError: it was loaded by tensor parallelism.
+        UnsupportedError: the model was loaded with tensor parallelism.
     """
     parts = getattr(model, "tp_size", None) or 1
     if parts > 1:
@@ -191,7 +194,7 @@ def check_undivided(model: Any) -> None:
 
 
 def refused(what: str, core: Any) -> UnsupportedError:
-    """Return the refusal of a swap that did not prove true."""
+    """Return the error for a swap whose proof failed."""
     return UnsupportedError(
         f"the swap does not take effect as it should in {type(core).stock_class.__name__} of transformers "
         f"{transformers.__version__}: {what}. The model is unchanged. hf_posswap.inspect(model) shows where positions "
@@ -201,12 +204,12 @@ def refused(what: str, core: Any) -> UnsupportedError:
 
 @contextmanager
 def _failures_refused(core: Any) -> Iterator[None]:
-    """Turn whatever a model that was swapped in a wrong way raises into the refusal of the swap."""
+    """Convert any error of a swapped model into the error for a failed proof."""
     try:
         yield
     except (UnsupportedError, ImportError):
         raise
-    except Exception as error:  # whatever the swapped model dies of, the stock model did not
+    except Exception as error:  # any error; the stock model did not raise it
         raise refused(f"running it fails with {type(error).__name__}: {error}", core) from error
 
 
@@ -220,13 +223,13 @@ def _mode(core: Any, mode: str) -> Iterator[None]:
 
 
 def _share(difference: Tensor, reference: Tensor) -> float:
-    """Return the root mean square of a difference over that of what it differs from."""
+    """Return the root mean square of a difference, relative to that of a reference."""
     size = reference.double().square().mean().sqrt().clamp(min=1e-30)
     return float(difference.double().square().mean().sqrt() / size)
 
 
 def _tolerance(core: Any) -> float:
-    """Return what rounding may change: more in half precision, and where weights are quantised."""
+    """Return the largest relative difference by rounding; it is larger in half precision and with quantised weights."""
     whole = all(weight.dtype in (torch.float32, torch.float64) for weight in core.parameters())
     return TOLERANCE if whole else HALF_TOLERANCE
 
@@ -251,7 +254,7 @@ def _prove_untouched(core: Any, architecture: Architecture, texts: _Texts, stock
 
 
 def _prove_removed(texts: _Texts) -> bool:
-    """Without the old mechanism: stretched positions change nothing, and an encoder does not see the order."""
+    """Check that without the stock scheme outputs do not depend on positions or, in an encoder, on the token order."""
     core = texts.core
     steps = torch.arange(texts.length, device=texts.tokens.device).unsqueeze(0)
     with _mode(core, "bare"):
@@ -278,7 +281,7 @@ def _prove_removed(texts: _Texts) -> bool:
 
 
 def _prove_angles_read(texts: _Texts, stock: Tensor | None) -> None:
-    """Angles are changed among the arguments of attention modules: what they are given there matters."""
+    """Check that attention modules use the rotary angles in their arguments, because the swap changes them there."""
     core = texts.core
     if stock is None:
         with _mode(core, "idle"):
@@ -287,14 +290,14 @@ def _prove_angles_read(texts: _Texts, stock: Tensor | None) -> None:
         bare = texts.hidden()
     if not torch.equal(bare, stock):
         return
-    # Half precision, or scores close to 0, may hide it in the outputs: not in the queries.
+    # In half precision or with scores close to 0, outputs may be equal although the queries differ.
     turned, unturned = _queries(texts, "idle"), _queries(texts, "bare")
     if any(q.any() for q in turned) and all(map(torch.equal, turned, unturned)):
         raise refused("the rotary angles that its attention is given change nothing: it makes its own", core)
 
 
 def _queries(texts: _Texts, mode: str) -> list[Tensor]:
-    """Return the queries (B, H, L, d) that come to the attention function in each layer, in a mode of the core."""
+    """Return the queries (B, H, L, D) that reach the attention function in each layer, in a mode of the core."""
     queries: list[Tensor] = []
 
     def record(call: Any, pair: tuple[Tensor, Tensor], scaling: float, projected: Any) -> None:
@@ -307,11 +310,11 @@ def _queries(texts: _Texts, mode: str) -> list[Tensor]:
 
 @contextmanager
 def _recorded(core: Any, record: Any) -> Iterator[None]:
-    """Let every layer with a scheme come through our attention function, and tell `record`, within a `with` block."""
+    """Call `record` in every layer with a scheme, within a `with` block; all layers then run our attention function."""
     plain = [m for m in core.modules() if isinstance(m, SwappedAttention) and not m.pos_scheme.enters_attention]
     core.pos_record = record
     try:
-        for module in plain:  # they run the stock attention function; for once they come through ours
+        for module in plain:  # these run the stock attention function otherwise
             show_view(module)
         yield
     finally:
@@ -321,9 +324,9 @@ def _recorded(core: Any, record: Any) -> Iterator[None]:
 
 
 def _prove_layers(core: Any, texts: _Texts) -> tuple[Tensor, int]:
-    """Each layer that should attend with the scheme does, once, and with heads as the config says."""
+    """Check that each layer attends with the scheme, once, and with the number and size of heads in the config."""
     facts = core.pos_scheme.facts
-    attended: list[Any] = []  # calls, kept alive so that each is counted once
+    attended: list[Any] = []  # calls, kept alive so that no two have the same identity and each is counted once
     shapes: set[tuple[int, ...]] = set()
 
     def record(call: Any, pair: tuple[Tensor, Tensor], scaling: float, projected: Any) -> None:

@@ -1,4 +1,4 @@
-"""Questions about one model, swapped or not: what is in it, how far it can read, which path its attention takes."""
+"""Questions about one model, swapped or stock: its scheme, its limits and the path of its attention."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,15 +19,15 @@ from hf_posswap.swapped.proof import Proof
 
 
 def plain_model(model: Any) -> Any:
-    """Return the transformers model inside peft's, or the model itself."""
+    """Return the transformers model inside a peft model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def config_of(model: Any) -> Any:
-    """Return a transformers model's config, through peft's adapters too.
+    """Return a transformers model's config, also if peft's adapters wrap the model.
 
     Raises:
-        UnsupportedError: it is no transformers model; says how to load one.
+        UnsupportedError: it is not a transformers model; the message states how to load one.
     """
     config = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
@@ -40,21 +40,21 @@ def config_of(model: Any) -> Any:
 
 
 def is_swapped(model: Any) -> bool:
-    """Return whether the model's positional mechanism was swapped by hf_posswap; peft's adapters may be around it."""
+    """Return whether a model is swapped by hf_posswap, also if peft's adapters wrap it."""
     plain = plain_model(model)
     return isinstance(plain, torch.nn.Module) and any(isinstance(m, SwappedBaseModel) for m in plain.modules())
 
 
 def proof_of(model: Any) -> Proof | None:
-    """Return what the proof of a swapped model showed, or None if it was not run."""
+    """Return the proof of a swapped model, or None if it was not run."""
     return vars(core_of(plain_model(model))).get("pos_proof")
 
 
 @contextmanager
 def without_scheme(model: Any) -> Iterator[Any]:
-    """Let a swapped model run its stock mechanism within a `with` block; its scheme is back afterwards.
+    """Run a swapped model with its stock scheme within a `with` block.
 
-    Adapters of peft stay where they are, and so do the weights: a healed model is not the stock model in there.
+    peft's adapters and all weights stay unchanged: a healed model does not become the stock model.
 
     Raises:
         NotSwappedError: the model is not swapped.
@@ -68,7 +68,7 @@ def without_scheme(model: Any) -> Iterator[Any]:
 def longest_position(model: Any) -> int | None:
     """Return how many positions the model can represent, or None if its scheme has no limit.
 
-    For a stock model with RoPE that is None too: its angles have no end, whatever it was trained to read.
+    A stock model with RoPE has no limit either: rotary angles exist for all positions, whatever the train length.
     """
     if is_swapped(model):
         return longest_position_of(core_of(plain_model(model)))
@@ -76,13 +76,13 @@ def longest_position(model: Any) -> int | None:
 
 
 def stock_longest_position(model: Any) -> int | None:
-    """Return how many positions the stock mechanism of a model, swapped or not, can represent; None if any number."""
+    """Return how many positions the stock scheme of a model, swapped or not, can represent; None if it has no limit."""
     architecture, core = architecture_of(config_of(model)), core_of(plain_model(model))
     return architecture.train_length(core) if architecture.table_path(core) is not None else None
 
 
 def train_length(model: Any) -> int:
-    """Return the longest text that the stock model was trained to read."""
+    """Return the train length: the longest text that the stock model was trained to read."""
     return architecture_of(config_of(model)).train_length(core_of(plain_model(model)))
 
 
@@ -92,20 +92,20 @@ def native_scheme(model: Any) -> str:
 
 
 def planned_path(plan: Plan, model: Any) -> str:
-    """Say which attention path a planned or carried-out swap takes.
+    """Return a description of the attention path of a planned or completed swap.
 
     Raises:
-        BackendError: the model's attention backend cannot carry the scheme.
+        BackendError: the model's attention backend does not support the scheme.
     """
     layer = plan.layers[0].layer if plan.layers else SchemeLayer()
     return path_of(plan.scheme, layer, model)
 
 
 def path_of(scheme: Scheme, layer: SchemeLayer, model: Any) -> str:
-    """Say which attention path a scheme takes in a model.
+    """Return a description of the attention path of a scheme in a model.
 
     Raises:
-        BackendError: the model's attention backend cannot carry the scheme.
+        BackendError: the model's attention backend does not support the scheme.
     """
     embeddings = model.get_input_embeddings().weight
     device = device_of(model.get_input_embeddings())
@@ -117,18 +117,18 @@ def path_of(scheme: Scheme, layer: SchemeLayer, model: Any) -> str:
 def path_in_words(
     scheme: Scheme, layer: SchemeLayer, backend: str, device: torch.device, dtype: torch.dtype, runs_on: str = ""
 ) -> str:
-    """Say which attention path a scheme takes with a text of two tokens in inference.
+    """Return a description of the attention path of a scheme for a text of two tokens in inference.
 
     Args:
         scheme: the scheme.
-        layer: its part in a layer.
+        layer: the scheme's part in a layer.
         backend: attention backend.
-        device: where the scheme's tensors are.
-        dtype: of queries and keys.
-        runs_on: type of the device that attention is to be explained for, such as "cuda"; default: that of `device`.
+        device: device of the scheme's tensors.
+        dtype: dtype of queries and keys.
+        runs_on: type of the device that will compute attention, such as "cuda"; default: that of `device`.
 
     Raises:
-        BackendError: the backend cannot carry the scheme.
+        BackendError: the backend does not support the scheme.
     """
     facts = scheme.facts
     bias = None
@@ -139,5 +139,5 @@ def path_in_words(
         bias = layer.bias(query, positions, scheme.prepare(positions), 1.0)
     heads = torch.zeros(1, facts.num_heads, 2, facts.head_dim, device=device, dtype=dtype)
     inputs = AttentionInputs(heads, heads, heads, None, facts.causal, 1.0)
-    mix: Any = layer.mix if layer.mixes_values else None  # not called
+    mix: Any = layer.mix if layer.mixes_values else None  # it is not called
     return explain_path(inputs, bias, mix, backend, runs_on or device.type)

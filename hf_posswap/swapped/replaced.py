@@ -1,4 +1,4 @@
-"""Forwards that another tool replaced: on an instance or on a class, before a swap or after it."""
+"""Forwards that another tool replaced, on an instance or on a class, before or after a swap."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from hf_posswap.errors import UnsupportedError
 
 
 def is_replaced(module: nn.Module) -> bool:
-    """Return whether a tool replaced a module's forward on the instance; accelerate's hooks say what they call."""
+    """Return whether a tool replaced a module's forward on the instance; hooks of accelerate do not count."""
     return "forward" in vars(module) and "_old_forward" not in vars(module)
 
 
 def forward_name(owner: Any) -> str:
-    """Return the name of the forward of a module or class, with its home."""
+    """Return the qualified name of the forward of a module or class, with its Python module."""
     return _name(owner.forward)
 
 
@@ -22,10 +22,10 @@ def _name(function: Any) -> str:
 
 
 def check_entered(replaced: list[Any], entered: set[Any], scheme: str) -> None:
-    """Refuse the outputs of modules whose forward a tool replaced on the instance and which left the scheme out.
+    """Refuse the outputs of a forward in which a module with a replaced forward did not run the scheme.
 
     Raises:
-        UnsupportedError: one did not.
+        UnsupportedError: a replaced forward did not call the forward of the swapped module.
     """
     for module in replaced:
         if module not in entered:
@@ -37,12 +37,12 @@ def check_entered(replaced: list[Any], entered: set[Any], scheme: str) -> None:
 
 
 class ProvedForwards:
-    """The forwards that lead from a swapped core to the layers with its scheme, as they were when it was swapped.
+    """The forwards of a swapped core, its layers with a scheme and the modules between them, as they were at the swap.
 
-    A copy of a model has the same ones. One that is unpickled has those of its process, as it has all its code.
+    A copy of a model has the same forwards. An unpickled model has the current forwards of its process.
 
     Args:
-        core: a core with a scheme in it.
+        core: a core with a scheme.
     """
 
     def __init__(self, core: Any) -> None:
@@ -60,10 +60,10 @@ class ProvedForwards:
         return _of_classes, (tuple(self._of),)
 
     def check(self, scheme: str) -> None:
-        """Refuse to run what another tool has put in the place of a forward, for all models, since the swap.
+        """Refuse to run if another tool has replaced one of the forwards on its class since the swap.
 
         Raises:
-            UnsupportedError: it has, so that nobody knows whether the scheme acts.
+            UnsupportedError: a forward was replaced, so that the proof is no longer valid.
         """
         for kind, proved in self._of.items():
             if kind.forward is not proved:

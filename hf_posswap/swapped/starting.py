@@ -1,7 +1,7 @@
-"""Weights that nobody has given a value yet: what a swap put in starts as it does when a loaded model is swapped.
+"""Initial values for weights that have none yet: a swapped model gets the values that a swap of a loaded model gives.
 
-transformers starts such weights by `initialize_weights`: those that a checkpoint lacks or has in another shape, and all
-of a model that was made on the meta device. It knows stock modules only.
+transformers initialises such weights in `initialize_weights`: weights that a checkpoint lacks or has in another shape,
+and all weights of a model that was created on the meta device. It initialises stock modules only.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from hf_posswap.schemes.base import Scheme
 from hf_posswap.swapped.modules import SwappedBaseModel
 
 FLAG = "_is_hf_initialized"
-"""Attribute by which transformers marks tensors that have a value, and modules whose tensors all have one."""
+"""Attribute with which transformers marks tensors that have a value, and modules whose tensors all have one."""
 
 
 def mark_started(module: nn.Module) -> None:
-    """Mark what a swap puts into a model with weights as having its values, so that nothing starts it again."""
+    """Mark the modules of a swap as initialised, so that transformers does not initialise them again."""
     setattr(module, FLAG, True)
 
 
 @torch.no_grad()
 def start_scheme(model: Any) -> None:
-    """Give every tensor that a swap put into a model, and that has no value yet, the value it starts from.
+    """Initialise every tensor of a swap that has no value yet.
 
     Args:
-        model: a swapped model, or one that is being made and has no scheme yet.
+        model: a swapped model, or a model that is still being created and has no scheme yet.
     """
     core: Any = next((module for module in model.modules() if isinstance(module, SwappedBaseModel)), None)
     if not hasattr(core, "pos_scheme"):
@@ -50,10 +50,10 @@ def start_scheme(model: Any) -> None:
 
 @contextmanager
 def table_for_its_owner(model: Any) -> Iterator[None]:
-    """Let a copy of the stock table stand in the place of a retired one within a `with` block.
+    """Replace a retired table by a copy of the stock table within a `with` block.
 
-    Some families start the module around the table, and write all rows of the table as they do (DistilBERT's
-    sinusoids); a mean row has another shape.
+    Some families initialise the module that contains the table and write all rows of the table (DistilBERT's
+    sinusoids). A mean row has another shape.
     """
     core: Any = next((module for module in model.modules() if isinstance(module, SwappedBaseModel)), None)
     path = core.architecture.table_path(core) if hasattr(core, "pos_scheme") else None
@@ -71,7 +71,7 @@ def table_for_its_owner(model: Any) -> Iterator[None]:
 
 
 def _start_table(retired: RetiredTable, core: Any) -> None:
-    """Start a retired table as the family starts its position table, and its mean row from that."""
+    """Initialise a retired table as the family initialises its position table, and compute its mean row from it."""
     if getattr(retired, FLAG, False):
         return
     stock = retired.revive()

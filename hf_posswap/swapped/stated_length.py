@@ -1,8 +1,8 @@
-"""How many positions a swapped model's config states.
+"""The number of positions in a swapped model's config.
 
-transformers and others stop at `config.max_position_embeddings`: `generate` makes no more tokens, or refuses a prompt,
-and sentence-transformers cuts texts. So the config of a swapped model states what the model can represent. The stock
-model's number, from which its modules are made, is in the `pos_scheme` entry.
+transformers and other libraries read `config.max_position_embeddings`: `generate` stops there or refuses a prompt, and
+sentence-transformers truncates texts. So the config of a swapped model has the number of positions that the model can
+represent. The `pos_scheme` entry has the stock model's number, with which the modules of the model are created.
 """
 
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from hf_posswap.swapped.modules import longest_position_of
 from hf_posswap.swapped.plan import core_of
 
 NO_LIMIT = VERY_LARGE_INTEGER
-"""What a config states where there is no limit: transformers' own number for that in tokenizers, int(1e30)."""
+"""Number in a config without a limit: transformers' number for tokenizers without a limit, int(1e30)."""
 
 
 def state_own_length(model: Any) -> None:
-    """Let a swapped model's config state how many positions the model can represent."""
+    """Write the number of positions that a swapped model can represent to its config."""
     config = model.config
     if STOCK_LENGTH not in config.pos_scheme:
         config.pos_scheme = config.pos_scheme | {STOCK_LENGTH: getattr(config, LENGTH_FIELD, None)}
@@ -31,7 +31,7 @@ def state_own_length(model: Any) -> None:
 
 @contextmanager
 def stating_stock_length(config: Any) -> Iterator[None]:
-    """Let a swapped config state the stock model's number of positions while its modules are made."""
+    """Give a swapped config the stock model's number of positions within a `with` block that creates its modules."""
     stated, entry = getattr(config, LENGTH_FIELD, None), config.pos_scheme or {}
     try:
         state_length(config, entry.get(STOCK_LENGTH, stated))

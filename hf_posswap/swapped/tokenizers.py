@@ -1,4 +1,4 @@
-"""Tokenizers beside a swapped model: the longest text they let through, and what they put around one."""
+"""Tokenizers of swapped models: the longest text that they accept, and the special tokens that they add to a text."""
 
 from typing import Any
 
@@ -8,22 +8,22 @@ from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.questions import is_swapped, train_length
 
 STOCK_LIMIT = "stock_model_max_length"
-"""Where a tokenizer's config keeps the limit it had before."""
+"""Key in a tokenizer's config for the limit that it had before a swap."""
 
 
 def fit_tokenizer(tokenizer: Any, model: Any) -> Any:
-    """Let a tokenizer's `model_max_length` follow the model's positional scheme, in place.
+    """Set a tokenizer's `model_max_length` to the limit of the model's positional scheme, in place.
 
-    - A scheme with an end, such as a longer table: that end.
-    - A stretched RoPE: the train length times its factor.
-    - A scheme made for any length, such as ALiBi: transformers' own value for no limit, int(1e30). Texts are then
-      neither cut nor warned of, however long they are.
-    - A scheme made for the length that the stock model reads, such as plain RoPE, and a model that is stock or was
-      restored: the limit that the tokenizer had before any swap.
+    - A scheme with a limit, such as a longer table: that limit.
+    - RoPE with a scaling factor: the train length times the factor.
+    - A scheme for any length, such as ALiBi: transformers' value for no limit, int(1e30). The tokenizer then neither
+      truncates long texts nor warns about them.
+    - A scheme for the length that the stock model reads, such as RoPE without scaling, and a stock or restored model:
+      the limit that the tokenizer had before any swap.
 
     Args:
-        tokenizer: a tokenizer of transformers; its limit is saved by its `save_pretrained`.
-        model: the model it is for.
+        tokenizer: a tokenizer of transformers; its `save_pretrained` saves the limit.
+        model: the model of the tokenizer.
 
     Returns:
         The same tokenizer.
@@ -42,7 +42,7 @@ def fit_tokenizer(tokenizer: Any, model: Any) -> Any:
 
 
 def special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return what a BERT-like tokenizer puts before and after a text; nothing for other tokenizers."""
+    """Return the tokens that a BERT-like tokenizer adds before and after a text; empty lists for other tokenizers."""
     if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         return [], []
     return [tokenizer.cls_token_id], [tokenizer.sep_token_id]

@@ -1,4 +1,4 @@
-"""The attention of families that do not use transformers' interface, written from what their file says."""
+"""The attention of families that do not use transformers' AttentionInterface, implemented in hf_posswap."""
 
 import inspect
 from contextlib import nullcontext
@@ -14,14 +14,14 @@ from hf_posswap.swapped.modules import ForwardContext, SwappedAttention, weights
 
 
 class WrittenAttention(SwappedAttention):
-    """Mixin for a self-attention module whose forward is written anew: project → cache → attend → merge."""
+    """Mixin for a self-attention module with a new forward: project, update the cache, attend, merge."""
 
     def pos_backend(self, context: ForwardContext, arguments: dict[str, Any]) -> str:
-        """Return the backend: fused kernels, unless somebody wants the weights."""
+        """Return the backend: sdpa, or eager if the attention weights are requested."""
         return "eager" if arguments.get("output_attentions") else "sdpa"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Take and return what the stock module does."""
+        """Run attention; arguments and result are those of the stock module."""
         context = handed_on(kwargs)
         if not isinstance(context, ForwardContext):
             raise UnsupportedError(
@@ -49,7 +49,7 @@ class WrittenAttention(SwappedAttention):
 
 
 def named(stock_class: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a stock module's forward by their names."""
-    # A class of modules has a forward, which the type of a class does not say.
+    """Return the arguments of a stock module's forward by name."""
+    # mypy does not know that a class of modules has a forward.
     names = list(inspect.signature(stock_class.forward).parameters)[1:]  # type: ignore[attr-defined]
     return dict(zip(names, args, strict=False)) | kwargs
