@@ -1,1 +1,1 @@
-"""What schemes, architectures and attention share: positions, bias kinds, registries of names, declared options."""
+"""Shared by schemes, architectures and attention: positions, kinds of bias, registries of names, declared options."""

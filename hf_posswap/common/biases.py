@@ -1,7 +1,7 @@
-"""Bias kinds: what a scheme adds to the scaled scores, with the structure that makes it cheap.
+"""Kinds of bias: values that a scheme adds to the scaled scores, with the structure that makes them cheap.
 
-A bias is never held as a H × Lq × Lk tensor when less will do. Every kind can produce the float32 rows of a block of
-queries (`rows`), which any backend can use; the attention backends exploit the structure where they can.
+A bias is a tensor of H × Lq × Lk only if it has no simpler structure. Every kind of bias can compute the float32 rows
+of a block of queries (`rows`), which all backends support. Attention backends use the structure if they can.
 """
 
 from abc import ABC, abstractmethod
@@ -14,33 +14,34 @@ from torch import Tensor
 
 
 class Bias(ABC):
-    """A value added to the scaled score of each (head, query, key)."""
+    """Values that are added to the scaled score of each (head, query, key)."""
 
     proportional_to: ClassVar[str] = ""
-    """The tensor field to which all rows are proportional, if there is one."""
+    """Name of the tensor field to which all rows are proportional, or "" if there is none."""
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Tensor:
-        """Bias of the queries start…stop−1: float32, broadcastable to (B, H, stop − start, Lk)."""
+        """Return the bias of the queries start…stop−1: float32, broadcastable to (B, H, stop − start, Lk)."""
 
     def scaled(self, share: Tensor) -> "Bias":
-        """Return this bias at a share 0…1 (0-dim) of its strength: of the same kind, or dense if no field scales it."""
+        """Return the bias times a share 0…1 (0-dim): of the same kind if `proportional_to` is set, otherwise dense."""
         if not self.proportional_to:
             return DenseBias(lambda start, stop: _scaled(self.rows(start, stop), share))
         return replace(self, **{self.proportional_to: _scaled(getattr(self, self.proportional_to), share)})  # type: ignore[type-var]
 
 
 def _scaled(values: Tensor, share: Tensor) -> Tensor:
-    """Return share · values; −∞, which hides a key, becomes ln(1 − share): the key's weight shrinks to 1 − share."""
+    """Return share · values; −∞, which hides a key, becomes ln(1 − share), so that the key's weight is 1 − share."""
     return torch.where(values.isneginf(), torch.log1p(-share), values * share)
 
 
 @dataclass(frozen=True)
 class RelativeBias(Bias):
-    """One value per head and relative distance: a Toeplitz matrix, stored as a vector per head.
+    """A bias with one value per head and relative distance: a Toeplitz matrix, stored as a vector per head.
 
     Attributes:
-        values: float32, (H, Lq + Lk − 1); element n belongs to Δ = offset + n − (Lk − 1), see `Positions.distances`.
+        values: float32, (H, Lq + Lk − 1); element n is the value of Δ = offset + n − (Lk − 1), see
+            `Positions.distances`.
         query_length: Lq.
         key_length: Lk.
     """
@@ -53,18 +54,18 @@ class RelativeBias(Bias):
     _within: dict[tuple[int | None, int | None], Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def flipped_rows(self, start: int, stop: int, reversed_values: Tensor | None = None) -> Tensor:
-        """Rows of the queries stop−1, …, start (in that order) as a view of O(Lq + Lk) memory.
+        """Return the rows of the queries stop−1, …, start (in this order) as a view with O(Lq + Lk) memory.
 
-        With the queries in reverse the matrix is constant along its anti-diagonals (a Hankel matrix), which is a
-        strided view of the reversed vector: element (r, j) lies at Lq − stop + r + j.
+        If the queries are in reverse order, the matrix is constant along its anti-diagonals (a Hankel matrix) and is a
+        strided view of the reversed vector: element (r, j) is at index Lq − stop + r + j.
 
         Args:
             start: first query.
             stop: one past the last query.
-            reversed_values: `values` flipped along its last dimension, if the caller has it already (any dtype).
+            reversed_values: `values` reversed along the last dimension, if the caller has them (any dtype).
 
         Returns:
-            A view of (H, stop − start, Lk); rows overlap in memory, so it must not be written to.
+            A view of (H, stop − start, Lk). Rows overlap in memory, so it must not be written to.
         """
         source = self.values.flip(-1) if reversed_values is None else reversed_values
         shape = (source.shape[0], stop - start, self.key_length)
@@ -76,9 +77,10 @@ class RelativeBias(Bias):
         return self.flipped_rows(start, stop).flip(1).unsqueeze(0)
 
     def within(self, least: int | None, most: int | None) -> Tensor:
-        """Return the values, (H, Lq + Lk − 1), at −inf unless least ≤ i − j ≤ most for indices of query i and key j.
+        """Return the values, (H, Lq + Lk − 1), with −inf where i − j of query index i and key index j is out of range.
 
-        None: no limit. Made once for all layers that share the bias.
+        The range is least ≤ i − j ≤ most; None is no limit. The result is computed once for all layers that share the
+        bias.
         """
         if least is None and most is None:
             return self.values
@@ -96,13 +98,13 @@ class RelativeBias(Bias):
 
 @dataclass(frozen=True)
 class LinearBias(Bias):
-    """−m·Δ with one slope m per head, for causal attention.
+    """A bias of −m·Δ with one slope m per head, for causal attention.
 
-    In a causal softmax −m·(i − j) and +m·j differ by a constant of the row, so this bias can ride in extra head
-    channels of q and k (`attention.folding`) and any fused causal kernel runs it without a bias at all.
+    In a causal softmax, −m·(i − j) and +m·j differ by a constant of the row. So extra head channels of q and k can add
+    this bias (`attention.folding`), and any fused causal kernel can compute it without a bias argument.
 
     Attributes:
-        slopes: float32, (H,); positive slopes let the bias fall with distance.
+        slopes: float32, (H,); with positive slopes the bias decreases with distance.
         distances: int64, (Lq + Lk − 1,), see `Positions.distances`.
         query_length: Lq.
         key_length: Lk.
@@ -117,9 +119,9 @@ class LinearBias(Bias):
     _kept: list[RelativeBias] = field(init=False, repr=False, default_factory=list)
 
     def as_relative(self) -> RelativeBias:
-        """The same bias as a `RelativeBias`; made once for all layers that share the bias, unless slopes learn."""
+        """Return this bias as a `RelativeBias`, created once for all layers unless the slopes need a gradient."""
         if torch.is_grad_enabled() and self.slopes.requires_grad:
-            return self._relative()  # kept, it would leave a layer that is checkpointed
+            return self._relative()  # a stored bias would be used outside its layer under gradient checkpointing
         if not self._kept:
             self._kept.append(self._relative())
         return self._kept[0]
@@ -135,7 +137,7 @@ class LinearBias(Bias):
 
 @dataclass(frozen=True)
 class SeparableBias(Bias):
-    """A sum of products of query-side and key-side features, Σ_f left[i, f]·right[j, f]: again extra channels.
+    """A sum of products of query features and key features, Σ_f left[i, f]·right[j, f]; extra channels can add it.
 
     Attributes:
         left: float32, (H, Lq, F).
@@ -154,15 +156,15 @@ class SeparableBias(Bias):
 
 @dataclass(frozen=True)
 class ClippedContentBias(Bias):
-    """Each query's product with a vector per clipped relative distance: query_i · table[clip(Δ)] (Shaw's keys).
+    """The product of each query with a vector per clipped relative distance: query_i · table[clip(Δ)] (Shaw's keys).
 
     Attributes:
-        query: queries, (B, H, Lq, d), see `queries`.
-        table: float32, (R, d), one row per index.
-        index_rows: gives the row index for the queries start…stop−1: int64, (B|1, stop − start, Lk).
-        reach: K, if in a causal text the row of a distance Δ < K is K − Δ, and row 0 is that of all others.
-        value_table: what the value side adds, (R, d) by the same index, if it does: a path that computes both sides
-            at once reads it, all others call the scheme's `mix`.
+        query: queries, (B, H, Lq, D), see `queries`.
+        table: float32, (R, D), one row per index.
+        index_rows: returns the row index for the queries start…stop−1: int64, (B|1, stop − start, Lk).
+        reach: K, if in a causal text the row of a distance Δ < K is K − Δ and the row of all others is 0; else None.
+        value_table: table (R, D) of the value side, with the same index, or None. A path that computes both sides at
+            once reads it; all other paths call the scheme's `mix`.
         scaling: factor on the queries.
     """
 
@@ -176,16 +178,16 @@ class ClippedContentBias(Bias):
     scaling: float = 1.0
 
     def scaled(self, share: Tensor) -> "Bias":
-        """See `Bias.scaled`: both tables."""
+        """See `Bias.scaled`; both tables are scaled."""
         values = None if self.value_table is None else self.value_table * share
         return replace(self, table=self.table * share, value_table=values)
 
     def queries(self, start: int, stop: int) -> Tensor:
-        """Scaled queries start…stop−1 in float32, made when they are needed: all at once are as large as q and more."""
+        """Return the scaled queries start…stop−1 in float32; not stored, because all are at least as large as q."""
         return self.query[:, :, start:stop].float() * self.scaling
 
     def scores(self) -> Tensor:
-        """Every query's product with every row of the table: float32, (B, H, Lq, R)."""
+        """Return the products of all queries with all rows of the table: float32, (B, H, Lq, R)."""
         return self.queries(0, self.query.shape[2]) @ self.table.transpose(-1, -2)
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -197,13 +199,13 @@ class ClippedContentBias(Bias):
 
 @dataclass(frozen=True)
 class RelativeContentBias(Bias):
-    """Each query's product with a vector per head and relative distance: query_i · table[Δ] (Transformer-XL).
+    """The product of each query with a vector per head and relative distance: query_i · table[Δ] (Transformer-XL).
 
     Attributes:
-        query: queries, (B, H, Lq, d), see `queries`; d need not be the heads' dimension.
-        table: float32, (H|1, N, d), the last N of `Positions.distances`; to those before them goes the first row.
+        query: queries, (B, H, Lq, D), see `queries`; D may differ from the heads' dimension.
+        table: float32, (H|1, N, D), for the last N of `Positions.distances`; the first row is also for those before.
         key_length: Lk.
-        shift: added to the queries, float32, broadcastable to them.
+        shift: float32 summand of the queries, broadcastable to them, or None.
         scaling: factor on the shifted queries.
     """
 
@@ -216,12 +218,12 @@ class RelativeContentBias(Bias):
     scaling: float = 1.0
 
     def queries(self, start: int, stop: int) -> Tensor:
-        """Queries start…stop−1, shifted and scaled, in float32; made when they are needed, see `ClippedContentBias`."""
+        """Return the shifted, scaled queries start…stop−1 in float32; not stored, see `ClippedContentBias.queries`."""
         query = self.query[:, :, start:stop].float()
         return (query if self.shift is None else query + self.shift) * self.scaling
 
     def distance_vectors(self, start: int, stop: int) -> Tensor:
-        """The table's rows for the elements start…stop−1 of `Positions.distances`, (H|1, stop − start, d)."""
+        """Return the table's rows for the elements start…stop−1 of `Positions.distances`, (H|1, stop − start, D)."""
         missing = self.query.shape[2] + self.key_length - 1 - self.table.shape[1]
         if missing <= start:
             return self.table[:, start - missing : stop - missing]
@@ -234,26 +236,26 @@ class RelativeContentBias(Bias):
         width = block + self.key_length - 1
         products = self.products(start, stop, self.distance_vectors(start, start + width)).flip(-1)
         batch, heads = products.shape[:2]
-        # Row r holds its Lk products from column (block − 1 − r) on; shifting the rows into place is a strided view.
+        # The Lk products of row r begin at column (block − 1 − r); a strided view aligns the rows.
         plane = block * width
         return products.contiguous().as_strided(
             (batch, heads, block, self.key_length), (heads * plane, plane, width - 1, 1), block - 1
         )
 
     def products(self, start: int, stop: int, table: Tensor) -> Tensor:
-        """Products of the queries start…stop−1 with rows (H|1, N, d) of the table: (B, H, stop − start, N)."""
+        """Return the products of the queries start…stop−1 with table rows (H|1, N, D): (B, H, stop − start, N)."""
         query = self.queries(start, stop)
-        if table.shape[0] == 1:  # matmul would repeat the one table for each head
+        if table.shape[0] == 1:  # matmul would copy the table for each head
             return (query.flatten(1, 2) @ table[0].t()).unflatten(1, query.shape[1:3])
         return query @ table.transpose(-1, -2)
 
 
 @dataclass(frozen=True)
 class DenseBias(Bias):
-    """The last resort: rows that have no structure to exploit, computed a block of queries at a time.
+    """A bias without a structure that can be used: rows are computed for one block of queries at a time.
 
     Attributes:
-        compute: gives the rows of the queries start…stop−1, float32, broadcastable to (B, H, stop − start, Lk).
+        compute: returns the rows of the queries start…stop−1, float32, broadcastable to (B, H, stop − start, Lk).
     """
 
     compute: Callable[[int, int], Tensor]

@@ -1,8 +1,8 @@
-"""Prefixes of names that stand in saved files: they may never change. This module imports nothing."""
+"""Prefixes of names in saved files; they must never change. This module imports nothing."""
 
 CLASS_PREFIX = "PosSwap"
-"""Of a swapped class, before the stock class's name: PosSwapGPT2Model."""
+"""Prefix of a swapped class's name, before the stock class's name: PosSwapGPT2Model."""
 MODEL_TYPE_PREFIX = "posswap_"
-"""Of a swapped config's model type, before the stock one: posswap_gpt2."""
+"""Prefix of a swapped config's model type, before the stock model type: posswap_gpt2."""
 ADAPTER_TYPE_PREFIX = "POSSWAP_"
-"""Of the peft type of an adapter that carries a scheme: POSSWAP_LORA."""
+"""Prefix of the peft type of an adapter that carries a scheme: POSSWAP_LORA."""

@@ -1,4 +1,4 @@
-"""Typed, validated options: one declaration gives the check, the help text, the command line and parsing from text.
+"""Typed, validated options: one declaration defines the check, the help text, the command line and the text format.
 
 Options are fields of frozen dataclasses: scheme configs, options of healing, settings of measurements.
 """
@@ -19,18 +19,18 @@ REQUIRED: Any = dataclasses.MISSING
 """The default of an option that must be given."""
 LARGEST_INTEGER = 2**31 - 1
 LARGEST_NUMBER = 3e38
-"""What float32, in which schemes compute, can hold."""
+"""Limits of integers and numbers; LARGEST_NUMBER fits into float32, in which schemes compute."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-    """How the command line takes a number that is 0 unless it is switched on.
+    """Command line switch of a number that is 0 by default.
 
     Attributes:
-        help: what switching it on does.
+        help: effect of the switch.
         name: the switch, such as "--distill".
-        number: the option that says how much, such as "--distill-weight".
-        default: how much if only the switch is given.
+        number: the option for the number, such as "--distill-weight".
+        default: the number if only the switch is given.
     """
 
     help: str
@@ -59,9 +59,9 @@ def option(
     Args:
         default: the field's default value, or `REQUIRED`.
         help: one sentence for docs and error messages.
-        choices: the allowed strings, if there are only so many; a Literal type says so by itself.
+        choices: the allowed strings, if there are few; not needed for a Literal type.
         minimum: the smallest allowed number.
-        above: a number the value must exceed.
+        above: a number that the value must exceed.
         maximum: the largest allowed number.
         group: heading under which help lists the option.
         switch: for a number that is 0 unless it is switched on.
@@ -102,15 +102,15 @@ def describe_type(annotation: Any) -> str:
 
 
 def coerce(value: Any, annotation: Any) -> Any:
-    """Return `value` as one of the annotated types, losslessly (int to float, list to tuple).
+    """Return `value` as one of the annotated types, without loss (int to float, list to tuple).
 
     Raises:
-        TypeError: no annotated type takes the value.
+        TypeError: no annotated type accepts the value.
     """
     for kind in allowed_types(annotation):
         if kind is type(None) and value is None:
             return None
-        if isinstance(value, bool):  # which is an int too
+        if isinstance(value, bool):  # a bool is an int too
             if kind is bool:
                 return value
             continue
@@ -128,10 +128,10 @@ def coerce(value: Any, annotation: Any) -> Any:
 
 
 def from_text(text: str, annotation: Any) -> Any:
-    """Read an option written as text; lists are written with `+` between the items ("0+1+2").
+    """Parse the text of an option; items of lists are separated by `+` ("0+1+2").
 
     Raises:
-        TypeError: the text fits none of the annotated types.
+        TypeError: the text matches none of the annotated types.
     """
     kinds = allowed_types(annotation)
     if type(None) in kinds and text.lower() in ("none", "null"):
@@ -152,7 +152,7 @@ def from_text(text: str, annotation: Any) -> Any:
 
 
 def to_text(value: Any) -> str:
-    """Return an option's value as `from_text` reads it."""
+    """Return an option's value as text that `from_text` can parse."""
     if isinstance(value, tuple):
         return "+".join(to_text(item) for item in value)
     if isinstance(value, float) and value.is_integer():
@@ -164,20 +164,20 @@ _TYPES: dict[type, dict[str, Any]] = {}
 
 
 def option_types(options: type) -> dict[str, Any]:
-    """Return the types of a dataclass's fields, by name, which typing would work out anew each time."""
+    """Return the types of a dataclass's fields by name, from a cache, because typing evaluates annotations slowly."""
     if options not in _TYPES:
         _TYPES[options] = typing.get_type_hints(options)
     return _TYPES[options]
 
 
 def choices_of(field: dataclasses.Field[Any], annotation: Any) -> tuple[str, ...] | None:
-    """Return the strings that an option may be; None if it is not one of a few."""
+    """Return the strings that an option accepts; None if they are not limited to a few."""
     named = [kind for kind in allowed_types(annotation) if typing.get_origin(kind) is Literal]
     return typing.get_args(named[0]) if named else field.metadata["choices"]
 
 
 def check_options(options: Any, error: type[PosSwapError], label: str = "{}") -> None:
-    """Check every field of a frozen dataclass, and coerce it to its type; called when an instance is constructed.
+    """Check every field of a frozen dataclass and convert it to its type; called when an instance is constructed.
 
     Args:
         options: the instance; fields that `option` did not declare are left alone.
@@ -185,7 +185,8 @@ def check_options(options: Any, error: type[PosSwapError], label: str = "{}") ->
         label: what an option is called in messages, with "{}" in the place of its name.
 
     Raises:
-        error: wrong type, unknown choice or out of range; names value, allowed values and the field.
+        error: a value has a wrong type, is an unknown choice or is out of range; the message names the field, the value
+            and the allowed values.
     """
     kinds = option_types(type(options))
     for field in declared(type(options)):
@@ -198,7 +199,7 @@ def check_options(options: Any, error: type[PosSwapError], label: str = "{}") ->
 
 
 def _checked(label: str, field: dataclasses.Field[Any], annotation: Any, value: Any) -> Any:
-    """Return `value` coerced to the field's type and within its limits; a ValueError says what is wrong with it."""
+    """Return `value` converted to the field's type, after checking its limits; raise ValueError if it is invalid."""
     try:
         value = coerce(value, annotation)
     except (TypeError, OverflowError):

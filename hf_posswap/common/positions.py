@@ -1,6 +1,6 @@
-"""Where the queries and the keys of one forward pass stand: int64 positions and relative distances.
+"""Positions of the queries and keys of one forward pass, int64, and their relative distances.
 
-Computed once per forward at the base model and handed to every layer, so no layer derives positions again.
+The base model computes them once per forward and passes them to every layer, so that no layer computes positions again.
 """
 
 from dataclasses import dataclass, field
@@ -24,16 +24,16 @@ class Positions:
 
     Attributes:
         query: positions of the queries, int64, (B, Lq) or (1, Lq).
-        key: positions of the keys, int64, (B, Lk) or (1, Lk); entries under padding are arbitrary.
-        offset: index of the first query among the keys (the number of tokens cached before); a 0-dim tensor under
-            a static cache.
+        key: positions of the keys, int64, (B, Lk) or (1, Lk); entries of padding are arbitrary.
+        offset: index of the first query among the keys (the number of cached tokens); a 0-dim tensor for a static
+            cache.
         causal: whether attention is causal.
-        by_index: True if for every pair that attention may see, the relative distance is the difference of the
-            indices: single sequences, padded ones, and packed ones whose documents are masked from each other. False
-            if positions skip, so that distances must be read from `query` and `key`. None if neither is known.
-        continues: whether the queries' positions continue the cached keys', boolean (0-dim), where that can be told
-            only when a traced graph runs. None: they do, or `by_index` is None.
-        bound: where positions skip, a number that all positions of visible tokens stay below; None: none is known.
+        by_index: True if the relative distance of every visible pair is the difference of the indices: single, padded,
+            and packed sequences whose documents are masked from each other. False if positions skip, so that distances
+            must be computed from `query` and `key`. None if the positions of cached keys are unknown.
+        continues: boolean (0-dim): whether the queries' positions continue those of the cached keys, for a traced
+            graph, in which this is known only when it runs. None: they continue them, or `by_index` is None.
+        bound: if positions skip, an upper bound (exclusive) of the positions of visible tokens; None: not known.
     """
 
     query: Tensor
@@ -46,7 +46,7 @@ class Positions:
     _distances: Tensor | None = field(init=False, repr=False, default=None)
 
     def to(self, device: torch.device | str | int) -> "Positions":
-        """Return the same positions on a device: by this accelerate hands them on from device to device."""
+        """Return the same positions on another device; accelerate calls this to move arguments between devices."""
         offset = self.offset.to(device) if isinstance(self.offset, Tensor) else self.offset
         continues = None if self.continues is None else self.continues.to(device)
         return Positions(
@@ -56,7 +56,7 @@ class Positions:
     def of_keys(self, first: int, length: int) -> "Positions":
         """Return the positions of a layer whose keys are the `length` keys from index `first` on.
 
-        Keys past the last one are free places of a static cache, which the mask hides.
+        Keys after the last one are unused entries of a static cache, which the mask hides.
         """
         key = self.key[:, first : first + length]
         missing = length - key.shape[1]
@@ -73,24 +73,24 @@ class Positions:
 
     @property
     def key_length(self) -> int:
-        """Lk, the number of keys, cached ones included."""
+        """Lk, the number of keys, including cached ones."""
         return self.key.shape[1]
 
     def __post_init__(self) -> None:
-        # At once rather than when first asked for: all layers share it, and a lazy value would first be made inside
-        # one layer's compiled or checkpointed region.
+        # Computed here and not on first use: all layers share the distances, and on first use they would be created
+        # in a compiled or checkpointed region of one layer.
         if self.by_index:
             steps = torch.arange(1 - self.key_length, self.query_length, device=self.query.device)
             self._distances = steps + self.offset
 
     @property
     def distances(self) -> Tensor:
-        """Every relative distance Δ = i − j that occurs, ascending, int64, (Lq + Lk − 1,).
+        """All relative distances Δ = i − j, ascending, int64, (Lq + Lk − 1,).
 
-        Element n is Δ = offset + n − (Lk − 1), so query row i and key column j meet at n = i − j + Lk − 1.
+        Element n is Δ = offset + n − (Lk − 1), so the element of query row i and key column j is n = i − j + Lk − 1.
 
         Raises:
-            PositionError: distances do not follow the indices; use `distance_rows`.
+            PositionError: distances are not differences of indices; use `distance_rows`.
         """
         self.require_known()
         if self._distances is None:
@@ -98,9 +98,9 @@ class Positions:
         return self._distances
 
     def distance_rows(self, start: int, stop: int) -> Tensor:
-        """Relative distances Δ = i − j of the query rows start…stop−1, int64, (B|1, stop − start, Lk).
+        """Return the relative distances Δ = i − j of the query rows start…stop−1, int64, (B|1, stop − start, Lk).
 
-        In a causal model a key that claims to stand after its query counts as distance 0.
+        In a causal model, the distance of a key whose position is after the query's is 0.
         """
         self.require_known()
         if self.by_index:
@@ -112,23 +112,24 @@ class Positions:
         return distance.clamp(min=0) if self.causal else distance
 
     def bounded_distances(self) -> Tensor | None:
-        """Return every distance that positions below `bound` can have, ascending, int64, (2·bound − 1,), or None."""
+        """Return all distances of positions below `bound`, ascending, int64, (2·bound − 1,); None without a bound."""
         return None if self.bound is None else torch.arange(1 - self.bound, self.bound, device=self.query.device)
 
     def bounded_index(self, start: int, stop: int) -> Tensor:
-        """Return the place in `bounded_distances` of each of `distance_rows`; any for tokens that are hidden."""
+        """Return the index in `bounded_distances` of each of `distance_rows`; arbitrary for hidden tokens."""
         assert self.bound is not None
         return (self.distance_rows(start, stop) + self.bound - 1).clamp(0, 2 * self.bound - 2)
 
     def row_lengths(self) -> Tensor:
-        """The text length that each row has reached, int64, (B, 1) or (1, 1): its last position plus one."""
+        """Return the text length of each row, int64, (B, 1) or (1, 1): its last position plus one."""
         return self.query.amax(dim=1, keepdim=True) + 1
 
     def require_known(self) -> None:
-        """Refuse to go on where the cached keys' positions are unknown.
+        """Refuse to continue if the positions of the cached keys are unknown.
 
         Raises:
-            PositionError: they are. A traced graph raises torch's RuntimeError with the same words when it runs.
+            PositionError: they are unknown. A traced graph raises torch's RuntimeError with the same message when it
+                runs.
         """
         if self.by_index is None:
             raise PositionError(UNKNOWN_KEYS)

@@ -1,4 +1,4 @@
-"""A registry of named classes that rejects duplicates and suggests the nearest name for an unknown one."""
+"""A registry of named items that rejects duplicate names and suggests the nearest name for an unknown one."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -7,11 +7,11 @@ from typing import Generic, Protocol, TypeVar
 from hf_posswap.errors import UnknownNameError
 
 LONGEST_NAME = 100
-"""Characters of an unknown name that are compared and repeated; it may come from a file."""
+"""Largest number of characters of an unknown name that are compared and shown; the name may come from a file."""
 
 
 class Named(Protocol):
-    """Anything with a registered name."""
+    """An object with a registered name."""
 
     @property
     def name(self) -> str:
@@ -22,7 +22,7 @@ Item = TypeVar("Item", bound=Named)
 
 
 def unknown_name_message(kind: str, value: object, allowed: Iterable[str]) -> str:
-    """Say that `value` is no known `kind`, suggest the nearest allowed name, and list them all."""
+    """Return the message that `value` is not a known `kind`, with the nearest allowed name and all allowed names."""
     names = sorted(allowed)
     text = str(value)[:LONGEST_NAME]
     close = difflib.get_close_matches(text.lower(), names, n=1)
@@ -32,10 +32,10 @@ def unknown_name_message(kind: str, value: object, allowed: Iterable[str]) -> st
 
 
 class Registry(Generic[Item]):
-    """Named items of one kind, in the order in which they were registered.
+    """Named items of one kind, in the order of registration.
 
     Args:
-        kind: what the items are called in error messages, such as "positional scheme".
+        kind: name of the kind in error messages, such as "positional scheme".
     """
 
     def __init__(self, kind: str) -> None:
@@ -46,7 +46,7 @@ class Registry(Generic[Item]):
         """Add `item` under its `name`; usable as a decorator.
 
         Raises:
-            ValueError: the name is taken by another item.
+            ValueError: another item has the same name.
         """
         if item.name in self._items and self._items[item.name] is not item:
             raise ValueError(f"{self.kind} {item.name!r} is registered twice: {self._items[item.name]!r} and {item!r}")
@@ -54,10 +54,10 @@ class Registry(Generic[Item]):
         return item
 
     def get(self, name: str) -> Item:
-        """Return the item called `name`.
+        """Return the item with a name.
 
         Raises:
-            UnknownNameError: there is none; the message suggests the nearest name.
+            UnknownNameError: there is no such item; the message suggests the nearest name.
         """
         if name not in self._items:
             raise UnknownNameError(unknown_name_message(self.kind, name, self._items))
