@@ -1,4 +1,4 @@
-"""Reading adapters from disk: what their configs say, and putting one on a base that is in memory."""
+"""Adapters on disk: reading their configs, and loading an adapter onto a base model in memory."""
 
 import warnings
 from pathlib import Path
@@ -28,13 +28,13 @@ def adapter_config(folder: str | Path) -> Any:
         folder: the adapter's folder, or its name on the Hub.
 
     Raises:
-        AdapterError: there is no adapter, or it is broken.
+        AdapterError: there is no adapter, or its files are damaged.
     """
     try:
         return peft.PeftConfig.from_pretrained(str(folder))
     except PosSwapError:
         raise
-    except (*UNREADABLE, TypeError) as error:  # peft's errors for a folder without an adapter, or with a broken one
+    except (*UNREADABLE, TypeError) as error:  # peft's errors for a folder without an adapter or with a damaged one
         raise AdapterError(
             f"{str(folder)!r} holds no adapter: {error}. Give the folder or the Hub name of a saved adapter."
         ) from error
@@ -44,7 +44,7 @@ def base_name(folder: str | Path, config: Any) -> str:
     """Return the name of an adapter's base model.
 
     Raises:
-        AdapterError: the adapter names none.
+        AdapterError: the adapter's config does not contain it.
     """
     if not config.base_model_name_or_path:
         raise AdapterError(
@@ -58,13 +58,13 @@ def adapter_base(name: str) -> str:
     """Return the name of an adapter's base model.
 
     Raises:
-        AdapterError: there is no adapter of that name, or it names no base.
+        AdapterError: there is no adapter with that name, or its config does not name a base.
     """
     return base_name(name, adapter_config(name))
 
 
 def put_on(model: Any, folder: str | Path, config: Any, *, is_trainable: bool = False) -> peft.PeftModel:
-    """Put an adapter on its base, in place; a stock base is first swapped to the adapter's scheme.
+    """Load an adapter onto its base, in place; a stock base is first swapped to the adapter's scheme.
 
     Args:
         model: the base.
@@ -73,7 +73,7 @@ def put_on(model: Any, folder: str | Path, config: Any, *, is_trainable: bool = 
         is_trainable: whether the adapter is loaded for further training.
 
     Raises:
-        AdapterError: the adapter is broken, or the base has another scheme.
+        AdapterError: the adapter's files are damaged, or the base has another scheme.
     """
     entry = getattr(config, SCHEME, None)
     if entry is not None and not is_swapped(model):
@@ -92,14 +92,14 @@ def put_on(model: Any, folder: str | Path, config: Any, *, is_trainable: bool = 
 
 
 def adapted(config: Any, adapter: Any) -> Any:
-    """Change the config of a base model to that of the model with the adapter merged into it, and return it.
+    """Change a base model's config to that of the model with the merged adapter, in place, and return it.
 
     Args:
         config: the base's config.
         adapter: the adapter's config.
 
     Raises:
-        CheckpointError: the adapter's `pos_scheme` entry is malformed, or of a newer format.
+        CheckpointError: the adapter's `pos_scheme` entry is malformed, or has a newer format.
     """
     architecture = architecture_of(config)
     known = auto_classes(architecture).get(AUTO_CLASS_OF_TASK.get(str(adapter.task_type), ""))
@@ -113,9 +113,9 @@ def adapted(config: Any, adapter: Any) -> Any:
 
 
 def base_class(folder: str | Path, config: Any, base_config: Any) -> Any:
-    """Return the class that loads the base: the class of the adapter's task, or the one that the adapter names.
+    """Return the class that loads the base: the class of the adapter's task, or the class that the adapter names.
 
-    The name comes from a file, so it is looked up among the supported architectures and never imported.
+    That name comes from a file, so it is looked up among the supported architectures and never imported.
     """
     if config.task_type in AUTO_CLASS_OF_TASK:
         return getattr(transformers, AUTO_CLASS_OF_TASK[config.task_type])

