@@ -1,1 +1,1 @@
-"""Texts: where they are, the documents in them, and which of their tokens a masked language model may not see."""
+"""Texts: their files, the documents in them, and the selection of masked tokens for masked language models."""

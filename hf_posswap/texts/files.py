@@ -1,6 +1,6 @@
-"""Text files, and the documents in them: one a file, one a line, or one between blank lines.
+"""Text files and their documents: one per file, one per line, or one between blank lines.
 
-A document is what belongs together. Windows, calibration and evaluation never put two of them into one context.
+A document is one coherent text. Windows, calibration and evaluation never put two documents into one context.
 """
 
 import hashlib
@@ -18,25 +18,25 @@ from hf_posswap.texts.sources import resolve_texts
 Split = Literal["file", "lines", "blank-lines"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 SHORT_LINE = 500
-"""Characters of a short line: a sentence, a sequence or a short paragraph, about a hundred tokens."""
+"""Characters of a short line, about a hundred tokens: a sentence, a sequence or a short paragraph."""
 LEAST_LINES = 8
-"""Fewer lines say nothing about a file."""
+"""Smallest number of lines from which the kind of a file can be guessed."""
 
 
 class DocumentsWarning(UserWarning):
-    """A file that looks as if each of its lines were a text of its own is read as one text."""
+    """A file is read as one text, but each of its lines seems to be a separate text."""
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file's content.
+    """The content of a file.
 
     Attributes:
-        name: what results call it.
-        sha256: of its whole text.
-        characters: of its whole text.
-        split: how it was split into documents.
-        documents: the documents, none of them empty.
+        name: name in results.
+        sha256: SHA-256 of the whole text.
+        characters: number of characters of the whole text.
+        split: how the text was split into documents.
+        documents: the documents; none is empty.
     """
 
     name: str
@@ -46,20 +46,20 @@ class TextFile:
     documents: tuple[str, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what identifies the content and how it is read, JSON-ready."""
+        """Return JSON-ready values that identify the content and its split into documents."""
         facts = {"name": self.name, "characters": self.characters, "sha256": self.sha256}
         return facts if self.split == "file" else facts | {"split": self.split, "documents": len(self.documents)}
 
 
 @dataclass(frozen=True)
 class DocumentLengths:
-    """How many documents there are, and how many tokens they have.
+    """The number of documents and their numbers of tokens.
 
     Attributes:
         documents: number of documents.
-        shortest: tokens of the shortest one, without special tokens.
-        median: tokens of the one in the middle.
-        longest: tokens of the longest one.
+        shortest: tokens of the shortest document, without special tokens.
+        median: median number of tokens.
+        longest: tokens of the longest document.
     """
 
     documents: int
@@ -72,8 +72,8 @@ class DocumentLengths:
         """Return the lengths of documents.
 
         Args:
-            tokens: number of tokens of each, at least one.
-            documents: how many there are, where `tokens` are those of a sample; None: as many as `tokens`.
+            tokens: number of tokens of each document, at least one document.
+            documents: number of documents, if `tokens` is from a sample of them; None: as many as in `tokens`.
         """
         number = len(tokens) if documents is None else documents
         return cls(number, min(tokens), round(statistics.median(tokens)), max(tokens))
@@ -95,15 +95,15 @@ def read_files(names: Sequence[str], documents: str | None = None) -> list[TextF
     """Return the content of files or `demo:` names.
 
     Args:
-        names: of UTF-8 text files, or `demo:` names.
-        documents: what is a document: a whole "file", each of its "lines", or what stands between "blank-lines". None:
-            a file, with a warning if it looks otherwise.
+        names: paths of UTF-8 text files, or `demo:` names.
+        documents: unit of a document: the whole "file", each of its "lines", or the text between "blank-lines". None:
+            the whole file, with a warning if each line seems to be a separate text.
 
     Raises:
-        SourceError: a file that is missing, empty or not UTF-8, or an unknown way to split.
+        SourceError: a file is missing, empty or not UTF-8, or `documents` is unknown.
 
     Warns:
-        DocumentsWarning: nobody said what a document is, and a file looks as if each line were one.
+        DocumentsWarning: `documents` is None, and each line of a file seems to be a separate text.
     """
     split = checked_split(documents)
     files = []
@@ -117,10 +117,10 @@ def read_files(names: Sequence[str], documents: str | None = None) -> list[TextF
 
 
 def checked_split(documents: str | None) -> Split:
-    """Return how files are split into documents; None means one document a file.
+    """Return how files are split into documents; None means one document per file.
 
     Raises:
-        SourceError: there is no such way.
+        SourceError: the way to split is unknown.
     """
     for split in SPLITS:
         if split == (documents or "file"):
@@ -131,7 +131,7 @@ def checked_split(documents: str | None) -> Split:
 
 
 def split_documents(text: str, split: Split) -> tuple[str, ...]:
-    """Return the documents of a text, without empty ones and without the white space around them."""
+    """Return the documents of a text, without empty documents and without leading and trailing white space."""
     if split == "file":
         return (text,)
     parts = text.split("\n") if split == "lines" else re.split(r"\n\s*\n", text)
@@ -139,7 +139,7 @@ def split_documents(text: str, split: Split) -> tuple[str, ...]:
 
 
 def each_line_looks_like_a_text(text: str) -> bool:
-    """Return whether most lines are short, hardly any stand between blank lines, and they are no wrapped prose."""
+    """Return whether most lines are short, there are few blank lines, and the text is not wrapped prose."""
     lines = [line.strip() for line in text.strip().split("\n")]
     filled = [line for line in lines if line]
     if len(filled) < LEAST_LINES or len(lines) - len(filled) > len(filled) / 10:
@@ -148,7 +148,7 @@ def each_line_looks_like_a_text(text: str) -> bool:
 
 
 def _is_wrapped(lines: Sequence[str]) -> bool:
-    """Return whether lines of several words end where the next line's first word would not have fitted."""
+    """Return whether most lines of several words are full: the first word of the next line would not have fitted."""
     width = max(map(len, lines))
     words = [(line, following.split()[0]) for line, following in pairwise(lines) if " " in line]
     full = sum(len(line) + 1 + len(word) > width for line, word in words)

@@ -1,19 +1,19 @@
-"""Which tokens of a text are hidden from a masked language model."""
+"""Selection of the tokens that are masked for a masked language model."""
 
 import torch
 from torch import Tensor
 
 MASKED_SHARE = 0.15
-"""Share of the tokens that are hidden, as in BERT."""
+"""Share of the tokens that are masked, as in BERT."""
 
 
 def choose_masked(text: Tensor, never: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw the tokens to mask, bool (n,): the same number in every text of a length, at least one if one may be.
+    """Draw the tokens to mask, bool (n,): the same number for all texts of one length, at least one if one is allowed.
 
     Args:
         text: token ids, int64 (n,).
-        never: tokens that are not masked, the tokenizer's special ones.
-        generator: what draws.
+        never: ids that are never masked: the tokenizer's special tokens.
+        generator: random number generator.
     """
     allowed = (~torch.isin(text, never)).nonzero().flatten()
     count = min(len(allowed), max(1, round(MASKED_SHARE * len(allowed))))

@@ -1,6 +1,6 @@
-"""Where texts are: a file, or a `demo:` name for a book that needs no download.
+"""Locations of texts: a file, or a `demo:` name of a book, which needs no download.
 
-A book to measure on and an excerpt to heal on come with hf_posswap; more books are in a clone of its repository.
+A book for measurements and an excerpt for healing are part of hf_posswap; a clone of its repository has more books.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from hf_posswap.errors import SourceError
 
 DEMO_PREFIX = "demo:"
 PACKAGED = Path(__file__).resolve().parents[1] / "assets"
-"""What every installation has."""
+"""Folder of the files that every installation has."""
 CLONED = PACKAGED.parents[1] / "examples" / "assets"
-"""What a clone of the repository has beside it."""
+"""Folder of the files that only a clone of the repository has."""
 BOOKS = {"train": "train/jos-boys.txt", "valid": "valid/chance.txt", "test": "test/frankenstein.txt"}
 MEASURING_BOOKS = ("valid", "test")
 EXCERPTS, EXCERPT = "books/train/excerpts", "books/train/excerpts/jane-eyre.txt"
@@ -23,11 +23,11 @@ TEXT_NAMES = ("demo:books", TRAINING_NAME, EXCERPT_NAME, *(f"demo:book/{split}" 
 
 @dataclass(frozen=True)
 class TextSource:
-    """A text to measure on.
+    """The source of one text.
 
     Attributes:
-        name: what results call it.
-        path: its file.
+        name: name in results.
+        path: path of the file.
     """
 
     name: str
@@ -37,10 +37,10 @@ class TextSource:
         """Return the text.
 
         Raises:
-            SourceError: the file is missing, is no file, is not UTF-8, or is empty.
+            SourceError: the file is missing, is not a regular file, is not UTF-8, or is empty.
         """
         try:
-            text = self.path.read_text(encoding="utf-8-sig")  # without the byte order mark, if there is one
+            text = self.path.read_text(encoding="utf-8-sig")  # removes the byte order mark, if there is one
         except UnicodeDecodeError as error:
             raise SourceError(
                 f"text {str(self.path)!r} is not UTF-8 (byte {error.start}). Convert it to UTF-8."
@@ -58,12 +58,12 @@ class TextSource:
 
 
 def resolve_texts(name: str) -> list[TextSource]:
-    """Return the texts a name means: a `demo:` name of `TEXT_NAMES`, or a file.
+    """Return the texts of a name: a `demo:` name of `TEXT_NAMES`, or a file.
 
-    `demo:book/test` and `demo:excerpt` come with hf_posswap, the others with a clone of its repository.
+    `demo:book/test` and `demo:excerpt` are part of hf_posswap; the others are in a clone of its repository.
 
     Raises:
-        SourceError: an unknown `demo:` name, or the books are not there.
+        SourceError: the `demo:` name is unknown, or the books are missing.
     """
     if not name.startswith(DEMO_PREFIX):
         return [TextSource(Path(name).name, Path(name))]
@@ -82,7 +82,7 @@ def resolve_texts(name: str) -> list[TextSource]:
 
 
 def has_clone() -> bool:
-    """Return whether the books of the repository are there, which a clone has and an installed wheel has not."""
+    """Return whether the books of the repository are available; a clone has them, an installed wheel does not."""
     return (CLONED / "books").is_dir()
 
 
