@@ -1,1 +1,1 @@
-"""peft's adapters on swapped models: an adapter carries the scheme that it was trained with."""
+"""peft's adapters on swapped models: an adapter stores the scheme that it was trained with."""

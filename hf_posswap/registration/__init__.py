@@ -1,1 +1,1 @@
-"""What `import hf_posswap` registers with other packages, as soon as they are imported; it imports neither itself."""
+"""Registrations with other packages, made by `import hf_posswap` when those packages are imported, and not before."""

@@ -1,7 +1,7 @@
-"""Letting `AutoConfig` know the swapped model types before transformers is able to make their config classes.
+"""Registration of the swapped model types with `AutoConfig`, before their config classes can be created.
 
-This runs while transformers is importing its own modules, when importing one more of them may fail. So what is
-registered first is a stand-in that imports nothing, and makes way for the real class when it is first used.
+This runs while transformers imports its own modules, when importing another of its modules may fail. So a stand-in that
+imports nothing is registered first. On first use, the real class replaces it.
 """
 
 import sys
@@ -11,7 +11,7 @@ from hf_posswap.common.names import MODEL_TYPE_PREFIX
 
 
 class DeferredConfig:
-    """Stands in for one swapped config class: whatever is asked of it, the real class does."""
+    """Stand-in for one swapped config class; all calls go to the real class."""
 
     model_type: str
     stock_type: str
@@ -31,7 +31,7 @@ class DeferredConfig:
 
     @classmethod
     def real_class(cls) -> Any:
-        """Put the real class in the stand-in's place and return it."""
+        """Replace the stand-in by the real class and return the real class."""
         from hf_posswap.architectures import architecture_named
         from hf_posswap.loading.configuration import config_class_of
         from hf_posswap.modeling import register_models

@@ -1,4 +1,4 @@
-"""Run a function as soon as another module has been imported, without importing it."""
+"""Call of a function when another module has been imported, without importing that module."""
 
 import importlib.abc
 import importlib.machinery
@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 def when_imported(module_name: str, function: Callable[[], None]) -> None:
-    """Call `function` once `module_name` has been imported; at once if it has been already."""
+    """Call `function` after `module_name` has been imported; immediately if it is already imported."""
     if module_name in sys.modules:
         function()
     else:
@@ -16,7 +16,7 @@ def when_imported(module_name: str, function: Callable[[], None]) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Wraps the loader of one module, until that has been imported: others ask for it just to see whether it exists."""
+    """Wraps the loader of a module until it is imported; other code may look for the module without importing it."""
 
     def __init__(self, module_name: str, function: Callable[[], None]) -> None:
         self.module_name = module_name
@@ -37,7 +37,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """Runs the module's own loader, then the function."""
+    """Runs the loader of the module, then the function."""
 
     def __init__(self, loader: importlib.abc.Loader, finder: _Finder) -> None:
         self.loader = loader
@@ -47,7 +47,7 @@ class _Loader(importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        # From here on the module has its own loader again, which tools ask for its source and files.
+        # Restores the module's own loader, because tools ask it for the module's source and files.
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
