@@ -19,7 +19,7 @@ SLOPE_PARTS = 3
 KEY_STEP = 256
 LONGEST_EXACT = KEY_STEP * KEY_STEP
 CHANNEL_MULTIPLE = 8
-"""Fused kernels require head dimensions that are multiples of 8."""
+"""Head dimensions of fused kernels should be multiples of 8."""
 
 
 def split_parts(values: Tensor, dtype: torch.dtype, parts: int) -> list[Tensor]:

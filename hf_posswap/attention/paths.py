@@ -1,6 +1,7 @@
-"""All ways to compute attention with a bias: an ordered list of paths per backend. The first path that can is taken.
+"""All ways to compute attention with a bias: an ordered list of paths per backend.
 
-`describe` names the path for a text without padding. docs/speed.md has the measurements behind the order.
+`attend` takes the first path that can compute the call. `describe` names the path for a text without padding.
+docs/speed.md has the measurements behind the order.
 """
 
 from collections.abc import Callable, Sequence
@@ -245,7 +246,7 @@ EAGER = (Path(lambda call: True, lambda call: eager_attention(*call[:3]), "eager
 FLEX = (
     Path(
         lambda call: call.mix is None and isinstance(call.bias, FLEX_BIASES),
-        lambda call: (flex_bias_attention(call.inputs, call.bias), None),  # type: ignore[arg-type]  # it is no None
+        lambda call: (flex_bias_attention(call.inputs, call.bias), None),  # type: ignore[arg-type]  # it is not None
         "flex_attention, the bias as a score_mod",
     ),
 )

@@ -31,7 +31,7 @@ class Bias(ABC):
 
 
 def _scaled(values: Tensor, share: Tensor) -> Tensor:
-    """Return share · values; −∞, which hides a key, becomes ln(1 − share), so that the key's weight is 1 − share."""
+    """Return share · values; −∞, which hides a key, becomes ln(1 − share), which multiplies exp(score) by 1 − share."""
     return torch.where(values.isneginf(), torch.log1p(-share), values * share)
 
 

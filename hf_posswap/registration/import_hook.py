@@ -16,7 +16,7 @@ def when_imported(module_name: str, function: Callable[[], None]) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Wraps the loader of a module until it is imported; other code may look for the module without importing it."""
+    """Wraps the loader of a module, and stays registered until the import, because other code may only look it up."""
 
     def __init__(self, module_name: str, function: Callable[[], None]) -> None:
         self.module_name = module_name

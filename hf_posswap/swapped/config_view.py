@@ -15,7 +15,7 @@ from hf_posswap.attention.interface import IMPLEMENTATION
 
 
 class ConfigView:
-    """A config's attributes, with the stock model's number of positions and, optionally, our attention function.
+    """A config's attributes, with the stock model's number of positions and optionally another attention function.
 
     Args:
         config: the model's config; changes of it are visible in the view.

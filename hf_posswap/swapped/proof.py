@@ -204,7 +204,7 @@ def refused(what: str, core: Any) -> UnsupportedError:
 
 @contextmanager
 def _failures_refused(core: Any) -> Iterator[None]:
-    """Convert any error of a swapped model into the error for a failed proof."""
+    """Convert any error of a swapped model, except import errors, into the error for a failed proof."""
     try:
         yield
     except (UnsupportedError, ImportError):

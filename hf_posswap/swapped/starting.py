@@ -53,7 +53,7 @@ def table_for_its_owner(model: Any) -> Iterator[None]:
     """Replace a retired table by a copy of the stock table within a `with` block.
 
     Some families initialise the module that contains the table and write all rows of the table (DistilBERT's
-    sinusoids). A mean row has another shape.
+    sinusoids). The weight of a retired table is its mean row, which has another shape.
     """
     core: Any = next((module for module in model.modules() if isinstance(module, SwappedBaseModel)), None)
     path = core.architecture.table_path(core) if hasattr(core, "pos_scheme") else None

@@ -26,7 +26,7 @@ BAND_BLOCK = 64
 NEAR_QUERIES = 256
 """Queries whose bands are in memory at the same time, in float32: a multiple of `BAND_BLOCK`."""
 SUM_CHANNELS = 8
-"""Extra channels for the backward pass; kernels are faster with multiples of 8."""
+"""Extra channels in the backward pass. Two of them are used; head dimensions of kernels should be multiples of 8."""
 
 
 def can_band(bias: ClippedContentBias, segments: Sequence[Segment]) -> bool:

@@ -1,4 +1,4 @@
-"""Fused attention as an autograd function with `torch.func.grad` and second derivatives.
+"""Fused attention as an autograd function that supports `torch.func.grad` and second derivatives.
 
 The first derivative is a fused backward pass, which is an autograd function too. Its derivative is computed from
 unfused attention: second derivatives are correct, but need memory for all scores.

@@ -22,9 +22,9 @@ from hf_posswap.attention.visibility import Segment
 from hf_posswap.common.biases import RelativeBias, RelativeContentBias
 
 QUERY_BLOCK = 256
-"""Smallest number of queries per block. In a causal text, half of a block's square at the diagonal is computed in vain;
-but each block is one kernel call with a constant cost. The fastest of 128…2048 at 2048 and 4096 tokens in float32, and
-at 2048 tokens in bfloat16."""
+"""Smallest number of queries per block. In a causal text, half of a block's square at the diagonal is computed and
+masked, which favours short blocks; each block is one kernel call with a constant cost, which favours long blocks. 256
+is the fastest of 128…2048 at 2048 and 4096 tokens in float32, and at 2048 tokens in bfloat16."""
 LONGEST_BLOCK = 1024
 BLOCKS = 8
 """Number of blocks of a long text in half precision; a block has at most `LONGEST_BLOCK` queries. In half precision
