@@ -247,10 +247,10 @@ def test_the_recipe_in_the_help_is_the_one_that_heals() -> None:
     told = " ".join(invoke("compare", "--help").stdout.replace("│", " ").split())
     recipe = settings.recipe(1)
     for start, value in (
-        ("Windows that a process reads at once.", recipe.batch_size),
+        ("Windows in a batch of one process.", recipe.batch_size),
         ("cannot fit the scheme.", recipe.learning_rate),
-        ("Peak, for the scheme's own parameters.", recipe.scheme_learning_rate),
-        ("Tokens to calibrate on.", settings.CALIBRATION_TOKENS),
+        ("Peak learning rate of the scheme's parameters.", recipe.scheme_learning_rate),
+        ("Number of tokens to calibrate on.", settings.CALIBRATION_TOKENS),
     ):
         assert f"{start} Default: {value}." in told
     assert f"the objective's own loss. Default: {recipe.distill:g}." in told

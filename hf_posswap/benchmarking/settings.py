@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from hf_posswap.common.options import REQUIRED, check_options, option
 from hf_posswap.errors import PosSwapError
-from hf_posswap.loading.settings import SCHEME_HELP
+from hf_posswap.loading.settings import SCHEMES_HELP
 
 DENSE = "dense-eager"
 """The baseline without this package: a bias stored as heads × length × length and added in eager attention."""
@@ -52,8 +52,10 @@ class BenchmarkSettings:
         "GGUF file, demo:gpt2, demo:bert, demo:llama.",
         metavar="MODEL",
     )
-    schemes: tuple[str, ...] = option(REQUIRED, f"Schemes, separated by commas. {SCHEME_HELP}", metavar="S,S,…")
-    lengths: tuple[int, ...] = option((512, 2048), "Tokens read at once, or in the cache.", minimum=1, metavar="N,N,…")
+    schemes: tuple[str, ...] = option(REQUIRED, SCHEMES_HELP, metavar="S,S,…")
+    lengths: tuple[int, ...] = option(
+        (512, 2048), "Lengths in tokens; for decode, tokens in the cache.", minimum=1, metavar="N,N,…"
+    )
     modes: tuple[str, ...] = option(
         MODEL_MODES,
         "prefill, training (forward and backward pass), decode (a token, N cached); attention and attention-training "
@@ -61,7 +63,9 @@ class BenchmarkSettings:
         choices=MODES,
         metavar="M,M,…",
     )
-    dtypes: tuple[str, ...] = option(("float32",), "float32, bfloat16, float16.", choices=DTYPES, metavar="D,D,…")
+    dtypes: tuple[str, ...] = option(
+        ("float32",), "Dtypes: float32, bfloat16, float16.", choices=DTYPES, metavar="D,D,…"
+    )
     backends: tuple[str, ...] = option(
         ("sdpa",),
         "eager, sdpa, flex_attention, each against the stock model with the same; dense-eager: a bias held as heads × "
@@ -70,10 +74,12 @@ class BenchmarkSettings:
         metavar="B,B,…",
     )
     device: str = option("cpu", "cpu or cuda.", metavar="DEVICE")
-    batch: int = option(1, "Texts read at once.", minimum=1)
-    layers: int | None = option(None, "Keep the first layers only, for long texts: ratios change little.", minimum=1)
-    repeats: int = option(5, "How often stock and swapped model run in turn.", minimum=1)
-    seed: int = option(0, "Of random weights and inputs.", minimum=0)
+    batch: int = option(1, "Texts in a batch.", minimum=1)
+    layers: int | None = option(
+        None, "Number of layers to keep, for long texts; ratios change little. Default: all.", minimum=1
+    )
+    repeats: int = option(5, "Number of times that the stock and the swapped model run in turn.", minimum=1)
+    seed: int = option(0, "Seed of random weights and inputs.", minimum=0)
 
     def __post_init__(self) -> None:
         from hf_posswap.schemes import as_config

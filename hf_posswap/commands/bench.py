@@ -15,7 +15,7 @@ from hf_posswap.commands.generated import takes
     BenchmarkSettings,
     "given",
     arguments=("model",),
-    help={"device": "cpu or cuda. Default: CUDA where there is one."},
+    help={"device": "cpu or cuda. Default: cuda if it is available."},
     defaults={"device": None},
 )
 def bench(

@@ -22,7 +22,10 @@ SHOWN = (0, 1, 2, 4, 16, 64, 256, 1024)
     CalibrationOptions,
     "calibration",
     only=("texts", "documents", "tokens", "length"),
-    help={"texts": "Text to calibrate on, for a second picture; repeatable.", "tokens": "Tokens to calibrate on."},
+    help={
+        "texts": "A text to calibrate on, to write the bias after calibration too; repeatable.",
+        "tokens": "Number of tokens to calibrate on.",
+    },
     defaults={"texts": ()},
 )
 def bias(

@@ -28,7 +28,7 @@ NAMES = {"tokens": "--heal-tokens", "length": "--heal-length", "distill": "--dis
     "healing",
     only=("tokens", "length", "precision", *RECIPE),
     names=NAMES,
-    help={"tokens": "Also heal each model on so many tokens.", "precision": PRECISION_HELP},
+    help={"tokens": "Also heal each swapped model on this number of tokens.", "precision": PRECISION_HELP},
     defaults=RECIPE | {"precision": None},
     group=HEALING,
 )

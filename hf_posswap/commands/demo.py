@@ -25,7 +25,7 @@ HEALING = {"tokens": 57344}
     "healing",
     only=HEALING,
     names={"tokens": "--heal-tokens"},
-    help={"tokens": "Tokens to heal each model on."},
+    help={"tokens": "Number of tokens to heal each model on."},
     defaults=HEALING,
     group="Options",
 )

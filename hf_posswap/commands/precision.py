@@ -9,7 +9,7 @@ from typing import Any
 
 from hf_posswap.commands.console import note
 
-PRECISION_HELP = "bf16: compute in bfloat16. Default: bf16 where the device is fast at it."
+PRECISION_HELP = "bf16: compute in bfloat16. Default: bf16 if the device has instructions for it."
 
 
 def decide_precision(given: str | None, device: str, begun: str | None = None) -> str:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from hf_posswap.common.options import REQUIRED, check_options, option
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.loading.settings import MODEL_HELP, SCHEME_HELP
+from hf_posswap.loading.settings import MODEL_HELP, SCHEME_HELP, SCHEMES_HELP
 from hf_posswap.results.kinds import STAGES, SWAPPED_STAGES
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -17,9 +17,9 @@ BINS, TRIALS, MOST_DOCUMENTS = 16, 10, 100
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 WHAT, HOW, RUN = "What to measure", "How to measure it", "The run"
 TEXTS_HELP = "A UTF-8 text, or demo:books; repeatable."
-DOCUMENTS_HELP = "What is a text of its own: a file, a line, or what stands between blank lines. Default: a file."
+DOCUMENTS_HELP = "What is a document: a whole file, each line, or each paragraph between blank lines. Default: file."
 SPLITS = "file|lines|blank-lines"
-STAGE_HELP = "What was done to the model. Default: what its config and the records beside it say."
+STAGE_HELP = "The model's stage. Default: the one in its config or in the records beside it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,16 @@ class MeasuringSettings:
 
     model: str = option(REQUIRED, MODEL_HELP, metavar="MODEL", group=WHAT)
     texts: tuple[str, ...] = option(REQUIRED, TEXTS_HELP, flag="--text", metavar="FILE", repeated=True, group=WHAT)
-    lengths: tuple[int, ...] = option(REQUIRED, "Numbers of tokens to read at once.", metavar="N,N,…", group=WHAT)
+    lengths: tuple[int, ...] = option(REQUIRED, "Context lengths in tokens.", metavar="N,N,…", group=WHAT)
     documents: str | None = option(None, DOCUMENTS_HELP, metavar=SPLITS, group=WHAT)
-    tokens: int = option(8192, "About how many tokens to read for each length and protocol.", minimum=1, group=HOW)
-    seed: int = option(0, "Of everything drawn at random.", minimum=0, group=RUN)
-    dtype: Dtype = option("float32", "Type of the weights.", group=RUN)
-    device: str | None = option(None, "cpu, cuda, …. Default: CUDA where there is one.", metavar="DEVICE", group=RUN)
+    tokens: int = option(
+        8192, "Approximate number of tokens to read for each length and protocol.", minimum=1, group=HOW
+    )
+    seed: int = option(0, "Seed of all random numbers.", minimum=0, group=RUN)
+    dtype: Dtype = option("float32", "Dtype of the weights.", group=RUN)
+    device: str | None = option(
+        None, "Device, such as cpu or cuda. Default: cuda if it is available.", metavar="DEVICE", group=RUN
+    )
 
     def __post_init__(self) -> None:
         from hf_posswap.evaluation.windows import check_lengths
@@ -59,26 +63,28 @@ class EvaluationSettings(MeasuringSettings):
         PosSwapError: an unknown scheme or an invalid option of it.
     """
 
-    pos_scheme: str | None = option(None, f"Swap first. {SCHEME_HELP}", metavar="SCHEME", group=WHAT)
+    pos_scheme: str | None = option(None, SCHEME_HELP, metavar="SCHEME", group=WHAT)
     measurements: tuple[str, ...] = option(
         (),
-        "loss, positions, passkey; for encoders masked, retrieval. Default: all that fit the model.",
+        "Measurements: loss, positions, passkey; for encoders masked, retrieval. Default: all that the model supports.",
         choices=MEASUREMENTS,
         flag="--measure",
         metavar="M,M,…",
         group=WHAT,
     )
     stage: str | None = option(None, STAGE_HELP, choices=STAGES, group=WHAT)
-    bins: int = option(BINS, "positions: stretches that a window is divided into.", minimum=1, group=HOW)
+    bins: int = option(BINS, "positions: number of bins that a window is divided into.", minimum=1, group=HOW)
     depths: tuple[float, ...] = option(
-        DEPTHS, "passkey: places of the key, from 0 (beginning) to 1 (end).", metavar="D,D,…", group=HOW
+        DEPTHS, "passkey: depths of the key, from 0 (beginning) to 1 (end).", metavar="D,D,…", group=HOW
     )
-    trials: int = option(TRIALS, "passkey: keys for each depth and length; best a multiple of 10.", group=HOW)
-    most_documents: int = option(MOST_DOCUMENTS, "retrieval: at most so many documents.", minimum=1, group=HOW)
+    trials: int = option(
+        TRIALS, "passkey: number of keys for each depth and length, preferably a multiple of 10.", group=HOW
+    )
+    most_documents: int = option(MOST_DOCUMENTS, "retrieval: maximum number of documents.", minimum=1, group=HOW)
     document_tokens: int | None = option(
         None, "retrieval: tokens of a document. Default: the longest length.", group=HOW
     )
-    pooling: str = option("mean", "retrieval: what embeds a text.", choices=POOLINGS, group=HOW)
+    pooling: str = option("mean", "retrieval: pooling that gives a text's embedding.", choices=POOLINGS, group=HOW)
 
     def __post_init__(self) -> None:
         from hf_posswap.schemes import parse_scheme
@@ -98,12 +104,10 @@ class BiasSettings:
         EvaluationError: a value that is not allowed; the message gives the allowed ones.
     """
 
-    schemes: tuple[str, ...] = option(
-        (), f"Schemes, separated by commas. {SCHEME_HELP} Not needed for a swapped model.", metavar="S,S,…"
-    )
-    longest: int = option(1024, "Largest distance to look at.", minimum=1, metavar="N")
-    stage: str | None = option(None, f"Of a model that is swapped already. {STAGE_HELP}", choices=SWAPPED_STAGES)
-    seed: int = option(0, "Of schemes that start at random.", minimum=0)
+    schemes: tuple[str, ...] = option((), f"{SCHEMES_HELP} Not needed for a swapped model.", metavar="S,S,…")
+    longest: int = option(1024, "Largest distance to measure.", minimum=1, metavar="N")
+    stage: str | None = option(None, f"For a model that is already swapped. {STAGE_HELP}", choices=SWAPPED_STAGES)
+    seed: int = option(0, "Seed of schemes that start from random numbers.", minimum=0)
 
     def __post_init__(self) -> None:
         check_options(self, EvaluationError)

@@ -6,8 +6,8 @@ from typing import Any
 
 from hf_posswap.common.options import REQUIRED, check_options, option
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.settings import DOCUMENTS_HELP, SPLITS, TEXTS_HELP, WHAT, MeasuringSettings
-from hf_posswap.loading.settings import MODEL_HELP, SCHEME_HELP, StoredDtype, SwapSettings
+from hf_posswap.evaluation.settings import DOCUMENTS_HELP, SPLITS, WHAT, MeasuringSettings
+from hf_posswap.loading.settings import MODEL_HELP, SCHEME_HELP, SCHEMES_HELP, StoredDtype, SwapSettings
 from hf_posswap.results.kinds import STOCK
 from hf_posswap.training.options import HEALING, RECIPE, RUN, TEXTS, HealingError, HealingOptions
 
@@ -27,16 +27,18 @@ class CalibrationOptions(SwapSettings):
         PosSwapError: a value that is not allowed; the message gives the allowed ones.
     """
 
-    dtype: StoredDtype = option("float32", "Type of the weights; auto: as stored.")
+    dtype: StoredDtype = option("float32", "Dtype of the weights; auto: as stored.")
     texts: tuple[str, ...] = option(
         REQUIRED, "Text to calibrate on; repeatable.", flag="--text", metavar="FILE", repeated=True
     )
     documents: str | None = option(None, DOCUMENTS_HELP, metavar=SPLITS)
-    tokens: int = option(CALIBRATION_TOKENS, "Tokens to fit to; an eighth more is read to measure on.", minimum=2)
-    length: int = option(512, "Tokens read at once; at most the train length.", minimum=2)
+    tokens: int = option(
+        CALIBRATION_TOKENS, "Number of tokens to fit to; an eighth more is held back to measure on.", minimum=2
+    )
+    length: int = option(512, "Tokens of a window; at most the train length.", minimum=2)
     refine_tokens: int = option(
         0,
-        "Then train the scheme's parameters alone on this many tokens, against the stock model's outputs.",
+        "After the fit, train only the scheme's parameters on this many tokens, with the stock model as the teacher.",
         minimum=0,
     )
 
@@ -52,12 +54,10 @@ class ComparisonSettings(MeasuringSettings):
         EvaluationError: a value that is not allowed, or settings that cannot be combined; the message names them.
     """
 
-    schemes: tuple[str, ...] = option(
-        REQUIRED, f"Schemes, separated by commas. {SCHEME_HELP}", metavar="S,S,…", group=WHAT
-    )
-    calibrate: bool = option(False, "Also fit each scheme to the old weights.", group=LEARNING)
+    schemes: tuple[str, ...] = option(REQUIRED, SCHEMES_HELP, metavar="S,S,…", group=WHAT)
+    calibrate: bool = option(False, "Also calibrate each scheme, and measure that stage.", group=LEARNING)
     healing: HealingOptions | None = None
-    control: bool = option(False, "Also heal the stock model on the same tokens.", group=LEARNING)
+    control: bool = option(False, "Also heal the stock model, on the same tokens.", group=LEARNING)
     train_texts: tuple[str, ...] = option(
         (),
         "A text to calibrate and heal on, or demo:books/train; repeatable.",
@@ -66,9 +66,9 @@ class ComparisonSettings(MeasuringSettings):
         repeated=True,
         group=LEARNING,
     )
-    seeds: int = option(1, "How many seeds, counted up from --seed.", minimum=1, metavar="N", group=LEARNING)
+    seeds: int = option(1, "Number of seeds, counted up from --seed.", minimum=1, metavar="N", group=LEARNING)
     calibration_tokens: int = option(
-        CALIBRATION_TOKENS, "Tokens to calibrate on.", minimum=2, metavar="N", group=LEARNING
+        CALIBRATION_TOKENS, "Number of tokens to calibrate on.", minimum=2, metavar="N", group=LEARNING
     )
 
     def __post_init__(self) -> None:
@@ -124,43 +124,51 @@ class Experiment:
     model: str = option(REQUIRED, MODEL_HELP, metavar="MODEL")
     pos_scheme: str | None = option(None, f"{SCHEME_HELP} Not needed for a swapped model.", metavar="SCHEME")
     stock: str | None = option(
-        None, "Where --model was healed before: the stock model, to teach and to compare.", metavar="NAME"
+        None, "The stock model, as teacher and for comparison; needed if --model was healed before.", metavar="NAME"
     )
     healing: HealingOptions
     train_texts: tuple[str, ...] = option(
-        (), "A UTF-8 text; repeatable.", flag="--train-file", metavar="FILE", repeated=True, group=TEXTS
+        (), "A UTF-8 text to heal on; repeatable.", flag="--train-file", metavar="FILE", repeated=True, group=TEXTS
     )
     documents: str | None = option(None, DOCUMENTS_HELP, metavar=SPLITS, group=TEXTS)
-    dataset: str | None = option(None, "A datasets dataset or folder, streamed.", metavar="NAME", group=TEXTS)
-    dataset_split: str | None = option(None, "Its split. Default: train.", group=TEXTS)
-    text_column: str | None = option(None, "Its column of texts. Default: text.", group=TEXTS)
+    dataset: str | None = option(
+        None, "A dataset or folder for the package datasets, streamed.", metavar="NAME", group=TEXTS
+    )
+    dataset_split: str | None = option(None, "Split of the dataset. Default: train.", group=TEXTS)
+    text_column: str | None = option(None, "Column of the dataset with the texts. Default: text.", group=TEXTS)
     lora_rank: int | None = option(
-        None, "Train adapters of this rank, and the scheme, not the weights.", minimum=1, group=HEALING
+        None, "Train low-rank adapters of this rank and the scheme in place of the weights.", minimum=1, group=HEALING
     )
-    calibrate: bool = option(True, "Fit the scheme to the old weights first, if it can be.", group=HEALING)
+    calibrate: bool = option(True, "Calibrate the scheme before healing, if it has parameters to fit.", group=HEALING)
     calibration_tokens: int | None = option(
-        None, f"Tokens to calibrate on. Default: {CALIBRATION_TOKENS}.", minimum=2, group=HEALING
+        None, f"Number of tokens to calibrate on. Default: {CALIBRATION_TOKENS}.", minimum=2, group=HEALING
     )
-    resume: bool = option(False, "Go on from the newest checkpoint in DIR.", group=RUN)
+    resume: bool = option(False, "Resume from the newest checkpoint in DIR.", group=RUN)
     history: Path | None = option(
-        None, "JSON with every step; healing.json has a few of them.", metavar="FILE", group=RUN
+        None, "JSON file for every step; healing.json has a few of them.", metavar="FILE", group=RUN
     )
-    log_with: str | None = option(None, "tensorboard, wandb, …", metavar="TRACKER", group=RUN)
-    control: bool = option(False, "Heal the unswapped model in the same way.", group=MEASURING)
+    log_with: str | None = option(
+        None, "Tracker of Accelerate, such as tensorboard or wandb.", metavar="TRACKER", group=RUN
+    )
+    control: bool = option(False, "Also heal the stock model, on the same tokens.", group=MEASURING)
     texts: tuple[str, ...] = option(
         (),
-        f"To measure on: {TEXTS_HELP[0].lower()}{TEXTS_HELP[1:]}",
+        "A UTF-8 text to measure on, or demo:books; repeatable.",
         flag="--eval-file",
         metavar="FILE",
         repeated=True,
         group=MEASURING,
     )
     lengths: tuple[int, ...] = option(
-        (), "Tokens to read at once then.", flag="--eval-lengths", metavar="N,N,…", group=MEASURING
+        (),
+        "Context lengths to measure at, in tokens. Default: the healing length.",
+        flag="--eval-lengths",
+        metavar="N,N,…",
+        group=MEASURING,
     )
     tokens: int | None = option(
         None,
-        f"About how many tokens to read at each length. Default: {EVALUATION_TOKENS}.",
+        f"Approximate number of tokens to read at each length. Default: {EVALUATION_TOKENS}.",
         flag="--eval-tokens",
         minimum=1,
         group=MEASURING,

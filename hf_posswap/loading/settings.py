@@ -8,7 +8,9 @@ from hf_posswap.errors import PosSwapError
 
 MODEL_HELP = "A folder or Hub name, of an adapter too, a GGUF file, or demo:gpt2, demo:bert, demo:llama."
 # Not rope:yarn:factor=4: rich prints :yarn: as an emoji.
-SCHEME_HELP = "A scheme as name[:variant][:option=value]…, such as alibi, rope:linear:factor=4 or t5:layers=0+1."
+_FORM = "written name[:variant][:option=value]…, such as alibi, rope:linear:factor=4 or t5:layers=0+1."
+SCHEME_HELP = f"Scheme to swap in, {_FORM}"
+SCHEMES_HELP = f"Schemes to swap in, separated by commas, each {_FORM}"
 StoredDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -22,7 +24,7 @@ class SwapSettings:
 
     model: str = option(REQUIRED, MODEL_HELP, metavar="MODEL")
     pos_scheme: str | None = option(None, SCHEME_HELP, metavar="SCHEME")
-    dtype: StoredDtype = option("auto", "Type of the weights; auto: as stored.")
+    dtype: StoredDtype = option("auto", "Dtype of the weights; auto: as stored.")
 
     def __post_init__(self) -> None:
         check_options(self, PosSwapError)

@@ -30,27 +30,31 @@ class HealingOptions:
     """
 
     tokens: int | None = option(
-        None, "Tokens to heal on, all processes together; or give the steps.", minimum=1, group=TEXTS
+        None, "Number of tokens to heal on, in all processes together; or give the steps.", minimum=1, group=TEXTS
     )
-    steps: int | None = option(None, "Optimizer steps.", minimum=1, group=TEXTS)
+    steps: int | None = option(None, "Number of optimizer steps.", minimum=1, group=TEXTS)
     length: int | None = option(
-        None, "Tokens read at once. Default: the train length, at most 512.", minimum=2, group=TEXTS
+        None, "Tokens of a window. Default: the train length, at most 512.", minimum=2, group=TEXTS
     )
     shortest_length: int | None = option(
         None,
-        "Encoders: texts of all lengths from this on; each batch is cut to the length, its half, its quarter, …, drawn "
-        "anew. Default: 32 for embeddings, otherwise the length.",
+        "Encoders: shortest length to train on. Each batch is cut to the length, its half, its quarter, …, chosen at "
+        "random. Default: 32 for embeddings, otherwise the length.",
         minimum=4,
         group=TEXTS,
     )
     batch_size: int = option(
-        8, "Windows that a process reads at once.", minimum=1, group=HEALING, card="windows in a batch"
+        8, "Windows in a batch of one process.", minimum=1, group=HEALING, card="windows in a batch"
     )
     accumulation: int = option(
-        1, "Batches whose gradients make one step.", minimum=1, group=HEALING, card="batches in a step"
+        1,
+        "Number of batches whose gradients are added up for one step.",
+        minimum=1,
+        group=HEALING,
+        card="batches in a step",
     )
     objective: ObjectiveName | None = option(
-        None, "Default: what the model's head is for.", group=HEALING, card="objective"
+        None, "Training objective. Default: the one of the model's head.", group=HEALING, card="objective"
     )
     distill: float = option(
         0.0,
@@ -70,19 +74,25 @@ class HealingOptions:
         switch=Switch("Fade the old mechanism out, the new one in.", "--ramp", "--ramp-share", 0.5),
         card="share of the steps that fade the old mechanism out",
     )
-    train: Trained = option("all", "All weights that require a gradient, or the scheme's only.", group=HEALING)
+    train: Trained = option(
+        "all", "What to train: all weights that require a gradient, or the scheme's parameters only.", group=HEALING
+    )
     learning_rate: float = option(
         3e-4,
-        "Peak, for the weights; 0.001 heals more where calibration cannot fit the scheme.",
+        "Peak learning rate of the weights; 0.001 heals more if calibration cannot fit the scheme.",
         above=0,
         group=HEALING,
         card="peak learning rate",
     )
     scheme_learning_rate: float = option(
-        1e-2, "Peak, for the scheme's own parameters.", above=0, group=HEALING, card="peak learning rate of the scheme"
+        1e-2,
+        "Peak learning rate of the scheme's parameters.",
+        above=0,
+        group=HEALING,
+        card="peak learning rate of the scheme",
     )
     weight_decay: float = option(
-        0.01, "Of matrices; the scheme's parameters, biases and norms have none.", minimum=0, group=HEALING
+        0.01, "Weight decay of matrices; the scheme's parameters, biases and norms have none.", minimum=0, group=HEALING
     )
     warmup: float = option(
         0.05,
@@ -91,29 +101,29 @@ class HealingOptions:
         maximum=1,
         group=HEALING,
     )
-    clip: float = option(1.0, "Largest norm of the gradient.", above=0, group=HEALING)
+    clip: float = option(1.0, "Maximum norm of the gradient.", above=0, group=HEALING)
     precision: Precision = option(
         "no",
-        "bf16: compute in bfloat16 by autocast; weights stay as they are. A device without instructions for it gives a "
-        "warning.",
+        "bf16: compute in bfloat16 by autocast; the weights keep their dtype. There is a warning if the device has no "
+        "instructions for it.",
         group=RUN,
     )
     gradient_checkpointing: bool = option(
-        False, "Less memory, more time: activations are computed again in the backward pass.", group=RUN
+        False, "Compute activations again in the backward pass: less memory, more time.", group=RUN
     )
     dropout: bool | None = option(
         None,
-        "Drop out activations as the model's config says. Default: not with distillation, to whose target it is noise.",
+        "Use the dropout of the model's config. Default: not with distillation, whose target it would disturb.",
         group=HEALING,
     )
     packing: bool | None = option(
-        None, "Several documents in a window, masked from each other. Default: in causal models.", group=TEXTS
+        None, "Pack several documents into a window, masked from each other. Default: in causal models.", group=TEXTS
     )
     seed: int = option(
-        0, "Of the order of the windows, of masked tokens and of dropout.", minimum=0, group=RUN, card="seed"
+        0, "Seed of the order of windows, of masked tokens and of dropout.", minimum=0, group=RUN, card="seed"
     )
     checkpoint_every: int = option(200, "Steps between checkpoints; 0: none.", minimum=0, group=RUN)
-    keep_checkpoints: int = option(2, "How many of the newest checkpoints stay.", minimum=1, group=RUN)
+    keep_checkpoints: int = option(2, "Number of the newest checkpoints to keep.", minimum=1, group=RUN)
 
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.steps is None):
