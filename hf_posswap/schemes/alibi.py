@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_posswap.common.biases import Bias, LinearBias
+from hf_posswap.common.biases import Bias, DenseBias, LinearBias
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
@@ -43,6 +43,9 @@ class AlibiConfig(SchemeConfig):
     )  # fmt: skip
     trainable: bool = option(False, "Make the slopes parameters, kept positive by learning their logarithm.")
     per_layer: bool = option(False, "With trainable: slopes of their own in each layer.")
+    interpolate: bool = option(
+        False, "Multiply slopes by T/n in texts of n > T tokens, T the train length (2310.13017)."
+    )
     offset: float | None = option(
         None, "Form offset: added to the distance of keys to the right, so that left and right differ. None: 0.5."
     )
@@ -75,13 +78,14 @@ class AlibiLayer(SchemeLayer):
         super().__init__()
         self.config = scheme.config
         self.heads = scheme.facts.num_heads
+        self.train_length = scheme.facts.train_length
         self.log_slopes = scheme.make_log_slopes() if scheme.config.per_layer else None
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
         """See `SchemeLayer.bias`."""
         if self.log_slopes is None:
             return prepared
-        return alibi_bias(self.log_slopes.float().exp(), positions, self.config)
+        return alibi_bias(self.log_slopes.float().exp(), positions, self.config, self.train_length)
 
     def fit(self, curve: Curve) -> bool:
         """Set each head's slope to the least-squares fit of its curve, if this layer has trainable slopes."""
@@ -92,14 +96,34 @@ class AlibiLayer(SchemeLayer):
         return True
 
 
-def alibi_bias(slopes: Tensor, positions: Positions, config: AlibiConfig) -> Bias:
-    """Return the bias of the config's form.
+def alibi_bias(slopes: Tensor, positions: Positions, config: AlibiConfig, train_length: int) -> Bias:
+    """Return the bias of the config's form, its slopes interpolated if the config says so.
 
     Args:
         slopes: positive, float32, (H,).
         positions: positions of this forward.
         config: a resolved config.
+        train_length: T, the length past which slopes are interpolated.
     """
+    if not config.interpolate:
+        return _plain_bias(slopes, positions, config)
+    positions.require_known()
+    shares = train_length / positions.row_lengths().clamp(min=train_length).float()
+    if _all_equal(shares):
+        return _plain_bias(slopes * shares[0], positions, config)
+    bias = _plain_bias(slopes, positions, config)
+    return DenseBias(lambda start, stop: bias.rows(start, stop) * shares[..., None, None])
+
+
+def _all_equal(shares: Tensor) -> bool:
+    """Return whether all texts have the same share, (B|1, 1); values cannot be looked at while a graph is traced."""
+    if shares.shape[0] == 1:
+        return True
+    return not (torch.compiler.is_compiling() or shares.is_meta) and bool((shares == shares[0]).all())
+
+
+def _plain_bias(slopes: Tensor, positions: Positions, config: AlibiConfig) -> Bias:
+    """Return the bias with the given slopes, (H,)."""
     if config.form == "causal":
         if positions.by_index:
             return LinearBias(slopes, positions.distances, positions.query_length, positions.key_length)
@@ -143,6 +167,10 @@ class Alibi(Scheme):
     right, each half with the slopes of H/2 heads; `two-slope`, with a different slope to the right. The paper covers
     causal models only. These forms follow its authors' later advice; this package chose the constants of `offset` and
     `two-slope`.
+
+    With `interpolate` (Al-Khateeb et al. 2023, 2310.13017) the slopes of a text of n tokens are multiplied by T/n if n
+    exceeds the train length T, so that penalties stay in the range of the train length. A text that is generated grows
+    from step to step, and its slopes with it; texts of one batch each have their own n.
     """
 
     name = "alibi"
@@ -179,6 +207,10 @@ class Alibi(Scheme):
         """See `Scheme.symmetric`."""
         return self.config.form == "symmetric"
 
+    def length_dependent(self) -> bool:
+        """See `Scheme.length_dependent`: interpolated slopes depend on the text's length."""
+        return self.config.interpolate
+
     def slopes(self) -> Tensor:
         """Return the paper's slopes for this model and form, float32, (H,)."""
         if self.config.form == "one-sided":
@@ -193,9 +225,8 @@ class Alibi(Scheme):
         """The bias that all layers share; None if each layer has slopes of its own."""
         if self.config.per_layer:
             return None
-        if self.log_slopes is not None:
-            return alibi_bias(self.log_slopes.float().exp(), positions, self.config)
-        return alibi_bias(self.slopes().to(positions.query.device), positions, self.config)
+        slopes = self.slopes().to(positions.query.device) if self.log_slopes is None else self.log_slopes.float().exp()
+        return alibi_bias(slopes, positions, self.config, self.facts.train_length)
 
     def fit(self, curves: list[Curve]) -> bool:
         """Set the slopes to the least-squares fit of all layers' curves, if the layers share trainable slopes."""

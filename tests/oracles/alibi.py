@@ -51,12 +51,19 @@ def attention_oracle(
     m: list[float] | None = None,
     offset: float = 0.5,
     right_ratio: float = 0.5,
+    train_length: int | None = None,
 ) -> Array:
-    """Return the context (H, Lq, d); `m` replaces the paper's slopes."""
+    """Return the context (H, Lq, d); `m` replaces the paper's slopes.
+
+    With a train length, slopes are interpolated (Al-Khateeb et al. 2023, 2310.13017): m·T/n for a text of n > T tokens.
+    """
     heads = q.shape[0]
     group = heads // k.shape[0]
     if m is None:
         m = slopes(heads // 2) * 2 if form == "one-sided" else slopes(heads)
+    length = max(query_at) + 1
+    if train_length is not None and length > train_length:
+        m = [slope * train_length / length for slope in m]
 
     def score(h: int, i: int, j: int) -> float:
         distance = query_at[i] - key_at[j]

@@ -142,3 +142,36 @@ def test_options_without_effect_are_refused(options):
 def test_forms_that_do_not_fit_are_refused_with_the_reason(form, facts, reason):
     with pytest.raises(UnsupportedError, match=reason):
         check_supported(AlibiConfig(form=form), facts)
+
+
+@pytest.mark.parametrize(("causal", "form"), [(True, "causal"), *((False, form) for form in ENCODER_FORMS)])
+@pytest.mark.parametrize("train_length", [6, 100])
+@pytest.mark.parametrize("kind", ENCODER_CALLS)
+def test_interpolated_slopes_equal_the_oracle(kind, train_length, causal, form):
+    facts = model_facts(causal=causal, train_length=train_length)
+    call = make_call(kind, facts)  # "padded" has two texts of different length, "skipping" positions far past 11
+    actual = run_scheme(*build(AlibiConfig(form=form, interpolate=True), facts), call, "sdpa")
+    assert_close_where_real(call, actual, run_oracle("alibi", call, form=form, train_length=train_length))
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+@pytest.mark.parametrize("kind", CAUSAL_CALLS)
+def test_learned_slopes_are_interpolated_too(kind, per_layer):
+    facts = model_facts(train_length=6)
+    call = make_call(kind, facts)
+    scheme, layer = build(AlibiConfig(trainable=True, per_layer=per_layer, interpolate=True), facts)
+    m = as_array((layer if per_layer else scheme).log_slopes.exp()).tolist()
+    actual = run_scheme(scheme, layer, call)
+    assert_close_where_real(call, actual, run_oracle("alibi", call, form="causal", m=m, train_length=6))
+
+
+def test_interpolation_keeps_the_cheap_kinds_unless_texts_differ_in_length():
+    scheme, _ = build(AlibiConfig(interpolate=True), model_facts(train_length=6))
+    at = torch.arange(12).repeat(2, 1)
+    bias = scheme.prepare(Positions(at, at, offset=0, causal=True))
+    assert isinstance(bias, LinearBias)
+    torch.testing.assert_close(bias.slopes, alibi_slopes(4) / 2)
+    at[0] = (at[0] - 3).clamp(min=0)
+    rows = scheme.prepare(Positions(at, at, offset=0, causal=True)).rows(11, 12)
+    torch.testing.assert_close(rows[0], rows[1] * 12 / 9)
+    assert scheme.length_dependent()
