@@ -1,6 +1,7 @@
 """RoPE: q and k are rotated by an angle that grows with position (Su et al., 2104.09864), and its scalings."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +77,10 @@ class RopeLayer(SchemeLayer):
 @register_scheme
 class Rope(Scheme):
     """Rotates pairs of dimensions of q and k by pos·θ_n, so that scores depend on the distance.
+
+    `frequencies=fope` keeps pairs still that do not turn once over the train length T, as Fourier Position Embedding
+    does (Hua et al. 2024, 2412.17739): only a part of their turn was ever seen in training. Which pairs these are is
+    asked of the frequencies before the scaling. FoPE's sums of several frequencies in a pair are not included.
 
     Scalings: `linear` (position interpolation, 2306.15595), `ntk` (base·s^(r/(r−2))), `dynamic` (NTK by the text's
     length), `yarn` (2309.00071), `longrope` (2402.13753), `llama3`, `proportional` (p-RoPE, 2410.06205).
@@ -172,6 +177,17 @@ class Rope(Scheme):
 
     def frequencies(self, lengths: Tensor) -> Tensor:
         """Return θ_n, float32, (r/2,), or (B, r/2) for text lengths (B, 1) if they depend on it."""
+        theta = self._scaled_frequencies(lengths)
+        if self.config.frequencies == "all":
+            return theta
+        assert self.config.base is not None
+        rotated = self.config.rotated(self.facts.head_dim)
+        learnt = frequencies.plain_frequencies(rotated, self.config.base, device=lengths.device)
+        length = self.config.original_length or self.facts.train_length
+        return theta.masked_fill(learnt < 2 * math.pi / length, 0.0)
+
+    def _scaled_frequencies(self, lengths: Tensor) -> Tensor:
+        """Return θ_n as the scaling gives them, see `frequencies`."""
         config, rotated = self.config, self.config.rotated(self.facts.head_dim)
         device = lengths.device
         assert config.base is not None
@@ -225,6 +241,11 @@ class Rope(Scheme):
         """See `Scheme.as_stock`."""
         self._check_alike_in_all_layers()
         config = self.config
+        if config.frequencies != "all":
+            raise UnsupportedError(
+                f"stock models turn all pairs, not those of frequencies={config.frequencies!r}; frequencies='all' "
+                "could be exported, and scaling='proportional' with a share of the pairs."
+            )
         if config.interleaved:
             raise UnsupportedError("stock models turn halves, not neighbours; interleaved=False could be exported.")
         if config.partial_rotary_factor != 1 and config.scaling != "proportional":

@@ -44,6 +44,10 @@ class RopeConfig(SchemeConfig):
         None, "Share of the head dimension that turns. None: that of the model's own RoPE, or all.", above=0, maximum=1
     )
     interleaved: bool = option(False, "Pairs are neighbours (GPT-J); otherwise halves (Llama).")
+    frequencies: str = option(
+        "all", "Pairs that turn. fope: those that turn once over T at least; all others stand still.",
+        choices=("all", "fope"),
+    )  # fmt: skip
     beta_fast: float = option(32.0, "yarn: dimensions with more turns over T keep their frequency.", above=0)
     beta_slow: float = option(1.0, "yarn: dimensions with fewer turns over T are divided by the factor.", above=0)
     truncate: bool = option(True, "yarn: round the ends of the ramp to whole dimensions.")
@@ -90,6 +94,7 @@ class RopeConfig(SchemeConfig):
                 "layers": self.layers,
                 "keep_native": self.keep_native,
                 "interleaved": self.interleaved,
+                "frequencies": self.frequencies,
             }
             own |= {"base": self.base} if self.base is not None else {}
             share = self.partial_rotary_factor

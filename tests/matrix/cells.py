@@ -112,6 +112,7 @@ def scheme_variants() -> list[tuple[str, SchemeConfig]]:
 EXTRA_VARIANTS = (
     "alibi:trainable=true:per_layer=true",
     "rope:partial_rotary_factor=0.5",
+    "rope:frequencies=fope",
     "learned:length=48",
     "none:recalibration=0.5",
 )

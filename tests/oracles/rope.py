@@ -4,6 +4,9 @@ Scalings: linear (Chen et al. 2023, 2306.15595, equation 4), ntk and dynamic (bl
 section 3 of Peng et al. 2023, 2309.00071), yarn (the same section; the ramp runs over the index of the dimension as in
 the authors' code, where the paper's γ runs over its number of turns), longrope (Ding et al. 2024, 2402.13753, section
 3), llama3 (Meta's released code of Llama 3.1), proportional (p-RoPE, Barbero et al. 2024, 2410.06205).
+
+With `cycles_within`, pairs whose unscaled frequency is below 2π over that length stand still (FoPE, Hua et al. 2024,
+2412.17739).
 """
 
 import cmath
@@ -109,12 +112,16 @@ def attention_oracle(
     base: float,
     factor: float | None = None,
     train_length: int = 0,
+    cycles_within: int | None = None,
     **options: Any,
 ) -> Array:
     """Return the context (H, Lq, d); the text's length is its last position plus one."""
     group = q.shape[0] // k.shape[0]
     length = max(query_at) + 1
     thetas = frequencies(scaling_type, rotated, base, factor, train_length, length, **options)
+    if cycles_within is not None:
+        plain = [base ** (-2 * n / rotated) for n in range(rotated // 2)]
+        thetas = [t if own * cycles_within >= 2 * math.pi else 0.0 for t, own in zip(thetas, plain, strict=True)]
     multiplier = attention_factor(scaling_type, factor, train_length)
 
     def score(h: int, i: int, j: int) -> float:

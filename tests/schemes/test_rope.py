@@ -59,6 +59,35 @@ def test_every_scaling_equals_the_oracle(scaling, kind):
     assert_close_where_real(call, actual, expected)
 
 
+@pytest.mark.parametrize("kind", ["whole", "chunk", "padded", "skipping"])
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_pairs_that_never_turned_once_stand_still(scaling, kind):
+    ours, theirs = SCALINGS[scaling]
+    # θ = 1 is 1.11 turns over 7 tokens, and every other pair of the base 100 is less than one.
+    facts = model_facts(train_length=7)
+    call = make_call(kind, facts)
+    theirs = theirs | ({"train_length": 7} if "train_length" in theirs else {})
+    config = RopeConfig(scaling=scaling, base=100.0, frequencies="fope", **ours)
+    scheme, layer = build(config, facts)
+    expected = run_oracle(
+        "rope", call, rotated=8, interleaved=False, scaling_type=scaling, base=100.0, cycles_within=7, **theirs
+    )
+    assert_close_where_real(call, run_scheme(scheme, layer, call), expected)
+
+
+def test_fope_keeps_the_fast_pairs_of_a_real_model():
+    facts = model_facts(head_dim=64, train_length=2048)
+    scheme, _ = build(RopeConfig(scaling="none", frequencies="fope"), facts)
+    plain, _ = build(RopeConfig(scaling="none"), facts)
+    theta, whole = (s.frequencies(torch.tensor([[10]])) for s in (scheme, plain))
+    turns = whole * 2048 / (2 * torch.pi)
+    assert torch.equal(theta != 0, turns >= 1)
+    assert torch.equal(theta[theta != 0], whole[turns >= 1])
+    assert int((theta != 0).sum()) == 21  # 10000^(−2·20/64)·2048/2π = 1.03, and 0.77 for the next pair
+    with pytest.raises(UnsupportedError, match=r"frequencies='fope'.*frequencies='all' could be exported"):
+        scheme.as_stock()
+
+
 @pytest.mark.parametrize("kind", ENCODER_CALLS)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
