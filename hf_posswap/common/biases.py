@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Bias(ABC):
@@ -22,6 +23,10 @@ class Bias(ABC):
     @abstractmethod
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the bias of the queries start…stop−1: float32, broadcastable to (B, H, stop − start, Lk)."""
+
+    def of_keys(self, k: Tensor) -> "Bias":
+        """Return this bias for all keys k (B, Hkv, Lk, d) of the attention call, if it depends on them."""
+        return self
 
     def scaled(self, share: Tensor) -> "Bias":
         """Return the bias times a share 0…1 (0-dim): of the same kind if `proportional_to` is set, otherwise dense."""
@@ -195,6 +200,49 @@ class ClippedContentBias(Bias):
         products = self.queries(start, stop) @ self.table.transpose(-1, -2)
         index = self.index_rows(start, stop)[:, None].expand(*products.shape[:3], -1)
         return products.gather(-1, index)
+
+
+@dataclass(frozen=True)
+class PairedContentBias(Bias):
+    """The product of query and key with a vector per clipped relative distance: (query_i + key_j) · table[clip(Δ)].
+
+    Attributes:
+        by_query: the queries' part.
+        key: all keys, (B, Hkv, Lk, d). None: the attention call has not given them yet (`of_keys`), and they count
+            as zeros.
+    """
+
+    by_query: ClippedContentBias
+    key: Tensor | None = None
+
+    def of_keys(self, k: Tensor) -> "PairedContentBias":
+        """See `Bias.of_keys`."""
+        return replace(self, key=k)
+
+    def scaled(self, share: Tensor) -> "PairedContentBias":
+        """See `Bias.scaled`."""
+        return replace(self, by_query=replace(self.by_query, table=self.by_query.table * share))
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """See `Bias.rows`: (B, H, stop − start, Lk)."""
+        rows = self.by_query.rows(start, stop)
+        if self.key is None:
+            return rows
+        by_key = self._key_rows(start, stop)
+        return rows + by_key.repeat_interleave(rows.shape[1] // by_key.shape[1], dim=1)
+
+    def _key_rows(self, start: int, stop: int) -> Tensor:
+        """Return each key's product with the vectors of its distances: float32, (B, Hkv, stop − start, Lk)."""
+        assert self.key is not None
+        key, table = self.key.float() * self.by_query.scaling, self.by_query.table
+        index = self.by_query.index_rows(start, stop)
+        # A vector for each pair, or each key's product with all vectors: whichever is smaller. While a graph is traced,
+        # comparing sizes would tie it to one length.
+        products = key.shape[0] * key.shape[1] * table.shape[0]
+        if torch.compiler.is_compiling() or index.shape[0] > 1 or index.shape[1] * table.shape[1] > products:
+            index = index.transpose(-1, -2)[:, None].expand(*key.shape[:3], -1)
+            return (key @ table.t()).gather(-1, index).transpose(-1, -2)
+        return torch.einsum("bhkd,nkd->bhnk", key, F.embedding(index[0], table))
 
 
 @dataclass(frozen=True)

@@ -235,8 +235,9 @@ class Scheme(nn.Module):
     supports_encoder: ClassVar[bool] = True
     encoder_refusal: ClassVar[str] = ""
     """Why an encoder cannot use the scheme; empty if it can."""
-    calibration_refusal: ClassVar[str] = ""
-    """Why calibration can fit none of the scheme's parameters; empty if it can, or if the scheme has none."""
+    calibration_refusal: str = ""
+    """Why calibration can fit none of the scheme's parameters; empty if it can, or if the scheme has none. A scheme
+    with certain options only sets it on the instance."""
     stock_form: ClassVar[type[StockForm] | None] = None
     """The kind of stock mechanism that the scheme can be exported as; None if there is none."""
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_posswap.common.biases import Bias, ClippedContentBias
+from hf_posswap.common.biases import Bias, ClippedContentBias, PairedContentBias
 from hf_posswap.common.positions import Positions
-from hf_posswap.schemes.base import Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
 from hf_posswap.schemes.curves import Curve
 
 RIDGE = 0.1
@@ -23,6 +23,7 @@ class ShawConfig(SchemeConfig):
 
     max_distance: int = option(16, "K: distances are clipped to −K…K.", minimum=1)
     values: bool = option(True, "Also add a vector per distance to the values (a^V); it keeps fused kernels out.")
+    query_and_key: bool = option(False, "Keys look up the distance too: + k·a^K (BERT's relative_key_query).")
 
 
 class ShawLayer(SchemeLayer):
@@ -31,6 +32,7 @@ class ShawLayer(SchemeLayer):
     def __init__(self, scheme: "Shaw") -> None:
         super().__init__()
         self.max_distance = scheme.config.max_distance
+        self.query_and_key = scheme.config.query_and_key
         shape = (2 * self.max_distance + 1, scheme.facts.head_dim)
         self.key_table = nn.Parameter(torch.zeros(shape))
         self.value_table = nn.Parameter(torch.zeros(shape)) if scheme.config.values else None
@@ -45,8 +47,8 @@ class ShawLayer(SchemeLayer):
         return self.content_groups(positions.distance_rows(start, stop))
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
-        """q·a^K_c/√d, equation 5 of the paper."""
-        return ClippedContentBias(
+        """q·a^K_c/√d, equation 5 of the paper; with the option `query_and_key`, (q + k)·a^K_c/√d."""
+        bias = ClippedContentBias(
             q,
             self.key_table.float(),
             lambda start, stop: self.index_rows(positions, start, stop),
@@ -54,6 +56,7 @@ class ShawLayer(SchemeLayer):
             value_table=None if self.value_table is None else self.value_table.float(),
             scaling=scaling,
         )
+        return PairedContentBias(bias) if self.query_and_key else bias
 
     def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
         """Return Σ_j α_ij·a^V_c, the second part of equation 3; weights are first summed by distance."""
@@ -84,7 +87,12 @@ class ShawLayer(SchemeLayer):
 
 @register_scheme
 class Shaw(Scheme):
-    """Keys and values gain a learned vector that depends on the clipped distance c = clip(j − i, −K, K)."""
+    """Keys and values gain a learned vector that depends on the clipped distance c = clip(j − i, −K, K).
+
+    With `query_and_key` the score also gains k·a^K_c/√d, with the same vectors: method 4 of Huang et al. 2020
+    (2009.13658), BERT's `relative_key_query`. It costs a second product with the vectors in each layer, and
+    calibration, whose sums are by query, cannot fit it.
+    """
 
     name = "shaw"
     pretty_name = "Shaw relative"
@@ -97,6 +105,14 @@ class Shaw(Scheme):
     )
     config_class = ShawConfig
     config: ShawConfig
+
+    def __init__(self, config: ShawConfig, facts: ModelFacts) -> None:
+        super().__init__(config, facts)
+        if config.query_and_key:
+            self.calibration_refusal = (
+                "with query_and_key its vectors are multiplied with keys too, and calibration sums scores by query "
+                "only. Calibrate scheme 'shaw' without the option, or heal from the start."
+            )
 
     def make_layer(self, layer_index: int) -> ShawLayer:
         """See `Scheme.make_layer`."""

@@ -82,7 +82,7 @@ def scores_by_distance(module: Any, recorded: Recorded, context: Any, distances:
         q, k = layer.transform(q, k, positions, prepared)
         q, k = layer.transform_cached(q, k, positions, prepared)
         made = layer.bias(q, positions, prepared, recorded.scaling)
-        bias = 0.0 if made is None else made.rows(0, q.shape[2])
+        bias = 0.0 if made is None else made.of_keys(k).rows(0, q.shape[2])
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q.float() * recorded.scaling) @ k.float().mT + bias
     return [float(scores.diagonal(-distance, dim1=-2, dim2=-1).mean()) for distance in distances]

@@ -1,4 +1,7 @@
-"""Shaw's relative positions: Shaw et al. 2018, 1803.02155, equations 3 to 5."""
+"""Shaw's relative positions: Shaw et al. 2018, 1803.02155, equations 3 to 5.
+
+With `query_and_key`, BERT's relative_key_query as transformers 4 computed it: keys are multiplied with the vectors too.
+"""
 
 from tests.oracles.loops import Array, dot, loop_attention
 
@@ -13,6 +16,7 @@ def attention_oracle(
     scaling: float,
     key_table: Array,
     value_table: Array | None,
+    query_and_key: bool = False,
 ) -> Array:
     """Return the context (H, Lq, d); the tables w are (2K + 1, d), row K being distance 0."""
     group = q.shape[0] // k.shape[0]
@@ -22,7 +26,9 @@ def attention_oracle(
         return max(-limit, min(limit, key_at[j] - query_at[i])) + limit
 
     def score(h: int, i: int, j: int) -> float:
-        return dot(q[h, i], k[h // group, j] + key_table[row(i, j)]) * scaling
+        vector = key_table[row(i, j)]
+        by_key = dot(k[h // group, j], vector) if query_and_key else 0.0
+        return (dot(q[h, i], k[h // group, j] + vector) + by_key) * scaling
 
     extra = None if value_table is None else (lambda i, j: value_table[row(i, j)])
     return loop_attention(q, k, v, visible, score, extra)

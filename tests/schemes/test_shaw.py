@@ -7,6 +7,7 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2Ber
 
 from hf_posswap.attention import attend, sdpa
 from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.common.biases import ClippedContentBias, PairedContentBias
 from hf_posswap.common.positions import Positions
 from hf_posswap.schemes import scheme_class
 from hf_posswap.schemes.shaw import ShawConfig
@@ -22,13 +23,15 @@ from tests.reference import (
 )
 
 
+@pytest.mark.parametrize("query_and_key", [False, True])
 @pytest.mark.parametrize("values", [False, True])
 @pytest.mark.parametrize(("causal", "kind"), CALLS)
-def test_equals_the_oracle(causal, kind, values, monkeypatch):
+def test_equals_the_oracle(causal, kind, values, query_and_key, monkeypatch):
     facts = model_facts(causal=causal)
     call = make_call(kind, facts)
-    scheme, layer = build(ShawConfig(max_distance=3, values=values), facts)
+    scheme, layer = build(ShawConfig(max_distance=3, values=values, query_and_key=query_and_key), facts)
     tables = {
+        "query_and_key": query_and_key,
         "key_table": as_array(layer.key_table),
         "value_table": as_array(layer.value_table) if values else None,
     }
@@ -62,6 +65,30 @@ def test_keys_equal_wav2vec2_bert(length):
     context, _ = attend(AttentionInputs(q, k, v, None, False, theirs.scaling), bias, None, "sdpa")
     ours = theirs.linear_out(context.transpose(1, 2).reshape(2, length, 32))
     torch.testing.assert_close(ours, theirs(hidden)[0], atol=1e-6, rtol=1e-5)  # the same float32 terms, reordered
+
+
+@pytest.mark.parametrize("reach", [3, 30])
+def test_keys_are_multiplied_the_same_way_whichever_is_smaller(reach):
+    length, heads, dim = 24, 4, 8
+    table, query = torch.randn(2 * reach + 1, dim), torch.randn(2, heads, length, dim)
+    index = (torch.arange(length)[None] - torch.arange(length)[:, None]).clamp(-reach, reach) + reach
+    by_query = ClippedContentBias(query, table, lambda start, stop: index[None, start:stop], scaling=0.3)
+    k = torch.randn(2, 2, length, dim)
+    bias = PairedContentBias(by_query).of_keys(k)
+    vectors = table[index]
+    expected = torch.einsum("bhid,ijd->bhij", query, vectors)
+    expected = expected + torch.einsum("bhjd,ijd->bhij", k.repeat_interleave(2, dim=1), vectors)
+    for step in (1, 7, 24):  # of few queries a vector for each pair is smaller than all products, of many it is not
+        rows = torch.cat([bias.rows(start, min(start + step, length)) for start in range(0, length, step)], dim=2)
+        torch.testing.assert_close(rows, expected * 0.3, atol=1e-5, rtol=1e-5)
+    half = bias.scaled(torch.tensor(0.5)).rows(0, length)
+    torch.testing.assert_close(half, expected * 0.15, atol=1e-5, rtol=1e-5)
+
+
+def test_calibration_refuses_keys_that_look_up_the_distance():
+    scheme = scheme_class("shaw")
+    assert "by query only" in scheme(ShawConfig(query_and_key=True), model_facts()).calibration_refusal
+    assert not scheme(ShawConfig(), model_facts()).calibration_refusal
 
 
 def test_distance_is_signed():
