@@ -6,7 +6,7 @@ rope:yarn, has its scheme's colour and another line.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from hf_posswap.results.kinds import CONTROL, STOCK
@@ -80,15 +80,32 @@ def looks(schemes: Sequence[str]) -> dict[str, Look]:
     """Return the style of each scheme of one figure; variants of a scheme differ in line and filling."""
     result: dict[str, Look] = {}
     variants: dict[str, int] = {}
+    bases = _apart({scheme.partition(":")[0] for scheme in schemes})
     for scheme in schemes:
         name, colon, _ = scheme.partition(":")
-        colour, marker = _base(name)
+        colour, marker = bases[name]
         if colon:
             variants[name] = variants.get(name, -1) + 1
             result[scheme] = Look(colour, marker, _VARIANT_DASHES[variants[name] % len(_VARIANT_DASHES)])
         else:
             result[scheme] = Look(colour, marker, _DASHED if scheme == CONTROL else ())
     return result
+
+
+def _apart(names: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Return the colour and marker of each name; of two that would look the same, the later one by name gets another.
+
+    STOCK and CONTROL share theirs, and differ in line.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    # Chosen looks first, so that no hash takes one of them.
+    for name in sorted(names, key=lambda name: (name not in (STOCK, CONTROL, *_CHOSEN), name)):
+        colour, marker = _base(name)
+        place = _MARKERS.index(marker)
+        markers = [*_MARKERS[place:], *_MARKERS[:place]]
+        free = [other for other in markers if (colour, other) not in found.values()]
+        found[name] = (colour, marker if name in (STOCK, CONTROL) or not free else free[0])
+    return found
 
 
 def _base(name: str) -> tuple[str, str]:

@@ -97,3 +97,12 @@ def test_the_control_is_the_stock_model_dashed() -> None:
 
 def test_a_scheme_nobody_chose_a_colour_for_gets_the_same_one_in_every_run() -> None:
     assert colour_of("my_new_scheme:option=1") == "#AA4499"
+
+
+def test_schemes_whose_names_have_the_same_hash_are_told_apart_in_a_figure() -> None:
+    assert colour_of("cope") == colour_of("xpos")
+    for names in (["cope", "xpos"], ["xpos", "rope", "cope"]):
+        found = looks(names)
+        assert (found["cope"].colour, found["cope"].marker) != (found["xpos"].colour, found["xpos"].marker)
+    assert looks(["xpos", "cope"])["xpos"] == looks(["cope", "xpos"])["xpos"]
+    assert looks(["xpos"])["xpos"].marker == looks(["cope"])["cope"].marker
