@@ -5,6 +5,7 @@ import torch
 
 import hf_posswap
 from hf_posswap.errors import BackendError
+from hf_posswap.schemes import SchemeLayer
 from tests.matrix.cells import Cell, default_cells, random_tokens, supported_cells
 
 
@@ -83,9 +84,9 @@ def test_attention_weights_come_from_eager_and_sum_to_one(cell: Cell) -> None:
 def test_a_backend_that_cannot_carry_the_scheme_is_refused_before_anything_changes(cell: Cell) -> None:
     model = cell.stock()
     model.config._attn_implementation_internal = "flash_attention_2"
-    carries = cell.config.name in ("rope", "none", "learned", "sinusoidal") or (
-        cell.config.name == "alibi" and cell.causal
-    )
+    layers = [module for module in cell.swapped().modules() if isinstance(module, SchemeLayer)]
+    # A linear bias rides in extra channels.
+    carries = not any(layer.adds_bias for layer in layers) or (cell.config.name == "alibi" and cell.causal)
     if carries:
         assert hf_posswap.is_swapped(hf_posswap.swap(model, cell.config))
         return

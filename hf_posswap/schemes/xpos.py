@@ -1,0 +1,171 @@
+"""xPos: RoPE whose scores decay with the distance, at a rate of its own in each pair (Sun et al., 2212.10554)."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_posswap.errors import PositionError
+from hf_posswap.positions import Positions
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.rope import Rotation, rotate
+from hf_posswap.schemes.rope_frequencies import plain_frequencies
+
+GAMMA = 0.4
+"""γ in ζ_n = (2n/d + γ)/(1 + γ), the paper's value: the fastest pair decays by ζ_0 = 0.29 per `scale_base` tokens."""
+LARGEST = 1e34
+LARGEST_HALF = 600.0
+"""Largest factors on queries and keys in float32 and bfloat16, and in float16: entries up to 1e4 and 100 fit beside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class XposConfig(SchemeConfig):
+    """Options of `xpos`."""
+
+    name: ClassVar[str] = "xpos"
+
+    base: float | None = option(None, "Base of the frequencies. None: the model's own, or 10000.", above=1)
+    scale_base: int = option(512, "B: over so many tokens the pair n decays by the factor ζ_n.", minimum=1)
+    interleaved: bool = option(False, "Pairs are neighbours, as in the authors' code; otherwise halves (Llama).")
+
+    def resolve(self, facts: ModelFacts) -> "XposConfig":
+        """Take the base from the model's RoPE, if it has one."""
+        own = (facts.native_rope or {}).get("base") or 10000.0
+        return dataclasses.replace(self, base=self.base or own)
+
+
+class Turns(NamedTuple):
+    """How queries and new keys of a forward are turned and scaled; both stand at the same positions.
+
+    Attributes:
+        query: cos and sin times ζ_n^((i − B)/B).
+        key: cos and sin times ζ_n^(−(j − B)/B).
+        last: the last position, int64, 0-dim.
+    """
+
+    query: Rotation
+    key: Rotation
+    last: Tensor
+
+
+class XposLayer(SchemeLayer):
+    """Turns and scales q and k of one layer.
+
+    Args:
+        scheme: the scheme.
+        checks: whether this layer looks for positions that float16 cannot hold; one layer does so for all.
+    """
+
+    scales_in_prepare = True
+
+    def __init__(self, scheme: "Xpos", checks: bool) -> None:
+        super().__init__()
+        self.interleaved = scheme.config.interleaved
+        self.limit = scheme.reach(LARGEST_HALF) if checks else None
+
+    def transform_query(self, q: Tensor, positions: Positions, prepared: Turns) -> Tensor:
+        """Turn and scale q."""
+        if q.dtype == torch.float16 and self.limit is not None:
+            _check_half(prepared.last, self.limit)
+        return rotate(q, prepared.query, self.interleaved)
+
+    def transform_key(self, k: Tensor, positions: Positions, prepared: Turns) -> Tensor:
+        """Turn and scale the new keys; they are cached like that."""
+        return rotate(k, prepared.key, self.interleaved)
+
+
+def _check_half(last: Tensor, limit: int) -> None:
+    """Refuse positions at which factors leave float16's range.
+
+    Raises:
+        PositionError: the last position is at or past the limit. A traced graph raises torch's RuntimeError.
+    """
+    words = (
+        f"scheme 'xpos' scales queries and keys by factors that float16 holds up to position {limit - 1} only. Load "
+        "the model in bfloat16 or float32 for longer texts"
+    )
+    if torch.compiler.is_compiling():
+        torch._assert_async(last < limit, words)
+    elif not last.is_meta and int(last) >= limit:
+        raise PositionError(f"the text reaches position {int(last)}, but {words}.")
+
+
+@register_scheme
+class Xpos(Scheme):
+    """RoPE whose part of the score from pair n is multiplied by ζ_n^((i − j)/B), ζ_n = (2n/d + γ)/(1 + γ) < 1.
+
+    Fast pairs decay most, so that far keys are seen through slow pairs only, and scores do not oscillate. γ = 0.4 and
+    B = 512 are the paper's. Queries are multiplied by ζ_n^((i − B)/B) and keys by ζ_n^(−(j − B)/B), relative to the
+    position B, and keys are cached like that. These factors grow with the position: float32 and bfloat16 hold them up
+    to about 63·B tokens, float16 up to about 6·B, and longer texts are refused.
+    """
+
+    name = "xpos"
+    pretty_name = "xPos"
+    paper = "Sun et al. 2023, A Length-Extrapolatable Transformer"
+    paper_url = "https://arxiv.org/abs/2212.10554"
+    formula = "pairs of q and k turned by pos·θ_n, their product times ζ_n^((i − j)/B)"
+    summary = "RoPE with an exponential decay of each pair's part of the score; fast pairs decay most."
+    advice = (
+        "Causal models that are to read somewhat past the train length with a rotation: what RoPE's fast pairs say "
+        "about far keys fades instead of oscillating."
+    )
+    config_class = XposConfig
+    config: XposConfig
+    supports_encoder = False
+    encoder_refusal = (
+        "its factor ζ^((i − j)/B) falls with the distance to the left and grows without bound to the right. The paper "
+        "defines it for causal models only; rope is its form without the factor."
+    )
+
+    @classmethod
+    def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
+        """Refuse an odd head dimension: dimensions turn in pairs."""
+        return f"dimensions turn in pairs, and the head dimension is {facts.head_dim}." if facts.head_dim % 2 else None
+
+    def reach(self, largest: float) -> int:
+        """Return the number of positions whose factors on queries and keys stay below `largest`."""
+        tokens = self.config.scale_base * (1 + math.log(largest) / -math.log(GAMMA / (1 + GAMMA)))
+        return math.floor(tokens)
+
+    def longest_position(self) -> int:
+        """See `Scheme.longest_position`."""
+        return self.reach(LARGEST)
+
+    def turns_keys(self) -> bool:
+        """See `Scheme.turns_keys`."""
+        return True
+
+    def steady_dimensions(self) -> Tensor:
+        """See `Scheme.steady_dimensions`: the last pair turns and decays slowest."""
+        places = torch.arange(self.facts.head_dim)
+        pairs = places.view(-1, 2) if self.config.interleaved else places.view(2, -1).t()
+        return pairs.flip(0).flatten()
+
+    def prepare(self, positions: Positions) -> Turns:
+        """Return how queries and keys are turned and scaled, shared by all layers."""
+        return self.prepare_at(positions, None)
+
+    def prepare_at(self, positions: Positions, share: Tensor | None) -> Turns:
+        """See `Scheme.prepare_at`: angles and exponents are scaled by the share; None leaves them unscaled."""
+        assert self.config.base is not None, "the config is resolved before the scheme is made"
+        head_dim, device = self.facts.head_dim, positions.query.device
+        at = positions.query[..., None].float()
+        angles = at * plain_frequencies(head_dim, self.config.base, device=device)
+        pairs = torch.arange(0, head_dim, 2, device=device).float() / head_dim
+        exponents = (at / self.config.scale_base - 1) * torch.log((pairs + GAMMA) / (1 + GAMMA))
+        if share is not None:
+            angles, exponents = angles * share, exponents * share
+        cos, sin = angles.cos(), angles.sin()
+        query, key = (
+            Rotation((cos * factor)[:, None], (sin * factor)[:, None])
+            for factor in (exponents.exp(), (-exponents).exp())
+        )
+        return Turns(query, key, positions.query.amax())
+
+    def make_layer(self, layer_index: int) -> XposLayer:
+        """See `Scheme.make_layer`."""
+        return XposLayer(self, checks=layer_index == min(self.config.layers or (0,)))
