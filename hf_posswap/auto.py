@@ -6,18 +6,26 @@ from types import TracebackType
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
+from hf_posswap.architectures import architecture_of
+from hf_posswap.architectures.base import RELATIVE_TABLES_LOST, relative_kind
 from hf_posswap.calibration import CalibrationError, calibrate, document_windows
 from hf_posswap.common.registry import unknown_name_message
-from hf_posswap.errors import SchemeConfigError, UnknownNameError
+from hf_posswap.errors import SchemeConfigError, UnknownNameError, UnsupportedError
 from hf_posswap.loading.auto_classes import auto_model_classes
+from hf_posswap.loading.entry import mark_healed
 from hf_posswap.loading.origin import remember_source
-from hf_posswap.schemes import as_config
+from hf_posswap.loading.relative_tables import give_relative_tables, read_relative_tables, relative_scheme
+from hf_posswap.schemes import as_config, list_schemes
+from hf_posswap.swapped.offloading import is_offloaded
+from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.questions import train_length
 from hf_posswap.swapping import swap
 
+NATIVE = "native"
+"""Value of `pos_scheme` that asks for the relative tables of a checkpoint."""
 CALIBRATION_LENGTH = 512
 """Tokens of a window of calibration on plain texts; the train length if that is shorter."""
 
@@ -31,7 +39,8 @@ def load_and_swap(
         load: a `from_pretrained` or `from_config`; receives all other arguments, so that dtype, device_map,
             quantisation, gguf_file, revision and the others work as in transformers.
         args: positional arguments for `load`.
-        pos_scheme: see `hf_posswap.swap`; checked before anything is loaded.
+        pos_scheme: see `hf_posswap.swap`; checked before anything is loaded. "native": the relative tables of a
+            checkpoint that transformers no longer reads, as scheme `shaw`.
         calibration: texts to calibrate the scheme on (see `hf_posswap.calibrate`): a list of strings, each a separate
             document of any length, read with the tokenizer of the same name, or batches of token ids (B, L), such as
             a DataLoader's. None: do not calibrate.
@@ -39,23 +48,72 @@ def load_and_swap(
 
     Returns:
         What `load` returns, with its model swapped.
+
+    Raises:
+        UnsupportedError: without `pos_scheme`, the model has relative tables that transformers has left out.
     """
     if pos_scheme is None:
         if calibration is not None:
             raise SchemeConfigError("calibration= fits a scheme that is swapped in: give pos_scheme= too.")
-        return load(*args, **kwargs)
-    config = as_config(pos_scheme)
+        loaded = load(*args, **kwargs)
+        _refuse_lost_tables(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+    config = None if pos_scheme == NATIVE else as_config(pos_scheme)
     loaded = load(*args, **kwargs)
     stock = loaded[0] if isinstance(loaded, tuple) else loaded
     if args:
         remember_source(stock, args[0], kwargs)
-    model = swap(stock, config)
+    model = _with_relative_tables(stock, args, kwargs) if config is None else swap(stock, config)
     if calibration is not None:
         items = _items(calibration)
         texts = any(isinstance(item, str) for item in items)
         tokenizer = _tokenizer(args, kwargs) if texts else None
         calibrate(model, _batches(items, model, tokenizer), tokenizer=tokenizer)
     return loaded
+
+
+def _refuse_lost_tables(model: Any) -> None:
+    """Refuse a model that transformers reads as another one without a word; raise `UnsupportedError`."""
+    kind = relative_kind(model.config)
+    if kind is not None:
+        raise UnsupportedError(
+            f"{model.name_or_path or 'the model'}: its config says position_embedding_type {kind!r}. "
+            f"{RELATIVE_TABLES_LOST} transformers' own Auto classes load it without its tables."
+        )
+
+
+def _with_relative_tables(stock: Any, args: tuple[Any, ...], loading: dict[str, Any]) -> Any:
+    """Give a model that transformers loaded without its relative tables those tables, as scheme `shaw`.
+
+    Raises:
+        SchemeConfigError: the model has no relative tables, or comes from a config, which has no tables.
+        CheckpointError: the checkpoint has no tables.
+        UnsupportedError: the weights are not in memory.
+    """
+    scheme = relative_scheme(stock.config)
+    if scheme is None:
+        raise SchemeConfigError(
+            f"pos_scheme={NATIVE!r} is for checkpoints whose relative tables transformers no longer reads "
+            "(position_embedding_type 'relative_key' or 'relative_key_query' in their config). This is none: leave "
+            f"pos_scheme out to load it as it is, or name a scheme. Allowed names: {', '.join(list_schemes())}."
+        )
+    name = args[0] if args else loading.get("pretrained_model_name_or_path")
+    if name is None or isinstance(name, PreTrainedConfig):
+        raise SchemeConfigError(
+            f"pos_scheme={NATIVE!r} reads relative tables from a checkpoint, and a config has none. Load by "
+            "from_pretrained(name, pos_scheme='native')."
+        )
+    core = core_of(stock)
+    if is_offloaded(stock) or any(weight.is_meta for weight in core.parameters()):
+        raise UnsupportedError("relative tables are put into weights in memory. Load the model without offloading it.")
+    kind = stock.config.position_embedding_type
+    stock.config.position_embedding_type = "absolute"  # what transformers has made, and what a swap starts from
+    architecture = architecture_of(stock.config)
+    tables = read_relative_tables(stock, core, architecture, name, loading, kind)
+    model = swap(stock, scheme)
+    give_relative_tables(core, architecture.position_table(core), tables)
+    mark_healed(model.config)  # the weights belong to the tables: without them there is no model to go back to
+    return model
 
 
 def _items(calibration: Any) -> list[Any]:
@@ -113,7 +171,9 @@ class PosSwapAuto:
         Args:
             args: as in transformers.
             pos_scheme: a scheme's name ("alibi", "rope:yarn:factor=4"), a dict with "name" and options, or a config
-                object such as `RopeConfig()`. None: exactly as in transformers.
+                object such as `RopeConfig()`. "native": the checkpoint's own relative tables, which transformers no
+                longer reads, as scheme `shaw`. None: exactly as in transformers; a checkpoint with such tables is
+                refused.
             calibration: texts or batches of token ids to start the scheme's parameters from, see `load_and_swap`.
             kwargs: as in transformers.
         """
@@ -177,6 +237,8 @@ def uninstall() -> None:
 def _taking_scheme(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def from_pretrained(cls: type, *args: Any, pos_scheme: Any = None, calibration: Any = None, **kwargs: Any) -> Any:
+        if pos_scheme is None and calibration is None:
+            return function(cls, *args, **kwargs)
         return load_and_swap(function.__get__(cls), *args, pos_scheme=pos_scheme, calibration=calibration, **kwargs)
 
     return from_pretrained

@@ -54,6 +54,19 @@ PLACE = "pos_place"
 """Attribute of a swapped core that holds its `Place`."""
 
 
+RELATIVE_TABLES_LOST = (
+    "transformers 5 reads such a checkpoint as one with absolute positions, which it was not trained with, and leaves "
+    "out its relative tables. pos_scheme='native' loads it with its tables, as scheme 'shaw': "
+    "hf_posswap.AutoModel.from_pretrained(name, pos_scheme='native'), and other Auto classes likewise."
+)
+
+
+def relative_kind(config: Any) -> str | None:
+    """Return the `position_embedding_type` of a config with relative tables, which transformers 5 does not read."""
+    kind = getattr(config, "position_embedding_type", None)
+    return kind if isinstance(kind, str) and kind.startswith("relative_key") else None
+
+
 class Architecture:
     """One family of models.
 
@@ -92,14 +105,13 @@ class Architecture:
             return "it is an encoder–decoder: its decoder attends to an encoder, which has positions of its own."
         if config.get_text_config() is not config:
             return "it is composed of several models: its text model is one of several parts."
-        kind = getattr(config, "position_embedding_type", None)
-        if isinstance(kind, str) and kind.startswith("relative_key"):
-            return (
-                f"its config says position_embedding_type {kind!r}. transformers 5 reads such a checkpoint as one with "
-                "absolute positions, which it was not trained with, and leaves out its relative tables, so there is no "
-                "model to start from. transformers 4 reads it; hf_posswap.inspect(model) shows what is read here."
-            )
-        return None
+        kind = relative_kind(config)
+        if kind is None:
+            return None
+        return (
+            f"its config says position_embedding_type {kind!r}. {RELATIVE_TABLES_LOST} hf_posswap.inspect(model) shows "
+            "what is read here."
+        )
 
     def attention_modules(self, base: nn.Module) -> Iterator[tuple[int, nn.Module]]:
         """Yield (layer, module) for each self-attention module; cross-attention is left out."""

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from hf_posswap.architectures.base import relative_kind
 from hf_posswap.architectures.discovery import (
     AttentionSeam,
     reads_interface,
@@ -376,10 +377,11 @@ def _disagreements(found: Inspection, core: Any) -> list[str]:
     said = found.claims
     sentences = []
     kind = said.get("position_embedding_type")
-    if isinstance(kind, str) and kind.startswith("relative_key") and found.table is not None:
+    if relative_kind(core.config) is not None and found.table is not None:
         sentences.append(
             f"the config says position_embedding_type {kind!r}, and transformers {found.transformers} reads the model "
-            "as one with absolute positions: its relative tables are not used."
+            "as one with absolute positions: its relative tables are not used. from_pretrained(name, "
+            "pos_scheme='native') of hf_posswap's Auto classes loads it with them."
         )
     turning = [layer for layer in found.layers if layer.turns]
     if isinstance(said.get("rope_parameters"), dict) and said["rope_parameters"] and found.layers and not turning:
