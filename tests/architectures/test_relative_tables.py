@@ -21,7 +21,7 @@ KINDS = ("relative_key", "relative_key_query")
 LENGTH, ROWS, VOCABULARY = 11, 16, 50
 WROTE = ("albert", "bert", "camembert", "electra", "layoutlm", "roberta", "roberta-prelayernorm", "xlm-roberta", "xmod")
 """Model types of which transformers 4 read `position_embedding_type`."""
-MODEL_TYPES = sorted({model_type for model_type, _, causal in model_types() if not causal} & set(WROTE))
+MODEL_TYPES = sorted({model_type for model_type, causal, _ in model_types() if not causal} & set(WROTE))
 
 
 def tables_of(model: Any) -> dict[str, Tensor]:
