@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hf_posswap.biases import Bias, DenseBias
-from hf_posswap.positions import Positions
+from hf_posswap.common.biases import Bias, DenseBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
 from hf_posswap.schemes.curves import TINY, Curve, pooled
 from hf_posswap.schemes.relative import bias_by_distance

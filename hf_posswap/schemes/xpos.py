@@ -8,8 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import PositionError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
 from hf_posswap.schemes.rope import Rotation, rotate
 from hf_posswap.schemes.rope_frequencies import plain_frequencies

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_posswap.biases import DenseBias, RelativeBias
+from hf_posswap.common.biases import DenseBias, RelativeBias
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import Scheme, SchemeLayer, check_supported
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.fire import FireConfig, Function

@@ -5,8 +5,8 @@ import torch
 
 import hf_posswap
 from hf_posswap.calibration import calibrate, calibration_refusal
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import PositionError, SchemeConfigError, UnsupportedError
-from hf_posswap.positions import Positions
 from hf_posswap.schemes import check_supported
 from hf_posswap.schemes.rope import RopeConfig
 from hf_posswap.schemes.xpos import Xpos, XposConfig
