@@ -30,7 +30,11 @@ from hf_posswap.swapped.stated_length import state_own_length
 
 
 def swap(
-    model: Any, pos_scheme: str | dict[str, Any] | SchemeConfig, *, replace: bool = False, verify: bool = True
+    model: Any,
+    pos_scheme: str | dict[str, Any] | SchemeConfig | list[Any],
+    *,
+    replace: bool = False,
+    verify: bool = True,
 ) -> Any:
     """Swap the positional mechanism of a model, in place.
 
@@ -39,7 +43,8 @@ def swap(
 
     Args:
         model: a transformers model of a supported architecture, with or without a head.
-        pos_scheme: a scheme's name ("alibi", "rope:yarn:factor=4"), a dict with "name" and options, or a config object.
+        pos_scheme: a scheme's name ("alibi", "rope:yarn:factor=4"), a dict with "name" and options, or a config object;
+            or a list of those, for several schemes that act in different layers.
         replace: replace a scheme that was swapped in before.
         verify: prove by a few short forwards that the swap takes effect, see `hf_posswap.swapped.proof`. A model
             whose weights are not in memory is not run.

@@ -39,13 +39,14 @@ def dense_mask(swapped: Any) -> MakeMask:
     if not hasattr(module, "pos_scheme"):
         raise BenchmarkError(f"scheme {swapped.config.pos_scheme['name']!r} acts at the embeddings; it has no bias.")
     core = core_of(swapped)
-    facts = core.pos_scheme.facts
+    scheme = core.pos_scheme.part(module.pos_part)
+    facts = scheme.facts
 
     def make(queries: int, keys: int) -> Tensor:
         steps = torch.arange(keys, device=swapped.device).unsqueeze(0)
         positions = Positions(steps[:, keys - queries :], steps, keys - queries, causal)
         query = torch.zeros(1, facts.num_heads, queries, facts.head_dim, device=swapped.device)
-        bias = module.pos_scheme.bias(query, positions, core.pos_scheme.prepare(positions), 1.0)
+        bias = module.pos_scheme.bias(query, positions, scheme.prepare(positions), 1.0)
         if not isinstance(bias, LinearBias | RelativeBias):
             kind = "none" if bias is None else type(bias).__name__
             raise BenchmarkError(f"a dense bias stands for one that is the same for all queries; here there is {kind}.")

@@ -167,7 +167,8 @@ def _swapped_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: Mak
     steps = torch.arange(length, device=model.device).unsqueeze(0)
     positions = Positions(steps, steps, 0, architecture_of(model.config).is_causal(model.config))
     backend = model.config._attn_implementation
-    context = ForwardContext(positions, model.pos_scheme.prepare(positions), backend=backend)
+    scheme = core_of(model).pos_scheme.part(module.pos_part)
+    context = ForwardContext(positions, scheme.prepare(positions), backend=backend)
     given = {"scaling": module.scaling, "dropout": 0.0}
     if not module.pos_scheme.enters_attention:
         return _stock_attention(model, module, qkv, mask)

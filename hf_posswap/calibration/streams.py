@@ -218,5 +218,6 @@ def turned_units(attention: Any, student: Stream, head_dim: int) -> Tensor:
 
 def _positioned(attention: Any, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
     """Return q and k after the scheme's transforms, for a text in one forward without a cache."""
+    context = context.of_part(attention.pos_part)
     q, k = attention.pos_scheme.transform(q, k, context.positions, context.prepared)
     return attention.pos_scheme.transform_cached(q, k, context.positions, context.prepared)

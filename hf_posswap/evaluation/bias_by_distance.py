@@ -76,16 +76,17 @@ def bias_by_distance(model: Any, longest: int = 1024, text: Tensor | None = None
     base = core_of(model)
     limit = longest_position(model)
     distances = shown_distances(longest if limit is None else min(longest, limit - 1)).to(model.device)
-    scheme = base.pos_scheme
     layers = list(_swapped_layers(architecture_of(model.config), base))
     queries = {} if text is None else _mean_queries(model, layers, text.to(model.device))
-    places = _Places(scheme, distances)
+    causal = base.pos_scheme.facts.causal
+    places = _Places(causal, distances)
     # A rotation's values oscillate from one distance to the next, so compute them at every distance.
-    fine = _Places(scheme, shown_distances(int(distances[-1]), exact=1024, per_octave=32).to(model.device))
+    fine = _Places(causal, shown_distances(int(distances[-1]), exact=1024, per_octave=32).to(model.device))
     biases: dict[int | None, Tensor] = {}
     cosines: dict[int | None, Tensor] = {}
     read = False
     for index, attention in layers:
+        scheme = base.pos_scheme.part(attention.pos_part)
         bias, reads_query = _bias(scheme, attention, places, queries.get(index))
         # The scheme's angles act in the model's own rotation, which computes the same as the scheme's layer.
         turning = scheme.make_layer(index) if scheme.enters_as_angles() else attention.pos_scheme
@@ -97,7 +98,7 @@ def bias_by_distance(model: Any, longest: int = 1024, text: Tensor | None = None
             cosines[index] = cosine
     note = "" if not read else "at the mean query of a text" if queries else "at a query of zero: give a text"
     rows = _rows(biases, places, BIAS, note) + _rows(cosines, fine, COSINE_SUM, "")
-    return rows or [_nothing(scheme.acts_in_layers)]
+    return rows or [_nothing(base.pos_scheme.acts_in_layers)]
 
 
 def _nothing(acts_in_layers: bool) -> Row:
@@ -120,12 +121,12 @@ class _Places:
         distances: distances of the keys from the query, ascending, int64, (keys,).
     """
 
-    def __init__(self, scheme: Any, distances: Tensor) -> None:
+    def __init__(self, causal: bool, distances: Tensor) -> None:
         last = int(distances[-1])
         before = last - distances.flip(0)
-        after = distances[:0] if scheme.facts.causal else last + distances[1:]
+        after = distances[:0] if causal else last + distances[1:]
         places = torch.cat((before, after)).unsqueeze(0)
-        self.positions = Positions(places, places, 0, scheme.facts.causal, by_index=False)
+        self.positions = Positions(places, places, 0, causal, by_index=False)
         self.query = len(before) - 1
         self.distances = (last - places[0]).flip(0)
 

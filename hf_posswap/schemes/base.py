@@ -81,6 +81,15 @@ class SchemeConfig:
     )
     keep_native: bool = option(False, "Add to the model's own mechanism instead of replacing it.")
 
+    @property
+    def parts(self) -> "tuple[SchemeConfig, ...]":
+        """The configs of the schemes that act, each in its own layers: this one, or the entries of a composition."""
+        return (self,)
+
+    def scheme_type(self) -> "type[Scheme]":
+        """Return the class of the scheme that these options are for."""
+        return schemes.get(self.name)
+
     def __post_init__(self) -> None:
         check_options(self, SchemeConfigError, f"{self.name} option '{{}}'")
         if self.layers is not None and len(set(self.layers)) != len(self.layers):
@@ -100,6 +109,10 @@ class SchemeConfig:
         """Return a JSON-ready dictionary with the scheme's name and every option."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {"name": self.name} | {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+    def anywhere(self) -> Self:
+        """Return the config without what says where it acts: two of one mechanism are then equal."""
+        return dataclasses.replace(self, layers=None)
 
     @classmethod
     def option_names(cls) -> list[str]:
@@ -246,6 +259,19 @@ class Scheme(nn.Module):
         self.config = config
         self.facts = dataclasses.replace(facts, native_table=None)
 
+    @property
+    def parts(self) -> "tuple[Scheme, ...]":
+        """The schemes that act, each in its own layers and with the config of its place in `SchemeConfig.parts`."""
+        return (self,)
+
+    def part(self, number: int) -> "Scheme":
+        """Return one of `parts`."""
+        return self
+
+    def prepared_part(self, prepared: Any, number: int) -> Any:
+        """Return what `prepare` or `prepare_at` computed for one of `parts`."""
+        return prepared
+
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
         """Return why this model cannot use the scheme with these options, or None if it can."""
@@ -338,45 +364,11 @@ def register_scheme(scheme: type[Scheme]) -> type[Scheme]:
     return schemes.register(scheme)
 
 
-def check_supported(config: SchemeConfig, facts: ModelFacts) -> None:
-    """Refuse a scheme that the model cannot use, or that would have no effect in it.
-
-    Raises:
-        UnsupportedError: the model cannot use the scheme; the message gives the reason.
-        SchemeConfigError: the config's layers do not exist, or the options would have no effect on this model.
-    """
-    scheme = schemes.get(config.name)
-    place = f"scheme {config.name!r} cannot enter {facts.architecture!r} ({facts.mode})"
-    if not facts.causal and not scheme.supports_encoder:
-        raise UnsupportedError(f"{place}: {scheme.encoder_refusal}")
-    _check_layers(config, scheme, facts)
-    reason = scheme.refusal(config, facts)
-    if reason is not None:
-        raise UnsupportedError(f"{place}: {reason}")
-
-
-def _check_layers(config: SchemeConfig, scheme: type[Scheme], facts: ModelFacts) -> None:
-    if config.layers is None:
-        return
-    if not scheme.acts_in_layers:
-        raise SchemeConfigError(
-            f"scheme {config.name!r} enters at the embeddings, so it has no layers to choose from: "
-            f"leave out layers={reprlib.repr(list(config.layers))}."
-        )
-    missing = [layer for layer in config.layers if layer >= facts.num_layers]
-    if missing:
-        raise SchemeConfigError(
-            f"{config.name} option 'layers' names layers {reprlib.repr(missing)}, but the model has layers 0 to "
-            f"{facts.num_layers - 1}."
-        )
-
-
 __all__ = [
     "ModelFacts",
     "Scheme",
     "SchemeConfig",
     "SchemeLayer",
-    "check_supported",
     "option",
     "register_scheme",
     "schemes",

@@ -1,6 +1,5 @@
 """RoPE: q and k are rotated by an angle that grows with position (Su et al., 2104.09864), and its scalings."""
 
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -105,7 +104,7 @@ class Rope(Scheme):
         """Refuse an odd number of rotated dimensions, and longrope's lists without one entry per pair."""
         assert isinstance(config, RopeConfig)
         if facts.native_rope_unread is not None and not config.keep_native:
-            if dataclasses.replace(config, layers=None) == RopeConfig():
+            if config.anywhere() == RopeConfig():
                 return None
             return (
                 f"the model has a RoPE of its own that scheme 'rope' cannot read, so it cannot be scaled: "
@@ -169,7 +168,7 @@ class Rope(Scheme):
         if self.facts.native_rope is None:
             return False
         native = RopeConfig(**self.facts.native_rope).resolve(self.facts)
-        return dataclasses.replace(self.config, layers=None) == native
+        return self.config.anywhere() == native
 
     def _left_alone(self) -> bool:
         """Return whether the model keeps its own rotation: the options equal it, and the scheme cannot rotate here."""
@@ -273,7 +272,7 @@ class Rope(Scheme):
         if self.config.keep_native:
             raise UnsupportedError("no stock model turns q and k twice; keep_native=False could be exported.")
         native = RopeConfig().resolve(self.facts)
-        if self.config.layers is not None and dataclasses.replace(self.config, layers=None) != native:
+        if self.config.layers is not None and self.config.anywhere() != native:
             raise UnsupportedError(
                 f"stock models have one RoPE for all layers, not another one in layers {list(self.config.layers)}; "
                 "a scaling without layers= could be exported, and scheme none with layers=."

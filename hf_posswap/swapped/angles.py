@@ -40,7 +40,7 @@ class Turn(NamedTuple):
 
     def __call__(self, value: Any, context: Any) -> Any:
         """Return an argument of the attention module, other angles if it holds angles."""
-        key = ("angles", self, id(value))
+        key = ("angles", self, context.part, id(value))
         known = None if context.shared is None or torch.compiler.is_compiling() else context.shared
         if known is not None and key in known:
             return known[key][0]

@@ -78,6 +78,7 @@ def scores_by_distance(module: Any, recorded: Recorded, context: Any, distances:
     q, k = recorded.q, recorded.k
     bias: Any = 0.0
     if context is not None:
+        context = context.of_part(module.pos_part)
         layer, positions, prepared = module.pos_scheme, context.positions, context.prepared
         q, k = layer.transform(q, k, positions, prepared)
         q, k = layer.transform_cached(q, k, positions, prepared)

@@ -181,7 +181,7 @@ class LayerCall:
             return context
         if context.shared is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
             return self._made_for_keys(key_length)
-        key = ("keys", self.first, key_length)
+        key = ("keys", context.part, self.first, key_length)
         if key not in context.shared:
             context.shared[key] = self._made_for_keys(key_length)
         return context.shared[key]

@@ -75,6 +75,7 @@ class ForwardContext(NamedTuple):
         learns: whether `prepared` has a gradient, which goes through what all layers share.
         entered: takes the attention modules that were entered; None: nobody asks.
         autocast: False if autocast is known to be off, so that no layer has to ask.
+        part: which of the scheme's parts `scheme` and `prepared` are, see `Scheme.parts`.
     """
 
     positions: Positions
@@ -89,6 +90,7 @@ class ForwardContext(NamedTuple):
     learns: bool = False
     entered: set[Any] | None = None
     autocast: bool = True
+    part: int = 0
 
     def prepared_for(self, positions: Positions) -> Any:
         """Return what the scheme makes of positions; in a ramp, at its share."""
@@ -96,6 +98,14 @@ class ForwardContext(NamedTuple):
         return (
             self.scheme.prepare(positions) if self.ramp is None else self.scheme.prepare_at(positions, self.ramp.share)
         )
+
+    def of_part(self, number: int) -> "ForwardContext":
+        """Return the context for layers in which one of the scheme's parts acts."""
+        whole = self.scheme
+        if whole is None or (part := whole.part(number)) is whole:
+            return self
+        prepared = self.prepared if self.prepared is None else whole.prepared_part(self.prepared, number)
+        return self._replace(scheme=part, part=number, prepared=prepared)
 
     @property
     def acts_everywhere(self) -> bool:
@@ -143,6 +153,8 @@ class SwappedAttention(nn.Module):
 
     stock_class: ClassVar[type[nn.Module]]
     pos_scheme: SchemeLayer
+    pos_part: int = 0
+    """Which of the parts of the base model's scheme acts in this layer, see `Scheme.parts`."""
     pos_family: Architecture
     pos_turn: Turn | None = None
     """What becomes of the rotary angles among the arguments; None: they stay."""
@@ -161,7 +173,7 @@ class SwappedAttention(nn.Module):
             )
         if context.entered is not None:
             context.entered.add(self)
-        scheme = self.pos_scheme
+        context, scheme = context.of_part(self.pos_part), self.pos_scheme
         call = LayerCall(self, scheme, context) if scheme.enters_attention or context.acts_everywhere else None
         given = [self._given(value, call, context) for value in args]
         for name, value in kwargs.items():

@@ -15,8 +15,9 @@ from hf_posswap.architectures.discovery import core_path, rotary_modules, stock_
 from hf_posswap.architectures.rotary import WIDE_LAYERS
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
-from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported, scheme_class
+from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported
 from hf_posswap.schemes.base import ModelFacts, Scheme
+from hf_posswap.schemes.support import in_entry
 from hf_posswap.swapped.angles import Turn
 from hf_posswap.swapped.config_view import own_config, real_config, show_config, show_view
 from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
@@ -43,6 +44,7 @@ class LayerPlan:
         module: the module.
         new_class: its new class.
         layer: what the scheme does there.
+        part: which of the scheme's parts it is of, see `Scheme.parts`.
         turn: what becomes of rotary angles on their way in, or None.
         views: whether the module's attention function becomes ours.
     """
@@ -50,6 +52,7 @@ class LayerPlan:
     module: nn.Module
     new_class: type
     layer: SchemeLayer
+    part: int
     turn: Turn | None
     views: bool
 
@@ -104,17 +107,20 @@ def plan_swap(model: Any, architecture: Architecture, config: SchemeConfig, to_s
         resolved = config.resolve(facts)
         check_supported(resolved, facts)
         _check_size(core, resolved, facts)
-        scheme = scheme_class(resolved.name)(resolved, facts)
+        scheme = resolved.scheme_type()(resolved, facts)
         retired = _plan_table(core, architecture, resolved, scheme, facts)
     dtype = core.dtype  # transformers looks for it through all weights
     _match(scheme, dtype=dtype, device=device_of(embeddings))
     layers = []
     mixin = WrittenAttention if architecture.writes_attention else SwappedAttention
-    for module, layer, turn in _plan_layers(core, architecture, resolved, scheme, facts):
-        _match(layer, dtype=dtype, device=device_of(module))
-        _check_forward(module)
-        new_class = to_swapped(stock_class_of(module), mixin)
-        layers.append(LayerPlan(module, new_class, layer, turn, layer.enters_attention))
+    for number, part in enumerate(scheme.parts):
+        with in_entry(number, part.name, scheme.parts):
+            planned = _plan_layers(core, architecture, part, facts, resolved)
+        for module, layer, turn in planned:
+            _match(layer, dtype=dtype, device=device_of(module))
+            _check_forward(module)
+            new_class = to_swapped(stock_class_of(module), mixin)
+            layers.append(LayerPlan(module, new_class, layer, number, turn, layer.enters_attention))
     _check_forward(core)
     core_class = to_swapped(stock_class_of(core), SwappedBaseModel)
     return Plan(resolved, scheme, core, core_class, layers, retired)
@@ -154,10 +160,12 @@ def _check_size(base: Any, config: SchemeConfig, facts: ModelFacts) -> None:
         facts = dataclasses.replace(facts, native_table=table.to("meta"))
     try:
         with torch.device("meta"):
-            scheme = scheme_class(config.name)(config, facts)
-            layers = len(config.layers or range(facts.num_layers)) if scheme.acts_in_layers else 0
-            parts = [(scheme, 1), (scheme.make_layer(0), layers)]
-        size = sum(weight.numel() * times for part, times in parts for weight in part.parameters())
+            scheme = config.scheme_type()(config, facts)
+            parts: list[tuple[nn.Module, int]] = [(scheme, 1)]
+            for part in scheme.parts:
+                layers = len(part.config.layers or range(facts.num_layers)) if part.acts_in_layers else 0
+                parts.append((part.make_layer(0), layers))
+        size = sum(weight.numel() * times for module, times in parts for weight in module.parameters())
     except RuntimeError as error:  # torch's, for sizes that overflow its integers
         raise SchemeConfigError(f"scheme {config.name!r} would be too large to exist with these options.") from error
     if size <= SMALL_SCHEME:
@@ -182,23 +190,37 @@ def scheme_keys(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def _plan_layers(
-    core: Any, architecture: Architecture, config: SchemeConfig, scheme: Scheme, facts: ModelFacts
+    core: Any, architecture: Architecture, scheme: Scheme, facts: ModelFacts, whole: SchemeConfig
 ) -> list[tuple[nn.Module, SchemeLayer, Turn | None]]:
-    """Return the attention modules concerned, what the scheme does in each, and what becomes of its rotary angles."""
+    """Return the attention modules concerned, what the scheme does in each, and what becomes of its rotary angles.
+
+    Args:
+        core: the module that reads the tokens.
+        architecture: its architecture.
+        scheme: a scheme, or one of those that act in the model.
+        facts: the model's properties.
+        whole: the config of all schemes that act in the model.
+    """
+    config = scheme.config
     rotary = architecture.rotary(core)
     layout = None if rotary is None else rotary.layout
     neutral = None if config.keep_native else Turn(layout)
     modules = list(architecture.attention_modules(core))
-    if architecture.native_bias(core) is not None and (config.keep_native or config.layers is not None):
+    if architecture.native_bias(core) is not None and (whole.keep_native or whole.layers is not None):
         raise UnsupportedError(
             f"{facts.architecture!r} adds a bias of its own to its scores in all layers, which can be replaced as a "
-            "whole only. Leave out keep_native and layers."
+            "whole only. Leave out keep_native, and name all layers or none."
         )
     if not scheme.acts_in_layers:
         # The scheme enters at the embeddings; what it replaces sits in the layers and has to be left out there.
         leaves_out = (facts.native_table is None or architecture.writes_attention) and not config.keep_native
         return [(module, SchemeLayer(), neutral) for _, module in modules] if leaves_out else []
     chosen = [(index, module) for index, module in modules if config.layers is None or index in config.layers]
+    if not chosen:
+        raise SchemeConfigError(
+            f"scheme {config.name!r} would act nowhere: of its layers {reprlib.repr(list(config.layers or ()))} none "
+            f"has attention of its own. Attention that it can enter is in layers {[index for index, _ in modules]}."
+        )
     if not scheme.enters_as_angles():
         if scheme.turns_keys() and not (config.keep_native or facts.turns_whole_heads):
             raise UnsupportedError(
@@ -255,6 +277,7 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
     for entry in plan.layers:
         module: Any = entry.module
         module.pos_scheme = entry.layer
+        module.pos_part = entry.part
         module.pos_family = architecture
         if entry.turn is not None:
             module.pos_turn = entry.turn
@@ -309,7 +332,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
         if module is not core and "stock_class" in vars(type(module)) and "pos_mixin" in vars(type(module)):
             show_config(module)
             _retype(module, type(module).stock_class)
-            for name in ("pos_scheme", "pos_turn", "pos_family"):
+            for name in ("pos_scheme", "pos_part", "pos_turn", "pos_family"):
                 if name in module._modules or name in vars(module):
                     delattr(module, name)
     for _, rotary in rotary_modules(core):

@@ -151,7 +151,8 @@ def prove(model: Any, architecture: Architecture, stock: Tensor | None, limit: i
     with quietly(model), _failures_refused(core):
         untouched = None if stock is None else _prove_untouched(core, architecture, texts, stock)
         config = core.pos_scheme.config
-        stays = config.keep_native or config.layers is not None or core.pos_scheme.is_native()
+        stays = config.keep_native or config.layers is not None
+        stays = stays or any(part.is_native() for part in core.pos_scheme.parts)
         # Attention that hf_posswap implements does not contain the stock scheme, and may take no position_ids.
         stays = stays or (architecture.writes_attention and core.pos_scheme.facts.causal)
         removed = None if stays else _prove_removed(texts)

@@ -97,8 +97,9 @@ def planned_path(plan: Plan, model: Any) -> str:
     Raises:
         BackendError: the model's attention backend does not support the scheme.
     """
-    layer = plan.layers[0].layer if plan.layers else SchemeLayer()
-    return path_of(plan.scheme, layer, model)
+    first = {entry.part: entry.layer for entry in reversed(plan.layers)}
+    paths = [path_of(part, first.get(number, SchemeLayer()), model) for number, part in enumerate(plan.scheme.parts)]
+    return "; ".join(dict.fromkeys(paths))
 
 
 def path_of(scheme: Scheme, layer: SchemeLayer, model: Any) -> str:

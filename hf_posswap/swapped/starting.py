@@ -22,7 +22,8 @@ FLAG = "_is_hf_initialized"
 
 def mark_started(module: nn.Module) -> None:
     """Mark the modules of a swap as initialised, so that transformers does not initialise them again."""
-    setattr(module, FLAG, True)
+    for part in module.modules():
+        setattr(part, FLAG, True)
 
 
 @torch.no_grad()

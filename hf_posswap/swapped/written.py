@@ -36,7 +36,7 @@ class WrittenAttention(SwappedAttention):
         arguments = named(self.stock_class, args, kwargs)
         if context.idle:
             return super(SwappedAttention, self).forward(*args, **kwargs)
-        call = LayerCall(self, self.pos_scheme, context)
+        call = LayerCall(self, self.pos_scheme, context.of_part(self.pos_part))
         q, k, v = family.project(self, arguments["hidden_states"])
         cache = cache_among(arguments.values())
         if cache is not None:
