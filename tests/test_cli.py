@@ -87,6 +87,17 @@ def test_describe_reports_stock_and_swapped_models() -> None:
     assert json.loads(invoke("describe", "demo:gpt2", "--pos-scheme", "alibi", "--json").stdout)
 
 
+def test_several_schemes_are_written_with_commas_and_in_lists_in_brackets(tmp_path: Path) -> None:
+    report = invoke("describe", "demo:gpt2", "--pos-scheme", "none:layers=1,alibi")
+    assert "1: NoPE" in report.stdout, report.output
+    assert "entry 2 (alib): unknown positional scheme" in refused(
+        "describe", "demo:gpt2", "--pos-scheme", "t5:layers=0,alib"
+    )
+    options = ["--schemes", "alibi,[none:layers=1,alibi]", "--lengths", "64", "--tokens", "64", "--json"]
+    result = json.loads(invoke(*COMPARE, *options, "--output-dir", str(tmp_path)).stdout)
+    assert {row["scheme"] for row in result["rows"]} == {"stock", "alibi", "none:layers=1,alibi"}
+
+
 def test_swap_saves_a_checkpoint_that_loads(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     result = invoke("swap", "demo:gpt2", "--pos-scheme", "alibi", "--output-dir", str(folder))

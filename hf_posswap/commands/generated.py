@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from hf_posswap.common.options import REQUIRED, allowed_types, choices_of, declared, option_types, to_text
+from hf_posswap.common.options import (
+    REQUIRED,
+    allowed_types,
+    choices_of,
+    declared,
+    option_types,
+    split_list,
+    to_text,
+)
 from hf_posswap.errors import PosSwapError
 
 Command = Callable[..., None]
@@ -160,7 +168,7 @@ class _Offered:
         """Return the items of a list written with commas."""
         kind = typing.get_args(self.base)[0]
         try:
-            return tuple(kind(item.strip()) for item in text.split(",") if item.strip())
+            return tuple(kind(item) for item in split_list(text))
         except ValueError as error:
             what, example = ("numbers of tokens", "256,512,1024") if kind is int else ("numbers", "0,0.5,1")
             raise typer.BadParameter(

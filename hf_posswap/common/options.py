@@ -5,6 +5,7 @@ Options are fields of frozen dataclasses: scheme configs, options of healing, se
 
 import dataclasses
 import math
+import re
 import reprlib
 import types
 import typing
@@ -231,3 +232,28 @@ def _check_limits(label: str, field: dataclasses.Field[Any], number: float) -> N
     if not all(holds for holds, _ in bounds):
         allowed = " and ".join(text for _, text in bounds)
         raise ValueError(f"{label} is {number}; it must be {allowed}. {limits['help']}")
+
+
+def split_list(text: str) -> list[str]:
+    """Return the items of a list written with commas, such as "alibi,[none:layers=0,rope]".
+
+    An item that has commas itself stands in brackets, which are left out of what is returned.
+
+    Raises:
+        PosSwapError: brackets that are not closed, or not around a whole item.
+    """
+    found: list[str] = []
+    after_comma = True
+    for piece in re.findall(r"\s*\[[^\[\]]*\]\s*|[^,\[\]]+|,|[\[\]]", text):
+        bare = piece.strip()
+        if bare == ",":
+            after_comma = True
+        elif bare in ("[", "]") or (bare and not after_comma):
+            raise PosSwapError(
+                f"cannot read the list {text!r}: write an item that has commas in brackets, as in "
+                "'alibi,[none:layers=0,rope],t5'."
+            )
+        elif bare:
+            found.append(bare.strip("[]").strip())
+            after_comma = False
+    return found

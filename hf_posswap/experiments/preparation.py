@@ -17,7 +17,7 @@ from hf_posswap.experiments.measuring import AUTO_CLASSES, Measure, objective_of
 from hf_posswap.experiments.settings import ComparisonSettings
 from hf_posswap.experiments.stages import CALIBRATION_WORK, HEALING_WORK, StagePlan, calibration_length
 from hf_posswap.results.kinds import STOCK
-from hf_posswap.schemes import parse_scheme, schemes
+from hf_posswap.schemes import SchemeConfig, parse_scheme, schemes
 from hf_posswap.sources import load_config, load_model, load_tokenizer
 from hf_posswap.swapped.capabilities import capability
 from hf_posswap.texts.files import read_files
@@ -123,7 +123,7 @@ def prepare(settings: ComparisonSettings) -> Prepared:
     _require_one_process()
     device = chosen_device(settings.device)
     settings = dataclasses.replace(settings, device=settings.device or device.type)
-    names = {scheme: parse_scheme(scheme).name for scheme in settings.schemes}
+    configs = {scheme: parse_scheme(scheme) for scheme in settings.schemes}
     files, training = (
         read_files(settings.texts, settings.documents),
         from_files(settings.train_texts, settings.documents),
@@ -141,7 +141,7 @@ def prepare(settings: ComparisonSettings) -> Prepared:
             f"a control says nothing for {settings.model!r}, which embeds texts: the stock model is its own teacher, "
             "and its cosine to itself is 1. Leave out --control."
         )
-    refusals = _refusals(settings, config, names)
+    refusals = _refusals(settings, config, configs)
     tokenizer = load_tokenizer(settings.model)
     texts = tokenise_files(tokenizer, files)
     ids = [ids for text in texts for ids in text.ids]
@@ -175,13 +175,16 @@ def _check_training_texts(prepared: Prepared) -> None:
         Windows(prepared.documents, prepared.tokenizer, prepared.healing_length, packing).require_one()
 
 
-def _refusals(settings: ComparisonSettings, config: "PretrainedConfig", names: dict[str, str]) -> tuple[Refusal, ...]:
-    """Look up each scheme's cell of the capability table."""
+def _refusals(
+    settings: ComparisonSettings, config: "PretrainedConfig", configs: dict[str, SchemeConfig]
+) -> tuple[Refusal, ...]:
+    """Look up each scheme's cell of the capability table; of a composition, those of all its schemes."""
     architecture = architecture_of(config)
     cells = [capability(architecture, architecture.is_causal(config), scheme) for scheme in schemes]
     reasons: dict[str, Any] = {found.scheme: found.reason or "" for found in cells if not found.supported}
-    refusals = tuple(Refusal(spec, reasons[name]) for spec, name in names.items() if name in reasons)
-    if names and len(refusals) == len(names):
+    found = {spec: [part.name for part in config.parts if part.name in reasons] for spec, config in configs.items()}
+    refusals = tuple(Refusal(spec, reasons[names[0]]) for spec, names in found.items() if names)
+    if configs and len(refusals) == len(configs):
         listed = "\n".join(f"  {refusal.scheme}: {refusal.reason}" for refusal in refusals)
         raise UnsupportedError(f"model {settings.model!r} can take none of the schemes:\n{listed}")
     return refusals

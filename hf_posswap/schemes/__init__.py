@@ -44,32 +44,6 @@ def scheme_class(name: str) -> type[Scheme]:
     return schemes.get(name)
 
 
-def split_schemes(text: str) -> list[str]:
-    """Return the schemes of a list written with commas, as on the command line: "alibi,[none:layers=0,rope]".
-
-    A composition in such a list is written in brackets, which are left out of what is returned.
-
-    Raises:
-        SchemeConfigError: brackets that are not closed, or not around a whole scheme.
-    """
-    pieces = re.findall(r"\s*\[[^\[\]]*\]\s*|[^,\[\]]+|,|[\[\]]", text)
-    found: list[str] = []
-    after_comma = True
-    for piece in pieces:
-        bare = piece.strip()
-        if bare == ",":
-            after_comma = True
-        elif bare in ("[", "]") or (bare and not after_comma):
-            raise SchemeConfigError(
-                f"cannot read the list of schemes {text!r}: write a composition in brackets, as in "
-                "'alibi,[none:layers=0,rope],t5'."
-            )
-        elif bare:
-            found.append(bare.strip("[]").strip())
-            after_comma = False
-    return found
-
-
 def parse_scheme(text: str) -> SchemeConfig:
     """Read a scheme written as `name[:variant][:option=value]…`, such as "rope:yarn:factor=4" or "t5".
 
@@ -211,5 +185,4 @@ __all__ = [
     "scheme_class",
     "scheme_text",
     "schemes",
-    "split_schemes",
 ]

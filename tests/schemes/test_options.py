@@ -9,9 +9,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hf_posswap.common.options import allowed_types, to_text
+from hf_posswap.common.options import allowed_types, split_list, to_text
 from hf_posswap.errors import PosSwapError, SchemeConfigError, UnknownNameError
-from hf_posswap.schemes import SchemeConfig, as_config, list_schemes, parse_scheme, scheme_class, scheme_text
+from hf_posswap.schemes import (
+    SchemeConfig,
+    as_config,
+    list_schemes,
+    parse_scheme,
+    scheme_class,
+    scheme_text,
+)
 from hf_posswap.schemes.alibi import AlibiConfig
 from hf_posswap.schemes.rope_config import RopeConfig
 from hf_posswap.schemes.t5 import T5Config
@@ -241,3 +248,42 @@ def test_a_dict_needs_a_name(value):
 def test_configs_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         AlibiConfig().form = "causal"
+
+
+COMPOSED = "none:layers=3+7,rope:linear:factor=4"
+
+
+def test_commas_separate_the_schemes_of_a_composition() -> None:
+    config = parse_scheme(COMPOSED)
+    assert [part.name for part in config.parts] == ["none", "rope"]
+    assert config.parts[0].layers == (3, 7)
+    assert config == parse_scheme(f" [{COMPOSED}] ") == as_config(COMPOSED.split(",")) == as_config(list(config.parts))
+    assert config == as_config(json.loads(json.dumps(config.to_dict())))
+
+
+@pytest.mark.parametrize("text", [COMPOSED, "alibi:layers=1,t5:layers=0+2", "t5:layers=5,alibi:layers=0"])
+def test_the_text_of_a_composition_is_read_as_what_it_says(text: str) -> None:
+    facts = model_facts(num_layers=8)
+    config = parse_scheme(text).resolve(facts)
+    assert parse_scheme(scheme_text(config, facts)).resolve(facts) == config
+    assert len(scheme_text(config, facts)) <= len(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("alibi,t5", ["alibi", "t5"]),
+        (" alibi , ,t5,", ["alibi", "t5"]),
+        (f"alibi,[{COMPOSED}], t5:layers=0+1", ["alibi", COMPOSED, "t5:layers=0+1"]),
+        (f"[{COMPOSED}]", [COMPOSED]),
+        ("", []),
+    ],
+)
+def test_lists_of_schemes_hold_compositions_in_brackets(text: str, expected: list[str]) -> None:
+    assert split_list(text) == expected
+
+
+@pytest.mark.parametrize("text", ["alibi,[t5", "alibi]", "[[alibi],t5]", "alibi[t5]", "[alibi]t5"])
+def test_brackets_that_do_not_fit_are_refused(text: str) -> None:
+    with pytest.raises(PosSwapError, match="brackets"):
+        split_list(text)
