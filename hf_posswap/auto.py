@@ -171,9 +171,9 @@ class PosSwapAuto:
         Args:
             args: as in transformers.
             pos_scheme: a scheme's name ("alibi", "rope:yarn:factor=4"), a dict with "name" and options, or a config
-                object such as `RopeConfig()`; or a list of those, for several schemes in different layers. "native": the
-                checkpoint's own relative tables, which transformers no longer reads, as scheme `shaw`. None: exactly as
-                in transformers; a checkpoint with such tables is refused.
+                object such as `RopeConfig()`; or a list of those, for several schemes in different layers. "native":
+                the checkpoint's own relative tables, which transformers no longer reads, as scheme `shaw`. None:
+                exactly as in transformers; a checkpoint with such tables is refused.
             calibration: texts or batches of token ids to start the scheme's parameters from, see `load_and_swap`.
             kwargs: as in transformers.
         """

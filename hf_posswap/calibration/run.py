@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_posswap.architectures import architecture_of
+from hf_posswap.architectures.base import Architecture
 from hf_posswap.calibration.fitting import CalibrationError, FitSettings
 from hf_posswap.calibration.layers import FittedLayer
 from hf_posswap.calibration.measuring import Yardstick
@@ -16,6 +17,7 @@ from hf_posswap.calibration.streams import enter
 from hf_posswap.calibration.texts import hold_back, together
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.loading.entry import healed_before, is_healed
+from hf_posswap.schemes.curves import Curve
 from hf_posswap.swapped.plan import core_of, natively
 from hf_posswap.swapped.questions import (
     is_swapped,
@@ -233,12 +235,19 @@ def calibration_refusal(model: Any) -> str | None:
     base = core_of(model)
     if rewrites_weights(model):
         return None
-    layers = (module.pos_scheme for _, module in architecture_of(model.config).blocks(base) if _is_swapped(module))
-    if not any(True for part in (base.pos_scheme, *layers) for _ in part.parameters()):
+    learning = [part for number, part in enumerate(base.pos_scheme.parts) if _has_parameters(base, number)]
+    if not learning:
         return _nothing_to_fit(base.pos_scheme.name)
-    if base.pos_scheme.calibration_refusal:
-        return f"calibration cannot fit scheme {base.pos_scheme.name!r}: {base.pos_scheme.calibration_refusal}"
+    if all(part.calibration_refusal for part in learning):
+        return f"calibration cannot fit scheme {learning[0].name!r}: {learning[0].calibration_refusal}"
     return None
+
+
+def _has_parameters(base: Any, number: int) -> bool:
+    """Return whether one of the schemes that act in a model has parameters, shared ones or in its layers."""
+    blocks = architecture_of(base.config).blocks(base)
+    layers = [m.pos_scheme for _, m in blocks if _is_swapped(m) and m.pos_part == number]
+    return any(True for part in (base.pos_scheme.part(number), *layers) for _ in part.parameters())
 
 
 def rewrites_weights(model: Any) -> bool:
@@ -248,12 +257,17 @@ def rewrites_weights(model: Any) -> bool:
     that the native mechanism does not rotate q and k.
     """
     base, architecture = core_of(model), architecture_of(model.config)
-    if base.pos_scheme.steady_dimensions() is None or base.pos_scheme.config.keep_native:
-        return False
-    if architecture.rotary(base) is not None:
-        return False
-    swapped = [module for _, module in architecture.blocks(base) if _is_swapped(module)]
-    return all(architecture.query_and_key(module) is not None for module in swapped)
+    blocks = architecture.blocks(base)
+    return any(_new_order(base, architecture, module) is not None for _, module in blocks if _is_swapped(module))
+
+
+def _new_order(base: Any, architecture: Architecture, attention: Any) -> Tensor | None:
+    """Return the order in which calibration puts the dimensions of a layer's heads, or None if it leaves them."""
+    scheme = base.pos_scheme.part(attention.pos_part)
+    if scheme.config.keep_native or architecture.rotary(base) is not None:
+        return None
+    order: Tensor | None = scheme.steady_dimensions()
+    return None if order is None or architecture.query_and_key(attention) is None else order
 
 
 def _nothing_to_fit(name: str) -> str:
@@ -276,18 +290,20 @@ def _fit_layers(
         teachers = [enter(base, [block for block, _ in blocks], text) for text in texts]
     students = [enter(base, [block for block, _ in blocks], text) for text in texts]
     pairs = list(zip(teachers, students, strict=True))
-    order = base.pos_scheme.steady_dimensions() if rewrites_weights(model) else None
-    base.pos_rewritten = base.pos_rewritten or order is not None
-    curves, explained, fitted = [], [], order is not None
+    fitted = rewrites_weights(model)
+    base.pos_rewritten = base.pos_rewritten or fitted
+    curves: dict[int, list[Curve]] = {}
+    explained = []
     attention: Any
     for done, (block, attention) in enumerate(blocks, start=1):
         if _is_swapped(attention):
             layer = FittedLayer(base, architecture, block, attention, pairs)
+            order = _new_order(base, architecture, attention)
             samples = layer.samples() if order is None else layer.aligned_samples(order, settings)
             curve, share = layer.curve(samples, settings)
             del samples
             fitted = attention.pos_scheme.fit(curve) or fitted
-            curves.append(replace(curve, content=None))
+            curves.setdefault(attention.pos_part, []).append(replace(curve, content=None))
             explained.append(share.tolist())
         for teacher, student in pairs:
             with natively(base, architecture):
@@ -298,7 +314,7 @@ def _fit_layers(
                 student.hidden = teacher.hidden
         if progress is not None:
             progress(done, len(blocks))
-    shared = bool(curves) and base.pos_scheme.fit(curves)
-    if not shared and not fitted:
+    shared = [base.pos_scheme.part(number).fit(found) for number, found in curves.items()]
+    if not any(shared) and not fitted:
         raise UnsupportedError(_nothing_to_fit(base.pos_scheme.name))
     return explained

@@ -63,7 +63,7 @@ def bias_by_distance(model: Any, longest: int = 1024, text: Tensor | None = None
 
     Returns:
         Rows with layer, head, distance (below 0: the key comes after its query), value, quantity ("bias", in nats
-        before softmax, or "cosine-sum") and note. `layer` is None if all layers that the scheme acts in agree, and
+        before softmax, or "cosine-sum") and note. `layer` is None if all layers that a scheme alone acts in agree, and
         `head` if all heads agree. A value of None is a masked key. A scheme without a bias and without transforms gives
         one row without a distance, whose note says so.
 
@@ -97,7 +97,8 @@ def bias_by_distance(model: Any, longest: int = 1024, text: Tensor | None = None
         if bool((cosine - 1).abs().gt(TINY).any()):
             cosines[index] = cosine
     note = "" if not read else "at the mean query of a text" if queries else "at a query of zero: give a text"
-    rows = _rows(biases, places, BIAS, note) + _rows(cosines, fine, COSINE_SUM, "")
+    alone = len(base.pos_scheme.parts) == 1
+    rows = _rows(biases, places, BIAS, note, alone) + _rows(cosines, fine, COSINE_SUM, "", alone)
     return rows or [_nothing(base.pos_scheme.acts_in_layers)]
 
 
@@ -196,12 +197,12 @@ def _mean_queries(model: Any, layers: Sequence[tuple[int, Any]], text: Tensor) -
     return found
 
 
-def _rows(found: dict[int | None, Tensor], places: _Places, quantity: str, note: str) -> list[Row]:
-    """Return tidy rows of the layers' values (H, keys); layers and heads that agree are merged."""
+def _rows(found: dict[int | None, Tensor], places: _Places, quantity: str, note: str, alone: bool) -> list[Row]:
+    """Return tidy rows of the layers' values (H, keys); heads that agree are merged, and layers of a scheme alone."""
     if not found:
         return []
     first = next(iter(found.values()))
-    layers = {None: first} if all(_agree(values, first) for values in found.values()) else found
+    layers = {None: first} if alone and all(_agree(values, first) for values in found.values()) else found
     heads_agree = all(_agree(values, values[:1].expand_as(values)) for values in found.values())
     return [
         {

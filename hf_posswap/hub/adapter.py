@@ -19,7 +19,6 @@ from hf_posswap.loading.auto_classes import AUTO_CLASS_OF_TASK
 from hf_posswap.loading.configuration import HOME
 from hf_posswap.loading.entry import config_from_entry, shown
 from hf_posswap.loading.origin import cached_license, is_repo_id
-from hf_posswap.schemes import scheme_class
 
 BASE_KEY = "base_model_name_or_path"
 
@@ -120,7 +119,6 @@ def _facts(
         title=repo.rpartition("/")[2],
         repo=repo,
         base=base,
-        scheme=scheme_class(options.name),
         options=options,
         native=entry.get("native", "learned"),
         auto_class=AUTO_CLASS_OF_TASK.get(str(config.get("task_type"))),

@@ -52,7 +52,7 @@ def _front_matter(facts: CardFacts, library: str, tags: Sequence[str]) -> ModelC
         library_name=library,
         license=facts.base.license,
         pipeline_tag=facts.pipeline_tag,
-        tags=list(dict.fromkeys(["hf_posswap", f"pos-scheme:{facts.scheme.name}", *tags])),
+        tags=list(dict.fromkeys(["hf_posswap", *(f"pos-scheme:{s.name}" for s in facts.schemes), *tags])),
         model_name=facts.title if results else None,
         eval_results=results or None,
     )
@@ -79,16 +79,16 @@ def _eval_results(facts: CardFacts) -> Iterator[EvalResult]:
 def _head(facts: CardFacts) -> str:
     how = "beside" if facts.options.keep_native else "in the place of"
     return (
-        f"# {plain(facts.title)}\n\n{_base_in_words(facts)} with **{facts.scheme.pretty_name}** "
+        f"# {plain(facts.title)}\n\n{_base_in_words(facts)} with **{facts.pretty_name}** "
         f"{how} its own positional mechanism ({scheme_class(facts.native).pretty_name}), by "
-        f"`hf_posswap`. {facts.scheme.summary}"
+        f"`hf_posswap`. {' '.join(scheme.summary for scheme in facts.schemes)}"
     )
 
 
 def _adapter_head(facts: CardFacts) -> str:
     return (
         f"# {plain(facts.title)}\n\nA LoRA adapter for {_base_in_words(facts)} with "
-        f"**{facts.scheme.pretty_name}** in the place of its own positional mechanism "
+        f"**{facts.pretty_name}** in the place of its own positional mechanism "
         f"({scheme_class(facts.native).pretty_name}). It carries the scheme and its parameters: loading it by "
         "`hf_posswap` swaps the base model too."
     )
@@ -106,13 +106,16 @@ def _swap_section(facts: CardFacts) -> str:
 
 
 def _swap_rows(facts: CardFacts) -> Iterator[tuple[str, str]]:
-    base, scheme, options, model = facts.base, facts.scheme, facts.options, facts.model
+    base, options, model = facts.base, facts.options, facts.model
     revision = f", revision {code(base.revision)}" if base.revision else ""
     yield "base model", f"{code(base.name)}{revision}" if base.name else ""
     yield "taken out", "nothing: the scheme is added" if options.keep_native else _taken_out(facts)
-    yield "put in", f"{scheme.pretty_name} ({code(options_in_words(options))}), {_place(facts)}"
-    yield "formula", code(scheme.formula)
-    yield "paper", f"[{scheme.paper}]({scheme.paper_url})"
+    for part in options.parts:
+        scheme = part.scheme_type()
+        yield "put in", f"{scheme.pretty_name} ({code(options_in_words(part))}), {_place(facts, part)}"
+    for scheme in facts.schemes:
+        yield "formula", code(scheme.formula)
+        yield "paper", f"[{scheme.paper}]({scheme.paper_url})"
     if model is not None:
         before, trained = _limit(model.longest_before), model.train_length
         yield "reads", f"{_limit(model.longest)} (before: {before}; the base model was trained on texts of {trained})"
@@ -140,18 +143,18 @@ def _value(value: Any) -> str:
 def _taken_out(facts: CardFacts) -> str:
     native, model = scheme_class(facts.native), facts.model
     if native.acts_in_layers:
-        return f"{native.pretty_name} in {_layers(facts)}"
+        return f"{native.pretty_name} in {_layers(facts, facts.options)}"
     rows = f"the table of {model.longest_before} positions" if model is not None else "the position table"
     return f"{native.pretty_name}: {rows} at the embeddings"
 
 
-def _place(facts: CardFacts) -> str:
-    return f"in {_layers(facts)}" if facts.scheme.acts_in_layers else "at the embeddings"
+def _place(facts: CardFacts, options: SchemeConfig) -> str:
+    return f"in {_layers(facts, options)}" if options.scheme_type().acts_in_layers else "at the embeddings"
 
 
-def _layers(facts: CardFacts) -> str:
-    chosen, model = facts.options.layers, facts.model
-    if chosen is None:
+def _layers(facts: CardFacts, options: SchemeConfig) -> str:
+    chosen, model = options.layers, facts.model
+    if chosen is None or (model is not None and len(chosen) == model.layers):
         return "all layers" if model is None else f"all {model.layers} layers"
     return f"layers {', '.join(map(str, chosen))}{'' if model is None else f' of {model.layers}'} (counted from 0)"
 

@@ -16,7 +16,7 @@ from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.loading.entry import config_from_entry, is_healed
 from hf_posswap.loading.origin import cached_license, is_license, is_repo_id
 from hf_posswap.results.records import HEALING_FILE
-from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme, scheme_class
+from hf_posswap.schemes import Scheme, SchemeConfig, parse_scheme
 from hf_posswap.swapped.questions import longest_position, stock_longest_position, train_length
 from hf_posswap.texts.sources import DEMO_PREFIX
 
@@ -86,8 +86,7 @@ class CardFacts:
         title: name of the model.
         repo: argument of `from_pretrained` that loads it.
         base: the stock model.
-        scheme: the scheme that was swapped in.
-        options: the scheme's resolved options.
+        options: the resolved options of the scheme, or of the schemes, that were swapped in.
         native: the scheme that was swapped out.
         auto_class: name of the Auto class that loads the model; None if there is none or it is unknown.
         model: facts from the model's config; None for an adapter, whose config does not have them.
@@ -102,7 +101,6 @@ class CardFacts:
     title: str
     repo: str
     base: Base
-    scheme: type[Scheme]
     options: SchemeConfig
     native: str
     auto_class: str | None
@@ -113,6 +111,16 @@ class CardFacts:
     results: CheckpointResults = field(default_factory=CheckpointResults)
     measurements: tuple[Measurement, ...] = ()
     figures: tuple[str, ...] = ()
+
+    @property
+    def schemes(self) -> list[type[Scheme]]:
+        """The schemes that were swapped in, each once."""
+        return list(dict.fromkeys(part.scheme_type() for part in self.options.parts))
+
+    @property
+    def pretty_name(self) -> str:
+        """The schemes' names as papers write them."""
+        return " + ".join(scheme.pretty_name for scheme in self.schemes)
 
     @property
     def pipeline_tag(self) -> str | None:
@@ -148,7 +156,6 @@ def folder_facts(
         title=name.rpartition("/")[2],
         repo=name,
         base=base_of(config.pos_scheme, base_model, license, find_license),
-        scheme=scheme_class(options.name),
         options=options,
         native=config.pos_scheme["native"],
         auto_class=_auto_class(auto_classes(architecture_of(config)), stock),
@@ -243,8 +250,12 @@ def _concerns(row: Row, options: SchemeConfig) -> bool:
         measured = parse_scheme(row.scheme)
     except PosSwapError:
         return False
-    if measured.name != options.name:
+    if [part.name for part in measured.parts] != [part.name for part in options.parts]:
         return False
+    return all(_fits(*pair) for pair in zip(measured.parts, options.parts, strict=True))
+
+
+def _fits(measured: SchemeConfig, options: SchemeConfig) -> bool:
     # Options without a value were filled in from the model at the swap.
     stated = {key: value for key, value in measured.to_dict().items() if value is not None and value != "native"}
     return all(options.to_dict()[key] == value for key, value in stated.items())

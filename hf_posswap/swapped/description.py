@@ -1,6 +1,6 @@
 """What a swap did to a model, as a report that a person can read and a probe that proves it took effect."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_posswap.architectures import architecture_of
 from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.loading.entry import is_healed
-from hf_posswap.schemes import SchemeLayer, scheme_class
+from hf_posswap.schemes import SchemeLayer, as_config, scheme_class
 from hf_posswap.swapped.direction import check_direction
 from hf_posswap.swapped.offloading import device_of
 from hf_posswap.swapped.plan import core_of
@@ -49,6 +49,27 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class LayerGroup:
+    """The layers in which one scheme of several acts.
+
+    Attributes:
+        layers: their numbers, counted from 0.
+        scheme: the scheme's name.
+        options: its options, resolved; empty for layers that keep the model's own mechanism.
+        attention: the attention path that will run there.
+    """
+
+    layers: tuple[int, ...]
+    scheme: str
+    options: dict[str, Any]
+    attention: str
+
+    def __str__(self) -> str:
+        what = _titled(self.scheme, self.options, ("layers",)) if self.options else f"{self.scheme}, the model's own"
+        return f"{_ranges(self.layers)}: {what}"
+
+
+@dataclass(frozen=True)
 class Description:
     """What `describe` found.
 
@@ -70,6 +91,7 @@ class Description:
         healed: whether the weights have learned with the scheme, so that they are no longer the stock model's.
         probe: how far the output moved; None for a stock model or one without weights.
         proof: what the swap's own checks showed, in words; None for a stock model.
+        groups: the layers of each scheme, if several act in the model.
     """
 
     model: str
@@ -89,6 +111,7 @@ class Description:
     healed: bool
     probe: Probe | None
     proof: str | None = None
+    groups: tuple[LayerGroup, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as a JSON-ready dictionary."""
@@ -103,10 +126,12 @@ class Description:
                 parameters=f"{self.parameters_after:,}",
                 attention=self.attention,
             ))  # fmt: skip
+        config = as_config({"name": self.scheme} | self.options)
+        title = self.scheme if self.groups else _titled(self.scheme, self.options)
         return "\n".join(_lines(
             model=f"{self.model} ({self.architecture}, {self.mode})",
-            scheme=f"{_titled(self.scheme, self.options)} "
-            + (f"added to {self.native}" if self.options.get("keep_native") else f"in the place of {self.native}"),
+            scheme=f"{title} {'added to' if config.keep_native else 'in the place of'} {self.native}",
+            **({"layers": "\n".join(map(str, self.groups))} if self.groups else {}),
             removed=self.removed,
             added=self.added,
             reads=f"{_limit(self.longest_after)} (before: {_limit(self.longest_before)}; "
@@ -119,19 +144,30 @@ class Description:
         ))  # fmt: skip
 
 
-def _titled(scheme: str, options: dict[str, Any]) -> str:
+def _titled(scheme: str, options: dict[str, Any], hidden: tuple[str, ...] = ()) -> str:
     """Name a scheme with the options that differ from its defaults."""
     config_class = scheme_class(scheme).config_class
     told = [
         f"{field.name}={options[field.name]}"
         for field in fields(config_class)
-        if field.name != "keep_native" and options.get(field.name, field.default) != field.default
+        if field.name not in ("keep_native", *hidden) and options.get(field.name, field.default) != field.default
     ]
     return f"{scheme_class(scheme).pretty_name} ({', '.join([scheme, *told])})"
 
 
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers with "–" between the first and the last of three or more that follow each other."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
 def _lines(**entries: str) -> list[str]:
-    return [f"{label + ':':<12}{text}" for label, text in entries.items()]
+    return [f"{label + ':':<12}{text}".replace("\n", "\n" + " " * 12) for label, text in entries.items()]
 
 
 def _limit(longest: int | None) -> str:
@@ -185,7 +221,7 @@ def describe(model: Any) -> Description:
     base = core_of(model)
     check_direction(base)
     layers = [layer for layer in _acting(base) if isinstance(layer, SchemeLayer)]
-    table, proof = architecture.position_table(base), proof_of(model)
+    table, proof, groups = architecture.position_table(base), proof_of(model), _groups(model, base)
     return Description(
         **shared,
         scheme=base.pos_scheme.name,
@@ -196,11 +232,28 @@ def describe(model: Any) -> Description:
         parameters_after=parameters,
         longest_before=stock_longest_position(model),
         longest_after=longest_position(model),
-        attention=path_of(base.pos_scheme, layers[0] if layers else SchemeLayer(), model),
+        attention="; ".join(dict.fromkeys(group.attention for group in groups[: len(base.pos_scheme.parts)])),
         healed=is_healed(model.config),
         probe=probe(model),
         proof="not verified" if proof is None else str(proof),
+        groups=groups if len(base.pos_scheme.parts) > 1 else (),
     )
+
+
+def _groups(model: Any, base: Any) -> tuple[LayerGroup, ...]:
+    """Return the layers of each of the schemes that act in a model, and those that keep its own mechanism."""
+    scheme, found = _in_force(base.pos_scheme), []
+    for number, part in enumerate(scheme.parts):
+        layers = [_in_force(module.pos_scheme) for module in base.pos_layers if module.pos_part == number]
+        options = part.config.to_dict()
+        name = options.pop("name")
+        path = path_of(part, layers[0] if layers else SchemeLayer(), model)
+        every = part.config.layers or range(base.config.num_hidden_layers)
+        found.append(LayerGroup(tuple(sorted(every)), name, options, path))
+    kept = set(range(base.config.num_hidden_layers)) - {layer for group in found for layer in group.layers}
+    if kept:
+        found.append(LayerGroup(tuple(sorted(kept)), native_scheme(model), {}, model.config._attn_implementation))
+    return tuple(found)
 
 
 def _removed(native: str, table: Any, layers: list[SchemeLayer], base: Any) -> str:
@@ -213,7 +266,8 @@ def _removed(native: str, table: Any, layers: list[SchemeLayer], base: Any) -> s
         nothing = base.pos_scheme.brings_whole_table() or not (row.is_meta or bool(row.any()))
         mean = "nothing stays in its place" if nothing else "its mean row stays"
         return f"{native} position table of {table.table.shape[0]} rows ({mean})"
-    return f"{native} in {len(layers)} of {base.config.num_hidden_layers} layers"
+    swapped = [module for module in base.pos_layers if not base.pos_scheme.part(module.pos_part).is_native()]
+    return f"{native} in {len(swapped)} of {base.config.num_hidden_layers} layers"
 
 
 def _added(base: Any, layers: list[SchemeLayer]) -> str:
@@ -222,7 +276,9 @@ def _added(base: Any, layers: list[SchemeLayer]) -> str:
     inside = sum(p.numel() for layer in layers for p in layer.parameters())
     modules = (shared, *layers)
     weights = [weight.detach() for module in modules for weight in module.parameters()]
-    silent = bool(weights) and not any(weight.is_meta or bool(weight.any()) for weight in weights)
+    silent = (
+        len(shared.parts) == 1 and bool(weights) and not any(weight.is_meta or bool(weight.any()) for weight in weights)
+    )
     note = ", all zero: no position until trained or calibrated" if silent else ""
     if not base.pos_scheme.acts_in_layers:
         return f"at the embeddings, {count:,} parameters{note}"

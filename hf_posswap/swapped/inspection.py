@@ -326,7 +326,7 @@ class _Experiment:
     def _layer(self, seam: AttentionSeam, kinds: Any, call: tuple[tuple[Any, ...], dict[str, Any]] | None) -> Layer:
         kind = kinds[seam.layer] if isinstance(kinds, list | tuple) and seam.layer < len(kinds) else None
         swapped = hasattr(seam.module, "pos_scheme")
-        scheme = self.core.pos_scheme.name if swapped else None
+        scheme = self.core.pos_scheme.part(seam.module.pos_part).name if swapped else None
         recorded = None if call is None else queries_and_keys(seam.module, *call)
         if call is None or recorded is None:
             return Layer(seam.layer, seam.path, kind, None, scheme, None)
@@ -345,7 +345,7 @@ class _Experiment:
 class _NoContext:
     """The attributes of a forward's context that `Turn` reads, for a model without one."""
 
-    mode, bare, shared = "bare", True, None
+    mode, bare, shared, part = "bare", True, None, 0
 
 
 def _change(actual: Tensor, expected: Tensor) -> float:

@@ -198,3 +198,87 @@ def test_stock_transformers_has_no_word_for_it(tmp_path: Path) -> None:
     model = hf_posswap.swap(small_model("llama", True), "none:layers=1,rope")
     with pytest.raises(UnsupportedError, match=r"none\+rope"):
         hf_posswap.export_native(model, tmp_path / "stock")
+
+
+def test_describe_has_a_line_for_each_group_of_layers() -> None:
+    text = str(hf_posswap.describe(hf_posswap.swap(small_model("llama", True), "alibi:layers=0,t5:layers=2")))
+    assert "scheme:     alibi+t5 in the place of rope" in text
+    assert "layers:     0: ALiBi (alibi, form=causal)\n            2: T5" in text
+    assert "\n            1: rope, the model's own\n" in text
+    assert "removed:    rope in 2 of 3 layers" in text
+
+
+def test_describe_counts_what_was_taken_out_and_what_is_the_models_own() -> None:
+    found = hf_posswap.describe(hf_posswap.swap(small_model("llama", True), "none:layers=1,rope"))
+    assert found.removed == "rope in 1 of 3 layers"
+    assert [(group.layers, group.scheme) for group in found.groups] == [((1,), "none"), ((0, 2), "rope")]
+    assert json.loads(json.dumps(found.to_dict()))["options"]["entries"][0]["name"] == "none"
+
+
+def test_inspect_names_the_scheme_of_each_layer() -> None:
+    found = hf_posswap.inspect(hf_posswap.swap(small_model("llama", True), "none:layers=1,rope"))
+    assert [layer.scheme for layer in found.layers] == ["rope", "none", "rope"]
+    assert [layer.turns for layer in found.layers] == [True, False, True]
+
+
+@pytest.mark.parametrize(("architecture", "scheme"), [("llama", "relative_bias"), ("gpt2", "rope"), ("gpt2", "shaw")])
+def test_calibration_fits_each_entry_as_it_fits_the_scheme_alone(architecture: str, scheme: str) -> None:
+    plain, composed = small_model(architecture, True), small_model(architecture, True)
+    hf_posswap.swap(plain, scheme)
+    hf_posswap.swap(composed, f"{scheme}:layers=1,{scheme}")
+    batches, tokens = [random_tokens(6, 24)], random_tokens(2, 24, seed=8)
+    before = composed(tokens).logits
+    reports = [hf_posswap.calibrate(model, batches, measure=False) for model in (plain, composed)]
+    assert reports[0] == reports[1]
+    assert torch.equal(plain(tokens).logits, composed(tokens).logits)
+    assert not torch.equal(composed(tokens).logits, before)
+
+
+def test_calibration_fits_shared_parameters_to_the_layers_of_their_entry() -> None:
+    batches = [random_tokens(6, 24)]
+    composed = hf_posswap.swap(small_model("llama", True), "t5:layers=0,alibi:trainable=true")
+    alone = hf_posswap.swap(small_model("llama", True), "t5:layers=0")
+    for model in (composed, alone):
+        hf_posswap.calibrate(model, batches, measure=False)
+    fitted, slopes = core_of(composed).pos_scheme.entries
+    assert all(map(torch.equal, fitted.parameters(), core_of(alone).pos_scheme.parameters()))
+    assert any(weight.any() for weight in fitted.parameters())
+    assert not torch.equal(slopes.log_slopes, slopes.make_log_slopes())
+
+
+def test_calibration_needs_an_entry_with_parameters() -> None:
+    model = hf_posswap.swap(small_model("llama", True), "none:layers=1,alibi")
+    with pytest.raises(UnsupportedError, match=r"scheme 'none\+alibi' has no parameters"):
+        hf_posswap.calibrate(model, [random_tokens(6, 24)])
+
+
+def test_the_bias_by_distance_is_that_of_each_layers_own_entry() -> None:
+    from hf_posswap.evaluation.bias_by_distance import bias_by_distance
+
+    rows = bias_by_distance(hf_posswap.swap(small_model("gpt2", True), "rope:layers=1,alibi:layers=2"), 8)
+    assert {(row["layer"], row["quantity"]) for row in rows} == {(1, "cosine-sum"), (2, "bias")}
+
+
+def test_healing_trains_every_entry() -> None:
+    model = hf_posswap.swap(small_model("llama", True), "t5:layers=0,relative_bias")
+    tokens = random_tokens(2, 24)
+    model.train()(tokens, labels=tokens).loss.backward()
+    scheme_weights = {name: weight for name, weight in model.named_parameters() if "pos_scheme" in name.split(".")}
+    assert {name.split("pos_scheme")[0] for name in scheme_weights} == {
+        "model.", "model.layers.1.self_attn.", "model.layers.2.self_attn."
+    }  # fmt: skip
+    assert all(weight.grad is not None and weight.grad.any() for weight in scheme_weights.values())
+
+
+def test_the_card_names_every_entry(tmp_path: Path) -> None:
+    from hf_posswap.hub.card import model_card
+    from hf_posswap.hub.checkpoint import read_checkpoint
+    from hf_posswap.hub.facts import folder_facts
+
+    hf_posswap.swap(small_model("llama", True), "none:layers=1,rope:linear:factor=2").save_pretrained(tmp_path)
+    card = str(model_card(folder_facts(read_checkpoint(tmp_path))))
+    assert "pos-scheme:none" in card
+    assert "pos-scheme:rope" in card
+    assert "**NoPE + RoPE** in the place of" in card
+    assert "layers 1 of 3 (counted from 0)" in card
+    assert "layers 0, 2 of 3 (counted from 0)" in card
