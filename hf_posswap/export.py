@@ -155,6 +155,9 @@ def _form(core: Any, architecture: Architecture) -> Any:
     could = f"Of {architecture.name!r} these can be exported: {', '.join(sorted(names)) or 'none'}. Any other swap is "
     could += "saved by save_pretrained, and loaded where hf_posswap is installed."
     try:
+        for part in scheme.parts:
+            if part.config.window is not None:
+                raise UnsupportedError(f"its sliding window of {part.config.window} tokens is no part of any of them.")
         form = scheme.as_stock()
     except UnsupportedError as error:
         raise UnsupportedError(f"{place}: {error} {could}") from error

@@ -114,6 +114,12 @@ def _old_turns(base: Any) -> Scheme | None:
         RampError: the old mechanism is neither a table nor a rotation that is known in all layers.
     """
     facts = base.pos_scheme.facts
+    for part in base.pos_scheme.parts:
+        if part.config.window is not None:
+            raise RampError(
+                f"scheme {part.name!r} has a sliding window of {part.config.window} tokens, which acts whole or not at "
+                "all, so that a ramp cannot lead to it. Train without a ramp, or without window."
+            )
     if base.pos_scheme.config.keep_native:
         return None
     rotary = base.architecture.rotary(base)

@@ -151,6 +151,8 @@ def _compare(sample: Projections, text: int, curve: Curve, causal: bool, setting
     keys = torch.arange(sample.length, device=curve.values.device)
     distance = compared_queries(sample.length, keys.device)[:, None] - keys[None, :]
     seen = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if sample.window is not None:
+        seen = seen & (distance.abs() < sample.window)
     stock, swapped = sample.scores(text)
     bias = curve.values[:, distance - curve.distances[0]]
     return Pairs(distance, stock - swapped, bias, _weigh(stock, swapped + bias, seen, settings))

@@ -70,6 +70,7 @@ class Projections:
         swapped_key: all keys after the scheme's transform, (B, Hkv, L, d).
         scaling: the factor on q·k.
         stock_bias: the bias that the stock model adds to its scaled scores, (B|1, H|1, n|1, L), or None.
+        window: the sliding window of the swapped layer: only keys at |Δ| < window are compared; None: all keys are.
     """
 
     stock_query: Tensor
@@ -78,6 +79,7 @@ class Projections:
     swapped_key: Tensor
     scaling: float
     stock_bias: Tensor | None = None
+    window: int | None = None
 
     def __len__(self) -> int:
         """Number of texts."""
@@ -203,8 +205,9 @@ def projections(
     if bias is not None and bias.shape[-2] > 1:
         bias = bias[..., compared, :]
     return Projections(
-        stock.q[:, :, compared], stock.k.contiguous(), ours.q[:, :, compared], ours.k.contiguous(), ours.scaling, bias
-    )
+        stock.q[:, :, compared], stock.k.contiguous(), ours.q[:, :, compared], ours.k.contiguous(), ours.scaling, bias,
+        attention.pos_scheme.window,
+    )  # fmt: skip
 
 
 def turned_units(attention: Any, student: Stream, head_dim: int) -> Tensor:

@@ -147,7 +147,8 @@ def _bias(scheme: Any, attention: Any, places: _Places, query: Tensor | None) ->
         if bias is None:
             return None
         rows = bias.rows(places.query, places.query + 1)[0].expand(facts.num_heads, 1, len(places))
-        return rows[:, 0].flip(-1).float()
+        values, window = rows[:, 0].flip(-1).float(), attention.pos_scheme.window
+        return values if window is None else values.masked_fill(places.distances.abs() >= window, -math.inf)
 
     bare, other = at(zeros), at(torch.ones_like(zeros))
     if bare is None or other is None:

@@ -7,7 +7,6 @@ the docs, the capability table and the test matrix.
 import dataclasses
 import importlib
 import pkgutil
-import re
 import reprlib
 from collections.abc import Sequence
 from typing import Any

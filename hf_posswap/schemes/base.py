@@ -80,6 +80,9 @@ class SchemeConfig:
         None, "Layers to act in, counted from 0; elsewhere a per-layer native mechanism stays. None: all.", minimum=0
     )
     keep_native: bool = option(False, "Add to the model's own mechanism instead of replacing it.")
+    window: int | None = option(
+        None, "Sliding window: a query sees only keys at |Δ| < window in the scheme's layers. None: all.", minimum=1
+    )
 
     @property
     def parts(self) -> "tuple[SchemeConfig, ...]":
@@ -111,8 +114,8 @@ class SchemeConfig:
         return {"name": self.name} | {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     def anywhere(self) -> Self:
-        """Return the config without what says where it acts: two of one mechanism are then equal."""
-        return dataclasses.replace(self, layers=None)
+        """Return the config without its layers and its window: two of one mechanism are then equal."""
+        return dataclasses.replace(self, layers=None, window=None)
 
     @classmethod
     def option_names(cls) -> list[str]:
@@ -165,8 +168,10 @@ class SchemeLayer(nn.Module):
     scales_in_prepare: ClassVar[bool] = False
     """Whether `Scheme.prepare_at` alone applies a ramp's share to the transforms, see there."""
 
-    enters_attention: ClassVar[bool] = False
-    """Whether the class overrides any hook below, so that the layer's attention has to call the scheme."""
+    enters_attention: bool = False
+    """Whether the layer's attention has to call the scheme: its class overrides a hook below, or it has a window."""
+    window: int | None = None
+    """The sliding window of the layer, see `SchemeConfig.window`; None: the layer has no window of the scheme's."""
     transforms: ClassVar[bool] = False
     """Whether the class overrides a hook that changes queries or keys, and so has to run before keys are cached."""
     adds_bias: ClassVar[bool] = False
@@ -177,6 +182,12 @@ class SchemeLayer(nn.Module):
         cls.transforms = cls._overrides("transform_query", "transform_key", "transform_cached")
         cls.adds_bias = cls._overrides("bias", "mix")
         cls.enters_attention = cls.transforms or cls.adds_bias
+
+    def within(self, window: int | None) -> Self:
+        """Give the layer a sliding window; return the layer."""
+        if window is not None:
+            self.window, self.enters_attention = window, True
+        return self
 
     @classmethod
     def _overrides(cls, *hooks: str) -> bool:

@@ -31,6 +31,7 @@ class CompositionConfig(SchemeConfig):
         entries: the schemes' configs, two or more.
         layers: all layers that the entries name; None: all that the model has, or not known before `resolve`.
         keep_native: that of all entries.
+        window: None; entries have windows of their own.
 
     Raises (on construction):
         SchemeConfigError: fewer than two entries, two for one layer, two without layers, a scheme that does not act
@@ -40,6 +41,7 @@ class CompositionConfig(SchemeConfig):
     entries: tuple[SchemeConfig, ...]
     layers: tuple[int, ...] | None = dataclasses.field(default=None, init=False, compare=False, repr=False)
     keep_native: bool = dataclasses.field(default=False, init=False, compare=False, repr=False)
+    window: int | None = dataclasses.field(default=None, init=False, compare=False, repr=False)
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -90,12 +90,8 @@ class RopeConfig(SchemeConfig):
             return self
         native = facts.native_rope or {"scaling": "none", "base": 10000.0}
         if self.scaling == "native":
-            own: dict[str, Any] = {
-                "layers": self.layers,
-                "keep_native": self.keep_native,
-                "interleaved": self.interleaved,
-                "frequencies": self.frequencies,
-            }
+            own = {field.name: getattr(self, field.name) for field in dataclasses.fields(SchemeConfig)}
+            own |= {"interleaved": self.interleaved, "frequencies": self.frequencies}
             own |= {"base": self.base} if self.base is not None else {}
             share = self.partial_rotary_factor
             own |= {"partial_rotary_factor": share} if share is not None else {}

@@ -52,6 +52,11 @@ def _check_part(config: SchemeConfig, facts: ModelFacts, composed: bool) -> None
 
 
 def _check_layers(config: SchemeConfig, scheme: type[Scheme], facts: ModelFacts) -> None:
+    if config.window is not None and not scheme.acts_in_layers:
+        raise SchemeConfigError(
+            f"scheme {config.name!r} enters at the embeddings, so it has no layers to give a window: leave out "
+            f"window={config.window}, or add a window by scheme none:keep_native=true:window={config.window} alone."
+        )
     if config.layers is None:
         return
     if not scheme.acts_in_layers:

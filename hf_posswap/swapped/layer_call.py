@@ -13,8 +13,10 @@ from transformers import AttentionInterface
 from hf_posswap.architectures.base import Architecture
 from hf_posswap.architectures.discovery import stock_class_of
 from hf_posswap.attention import attend
-from hf_posswap.attention.dispatch import BACKENDS
+from hf_posswap.attention.dispatch import BACKENDS, FLASH
 from hf_posswap.attention.inputs import AttentionInputs, Mix
+from hf_posswap.attention.visibility import learns
+from hf_posswap.attention.windows import Window, check_windows, windowed
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import BackendError, PositionError, UnsupportedError
@@ -115,12 +117,16 @@ class LayerCall:
         with precision:
             q, k, bias, mix = self._positioned(q, k, context, scaling)
         causal = kwargs.get("is_causal")
-        inputs = AttentionInputs(
-            q, k, v, mask, context.positions.causal if causal is None else causal, scaling,
-            kwargs.get("dropout") or 0.0, {} if context.shared is None else context.shared,
-            kwargs.get("softcap"), kwargs.get("s_aux"),
-        )  # fmt: skip
+        causal = context.positions.causal if causal is None else causal
         backend = self.module.pos_backend(context, kwargs)
+        window = self.scheme.window
+        if window is not None and context.mode is None:
+            mask, kwargs = self._within(window, mask, q, k, context, causal, backend, kwargs)
+        shared = {} if context.shared is None else context.shared
+        inputs = AttentionInputs(
+            q, k, v, mask, causal, scaling, kwargs.get("dropout") or 0.0, shared, kwargs.get("softcap"),
+            kwargs.get("s_aux"),
+        )  # fmt: skip
         natively = partial(_attend_natively, self.module, backend, args, kwargs)
         if bias is None and mix is None:
             return natively(inputs)
@@ -128,6 +134,33 @@ class LayerCall:
         with precision:
             output, weights = attend(inputs, bias, mix, backend, natively)
         return output.transpose(1, 2).contiguous(), weights  # as stock functions return it
+
+    def _within(
+        self,
+        window: int,
+        mask: Any,
+        q: Tensor,
+        k: Tensor,
+        context: Any,
+        causal: bool,
+        backend: str,
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the mask and the keywords of an attention function that lets queries see a sliding window of keys."""
+        check_windows(backend)
+        if backend.startswith(FLASH):
+            own = kwargs.get("sliding_window")
+            return mask, kwargs | {"sliding_window": window if own is None else min(own, window)}
+
+        def make() -> Any:
+            return windowed(mask, Window(window, context.positions.offset, causal), q, k.shape[2], backend)
+
+        if context.shared is None or torch.compiler.is_compiling() or (isinstance(mask, Tensor) and learns(mask)):
+            return make(), kwargs
+        key = ("window", window, self.first, k.shape[2], id(mask))
+        if key not in context.shared:
+            context.shared[key] = (make(), mask)  # the mask stays alive, so that its id stays its own
+        return context.shared[key][0], kwargs
 
     def _check_function(self, backend: str) -> None:
         """Refuse a bias where the backend's function is not transformers' own; asked once for all layers of a forward.

@@ -9,6 +9,7 @@ import torch
 from hf_posswap.architectures import architecture_of
 from hf_posswap.attention import explain_path
 from hf_posswap.attention.inputs import AttentionInputs
+from hf_posswap.attention.windows import check_windows
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes import Scheme, SchemeLayer
@@ -139,6 +140,12 @@ def path_in_words(
         query = torch.zeros(1, facts.num_heads, 2, facts.head_dim, device=device)
         bias = layer.bias(query, positions, scheme.prepare(positions), 1.0)
     heads = torch.zeros(1, facts.num_heads, 2, facts.head_dim, device=device, dtype=dtype)
-    inputs = AttentionInputs(heads, heads, heads, None, facts.causal, 1.0)
-    mix: Any = layer.mix if layer.mixes_values else None  # it is not called
-    return explain_path(inputs, bias, mix, backend, runs_on or device.type)
+    mask = None
+    if layer.window is not None:
+        check_windows(backend)
+        if backend == "sdpa" and device.type != "meta":
+            mask = torch.ones(1, 1, 2, 2, dtype=torch.bool, device=device).tril()
+    inputs = AttentionInputs(heads, heads, heads, mask, facts.causal, 1.0)
+    mix: Any = layer.mix if layer.mixes_values else None  # not called
+    words = explain_path(inputs, bias, mix, backend, runs_on or device.type)
+    return words if layer.window is None else f"{words}, within a window of {layer.window} tokens"

@@ -233,7 +233,7 @@ def test_an_unknown_scheme_lists_the_schemes(text):
     assert all(name in str(error.value) for name in list_schemes())
 
 
-@pytest.mark.parametrize("value", [None, 3, ["alibi"], AlibiConfig])
+@pytest.mark.parametrize("value", [None, 3, {"alibi"}, AlibiConfig])
 def test_what_is_no_scheme_is_refused(value):
     with pytest.raises(SchemeConfigError, match="it must be a scheme's name"):
         as_config(value)
@@ -287,3 +287,10 @@ def test_lists_of_schemes_hold_compositions_in_brackets(text: str, expected: lis
 def test_brackets_that_do_not_fit_are_refused(text: str) -> None:
     with pytest.raises(PosSwapError, match="brackets"):
         split_list(text)
+
+
+@pytest.mark.parametrize("name", list_schemes())
+def test_resolving_keeps_the_options_that_all_schemes_have(name: str) -> None:
+    config = as_config({"name": name, "layers": [1], "window": 7})
+    resolved = config.resolve(model_facts())
+    assert [getattr(resolved, field.name) for field in dataclasses.fields(SchemeConfig)] == [(1,), False, 7]

@@ -282,3 +282,10 @@ def test_the_card_names_every_entry(tmp_path: Path) -> None:
     assert "**NoPE + RoPE** in the place of" in card
     assert "layers 1 of 3 (counted from 0)" in card
     assert "layers 0, 2 of 3 (counted from 0)" in card
+
+
+def test_a_bias_of_the_models_own_is_replaced_in_all_layers_or_refused() -> None:
+    model = hf_posswap.swap(small_model("bloom", True), "t5:layers=0,alibi")
+    assert core_of(model).pos_scheme.name == "t5+alibi"
+    with pytest.raises(UnsupportedError, match="as a whole only"):
+        hf_posswap.swap(small_model("bloom", True), "t5:layers=0,alibi:layers=1")
