@@ -270,7 +270,7 @@ def test_the_recipe_in_the_help_is_the_one_that_heals() -> None:
 @pytest.mark.parametrize(
     ("where", "arguments", "told"),
     [
-        ("hf_posswap.describe", ["describe", "demo:gpt2"], "Interrupted."),
+        ("hf_posswap.swapped.description.describe", ["describe", "demo:gpt2"], "Interrupted."),
         (
             "hf_posswap.benchmarking.runner.run",
             ["bench", "gpt2", "--schemes", "alibi", "--output-dir", "x"],

@@ -17,13 +17,13 @@ from tests.experiments.helpers import Make
 
 
 def test_an_unsupported_cell_is_known_before_anything_is_loaded(changed: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = preparation.cell
+    known = preparation.capability
 
     def without_alibi(architecture: Any, causal: bool, scheme: Any) -> Any:
         found = known(architecture, causal, scheme)
         return dataclasses.replace(found, supported=False, reason="because") if scheme.name == "alibi" else found
 
-    monkeypatch.setattr(preparation, "cell", without_alibi)
+    monkeypatch.setattr(preparation, "capability", without_alibi)
     prepared = prepare(changed())
     assert [(refusal.scheme, refusal.reason) for refusal in prepared.refusals] == [("alibi", "because")]
     assert prepared.work(Cell("alibi", "swapped", 0)) == 0 < prepared.work(Cell("t5", "swapped", 0))
