@@ -10,7 +10,7 @@ from hf_posswap.attention.dispatch import BACKENDS, FLASH
 from hf_posswap.errors import BackendError
 
 
-class Window(NamedTuple):
+class SlidingWindow(NamedTuple):
     """The keys that a query may see: j with |i − j| < size, where i and j are indices in the text.
 
     Attributes:
@@ -42,7 +42,7 @@ def check_windows(backend: str) -> None:
         )
 
 
-def windowed(mask: Any, window: Window, q: Tensor, key_length: int, backend: str) -> Any:
+def windowed(mask: Any, window: SlidingWindow, q: Tensor, key_length: int, backend: str) -> Any:
     """Return a mask that shows what `mask` shows within a window; the mask itself if all keys fit into the window.
 
     Args:

@@ -16,7 +16,7 @@ from hf_posswap.attention import attend
 from hf_posswap.attention.dispatch import BACKENDS, FLASH
 from hf_posswap.attention.inputs import AttentionInputs, Mix
 from hf_posswap.attention.visibility import learns
-from hf_posswap.attention.windows import Window, check_windows, windowed
+from hf_posswap.attention.windows import SlidingWindow, check_windows, windowed
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import BackendError, PositionError, UnsupportedError
@@ -153,7 +153,7 @@ class LayerCall:
             return mask, kwargs | {"sliding_window": window if own is None else min(own, window)}
 
         def make() -> Any:
-            return windowed(mask, Window(window, context.positions.offset, causal), q, k.shape[2], backend)
+            return windowed(mask, SlidingWindow(window, context.positions.offset, causal), q, k.shape[2], backend)
 
         if context.shared is None or torch.compiler.is_compiling() or (isinstance(mask, Tensor) and learns(mask)):
             return make(), kwargs
