@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 import hf_posswap
 from hf_posswap.commands import app
-from hf_posswap.training import experiment
+from hf_posswap.experiments import healing
 from hf_posswap.training.checkpoints import TrainingCheckpointError
 from hf_posswap.training.loop import heal
 from hf_posswap.training.options import HealingOptions
@@ -147,7 +147,7 @@ def test_a_result_that_cannot_be_written(
     def full(path: Path, content: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(experiment, "write_text", full)
+    monkeypatch.setattr(healing, "write_text", full)
     message = refused(*arguments(tmp_path / "out", text, "--steps", "2", model=small))
     assert "cannot write" in message
     assert "healing.json" in message
