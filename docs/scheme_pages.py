@@ -3,12 +3,13 @@
 import ast
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from pictures import facts, panels, svg
 
 from hf_posswap.attention import BACKENDS
-from hf_posswap.common.options import choices_of, describe_type, option_types
+from hf_posswap.common.options import REQUIRED, choices_of, declared, describe_type, option_types
 from hf_posswap.errors import BackendError, PosSwapError
 from hf_posswap.schemes import ModelFacts, Scheme, check_supported, list_schemes, scheme_class
 from hf_posswap.swapped.questions import path_in_words
@@ -85,11 +86,18 @@ def options_table(options: type) -> str:
     """Return the fields of a dataclass of options as a table."""
     types = option_types(options)
     rows = ["| option | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for field in dataclasses.fields(options):
+    for field in declared(options):
         choices = choices_of(field, types[field.name])
         kind = ", ".join(f"`{choice}`" for choice in choices) if choices else describe_type(types[field.name])
-        rows.append(f"| `{field.name}` | {kind} | `{field.default}` | {_in_table(field.metadata['help'])} |")
+        rows.append(f"| `{field.name}` | {kind} | {_default(field)} | {_in_table(field.metadata['help'])} |")
     return "\n".join(rows)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    """Return the default of an option for a table."""
+    if field.default is REQUIRED:
+        return "required"
+    return f"`{list(field.default) if isinstance(field.default, tuple) else field.default}`"
 
 
 def _gpt2(causal: bool = True) -> ModelFacts:

@@ -162,7 +162,7 @@ def test_compare_goes_on_from_what_is_there_and_starts_anew_when_told_to(compare
     assert "going on after 3 of 3 points" in again.stderr
     assert again.stdout == first.stdout
     message = refused(*same, "--tokens", "2048")
-    assert "another tokens: 1024 there, 2048 now. Give what was given then" in message
+    assert "another tokens: 1024 there, 2048 now. Use the settings of that run" in message
     assert "--overwrite" in message
 
 
@@ -202,9 +202,9 @@ def test_compare_runs_as_a_real_process_and_twice_alike(tmp_path: Path) -> None:
         (["--schemes", "alibi", "--lengths", "64", "--heal-tokens", "x"], "--heal-tokens"),
         (["--schemes", "alibi", "--lengths", "64", "--control"], "give --heal-tokens too"),
         (["--schemes", "", "--lengths", "64"], "no scheme given to compare stock with"),
-        (["--schemes", "alibi", "--lengths", "64", "--learning-rate", "0.1"], "nothing is done without --heal-tokens"),
-        (["--schemes", "alibi", "--lengths", "64", "--precision", "no"], "nothing is done without --heal-tokens"),
-        (["--schemes", "alibi", "--lengths", "64", "--calibration-tokens", "9"], "nothing is done without --calibrate"),
+        (["--schemes", "alibi", "--lengths", "64", "--learning-rate", "0.1"], "has no effect without --heal-tokens"),
+        (["--schemes", "alibi", "--lengths", "64", "--precision", "no"], "has no effect without --heal-tokens"),
+        (["--schemes", "alibi", "--lengths", "64", "--calibration-tokens", "9"], "has no effect without --calibrate"),
         (["--schemes", "alibi", "--lengths", "64", "--device", "meta"], "device 'meta' holds no numbers"),
         (
             ["--schemes", "alibi", "--lengths", "64", "--train-file", "demo:books/train"],

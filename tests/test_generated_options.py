@@ -62,7 +62,7 @@ def test_what_is_not_typed_is_left_to_the_dataclass() -> None:
     assert typed() == ({}, "")
     assert typed("--ramp")[0] == {"ramp": 0.5}
     assert typed("--no-packing")[0] == {"packing": False}
-    assert "--ramp-share 0.2 says how much of --ramp there is" in typed("--ramp-share", "0.2")[1]
+    assert "--ramp-share 0.2 sets the amount for --ramp" in typed("--ramp-share", "0.2")[1]
 
 
 def test_a_command_may_rename_leave_out_and_have_defaults_of_its_own() -> None:

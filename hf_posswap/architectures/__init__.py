@@ -39,7 +39,8 @@ def architecture_named(model_type: str, config: Any = None) -> Architecture:
     if model_type not in language_model_types():
         raise UnsupportedError(
             f"model type {model_type!r} is not supported: transformers maps it to no causal or masked language model "
-            "of text. `hf-posswap matrix --families` lists what is; `hf-posswap inspect MODEL` shows what a model does."
+            "of text. `hf-posswap matrix --families` lists the supported types; `hf-posswap inspect "
+            "MODEL` shows the mechanism of a model."
         )
     architecture = _architecture(model_type)
     reason = None if config is None else architecture.refusal(config)

@@ -170,7 +170,7 @@ def _says_kept(report: CalibrationReport, scheme: str) -> str:
     where = f"on {report.held_back} tokens held back" if report.held_back else "on the texts it was fitted to"
     return (
         f"calibration would have made the model worse: {where}, {what.format(*values)}. The start is kept, and the "
-        f"model is as it was swapped. Scheme {scheme!r} cannot say what the old mechanism said: give each layer "
+        f"model is as it was swapped. Scheme {scheme!r} cannot express the old mechanism: give each layer "
         "parameters of its own (per_layer=true) if the scheme has that option, choose another scheme, or heal from the "
         "start."
     )

@@ -39,7 +39,7 @@ def compare(
     output_dir: Annotated[
         Path,
         typer.Option(
-            "--output-dir", metavar="DIR", help="The results folder; an interrupted comparison goes on from there."
+            "--output-dir", metavar="DIR", help="The results folder; an interrupted comparison resumes from it."
         ),
     ] = Path("outputs/compare"),
     overwrite: Annotated[
@@ -97,7 +97,7 @@ def _refuse_unread(given: Mapping[str, object], switch: str) -> None:
     for name, value in given.items():
         if value is not None:
             raise typer.BadParameter(
-                f"{value} says how, and nothing is done without {switch}. Give {switch} too, or leave it out.",
+                f"{value} has no effect without {switch}. Give {switch} too, or leave it out.",
                 param_hint=name,
             )
 

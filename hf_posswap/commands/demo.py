@@ -34,7 +34,8 @@ def demo(
     given: dict[str, Any],
     healing: dict[str, Any],
     output_dir: Annotated[
-        Path, typer.Option("--output-dir", metavar="DIR", help="The results folder; an interrupted demo goes on there.")
+        Path,
+        typer.Option("--output-dir", metavar="DIR", help="The results folder; an interrupted demo resumes from it."),
     ] = Path("outputs/demo"),
 ) -> None:
     """Swap, calibrate and heal a small GPT-2 with several schemes, measure how far each reads, and draw the report.

@@ -23,7 +23,7 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a swapped model as a stock checkpoint with the same outputs, where stock transformers has a word for it."""
+    """Write a swapped model as a stock checkpoint with the same outputs, where stock transformers has an equivalent."""
     loaded = load_swapped(model, None, "auto")
     from hf_posswap.errors import SourceError
     from hf_posswap.export import export_native

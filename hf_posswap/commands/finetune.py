@@ -61,7 +61,7 @@ def _way_on(output_dir: Path) -> str:
     checkpoints = [path for folder in (output_dir, output_dir / "control") for path in checkpoints_in(folder)]
     if checkpoints:
         return f"The same command with --resume goes on from {checkpoints[-1]}."
-    return "It was before the first checkpoint; --checkpoint-every says how often one is written."
+    return "No checkpoint was written yet; --checkpoint-every sets how often one is written."
 
 
 def _report(result: dict[str, Any], output_dir: Path, as_json: bool) -> None:

@@ -159,7 +159,7 @@ class _Offered:
         on, number = typed[self.field.name], typed[_name(self.switch.number)]
         if number is not None and not on:
             raise PosSwapError(
-                f"{self.switch.number} {number:g} says how much of {self.switch.name} there is: give "
+                f"{self.switch.number} {number:g} sets the amount for {self.switch.name}: give "
                 f"{self.switch.name} too, or leave it out."
             )
         return None if not on else self.switch.default if number is None else number

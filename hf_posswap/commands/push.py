@@ -21,7 +21,7 @@ FolderArgument = Annotated[
 AdapterOption = Annotated[bool, typer.Option("--adapter", help="Refuse DIR if it holds a whole model, no adapter.")]
 BaseModelOption = Annotated[
     str | None,
-    typer.Option("--base-model", metavar="NAME", help="The base model's name on the Hub, if DIR does not know it."),
+    typer.Option("--base-model", metavar="NAME", help="The base model's name on the Hub, if DIR does not state it."),
 ]
 LicenseOption = Annotated[
     str | None,
@@ -31,15 +31,17 @@ LicenseOption = Annotated[
 
 def push(
     folder: FolderArgument,
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name; made if it is not there.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="owner/name; created if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     adapter: AdapterOption = False,
     base_model: BaseModelOption = None,
     license: LicenseOption = None,
-    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch; made if it is not there.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Branch; created if it does not exist.")
+    ] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long a connection may stand still before it counts as broken.")
+        float, typer.Option(metavar="SECONDS", help="Time without data after which a connection counts as broken.")
     ] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,14 +71,14 @@ def push(
 def card(
     folder: FolderArgument,
     repo: Annotated[
-        str | None, typer.Option(metavar="REPO", help="Where the model will be, for the lines that load it.")
+        str | None, typer.Option(metavar="REPO", help="The model's repository, for the lines of the card that load it.")
     ] = None,
     adapter: AdapterOption = False,
     base_model: BaseModelOption = None,
     license: LicenseOption = None,
     write: Annotated[bool, typer.Option("--write", help="Write it to DIR/README.md instead of printing it.")] = False,
 ) -> None:
-    """Print the model card that `push` would upload, or write it; asks the Hub nothing."""
+    """Print the model card that `push` would upload, or write it. Does not use the network."""
     from hf_posswap.hub import adapter_card_of, card_of
     from hf_posswap.sources import is_adapter
 

@@ -37,7 +37,7 @@ def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> Evalu
     swapped = settings.pos_scheme is not None or getattr(config, "pos_scheme", None) is not None
     if not swapped and settings.stage in SWAPPED_STAGES:
         raise EvaluationError(
-            f"stage {settings.stage!r} says what was done to a swapped model, and {settings.model!r} is stock. Leave "
+            f"stage {settings.stage!r} is for swapped models, and {settings.model!r} is stock. Leave "
             "it out, or give --pos-scheme."
         )
     if is_healed(config) and settings.stage in ("swapped", "calibrated"):

@@ -265,9 +265,7 @@ class _Run:
             )
         tokens, reason = experiment.calibration_tokens, self._no_calibration(model)
         if tokens is not None and reason is not None:
-            raise HealingError(
-                f"--calibration-tokens {tokens} says how much to calibrate on, but {reason}. Leave out the tokens."
-            )
+            raise HealingError(f"--calibration-tokens {tokens} is for calibration, but {reason}. Leave it out.")
 
     def _no_calibration(self, model: Any) -> str | None:
         """Return why the swapped model will not be calibrated, or None if it will."""

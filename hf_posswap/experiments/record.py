@@ -17,7 +17,7 @@ from hf_posswap.results.writing import make_result, write_result
 _CELL = ("scheme", "stage", "seed")
 DECIDING_PACKAGES = ("hf_posswap", "torch", "transformers")
 """Packages whose version changes the numbers."""
-WAY_OUT = "Give what was given then to go on from it, another --output-dir, or --overwrite to start anew."
+WAY_OUT = "Use the settings of that run to continue it, another --output-dir, or --overwrite to start anew."
 
 
 class Record:

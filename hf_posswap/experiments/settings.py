@@ -181,7 +181,7 @@ class Experiment:
         lengths = ",".join(map(str, self.lengths)) or None
         for name, value in (("--eval-lengths", lengths), ("--eval-tokens", self.tokens)):
             if value is not None and not self.texts:
-                raise HealingError(f"{name} {value} says how to measure: give a text for it too, --eval-file FILE.")
+                raise HealingError(f"{name} {value} is for measuring: give a text to measure on too, --eval-file FILE.")
         for name, value in (("--dataset-split", self.dataset_split), ("--text-column", self.text_column)):
             if value is not None and self.dataset is None:
                 raise HealingError(f"{name} {value} is of a dataset: give --dataset NAME, or leave it out.")

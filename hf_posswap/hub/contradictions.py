@@ -69,10 +69,12 @@ def _other_scheme(name: str, content: Mapping[str, Any], options: SchemeConfig) 
 def _other_weights(name: str, content: Mapping[str, Any], entry: Mapping[str, Any], adapter: bool) -> str | None:
     healed = bool(entry.get(HEALED_KEY))
     if name == HEALING_FILE:
-        return None if healed or adapter else "it says that the model was healed, and the config that it was not"
+        return (
+            None if healed or adapter else "it states that the model was healed, and the config states that it was not"
+        )
     recorded = content.get("pos_scheme")
     if name != LENGTHS_FILE or not isinstance(recorded, dict) or bool(recorded.get(HEALED_KEY)) == healed:
         return None
     if healed:
         return "it was measured before the model was healed"
-    return "it was measured of a healed model, and the config says that this one was not healed"
+    return "it was measured on a healed model, and the config states that this model was not healed"

@@ -237,8 +237,8 @@ class _State:
             now = _head(self.api, self.repo_id, self.target.revision)
         except Exception:  # without a connection to the Hub, the repository's state is unknown
             return (
-                f"{self.repo_id} holds either what it held before or all of the upload, never a part; which, cannot be "
-                f"seen from here. Weights that arrived: {', '.join(self.arrived) or 'none'}."
+                f"{self.repo_id} holds either what it held before or all of the upload, never a part; which of the "
+                f"two is unknown. Weights that arrived: {', '.join(self.arrived) or 'none'}."
             )
         if now != self.head:
             return f"{self.repo_id} has a new commit {now}: the upload may have arrived whole and its answer been lost."

@@ -69,7 +69,7 @@ class Parts:
             key, before, now = difference
             raise OutputError(
                 f"{str(self.folder)!r} holds an unfinished measurement with another {key}: {before!r} there, {now!r} "
-                "now. Give what was given then to go on, another --output-dir, or --overwrite to start anew."
+                "now. Use the settings of that run to continue it, another --output-dir, or --overwrite to start anew."
             )
 
 

@@ -36,7 +36,7 @@ class LearnedConfig(SchemeConfig):
         """Refuse `extend` and `alpha` where they would have no effect."""
         if self.extend != "interpolate" and self.length is None:
             raise SchemeConfigError(
-                f"learned option extend={self.extend!r} says how a longer table is made from the model's own: give its "
+                f"learned option extend={self.extend!r} sets how a longer table is made from the model's own: give its "
                 f"length too, as learned:{self.extend}:length=4096."
             )
         if self.alpha != 0.4 and self.extend != "hierarchical":
@@ -86,8 +86,8 @@ class Learned(Scheme):
     formula = "x + E[pos]"
     summary = "A learned vector per position, added to the token embeddings; it ends where its table ends."
     advice = (
-        "To make a model's own position table longer and keep its inputs what they were. It still ends somewhere. Heal "
-        "it at the length it is to read: rows that healing does not reach stay as strange as they were."
+        "To make a model's own position table longer and keep its inputs unchanged up to the old length. The table "
+        "still ends. Heal it at the length it is to read: rows that healing does not reach stay untrained."
     )
     config_class = LearnedConfig
     config: LearnedConfig

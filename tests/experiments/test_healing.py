@@ -133,7 +133,7 @@ def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
         (["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--objective", "mlm"], "does not fit"),
         (
             ["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--distill-weight", "0.5"],
-            "--distill-weight 0.5 says how much of --distill there is",
+            "--distill-weight 0.5 sets the amount for --distill",
         ),
         (
             ["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--ramp-share", "0.3"],

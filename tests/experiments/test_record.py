@@ -83,7 +83,7 @@ def test_schemes_seeds_and_the_control_may_be_added_later(healed: Make, tmp_path
     assert schemes == ["stock", "rope", "t5"], "the result has the order asked for"
     with pytest.raises(OutputError, match=r"with more schemes: \['rope', 't5'\] there, \['t5'\] now"):
         measured(healed(schemes=("t5",), calibrate=False, seeds=2), tmp_path, walked)
-    with pytest.raises(OutputError, match="more seeds: 2 there, 1 now. Give what was given then"):
+    with pytest.raises(OutputError, match="more seeds: 2 there, 1 now. Use the settings of that run"):
         measured(more, tmp_path, walked)
 
 

@@ -72,7 +72,7 @@ def test_every_file_that_evaluate_writes_is_a_record() -> None:
 
 
 CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
-    ("healing.json", healing(), "it says that the model was healed, and the config that it was not"),
+    ("healing.json", healing(), "it states that the model was healed, and the config states that it was not"),
     ("healing.json", healing() | {"pos_scheme": T5}, "it is about scheme {'name': 't5'"),
     ("calibration.json", {"report": {"tokens": 8192}, "pos_scheme": T5}, "it is about scheme {'name': 't5'"),
     ("swap.json", {"pos_scheme": T5}, "it is about scheme {'name': 't5'"),
