@@ -102,19 +102,23 @@ def readme() -> str:
 
 
 def _glance() -> str:
-    """Return the matrix at a glance: a row a scheme with its variants, a column a family and mode."""
+    """Return the matrix at a glance: every scheme with its variants, and a row for families that take the same ones."""
     cells = hf_posswap.capabilities()
-    columns = list(dict.fromkeys((cell.architecture, cell.mode) for cell in cells))
-    heads = " | ".join(f"{name} ({mode})" for name, mode in columns)
-    rows = [f"| scheme | variants | {heads} |", "| --- |" + " --- |" * (len(columns) + 1)]
+    names = []
     for name in hf_posswap.list_schemes():
         config = scheme_class(name).config_class
         option = config.variant_option
         variants = "" if option is None else ", ".join(config.__dataclass_fields__[option].metadata["choices"])
-        found = {(cell.architecture, cell.mode): cell.supported for cell in cells if cell.scheme == name}
-        told = " | ".join("yes" if found[column] else "refused" for column in columns)
-        rows.append(f"| [`{name}`](docs/schemes/{name}.md) | {variants} | {told} |")
-    return "\n".join(rows)
+        names.append(f"[`{name}`](docs/schemes/{name}.md)" + (f" ({variants})" if variants else ""))
+    refused: dict[tuple[str, str], list[str]] = {(cell.architecture, cell.mode): [] for cell in cells}
+    for cell in cells:
+        refused[cell.architecture, cell.mode] += [] if cell.supported else [f"`{cell.scheme}`"]
+    groups: dict[str, list[str]] = {}
+    for (architecture, mode), left_out in refused.items():
+        taken = f"all but {', '.join(left_out)}" if left_out else "all"
+        groups.setdefault(taken, []).append(f"{architecture} ({mode})")
+    rows = [f"| {', '.join(columns)} | {taken} |" for taken, columns in groups.items()]
+    return "\n".join([f"Schemes: {', '.join(names)}.", "", "| family | schemes |", "| --- | --- |", *rows])
 
 
 def with_files(name: str) -> str:
