@@ -21,8 +21,8 @@ ENCODER_FORMS = ("symmetric", "offset", "one-sided", "two-slope")
 def alibi_slopes(num_heads: int) -> Tensor:
     """Return the paper's slopes m_h, float32, (H,): 2^(−8h/H) for h = 1…H if H is a power of two.
 
-    For other H, the slopes of the next lower power of two, then every other slope of the next higher one
-    (the authors' code; section 3 of the paper gives the power-of-two case).
+    For any other H, these are the slopes of the next lower power of two, followed by every second slope of the next
+    higher power of two. Section 3 of the paper has the first case; the second is from the authors' code.
     """
     lower = 2 ** math.floor(math.log2(num_heads))
     slopes = [2.0 ** (-8.0 * h / lower) for h in range(1, lower + 1)]
@@ -54,7 +54,7 @@ class AlibiConfig(SchemeConfig):
     )
 
     def validate(self) -> None:
-        """Refuse options that the form does not read."""
+        """Refuse options that have no effect with the form."""
         for name, form in (("offset", "offset"), ("right_ratio", "two-slope")):
             if getattr(self, name) is not None and self.form != form:
                 raise SchemeConfigError(
@@ -64,7 +64,7 @@ class AlibiConfig(SchemeConfig):
             raise SchemeConfigError("alibi option 'per_layer' has no effect on fixed slopes: set trainable=True too.")
 
     def resolve(self, facts: ModelFacts) -> "AlibiConfig":
-        """Choose the form by the kind of attention, and the form's default."""
+        """Return the config with a form that fits the kind of attention, and with that form's default options."""
         form = self.form or ("causal" if facts.causal else "symmetric")
         offset = 0.5 if form == "offset" and self.offset is None else self.offset
         ratio = 0.5 if form == "two-slope" and self.right_ratio is None else self.right_ratio
@@ -97,13 +97,13 @@ class AlibiLayer(SchemeLayer):
 
 
 def alibi_bias(slopes: Tensor, positions: Positions, config: AlibiConfig, train_length: int) -> Bias:
-    """Return the bias of the config's form, its slopes interpolated if the config says so.
+    """Return the bias of the config's form; if `config.interpolate` is set, with interpolated slopes.
 
     Args:
-        slopes: positive, float32, (H,).
+        slopes: positive slopes, float32, (H,).
         positions: positions of this forward.
         config: a resolved config.
-        train_length: T, the length past which slopes are interpolated.
+        train_length: train length T; slopes are interpolated for longer texts.
     """
     if not config.interpolate:
         return _plain_bias(slopes, positions, config)
@@ -116,7 +116,7 @@ def alibi_bias(slopes: Tensor, positions: Positions, config: AlibiConfig, train_
 
 
 def _all_equal(shares: Tensor) -> bool:
-    """Return whether all texts have the same share, (B|1, 1); values cannot be looked at while a graph is traced."""
+    """Return whether all texts have the same share, (B|1, 1); False for a batch while a graph is traced."""
     if shares.shape[0] == 1:
         return True
     return not (torch.compiler.is_compiling() or shares.is_meta) and bool((shares == shares[0]).all())
@@ -132,7 +132,7 @@ def _plain_bias(slopes: Tensor, positions: Positions, config: AlibiConfig) -> Bi
 
 
 def unit_penalty(distances: Tensor, num_heads: int, config: AlibiConfig) -> Tensor:
-    """Return the penalty with slope 1 at distances (N,) in the config's form: float32, (H, N)."""
+    """Return the penalty (minus the bias) with slope 1 at distances (N,) in the config's form: float32, (H, N)."""
     if config.form == "causal":
         return distances.float().expand(num_heads, -1)
     return -_encoder_values(torch.ones(num_heads, device=distances.device), distances, config)
@@ -143,7 +143,7 @@ def _outer(slopes: Tensor, distance: Tensor) -> Tensor:
 
 
 def _encoder_values(slopes: Tensor, distance: Tensor, config: AlibiConfig) -> Tensor:
-    """Values (H, …) of the encoder forms; Δ > 0 is a key to the left of its query."""
+    """Return the bias (H, …) of an encoder form at distances; Δ > 0 is a key to the left of its query."""
     if config.form == "symmetric":
         return -_outer(slopes, distance.abs())
     to_the_right = distance < 0
@@ -160,7 +160,7 @@ def _encoder_values(slopes: Tensor, distance: Tensor, config: AlibiConfig) -> Te
 
 @register_scheme
 class Alibi(Scheme):
-    """A bias of −m_h·Δ on the scaled scores, with a fixed slope m_h per head.
+    """A bias of −m_h·Δ that is added to the scaled scores, with a fixed slope m_h per head.
 
     Encoder forms: `symmetric` −m·|Δ| (MosaicBERT, Jina v2); `offset` −m·(|Δ| + o·[Δ < 0]), so that left and right
     differ; `one-sided`, where the first half of the heads attends only to the left and the second half only to the
@@ -169,8 +169,8 @@ class Alibi(Scheme):
     `two-slope`.
 
     With `interpolate` (Al-Khateeb et al. 2023, 2310.13017) the slopes of a text of n tokens are multiplied by T/n if n
-    exceeds the train length T, so that penalties stay in the range of the train length. A text that is generated grows
-    from step to step, and its slopes with it; texts of one batch each have their own n.
+    exceeds the train length T, so that penalties stay in the range of the train length. During generation n grows, so
+    the slopes change in each step. Each text of a batch has its own n.
     """
 
     name = "alibi"
@@ -193,7 +193,7 @@ class Alibi(Scheme):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """Check that the form fits the kind of attention."""
+        """Refuse a form that does not fit the kind of attention or the number of heads."""
         assert isinstance(config, AlibiConfig)
         if config.form in ENCODER_FORMS and facts.causal:
             return f"form {config.form!r} is for encoders; a causal model takes form='causal'."
@@ -222,7 +222,7 @@ class Alibi(Scheme):
         return nn.Parameter(self.slopes().log())
 
     def prepare(self, positions: Positions) -> Bias | None:
-        """The bias that all layers share; None if each layer has slopes of its own."""
+        """Return the bias that all layers share; None if each layer has its own slopes."""
         if self.config.per_layer:
             return None
         slopes = self.slopes().to(positions.query.device) if self.log_slopes is None else self.log_slopes.float().exp()

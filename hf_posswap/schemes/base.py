@@ -26,10 +26,10 @@ class ModelFacts:
 
     Attributes:
         architecture: the family's name, such as "gpt2".
-        hidden_size: D.
-        num_heads: query heads H.
-        num_key_value_heads: key and value heads (fewer than H under grouped-query attention).
-        head_dim: d.
+        hidden_size: size of the hidden states.
+        num_heads: number of query heads H.
+        num_key_value_heads: number of key and value heads (fewer than H under grouped-query attention).
+        head_dim: head dimension D.
         num_layers: number of layers.
         train_length: length of the longest texts, in tokens, that the stock model was trained on.
         causal: whether self-attention is causal.
@@ -38,9 +38,9 @@ class ModelFacts:
             one. None if the weights are not in memory.
         native_rope: the stock model's RoPE options, if it has RoPE (fields of `RopeConfig`); None if they are unknown.
         native_rope_unread: the reason why `native_rope` is unknown, if the model has RoPE and its options are unknown.
-        native_table: the stock position table (rows, D), if it has one.
+        native_table: the stock position table (rows, hidden size), if it has one.
         turns_whole_heads: whether a scheme may rotate q and k itself, and so cache unrotated keys. True if the model
-            has no rotation, or one that rotates all dimensions of a head and pairs dimension n with n + d/2.
+            has no rotation, or one that rotates all dimensions of a head and pairs dimension n with n + D/2.
     """
 
     architecture: str
@@ -66,7 +66,9 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class SchemeConfig:
-    """Options of one scheme, validated on construction; JSON round trip by `to_dict` and `as_config`.
+    """Options of one scheme, validated on construction.
+
+    `to_dict` converts a config to a JSON-ready dictionary, and `as_config` converts it back.
 
     Raises (on construction):
         SchemeConfigError: an option of the wrong type or out of range.
@@ -102,10 +104,10 @@ class SchemeConfig:
         self.validate()
 
     def validate(self) -> None:
-        """Check options against each other; raise `SchemeConfigError` if they contradict."""
+        """Check that the options do not contradict each other; raise `SchemeConfigError` if they do."""
 
     def resolve(self, facts: ModelFacts) -> Self:
-        """Return the config with every open option filled in from the model, as it is stored in checkpoints."""
+        """Return the config in which each option of None has its value for the model; checkpoints store this config."""
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class SchemeConfig:
         return {"name": self.name} | {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     def anywhere(self) -> Self:
-        """Return the config without its layers and its window: two of one mechanism are then equal."""
+        """Return the config without layers and window, so that configs of the same mechanism compare equal."""
         return dataclasses.replace(self, layers=None, window=None)
 
     @classmethod
@@ -127,7 +129,7 @@ class SchemeConfig:
         """Make a config from a dictionary of options.
 
         Raises:
-            SchemeConfigError: an option the scheme does not have; the nearest one is suggested.
+            SchemeConfigError: the scheme has no such option; the message suggests the nearest name.
         """
         for key in options:
             if key not in cls.option_names():
@@ -141,7 +143,7 @@ class SchemeConfig:
         """Make a config from options written as text, as on the command line.
 
         Raises:
-            SchemeConfigError: an unknown option, or a text that is not a value of its type.
+            SchemeConfigError: an option is unknown, or its text is not a value of its type.
         """
         hints = option_types(cls)
         options: dict[str, Any] = {}
@@ -169,11 +171,11 @@ class SchemeLayer(nn.Module):
     """Whether `Scheme.prepare_at` alone applies a ramp's share to the transforms, see there."""
 
     enters_attention: bool = False
-    """Whether the layer's attention has to call the scheme: its class overrides a hook below, or it has a window."""
+    """Whether the layer's attention calls the scheme: the class overrides a hook below, or the layer has a window."""
     window: int | None = None
-    """The sliding window of the layer, see `SchemeConfig.window`; None: the layer has no window of the scheme's."""
+    """The sliding window of the layer, see `SchemeConfig.window`; None: the scheme gives the layer no window."""
     transforms: ClassVar[bool] = False
-    """Whether the class overrides a hook that changes queries or keys, and so has to run before keys are cached."""
+    """Whether the class overrides a hook that changes queries or keys. Such a hook runs before keys are cached."""
     adds_bias: ClassVar[bool] = False
     """Whether the class overrides a hook that depends on distances: a bias, or the value side."""
 
@@ -194,27 +196,27 @@ class SchemeLayer(nn.Module):
         return any(getattr(cls, name) is not getattr(SchemeLayer, name) for name in hooks)
 
     def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
-        """Change the queries q (B, H, Lq, d). Queries are not cached."""
+        """Transform the queries q (B, H, Lq, D). Queries are not cached."""
         return q
 
     def transform_key(self, k: Tensor, positions: Positions, prepared: Any) -> Tensor:
-        """Change the new keys k (B, Hkv, Lq, d), which stand at `positions.query`, before they enter the cache."""
+        """Transform the new keys k (B, Hkv, Lq, D), at positions `positions.query`, before they are cached."""
         return k
 
     def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
-        """Apply `transform_query` to q (B, H, Lq, d) and `transform_key` to the new keys k (B, Hkv, Lq, d)."""
+        """Apply `transform_query` to q (B, H, Lq, D) and `transform_key` to the new keys k (B, Hkv, Lq, D)."""
         return self.transform_query(q, positions, prepared), self.transform_key(k, positions, prepared)
 
     def transform_cached(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
-        """Change q (B, H, Lq, d) and all keys k (B, Hkv, Lk, d) after the cache, which then holds them unchanged."""
+        """Transform q (B, H, Lq, D) and all keys k (B, Hkv, Lk, D) after the cache. The cached keys do not change."""
         return q, k
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias | None:
-        """Return what is added to the scaled scores of q (B, H, Lq, d); `scaling` is the factor on q·k."""
+        """Return the bias that is added to the scaled scores of q (B, H, Lq, D); `scaling` is the factor on q·k."""
         return None
 
     def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
-        """Return what is added to the output (B, H, n, d) of the queries start…start+n−1, given their weights.
+        """Return the summand of the output (B, H, n, D) of the queries start…start+n−1, given their weights.
 
         Args:
             weights: attention weights (B, H, n, Lk).
@@ -225,10 +227,10 @@ class SchemeLayer(nn.Module):
         raise TypeError(f"{type(self).__name__} does not mix values")
 
     def content_groups(self, distances: Tensor) -> Tensor | None:
-        """Return a group number for each distance (any int64, same shape): `fit` needs the sums over each group.
+        """Return a group number for each distance, any int64 numbers in the shape of `distances`.
 
-        A scheme whose bias depends on the query overrides this and finds the sums, by query, in `Curve.content`.
-        None: `fit` needs only the curve.
+        A scheme whose bias depends on the query overrides this. `fit` then gets the sums over each group, by query, in
+        `Curve.content`. None: `fit` needs only the curve.
         """
         return None
 
@@ -238,10 +240,11 @@ class SchemeLayer(nn.Module):
 
 
 class Scheme(nn.Module):
-    """A positional scheme as one module at the base model; per-layer parameters are in the layers it makes.
+    """A positional scheme: one module of the base model, which makes a `SchemeLayer` for each layer.
 
-    Subclasses declare the class attributes below and override the hooks they need. Positions come in as int64;
-    angles, slopes and biases are computed in float32 and cast last.
+    Parameters that layers share are in this module; parameters of one layer are in its `SchemeLayer`. Subclasses
+    declare the class attributes below and override the hooks that they need. Positions are int64. Angles, slopes and
+    biases are computed in float32 and cast last.
     """
 
     name: ClassVar[str]
@@ -260,8 +263,8 @@ class Scheme(nn.Module):
     encoder_refusal: ClassVar[str] = ""
     """Why an encoder cannot use the scheme; empty if it can."""
     calibration_refusal: str = ""
-    """Why calibration can fit none of the scheme's parameters; empty if it can, or if the scheme has none. A scheme
-    with certain options only sets it on the instance."""
+    """Why calibration can fit none of the scheme's parameters; empty if it can, or if the scheme has none. If the
+    reason depends on the options, the scheme sets it on the instance."""
     stock_form: ClassVar[type[StockForm] | None] = None
     """The kind of stock mechanism that the scheme can be exported as; None if there is none."""
 
@@ -272,7 +275,7 @@ class Scheme(nn.Module):
 
     @property
     def parts(self) -> "tuple[Scheme, ...]":
-        """The schemes that act, each in its own layers and with the config of its place in `SchemeConfig.parts`."""
+        """The schemes that act, each in its own layers; their configs are `SchemeConfig.parts`, in the same order."""
         return (self,)
 
     def part(self, number: int) -> "Scheme":
@@ -289,7 +292,7 @@ class Scheme(nn.Module):
         return None
 
     def longest_position(self) -> int | None:
-        """Return how many positions the scheme can represent, or None if there is no limit."""
+        """Return the number of positions that the scheme can represent, or None if there is no limit."""
         return None
 
     def made_for(self) -> int | None:
@@ -325,7 +328,7 @@ class Scheme(nn.Module):
         return False
 
     def steady_dimensions(self) -> Tensor | None:
-        """Return the head dimensions, int64 (d,), ordered by how much their part of a score changes with the distance.
+        """Return the head dimensions, int64 (D,), ordered by how much their part of a score changes with the distance.
 
         The dimension that changes least comes first. Calibration moves the largest components of each head's queries
         and keys to the first ones. None: the scheme treats all dimensions alike.
@@ -333,7 +336,10 @@ class Scheme(nn.Module):
         return None
 
     def embed(self, positions: Positions) -> Tensor | None:
-        """Return what is added to the token embeddings, (B|1, Lq, D) in float32 or the parameters' dtype."""
+        """Return vectors to add to the token embeddings: (B|1, Lq, hidden size), float32 or the parameters' dtype.
+
+        None: the scheme adds nothing to the embeddings.
+        """
         return None
 
     def prepare(self, positions: Positions) -> Any:
@@ -351,7 +357,7 @@ class Scheme(nn.Module):
         return self.prepare(positions)
 
     def fit(self, curves: list[Curve]) -> bool:
-        """Fit the parameters that layers share to all layers' curves; return whether there are any."""
+        """Fit the parameters that layers share to the curves of all layers; return whether there are any."""
         return False
 
     def make_layer(self, layer_index: int) -> SchemeLayer:

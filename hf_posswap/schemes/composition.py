@@ -1,4 +1,4 @@
-"""Several schemes in one model, each in its own layers. A composition is no entry of the registry."""
+"""Several schemes in one model, each in its own layers. The registry of schemes does not contain compositions."""
 
 import dataclasses
 import reprlib
@@ -24,18 +24,18 @@ def _smallest(limits: Iterable[int | None]) -> int | None:
 class CompositionConfig(SchemeConfig):
     """The options of several schemes, which act in different layers.
 
-    An entry without layers takes those that no other entry names; `resolve` writes them out. Layers that no entry has
-    keep the model's own mechanism.
+    One entry may have no layers: it acts in all layers that no other entry names, and `resolve` lists them. Layers that
+    belong to no entry keep the model's own mechanism.
 
     Attributes:
-        entries: the schemes' configs, two or more.
-        layers: all layers that the entries name; None: all that the model has, or not known before `resolve`.
-        keep_native: that of all entries.
-        window: None; entries have windows of their own.
+        entries: the configs of the schemes, two or more.
+        layers: the layers of all entries; None: all layers of the model, or unknown before `resolve`.
+        keep_native: value of `keep_native` in all entries.
+        window: always None; each entry has its own window.
 
     Raises (on construction):
-        SchemeConfigError: fewer than two entries, two for one layer, two without layers, a scheme that does not act
-            in layers, or entries that differ in `keep_native`.
+        SchemeConfigError: there are fewer than two entries, two entries name the same layer or have no layers, a scheme
+            does not act in layers, or entries differ in `keep_native`.
     """
 
     entries: tuple[SchemeConfig, ...]
@@ -100,7 +100,11 @@ class CompositionConfig(SchemeConfig):
         return ", ".join(f"{number} ({entry.name})" for number, entry in enumerate(self.entries, 1))
 
     def resolve(self, facts: ModelFacts) -> "CompositionConfig":
-        """Write out the layers of an entry that names none, and fill in every entry's open options."""
+        """Return the config with the layers of an entry that has none, and with every entry resolved.
+
+        Raises:
+            SchemeConfigError: an entry has no layers, and the other entries name all layers.
+        """
         named = {layer for entry in self.entries for layer in entry.layers or ()}
         rest = tuple(layer for layer in range(facts.num_layers) if layer not in named)
         entries = []
@@ -159,38 +163,38 @@ class Composition(Scheme):
         return prepared[number]
 
     def prepare(self, positions: Positions) -> tuple[Any, ...]:
-        """See `Scheme.prepare`: what each entry prepares."""
+        """See `Scheme.prepare`: one result for each entry."""
         return tuple(entry.prepare(positions) for entry in self.parts)
 
     def prepare_at(self, positions: Positions, share: Tensor) -> tuple[Any, ...]:
-        """See `Scheme.prepare_at`: what each entry prepares."""
+        """See `Scheme.prepare_at`: one result for each entry."""
         return tuple(entry.prepare_at(positions, share) for entry in self.parts)
 
     def longest_position(self) -> int | None:
-        """See `Scheme.longest_position`: the smallest of the entries'."""
+        """See `Scheme.longest_position`: the smallest value of the entries."""
         return _smallest(entry.longest_position() for entry in self.parts)
 
     def made_for(self) -> int | None:
-        """See `Scheme.made_for`: the smallest of the entries'."""
+        """See `Scheme.made_for`: the smallest value of the entries."""
         return _smallest(entry.made_for() for entry in self.parts)
 
     def symmetric(self) -> bool:
-        """See `Scheme.symmetric`: all entries are."""
+        """See `Scheme.symmetric`: whether all entries are symmetric."""
         return all(entry.symmetric() for entry in self.parts)
 
     def length_dependent(self) -> bool:
-        """See `Scheme.length_dependent`: one entry is."""
+        """See `Scheme.length_dependent`: whether at least one entry depends on the text length."""
         return any(entry.length_dependent() for entry in self.parts)
 
     def is_native(self) -> bool:
-        """See `Scheme.is_native`: all entries are."""
+        """See `Scheme.is_native`: whether all entries equal the native mechanism."""
         return all(entry.is_native() for entry in self.parts)
 
     def make_layer(self, layer_index: int) -> SchemeLayer:
-        """See `Scheme.make_layer`: the layer of the entry that names it.
+        """See `Scheme.make_layer`: the entry that names the layer makes it.
 
         Raises:
-            SchemeConfigError: no entry does.
+            SchemeConfigError: no entry names the layer.
         """
         for entry in self.parts:
             if layer_index in (entry.config.layers or ()):

@@ -14,17 +14,17 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class ContentSums:
-    """Stock − swapped scores of one layer, summed for each query over groups of relative distances.
+    """Differences of the stock and the swapped scores of one layer, summed for each query over groups of distances.
 
     These sums are sufficient to fit a bias q·a_g by least squares, with a vector a_g for each group g and a free
     constant for each query: minimise Σ w·(difference − constant − q·a_g)² over all pairs of query and key.
 
     Attributes:
         groups: numbers of the G groups that have pairs, int64, (G,), ascending.
-        query: scaled queries, as the bias gets them: float32, (H, n, d).
+        query: queries times `scaling`, as the bias gets them: float32, (H, n, D).
         weights: total weight of a query's pairs in each group, float32, (H, n, G).
-        differences: their differences times their weights, float32, (H, n, G).
-        scaling: the factor on q·k that is in `query`.
+        differences: sum of weight times difference over the same pairs, float32, (H, n, G).
+        scaling: the factor on q·k; `query` contains it.
     """
 
     groups: Tensor
@@ -34,20 +34,20 @@ class ContentSums:
     scaling: float
 
     def over_heads(self) -> "ContentSums":
-        """Return the sums with all heads' queries as one head's, for vectors that heads share."""
+        """Return the sums with the queries of all heads as queries of one head, for vectors that heads share."""
         parts = {name: getattr(self, name).flatten(0, 1)[None] for name in ("query", "weights", "differences")}
         return replace(self, **parts)
 
     def coefficients(self, ridge: float, basis: Tensor | None = None) -> Tensor:
-        """Return the X whose vectors basis·X fit the differences best: float64, on the CPU, (H, m, d).
+        """Return the X for which the vectors basis·X fit the differences best: float64, on the CPU, (H, m, D).
 
-        Solves the least-squares problem, with each query's constant eliminated and a penalty λ·|X|², by conjugate
-        gradients. The preconditioner is the normal matrix under the assumption that queries and weights are
-        independent, a Kronecker product. So a few steps suffice, and no matrix of (m·d)² entries is stored.
+        The method is conjugate gradients on the least-squares problem with each query's constant eliminated and a
+        penalty λ·|X|². The preconditioner is the normal matrix under the assumption that queries and weights are
+        independent; it is then a Kronecker product. So a few steps suffice, and no matrix of (m·D)² entries is stored.
 
         Args:
-            ridge: λ > 0, as a share of a group's mean weight times the mean square of a query's entries.
-            basis: float64, (G, m). None: the vectors themselves, m = G.
+            ridge: λ > 0, relative to a group's mean weight times the mean square of a query's entries.
+            basis: basis of the vectors, float64, (G, m). None: the identity, with m = G.
         """
         query, weights, differences = (x.cpu().double() for x in (self.query, self.weights, self.differences))
         basis = torch.eye(len(self.groups), dtype=torch.float64) if basis is None else basis.cpu()
@@ -79,9 +79,9 @@ def conjugate_gradients(
     """Solve apply(x) = wanted for symmetric positive definite operators, one for each index of the first dimension.
 
     Args:
-        apply: the operators, on (H, m, d).
-        precondition: approximate inverses of them, symmetric and positive.
-        wanted: float64, (H, m, d).
+        apply: the operators, on (H, m, D).
+        precondition: approximate inverses of the operators, symmetric and positive definite.
+        wanted: right-hand sides, float64, (H, m, D).
     """
     tiny = torch.finfo(wanted.dtype).tiny
     solution, residual = torch.zeros_like(wanted), wanted
@@ -109,9 +109,9 @@ def log_groups(distances: Tensor, exact: int = 32, per_octave: int = 8) -> Tenso
     The numbers are negative for Δ < 0.
 
     Args:
-        distances: int64, (N,).
+        distances: relative distances, int64, (N,).
         exact: largest |Δ| with a group of its own.
-        per_octave: groups from one |Δ| to its double.
+        per_octave: number of groups between one |Δ| and 2·|Δ|.
     """
     size = distances.abs()
     far = exact + 1 + (torch.log2(size.clamp(min=exact + 1).double() / (exact + 1)) * per_octave).long()

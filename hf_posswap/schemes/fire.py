@@ -1,4 +1,4 @@
-"""FIRE: a learned function of the distance as a share of the query's position (Li et al., 2310.04418)."""
+"""FIRE: a learned function of the distance, normalised by the query's position (Li et al., 2310.04418)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from hf_posswap.schemes.curves import TINY, Curve, pooled
 from hf_posswap.schemes.relative import bias_by_distance
 
 STRETCH = 0.1
-"""c at the start, as in the authors' code (appendix of the paper)."""
+"""Initial value of c, as in the authors' code (appendix of the paper)."""
 EPSILON = 1e-6
 """Added to the denominator, as in the authors' code, so that c = 0 gives no NaN."""
 RIDGE = 1e-4
-"""Penalty of the fit on squared bends of the function, as a share of the total weight."""
+"""Penalty of the fit on the squared changes of the function's slope, relative to the total weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +45,19 @@ class FireConfig(SchemeConfig):
 class Function(nn.Module):
     """The two-layer network f: R → R^H of normalised distances, with c and the factor on T.
 
-    In an encoder f has a second input, 1 for keys at or to the left of the query and −1 for those to the right.
+    In an encoder f has a second input: 1 for keys at the query or to its left, and −1 for keys to its right.
 
-    f is linear between the points where a hidden unit switches. It is evaluated as the slope and the intercept of the
-    piece that a distance falls into: the same function, at the cost of two multiplications a pair and head instead of
-    `width` of them.
+    f is piecewise linear: its slope changes where a hidden unit switches on or off. The code finds the piece of each
+    distance and evaluates its slope and intercept. This gives the same function as the network, with two
+    multiplications for each pair and head instead of `width`.
 
     Args:
-        heads: H.
-        width: hidden units.
+        heads: number of heads H.
+        width: number of hidden units.
         threshold: T.
-        causal: whether f has one input; two otherwise.
+        causal: whether f has one input instead of two.
         learn_threshold: whether the factor on T is a parameter.
-        generator: random generator for the initial values, which have the ranges of torch's linear layers.
+        generator: random generator for the initial values, whose ranges are those of torch's linear layers.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Function(nn.Module):
         self.threshold_factor = nn.Parameter(torch.ones(1)) if learn_threshold else None
 
     def bias(self, positions: Positions) -> Bias:
-        """Return f(ψ(|Δ|)/ψ(max(i, T))): one value per distance for a text that stays below T, rows otherwise."""
+        """Return f(ψ(|Δ|)/ψ(max(i, T))): one value per distance if the text does not exceed T, rows otherwise."""
         if self._stays_below_threshold(positions):
             return bias_by_distance(positions, lambda distance: self.values(distance, self._reach()))
         return DenseBias(lambda start, stop: self.rows(positions, start, stop))
@@ -89,7 +89,7 @@ class Function(nn.Module):
         return (factor.float() * self.threshold).abs()
 
     def _stays_below_threshold(self, positions: Positions) -> bool:
-        """Return whether T is the scale of all queries; values cannot be looked at while a graph is traced."""
+        """Return whether max(i, T) is T for all queries; False while a graph is traced, where values are unknown."""
         positions.require_known()
         if self.threshold_factor is not None or torch.compiler.is_compiling() or positions.query.is_meta:
             return False
@@ -111,7 +111,7 @@ class Function(nn.Module):
         return torch.log1p(stretch * distance.abs().float()) / (torch.log1p(stretch * farthest) + EPSILON)
 
     def values(self, distance: Tensor, farthest: Tensor) -> Tensor:
-        """Return f, float32, (H, …), at distances of any shape; `farthest` is broadcastable to them."""
+        """Return f, float32, (H, …), at distances of any shape; `farthest` is broadcastable to `distance`."""
         share = self.normalised(distance, farthest)
         points, slopes, intercepts = self.pieces(1.0)
         piece = torch.bucketize(share.detach(), points)
@@ -125,13 +125,20 @@ class Function(nn.Module):
         return slope * share + intercept
 
     def pieces(self, side: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return where f bends, ascending, (width,), and slopes and intercepts of its pieces, (width + 1, H)."""
+        """Return the pieces of f on one side: their ends, slopes and intercepts.
+
+        Args:
+            side: second input of f, 1 or −1; ignored if f has one input.
+
+        Returns:
+            The points where the slope changes, ascending, (width,), and the slopes and the intercepts, (width + 1, H).
+        """
         weight = self.hidden_weight[:, 0].float()
         shift = self.hidden_bias.float()
         if self.hidden_weight.shape[1] == 2:
             shift = shift + side * self.hidden_weight[:, 1].float()
         with torch.no_grad():
-            # A unit without weight never switches. Shares are 0…1 for all keys that a query sees.
+            # A unit with weight 0 never switches: its point lies outside 0…1, the range of normalised distances.
             points = (-shift / weight).nan_to_num(nan=2.0, posinf=2.0, neginf=-1.0).clamp(-1.0, 2.0).sort().values
             edges = torch.cat((points[:1] - 1, points, points[-1:] + 1))
             middles = (edges[:-1] + edges[1:]) / 2
@@ -141,11 +148,11 @@ class Function(nn.Module):
 
     @torch.no_grad()
     def fit(self, curve: Curve) -> None:
-        """Fit f to each head's curve by weighted least squares; c and T stay as they are.
+        """Fit f to each head's curve by weighted least squares; c and T do not change.
 
-        The hidden units become ramps that end at points spread evenly over the curve's normalised distances, so that f
-        is a broken line through them and constant beyond. The ramps of an encoder's two sides are separate, and one
-        unit is constant on the right side.
+        Each hidden unit becomes a linear function that falls to zero at one point and is zero beyond it. The points are
+        evenly spaced over the curve's normalised distances. So f is linear between the points and constant beyond the
+        last. In an encoder, the units of the two sides are separate, and one unit is constant on the right side.
         """
         width, inputs = self.hidden_weight.shape
         share = self.normalised(curve.distances, self._reach()).double()
@@ -159,7 +166,7 @@ class Function(nn.Module):
             ramps = count - 1 if side < 0 and count > 1 else count
             ends = torch.arange(1, ramps + 1, device=share.device).double() * (end / ramps)
             columns.append((ends[:, None] - share).clamp(min=0) * members)
-            # −x + e on one's own side; e − 2 − x < 0 on the other.
+            # An encoder's unit is e − x on its own side, and e − 2 − x < 0 on the other side.
             weights.append(torch.stack((-torch.ones_like(ends), side * torch.ones_like(ends)), dim=1)[:, :inputs])
             biases.append(ends - (1 if inputs == 2 else 0))
             if ramps < count:
@@ -175,12 +182,12 @@ class Function(nn.Module):
 
 
 def _least_squares(columns: Tensor, curve: Curve, spacing: float) -> tuple[Tensor, Tensor]:
-    """Return factors (H, W) of the columns (W, N) and constants (H,) that fit each head's curve best, float64.
+    """Return the factors (H, W) of the columns and the constants (H,) that fit each head's curve best, float64.
 
     Args:
-        columns: the hidden units at the curve's distances, float64.
+        columns: values of the W hidden units at the curve's N distances, float64, (W, N).
         curve: a bias by distance.
-        spacing: distance between the points at which neighbouring columns end; a factor times it is a bend.
+        spacing: distance between the points at which neighbouring units reach zero; scales the penalty.
     """
     weights = curve.weights.double()
     weights = weights / weights.sum(1, keepdim=True).clamp(min=TINY)
@@ -216,15 +223,16 @@ class FireLayer(SchemeLayer):
 
 @register_scheme
 class Fire(Scheme):
-    """A bias f(ψ(i − j)/ψ(max(i, T))) with f a small network, ψ(x) = ln(1 + c·x) and learned c.
+    """A bias f(ψ(i − j)/ψ(max(i, T))), where f is a small network, ψ(x) = ln(1 + c·x), and c is learned.
 
-    The distance is read as a share of the query's position, so that longer texts have no distances that f has not
-    learnt. Positions up to the threshold T share one scale. There the bias depends on the distance alone, and costs
-    what T5's does; the rows of a longer text are made for one block of queries at a time. T is the train length here
-    and fixed; the paper learns it (`learn_threshold=true`), starting from 512 for models that are trained at 2048.
+    The distance is normalised by the query's position, so that f sees no new inputs in texts longer than the train
+    length. For positions up to the threshold T the denominator is constant. There the bias depends on the distance
+    alone and costs as much as T5's; the rows of a longer text are computed for one block of queries at a time. Here T
+    is the train length and fixed. The paper learns T (`learn_threshold=true`), and starts from 512 for models trained
+    at 2048.
 
-    In an encoder, which the paper does not cover, the scale is the text's length n instead of i, and f also reads
-    whether the key is to the right: f(ψ(|Δ|)/ψ(max(n, T)), ±1).
+    The paper does not cover encoders. In an encoder the text's length n replaces i, and a second input of f is −1 if
+    the key is to the right and 1 otherwise: f(ψ(|Δ|)/ψ(max(n, T)), ±1).
     """
 
     name = "fire"
@@ -263,11 +271,11 @@ class Fire(Scheme):
         return Function(heads, config.width, config.threshold, causal, config.learn_threshold, generator)
 
     def length_dependent(self) -> bool:
-        """See `Scheme.length_dependent`: an encoder's scale is the text's length, where that is above T."""
+        """See `Scheme.length_dependent`: in an encoder the bias depends on the text's length if it exceeds T."""
         return not self.facts.causal
 
     def prepare(self, positions: Positions) -> Bias | None:
-        """The bias that all layers share; None if each layer has its own."""
+        """Return the bias that all layers share; None if each layer has its own."""
         return None if self.function is None else self.function.bias(positions)
 
     def fit(self, curves: Sequence[Curve]) -> bool:

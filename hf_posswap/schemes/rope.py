@@ -1,4 +1,4 @@
-"""RoPE: q and k are rotated by an angle that grows with position (Su et al., 2104.09864), and its scalings."""
+"""RoPE and its scalings: rotates q and k by angles that grow with the position (Su et al., 2104.09864)."""
 
 import math
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ BY_LENGTH_NOTE = (
 
 
 class Rotation(NamedTuple):
-    """cos and sin of each pair's angle, float32, (B|1, 1, L, r/2)."""
+    """cos and sin of the angle of each pair of dimensions, float32, (B|1, 1, L, r/2); r is the number that rotates."""
 
     cos: Tensor
     sin: Tensor
@@ -34,11 +34,19 @@ class Rotations(NamedTuple):
 
 
 def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
-    """Rotate the first r dimensions of x (B, H, L, d) in float32 and return x's dtype (equation 34 of the paper)."""
+    """Return x (B, H, L, D) with its first r dimensions rotated, computed in float32 and returned in x's dtype.
+
+    This is equation 34 of the paper.
+
+    Args:
+        x: queries or keys.
+        rotation: cos and sin for the positions of x.
+        interleaved: whether pairs are neighbouring dimensions; otherwise a pair is dimensions n and n + r/2.
+    """
     cos, sin = rotation
     half = cos.shape[-1]
     turning, rest = x[..., : 2 * half], x[..., 2 * half :]
-    # One half after the other, so that less is in memory in float32 at a time.
+    # One half after the other, so that only a half is in memory in float32 at a time.
     places = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, half), slice(half, None))
     left, right = (turning[..., place].float() for place in places)
     turned = [(left * cos - right * sin).to(x.dtype), (right * cos + left * sin).to(x.dtype)]
@@ -77,9 +85,10 @@ class RopeLayer(SchemeLayer):
 class Rope(Scheme):
     """Rotates pairs of dimensions of q and k by pos·θ_n, so that scores depend on the distance.
 
-    `frequencies=fope` keeps pairs still that do not turn once over the train length T, as Fourier Position Embedding
-    does (Hua et al. 2024, 2412.17739): only a part of their turn was ever seen in training. Which pairs these are is
-    asked of the frequencies before the scaling. FoPE's sums of several frequencies in a pair are not included.
+    `frequencies=fope` does not rotate pairs that make less than one full turn over the train length T, as in Fourier
+    Position Embedding (Hua et al. 2024, 2412.17739), because training covers only a part of their turn. The
+    frequencies before the scaling decide which pairs these are. FoPE's sums of several frequencies in a pair are not
+    included.
 
     Scalings: `linear` (position interpolation, 2306.15595), `ntk` (base·s^(r/(r−2))), `dynamic` (NTK by the text's
     length), `yarn` (2309.00071), `longrope` (2402.13753), `llama3`, `proportional` (p-RoPE, 2410.06205).
@@ -101,7 +110,7 @@ class Rope(Scheme):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """Refuse an odd number of rotated dimensions, and longrope's lists without one entry per pair."""
+        """Refuse an unknown RoPE with options, an odd number of rotated dimensions, and lists of a wrong length."""
         assert isinstance(config, RopeConfig)
         if facts.native_rope_unread is not None and not config.keep_native:
             if config.anywhere() == RopeConfig():
@@ -125,7 +134,10 @@ class Rope(Scheme):
         return None
 
     def made_for(self) -> int:
-        """See `Scheme.made_for`: angles are unlimited, but quality drops past the train length times the factor."""
+        """See `Scheme.made_for`: the train length, times the factor of a scaling that stretches texts.
+
+        Angles exist for all positions, but quality drops past this length.
+        """
         if self.config.scaling not in STRETCHED:
             return self.facts.train_length
         return round((self.config.original_length or self.facts.train_length) * (self.config.factor or 1))
@@ -139,7 +151,7 @@ class Rope(Scheme):
         return self.length_dependent() and not self._left_alone()
 
     def steady_dimensions(self) -> Tensor:
-        """See `Scheme.steady_dimensions`: first the dimensions without rotation, then pairs by rising frequency."""
+        """See `Scheme.steady_dimensions`: first the dimensions without rotation, then the pairs by rising frequency."""
         head_dim, rotated = self.facts.head_dim, self.config.rotated(self.facts.head_dim)
         rates = self.frequencies(torch.tensor([[self.facts.train_length]])).flatten()
         pairs = torch.arange(rotated).view(-1, 2) if self.config.interleaved else torch.arange(rotated).view(2, -1).t()
@@ -151,7 +163,7 @@ class Rope(Scheme):
         return True
 
     def enters_as_angles(self) -> bool:
-        """See `Scheme.enters_as_angles`; the model's own RoPE fixes how dimensions pair, and caches rotated keys."""
+        """See `Scheme.enters_as_angles`: true if the pairs are those of the model, and keys are cached rotated."""
         if self.config.keep_native or self.config.interleaved or self.keeps_raw_keys():
             return False
         if self.facts.native_rope is None:
@@ -164,18 +176,18 @@ class Rope(Scheme):
         return self.enters_as_angles() and (self.facts.native_rope is None or self._says_native())
 
     def _says_native(self) -> bool:
-        """Return whether the options are the model's own."""
+        """Return whether the options equal those of the model's own RoPE."""
         if self.facts.native_rope is None:
             return False
         native = RopeConfig(**self.facts.native_rope).resolve(self.facts)
         return self.config.anywhere() == native
 
     def _left_alone(self) -> bool:
-        """Return whether the model keeps its own rotation: the options equal it, and the scheme cannot rotate here."""
+        """Return whether the model keeps its own rotation: the options equal it, and the scheme may not rotate q."""
         return not self.facts.turns_whole_heads and self._says_native()
 
     def frequencies(self, lengths: Tensor) -> Tensor:
-        """Return θ_n, float32, (r/2,), or (B, r/2) for text lengths (B, 1) if they depend on it."""
+        """Return θ_n, float32, (r/2,); if the scaling depends on the text lengths (B, 1), (B, r/2)."""
         theta = self._scaled_frequencies(lengths)
         if self.config.frequencies == "all":
             return theta
@@ -186,7 +198,7 @@ class Rope(Scheme):
         return theta.masked_fill(learnt < 2 * math.pi / length, 0.0)
 
     def _scaled_frequencies(self, lengths: Tensor) -> Tensor:
-        """Return θ_n as the scaling gives them, see `frequencies`."""
+        """Return θ_n of the scaling, for all pairs, see `frequencies`."""
         config, rotated = self.config, self.config.rotated(self.facts.head_dim)
         device = lengths.device
         assert config.base is not None
@@ -207,7 +219,7 @@ class Rope(Scheme):
         return frequencies.plain_frequencies(rotated, config.base, device=device)
 
     def rotation(self, positions: Tensor, theta: Tensor, share: Tensor | None = None) -> Rotation:
-        """Return cos and sin for positions (B|1, L) and θ (r/2,) or (B, r/2); in a ramp, `share` scales each angle."""
+        """Return cos and sin for positions (B|1, L) and θ (r/2,) or (B, r/2); in a ramp, `share` scales the angles."""
         angles = positions[..., None].float() * (theta if theta.dim() == 1 else theta[:, None])
         factor: Any = frequencies.attention_factor(self.config)
         if share is not None:
@@ -215,13 +227,14 @@ class Rope(Scheme):
         return Rotation((angles.cos() * factor)[:, None], (angles.sin() * factor)[:, None])
 
     def prepare(self, positions: Positions) -> Rotations:
-        """Return cos and sin for this forward, shared by all layers."""
+        """Return cos and sin for this forward, which all layers share."""
         return self.prepare_at(positions, None)
 
     def prepare_at(self, positions: Positions, share: Tensor | None) -> Rotations:
-        """See `Scheme.prepare_at`: scale every angle by the share; a share of None leaves the angles unscaled.
+        """See `Scheme.prepare_at`: the share scales every angle; None leaves the angles unscaled.
 
-        Returns None for the scaling `native`, where the model's own angles could not be read and stay in place.
+        Returns:
+            The rotations; None for the scaling `native` if the model's own angles are unknown and stay in place.
         """
         if self.config.scaling == "native":
             return None  # type: ignore[return-value]  # no layer reads the result: the model computes its own angles
@@ -264,10 +277,10 @@ class Rope(Scheme):
         return RotaryAngles(options=options, longest=self.made_for(), note=note)
 
     def _check_alike_in_all_layers(self) -> None:
-        """Refuse options under which layers have different angles, or rotate q and k twice.
+        """Refuse options with which layers have different angles, or with which q and k are rotated twice.
 
         Raises:
-            UnsupportedError: the options are such.
+            UnsupportedError: `keep_native` is set, or only some layers have the options.
         """
         if self.config.keep_native:
             raise UnsupportedError("no stock model turns q and k twice; keep_native=False could be exported.")
@@ -279,7 +292,7 @@ class Rope(Scheme):
             )
 
     def _stretched_base(self) -> float:
-        """Return the base of `ntk`: base·s^(r/(r − 2))."""
+        """Return the base of the scaling `ntk`: base·s^(r/(r − 2))."""
         rotated = self.config.rotated(self.facts.head_dim)
         assert self.config.base is not None
         assert self.config.factor is not None

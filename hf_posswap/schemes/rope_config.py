@@ -1,4 +1,4 @@
-"""Options of `rope`, and which of its scalings reads which."""
+"""Options of `rope`, and the options that each of its scalings reads."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ OPTIONS_OF_SCALING: dict[str, tuple[str, ...]] = {
 DEFAULT_FACTOR = 4.0
 BY_LENGTH = ("dynamic", "longrope")
 STRETCHED = ("linear", "ntk", "dynamic", "yarn", "longrope", "llama3")
-"""Scalings whose factor is the ratio of new to old text length; the factor of `proportional` is something else."""
+"""Scalings whose factor is the ratio of the new to the old text length. The factor of `proportional` is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig(SchemeConfig):
-    """Options of `rope`. `factor`, `original_length` and the like are read by the scalings that name them."""
+    """Options of `rope`. Each scaling reads the options that `OPTIONS_OF_SCALING` lists for it."""
 
     name: ClassVar[str] = "rope"
     variant_option: ClassVar[str | None] = "scaling"
@@ -58,7 +58,7 @@ class RopeConfig(SchemeConfig):
     long_factor: tuple[float, ...] | None = option(None, "longrope: divisors of θ for longer texts.", above=0)
 
     def validate(self) -> None:
-        """Refuse options that the scaling does not use, and scalings without the options that they need."""
+        """Refuse options that the scaling does not read, and missing or contradictory options of the scaling."""
         read = OPTIONS_OF_SCALING[self.scaling]
         for field in dataclasses.fields(self):
             belongs_to_scaling = any(field.name in names for names in OPTIONS_OF_SCALING.values())
@@ -85,7 +85,7 @@ class RopeConfig(SchemeConfig):
             )
 
     def resolve(self, facts: ModelFacts) -> "RopeConfig":
-        """Take base, train length and, for `native`, the whole scaling from the model."""
+        """Return the config with the model's base and train length; for `native`, with the model's whole scaling."""
         if facts.native_rope_unread is not None and not self.keep_native:
             return self
         native = facts.native_rope or {"scaling": "none", "base": 10000.0}
@@ -97,7 +97,7 @@ class RopeConfig(SchemeConfig):
             own |= {"partial_rotary_factor": share} if share is not None else {}
             return RopeConfig(**(native | own)).resolve(facts)
         values: dict[str, Any] = {"base": self.base or native["base"]}
-        if self.partial_rotary_factor is None:  # proportional has another meaning for it, the model's own has not
+        if self.partial_rotary_factor is None:  # `proportional` gives this option another meaning
             same = (self.scaling == "proportional") is (native["scaling"] == "proportional")
             values["partial_rotary_factor"] = native.get("partial_rotary_factor") if same else None
             values["partial_rotary_factor"] = values["partial_rotary_factor"] or 1.0

@@ -1,4 +1,4 @@
-"""Shaw's relative positions: a vector per clipped distance on keys and values (Shaw et al., 1803.02155)."""
+"""Shaw's relative positions: adds a vector per clipped distance to keys and values (Shaw et al., 1803.02155)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,7 +27,10 @@ class ShawConfig(SchemeConfig):
 
 
 class ShawLayer(SchemeLayer):
-    """The tables a^K and a^V of one layer, (2K + 1, d), row clip(j − i) + K; they start at zero (no position)."""
+    """The tables a^K and a^V of one layer, (2K + 1, D), with row clip(j − i, −K, K) + K for each distance.
+
+    Their initial values are zero, which is no position.
+    """
 
     def __init__(self, scheme: "Shaw") -> None:
         super().__init__()
@@ -47,7 +50,7 @@ class ShawLayer(SchemeLayer):
         return self.content_groups(positions.distance_rows(start, stop))
 
     def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
-        """q·a^K_c/√d, equation 5 of the paper; with the option `query_and_key`, (q + k)·a^K_c/√d."""
+        """Return q·a^K_c/√D, equation 5 of the paper; with the option `query_and_key`, (q + k)·a^K_c/√D."""
         bias = ClippedContentBias(
             q,
             self.key_table.float(),
@@ -59,7 +62,7 @@ class ShawLayer(SchemeLayer):
         return PairedContentBias(bias) if self.query_and_key else bias
 
     def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
-        """Return Σ_j α_ij·a^V_c, the second part of equation 3; weights are first summed by distance."""
+        """Return Σ_j α_ij·a^V_c, the second part of equation 3; the code first sums the weights of each distance."""
         assert self.value_table is not None
         index = self.index_rows(positions, start, start + weights.shape[2])[:, None].expand_as(weights)
         by_distance = weights.new_zeros(*weights.shape[:3], self.value_table.shape[0], dtype=torch.float32)
@@ -71,7 +74,7 @@ class ShawLayer(SchemeLayer):
         return (-distances).clamp(-self.max_distance, self.max_distance) + self.max_distance
 
     def fit(self, curve: Curve) -> bool:
-        """Fit the key vectors to the scores of all heads; rows that did not occur take the nearest row's vector.
+        """Fit the key vectors to the scores of all heads; a row without data gets the vector of the nearest row.
 
         The value table stays unchanged, because scores do not depend on it.
         """
@@ -87,11 +90,11 @@ class ShawLayer(SchemeLayer):
 
 @register_scheme
 class Shaw(Scheme):
-    """Keys and values gain a learned vector that depends on the clipped distance c = clip(j − i, −K, K).
+    """Adds a learned vector to keys and values that depends on the clipped distance c = clip(j − i, −K, K).
 
-    With `query_and_key` the score also gains k·a^K_c/√d, with the same vectors: method 4 of Huang et al. 2020
-    (2009.13658), BERT's `relative_key_query`. It costs a second product with the vectors in each layer, and
-    calibration, whose sums are by query, cannot fit it.
+    With `query_and_key`, k·a^K_c/√d is also added to the score, with the same vectors. This is method 4 of Huang et
+    al. 2020 (2009.13658) and BERT's `relative_key_query`. It needs a second product with the vectors in each layer.
+    Calibration cannot fit it, because calibration sums scores by query only.
     """
 
     name = "shaw"

@@ -1,4 +1,4 @@
-"""Whether a model can use a scheme with its options, and which entry of a composition an error is about."""
+"""Checks whether a model can use a scheme with its options; adds the entry of a composition to error messages."""
 
 import dataclasses
 import reprlib
@@ -12,11 +12,13 @@ from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig
 
 @contextmanager
 def in_entry(number: int, name: object, whole: Sequence[Any]) -> Iterator[None]:
-    """Say in errors which entry of a composition they are about; of a scheme alone nothing is said.
+    """Add the number and the scheme of a composition's entry to errors that a `with` block raises.
+
+    If there is only one entry, errors stay unchanged.
 
     Args:
-        number: the entry's place, counted from 0.
-        name: its scheme.
+        number: index of the entry, counted from 0.
+        name: name of its scheme.
         whole: all entries.
     """
     try:
@@ -45,7 +47,7 @@ def _check_part(config: SchemeConfig, facts: ModelFacts, composed: bool) -> None
     if not facts.causal and not scheme.supports_encoder:
         raise UnsupportedError(f"{place}: {scheme.encoder_refusal}")
     _check_layers(config, scheme, facts)
-    # In a composition other schemes act in the other layers, so a scheme is asked as for all of them.
+    # In a composition, other schemes act in the other layers. So the check is the one for a scheme in all layers.
     reason = scheme.refusal(dataclasses.replace(config, layers=None) if composed else config, facts)
     if reason is not None:
         raise UnsupportedError(f"{place}: {reason}")

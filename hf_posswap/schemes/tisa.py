@@ -16,7 +16,7 @@ from hf_posswap.schemes.tisa_fitting import fitted_kernels
 
 OFFSET_STD = 5.0
 MEAN, STD = 0.1, 0.01
-"""The random start of the authors' code: offsets from N(0, 5), amplitudes and sharpnesses from N(0.1, 0.01)."""
+"""Initial values, as in the authors' code: offsets from N(0, 5), amplitudes and sharpnesses from N(0.1, 0.01)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,11 @@ def kernel_sum(distance: Tensor, amplitude: Tensor, sharpness: Tensor, offset: T
         distance: Δ = i − j, any shape; the paper's argument j − i is −Δ.
         amplitude: a, (H, S).
         sharpness: b, (H, S).
-        offset: c, (H, S), the j − i at which a bell curve is highest.
+        offset: c, (H, S), the value of j − i at which a bell curve has its maximum.
     """
     away = -distance.to(amplitude.dtype)
     total = torch.zeros_like(away).expand(amplitude.shape[0], *away.shape)
-    # One bell curve after the other: all of them at once would need S times the memory of a block of scores.
+    # A loop over bell curves: all of them at once need S times the memory of a block of scores.
     for a, b, c in zip(*(x.unbind(1) for x in (amplitude, sharpness, offset)), strict=True):
         a, b, c = (x.view(-1, *[1] * away.dim()) for x in (a, b, c))
         total = total + a * torch.exp(-b.abs() * (away - c).square())
@@ -49,11 +49,11 @@ def kernel_sum(distance: Tensor, amplitude: Tensor, sharpness: Tensor, offset: T
 
 
 class Kernels(nn.Module):
-    """a, b and c of every head's bell curves, (H, S) each.
+    """The parameters a, b and c of every head's bell curves, (H, S) each.
 
     Args:
-        heads: H.
-        count: S.
+        heads: number of heads H.
+        count: number of bell curves S.
         generator: random generator for the initial values.
     """
 
@@ -97,11 +97,11 @@ class TisaLayer(SchemeLayer):
 
 @register_scheme
 class Tisa(Scheme):
-    """A bias Σ_s a_s·exp(−|b_s|·(j − i − c_s)²) with S bell curves per head, of learned height, sharpness and place.
+    """A bias Σ_s a_s·exp(−|b_s|·(j − i − c_s)²): a sum of S bell curves per head with learned a, b and c.
 
-    j − i keeps its sign, so a head can attend to the left and to the right differently. Far from every c_s the bias is
-    zero: all far keys are alike. The paper covers encoders; a causal model uses the same bias for the keys that it
-    sees.
+    The bias depends on the sign of j − i, so a head can attend to the left and to the right differently. Far from every
+    c_s the bias is almost zero, so it does not distinguish far keys. The paper covers encoders; a causal model uses the
+    same bias for the keys that it sees.
     """
 
     name = "tisa"
@@ -130,7 +130,7 @@ class Tisa(Scheme):
         return Kernels(self.facts.num_heads, self.config.kernels, generator)
 
     def prepare(self, positions: Positions) -> Bias | None:
-        """The bias that all layers share; None if each layer has its own."""
+        """Return the bias that all layers share; None if each layer has its own."""
         return None if self.kernels is None else bias_by_distance(positions, self.kernels.values)
 
     def fit(self, curves: Sequence[Curve]) -> bool:

@@ -10,15 +10,17 @@ from hf_posswap.schemes.content import log_groups
 from hf_posswap.schemes.curves import TINY, Curve
 
 NARROWEST = 0.5
-"""Least width σ of a bell curve a·exp(−x²/2σ²), in tokens: narrower ones see one distance only, as this one does."""
+"""Smallest width σ of a bell curve a·exp(−x²/2σ²), in tokens. A bell curve of this width covers only one distance."""
 WIDTHS_PER_OCTAVE = 2
 PLACES_PER_OCTAVE = 4
 EXACT_PLACES = 8
 RIDGE = 1e-4
-"""Penalty on squared heights, as a share of the total weight: without it, near twins grow against each other."""
+"""Penalty on squared heights, relative to the total weight. Without it, the heights of two similar bell curves grow
+with opposite signs."""
 STEPS = 60
 DAMPING, EASED, STIFFENED = 1e-2, 1 / 3, 4.0
-"""Levenberg–Marquardt: the damping at first, and the factors on it after a step that helps and one that does not."""
+"""Levenberg–Marquardt: the initial damping, and its factors after a step that lowers the error and after one that does
+not."""
 
 
 class Shape(NamedTuple):
@@ -33,9 +35,9 @@ class Problem(NamedTuple):
     """Weighted least squares of all heads, with a free constant for each head.
 
     Attributes:
-        x: j − i, float64, (N,).
-        values: (H, N), centred.
-        weights: (H, N), each head's sum is 1.
+        x: values of j − i, float64, (N,).
+        values: values to fit, minus each head's weighted mean, float64, (H, N).
+        weights: weights of the values, float64, (H, N); the sum of each head is 1.
     """
 
     x: Tensor
@@ -43,7 +45,7 @@ class Problem(NamedTuple):
     weights: Tensor
 
     def centred(self, columns: Tensor) -> Tensor:
-        """Return (H|1, …, N) minus each head's weighted mean: the constant is eliminated."""
+        """Return columns (H|1, …, N) minus each head's weighted mean, which eliminates the constant."""
         weights = self.weights.view(-1, *[1] * (columns.dim() - 2), self.weights.shape[1])
         return columns - (weights * columns).sum(-1, keepdim=True)
 
@@ -51,12 +53,12 @@ class Problem(NamedTuple):
 def fitted_kernels(curve: Curve, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return heights a, sharpnesses b and places c of `count` bell curves per head, float32, (H, count).
 
-    They minimise Σ w·(value − constant − Σ_s a_s·exp(−b_s·(j − i − c_s)²))² with a free constant for each head: bell
-    curves are chosen one after the other from a grid of places and widths, then all of them are refined together.
+    They minimise Σ w·(value − constant − Σ_s a_s·exp(−b_s·(j − i − c_s)²))² with a free constant for each head. First
+    the bell curves are chosen one by one from a grid of places and widths, then all of them are refined together.
 
     Args:
         curve: a bias by distance.
-        count: S.
+        count: number of bell curves S.
     """
     seen = (curve.weights > 0).any(0)
     weights = curve.weights[:, seen].cpu().double()
@@ -69,13 +71,13 @@ def fitted_kernels(curve: Curve, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _limits(problem: Problem) -> tuple[float, float, float]:
-    """Return the farthest place, and the least and largest ln b."""
+    """Return the largest |c|, and the smallest and the largest ln b."""
     farthest = max(1.0, float(problem.x.abs().max()))
     return farthest, -math.log(2 * farthest**2), -math.log(2 * NARROWEST**2)
 
 
 def _chosen(problem: Problem, count: int) -> Shape:
-    """Choose bell curves from a grid one after the other, each the one that explains most beside those before it."""
+    """Choose bell curves from a grid one by one; each choice reduces the error most, given the earlier choices."""
     _, flattest, sharpest = _limits(problem)
     every = problem.x.long().sort().values
     groups = log_groups(every, EXACT_PLACES, PLACES_PER_OCTAVE)
@@ -103,7 +105,7 @@ def _pursue(grid: Tensor, values: Tensor, weights: Tensor, count: int) -> list[i
     picks: list[int] = []
     for _ in range(count):
         gain = (columns @ left).square() / remaining
-        gain[remaining < least] = -1.0  # what the picked ones already span
+        gain[remaining < least] = -1.0  # columns in the span of the chosen columns
         pick = int(gain.argmax())
         direction = columns[pick].clone()
         for vector in basis:
@@ -123,7 +125,7 @@ def _bells(problem: Problem, shape: Shape) -> tuple[Tensor, Tensor]:
 
 
 def _with_best_heights(problem: Problem, shape: Shape) -> Shape:
-    """Return the shape with the heights that fit best, which are a linear problem."""
+    """Return the shape with the heights that fit best: the solution of a linear least-squares problem."""
     columns = problem.centred(_bells(problem, shape)[1])
     weighted = columns * problem.weights[:, None]
     normal = weighted @ columns.mT + RIDGE * torch.eye(columns.shape[1], dtype=columns.dtype)
@@ -138,7 +140,7 @@ def _error(problem: Problem, shape: Shape) -> Tensor:
 
 
 def _refined(problem: Problem, shape: Shape) -> Shape:
-    """Return the shape after damped Gauss–Newton steps on all heights, sharpnesses and places of a head together."""
+    """Return the shape after damped Gauss–Newton steps, each on all heights, sharpnesses and places of a head."""
     farthest, flattest, sharpest = _limits(problem)
     count = shape.height.shape[1]
     damping = torch.full((len(problem.values),), DAMPING, dtype=torch.float64)

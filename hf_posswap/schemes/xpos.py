@@ -1,4 +1,4 @@
-"""xPos: RoPE whose scores decay with the distance, at a rate of its own in each pair (Sun et al., 2212.10554)."""
+"""xPos: RoPE whose scores decay with the distance, at a different rate in each pair (Sun et al., 2212.10554)."""
 
 import dataclasses
 import math
@@ -15,10 +15,12 @@ from hf_posswap.schemes.rope import Rotation, rotate
 from hf_posswap.schemes.rope_frequencies import plain_frequencies
 
 GAMMA = 0.4
-"""γ in ζ_n = (2n/d + γ)/(1 + γ), the paper's value: the fastest pair decays by ζ_0 = 0.29 per `scale_base` tokens."""
+"""γ in ζ_n = (2n/d + γ)/(1 + γ), the paper's value. The pair that decays fastest has the factor ζ_0 = 0.29 per
+`scale_base` tokens."""
 LARGEST = 1e34
 LARGEST_HALF = 600.0
-"""Largest factors on queries and keys in float32 and bfloat16, and in float16: entries up to 1e4 and 100 fit beside."""
+"""Largest factors on queries and keys: in float32 and bfloat16, and in float16. With these factors, entries up to 1e4
+and up to 100 stay in the range of the dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class XposConfig(SchemeConfig):
 
 
 class Turns(NamedTuple):
-    """How queries and new keys of a forward are turned and scaled; both stand at the same positions.
+    """The rotation and scaling of the queries and the new keys of a forward, which have the same positions.
 
     Attributes:
         query: cos and sin times ζ_n^((i − B)/B).
@@ -52,11 +54,11 @@ class Turns(NamedTuple):
 
 
 class XposLayer(SchemeLayer):
-    """Turns and scales q and k of one layer.
+    """Rotates and scales q and k of one layer.
 
     Args:
         scheme: the scheme.
-        checks: whether this layer looks for positions that float16 cannot hold; one layer does so for all.
+        checks: whether this layer refuses positions whose factors exceed float16; one layer checks for all layers.
     """
 
     scales_in_prepare = True
@@ -67,21 +69,21 @@ class XposLayer(SchemeLayer):
         self.limit = scheme.reach(LARGEST_HALF) if checks else None
 
     def transform_query(self, q: Tensor, positions: Positions, prepared: Turns) -> Tensor:
-        """Turn and scale q."""
+        """Rotate and scale q."""
         if q.dtype == torch.float16 and self.limit is not None:
             _check_half(prepared.last, self.limit)
         return rotate(q, prepared.query, self.interleaved)
 
     def transform_key(self, k: Tensor, positions: Positions, prepared: Turns) -> Tensor:
-        """Turn and scale the new keys; they are cached like that."""
+        """Rotate and scale the new keys; the cache stores the results."""
         return rotate(k, prepared.key, self.interleaved)
 
 
 def _check_half(last: Tensor, limit: int) -> None:
-    """Refuse positions at which factors leave float16's range.
+    """Refuse positions whose factors exceed the range of float16.
 
     Raises:
-        PositionError: the last position is at or past the limit. A traced graph raises torch's RuntimeError.
+        PositionError: the last position is at or past the limit. A traced graph raises torch's RuntimeError instead.
     """
     words = (
         f"scheme 'xpos' scales queries and keys by factors that float16 holds up to position {limit - 1} only. Load "
@@ -95,12 +97,13 @@ def _check_half(last: Tensor, limit: int) -> None:
 
 @register_scheme
 class Xpos(Scheme):
-    """RoPE whose part of the score from pair n is multiplied by ζ_n^((i − j)/B), ζ_n = (2n/d + γ)/(1 + γ) < 1.
+    """RoPE with a factor ζ_n^((i − j)/B) on the part of the score from pair n, where ζ_n = (2n/d + γ)/(1 + γ) < 1.
 
-    Fast pairs decay most, so that far keys are seen through slow pairs only, and scores do not oscillate. γ = 0.4 and
-    B = 512 are the paper's. Queries are multiplied by ζ_n^((i − B)/B) and keys by ζ_n^(−(j − B)/B), relative to the
-    position B, and keys are cached like that. These factors grow with the position: float32 and bfloat16 hold them up
-    to about 63·B tokens, float16 up to about 6·B, and longer texts are refused.
+    Pairs that rotate fast decay most, so that only slow pairs contribute to the scores of far keys, and scores do not
+    oscillate with the distance. γ = 0.4 and B = 512 are the paper's values. Queries are multiplied by ζ_n^((i − B)/B)
+    and keys by ζ_n^(−(j − B)/B), and the cache stores these keys. The factors grow with the position. Texts up to
+    about 63·B tokens are possible in float32 and bfloat16, and up to about 6·B tokens in float16; longer texts are
+    refused.
     """
 
     name = "xpos"
@@ -123,7 +126,7 @@ class Xpos(Scheme):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """Refuse an odd head dimension: dimensions turn in pairs."""
+        """Refuse an odd head dimension, because dimensions rotate in pairs."""
         return f"dimensions turn in pairs, and the head dimension is {facts.head_dim}." if facts.head_dim % 2 else None
 
     def reach(self, largest: float) -> int:
@@ -140,17 +143,17 @@ class Xpos(Scheme):
         return True
 
     def steady_dimensions(self) -> Tensor:
-        """See `Scheme.steady_dimensions`: the last pair turns and decays slowest."""
+        """See `Scheme.steady_dimensions`: the last pair, which rotates and decays slowest, comes first."""
         places = torch.arange(self.facts.head_dim)
         pairs = places.view(-1, 2) if self.config.interleaved else places.view(2, -1).t()
         return pairs.flip(0).flatten()
 
     def prepare(self, positions: Positions) -> Turns:
-        """Return how queries and keys are turned and scaled, shared by all layers."""
+        """Return the rotation and scaling of queries and keys, which all layers share."""
         return self.prepare_at(positions, None)
 
     def prepare_at(self, positions: Positions, share: Tensor | None) -> Turns:
-        """See `Scheme.prepare_at`: angles and exponents are scaled by the share; None leaves them unscaled."""
+        """See `Scheme.prepare_at`: the share scales angles and exponents; None leaves them unscaled."""
         assert self.config.base is not None, "the config is resolved before the scheme is made"
         head_dim, device = self.facts.head_dim, positions.query.device
         at = positions.query[..., None].float()

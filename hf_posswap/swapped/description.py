@@ -1,4 +1,4 @@
-"""What a swap did to a model, as a report that a person can read and a probe that proves it took effect."""
+"""Describes the changes of a swap to a model, and measures with a probe that the swap takes effect."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -33,13 +33,13 @@ PROBE_SEED = 0
 
 @dataclass(frozen=True)
 class Probe:
-    """How far the model's output moved by the swap, on a seeded text of random tokens.
+    """The difference that the swap makes to the model's output, on a seeded text of random tokens.
 
     Attributes:
-        output: what was compared, "logits" or "hidden states".
+        output: the compared output, "logits" or "hidden states".
         tokens: length of the text.
         largest: largest absolute difference.
-        typical: root mean square of the difference over that of the stock output.
+        typical: root mean square of the difference, divided by that of the stock output.
     """
 
     output: str
@@ -53,10 +53,10 @@ class LayerGroup:
     """The layers in which one scheme of several acts.
 
     Attributes:
-        layers: their numbers, counted from 0.
+        layers: numbers of the layers, counted from 0.
         scheme: the scheme's name.
-        options: its options, resolved; empty for layers that keep the model's own mechanism.
-        attention: the attention path that will run there.
+        options: the scheme's resolved options; empty for layers that keep the model's own mechanism.
+        attention: the attention path of these layers.
     """
 
     layers: tuple[int, ...]
@@ -71,26 +71,26 @@ class LayerGroup:
 
 @dataclass(frozen=True)
 class Description:
-    """What `describe` found.
+    """The result of `describe`.
 
     Attributes:
         model: name of the model's class.
         architecture: name of the family.
         mode: "causal" or "encoder".
         native: the stock model's scheme.
-        scheme: the scheme swapped in, or None if the model is stock.
-        options: the scheme's options, resolved.
-        removed: what was taken out.
-        added: what was put in, and where.
+        scheme: the scheme that was swapped in, or None if the model is stock.
+        options: the scheme's resolved options.
+        removed: the removed part of the stock model, in words.
+        added: the added parameters and their place, in words.
         parameters_before: number of parameters of the stock model.
-        parameters_after: number of parameters now; adapters of peft are not counted, nor what they hold beside theirs.
-        train_length: longest text the stock model was trained to read.
-        longest_before: longest position of the stock model; None: no limit.
-        longest_after: longest position now; None: no limit.
-        attention: the attention path that will run.
-        healed: whether the weights have learned with the scheme, so that they are no longer the stock model's.
-        probe: how far the output moved; None for a stock model or one without weights.
-        proof: what the swap's own checks showed, in words; None for a stock model.
+        parameters_after: number of parameters now, without the adapters of peft and the copies that they hold.
+        train_length: length of the longest texts, in tokens, that the stock model was trained on.
+        longest_before: number of positions of the stock model; None: no limit.
+        longest_after: number of positions now; None: no limit.
+        attention: the attention path of the model.
+        healed: whether the weights were trained with the scheme, so that they differ from the stock model's.
+        probe: the difference that the swap makes to the output; None for a stock model and on the meta device.
+        proof: the result of the proof, in words; None for a stock model.
         groups: the layers of each scheme, if several act in the model.
     """
 
@@ -145,7 +145,7 @@ class Description:
 
 
 def _titled(scheme: str, options: dict[str, Any], hidden: tuple[str, ...] = ()) -> str:
-    """Name a scheme with the options that differ from its defaults."""
+    """Return the name of a scheme with the options that differ from its defaults."""
     config_class = scheme_class(scheme).config_class
     told = [
         f"{field.name}={options[field.name]}"
@@ -156,7 +156,7 @@ def _titled(scheme: str, options: dict[str, Any], hidden: tuple[str, ...] = ()) 
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers with "–" between the first and the last of three or more that follow each other."""
+    """Return ascending numbers as text; three or more consecutive numbers become a range with "–"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][-1] == number - 1:
@@ -177,7 +177,7 @@ def _limit(longest: int | None) -> str:
 def _verdict(probe: Probe | None, healed: bool) -> str:
     if probe is None:
         return "not run, the model has no weights yet"
-    # What a healed model computes without its scheme is nobody's output: it only shows that the scheme acts.
+    # A healed model without its scheme is not the stock model: the difference only shows that the scheme acts.
     reference = "these healed weights' under the stock mechanism" if healed else "the stock model's"
     if probe.largest == 0:
         same = "the scheme computes the same as the mechanism that it replaced"
@@ -189,16 +189,18 @@ def _verdict(probe: Probe | None, healed: bool) -> str:
 
 
 def describe(model: Any) -> Description:
-    """Return what was swapped in a model, how far it reads now, and proof that the swap takes effect.
+    """Return the changes of a swap, the number of positions, and a probe that shows that the swap takes effect.
 
-    Runs the model twice on a text of at most 64 random tokens, with and without the scheme; the model is unchanged.
+    This runs the model twice on a text of at most 64 random tokens, with and without the scheme. The model does not
+    change.
 
     Args:
-        model: a swapped or a stock model of a supported architecture; adapters of peft may be around it, and then act.
+        model: a swapped or a stock model of a supported architecture. It may be wrapped in adapters of peft, which then
+            act in both runs.
 
     Raises:
-        UnsupportedError: the architecture is not supported, or the model is to attend otherwise than its scheme was
-            swapped in for.
+        UnsupportedError: the architecture is not supported, or the model is now causal but was bidirectional at the
+            swap, or the reverse.
     """
     model = plain_model(model)
     architecture = architecture_of(config_of(model))
@@ -242,7 +244,7 @@ def describe(model: Any) -> Description:
 
 
 def _groups(model: Any, base: Any) -> tuple[LayerGroup, ...]:
-    """Return the layers of each of the schemes that act in a model, and those that keep its own mechanism."""
+    """Return the layers of each scheme that acts in a model, and the layers that keep the model's own mechanism."""
     scheme, found = _in_force(base.pos_scheme), []
     for number, part in enumerate(scheme.parts):
         layers = [_in_force(module.pos_scheme) for module in base.pos_layers if module.pos_part == number]
@@ -293,7 +295,7 @@ def _parameters_before(now: int, base: Any, layers: list[SchemeLayer], table: An
 
 
 def _in_force(module: Any) -> Any:
-    """Return the module that acts: peft holds the base's own, and a copy for each adapter that trains it."""
+    """Return the module that acts: peft holds the original module and one copy for each adapter that trains it."""
     if not hasattr(module, "modules_to_save"):
         return module
     active = [name for name in module.active_adapters if name in module.modules_to_save]
@@ -301,7 +303,7 @@ def _in_force(module: Any) -> Any:
 
 
 def _acting(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield a module and those below it, without adapters' layers and copies that do not act."""
+    """Yield a module and all modules in it, without the layers of adapters and without copies that do not act."""
     module = _in_force(module)
     yield module
     added = getattr(module, "adapter_layer_names", ())
@@ -311,7 +313,7 @@ def _acting(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _acting_parameters(model: nn.Module) -> dict[nn.Parameter, None]:
-    """Return the parameters of the model itself, tied ones once."""
+    """Return the parameters of the model itself, without those of adapters; tied parameters occur once."""
     return {weight: None for module in _acting(model) for weight in module.parameters(recurse=False)}
 
 
@@ -319,9 +321,10 @@ def _acting_parameters(model: nn.Module) -> dict[nn.Parameter, None]:
 def probe(model: Any) -> Probe | None:
     """Run a swapped model with and without its scheme on the same random tokens and compare the outputs.
 
-    Without its scheme a healed model is not the stock model: the probe then tells that the scheme acts, and no more.
+    A healed model without its scheme is not the stock model. Its probe only shows that the scheme acts.
 
-    Returns None for a model on the meta device.
+    Returns:
+        The differences; None for a model on the meta device.
 
     Raises:
         NotSwappedError: the model is not swapped.
@@ -348,7 +351,7 @@ def probe(model: Any) -> Probe | None:
 
 
 def _output(model: Any, tokens: Tensor) -> tuple[str, Tensor]:
-    """Return the logits of a model that has any for a plain text, otherwise the hidden states."""
+    """Return the model's logits and "logits"; if it has none for a plain text, its hidden states and their name."""
     if model.get_output_embeddings() is not None:
         logits = getattr(model(tokens), "logits", None)
         if logits is not None:

@@ -1,4 +1,4 @@
-"""One call of one swapped layer: from the arguments of its attention module to what the attention function returns."""
+"""One call of one swapped layer: stores new keys in the cache and computes attention with the scheme."""
 
 import inspect
 import sys
@@ -32,21 +32,21 @@ def in_autocast(x: Tensor) -> bool:
 
 
 def full_precision(x: Tensor, autocast: bool = True) -> AbstractContextManager[Any]:
-    """Leave autocast for a while: it would round float32 angles and biases to half precision before they are used.
+    """Turn autocast off within a `with` block: it would round float32 angles and biases to half precision.
 
     Args:
         x: a tensor on the device that computes.
-        autocast: False if it is known to be off.
+        autocast: False if autocast is known to be off.
     """
     return torch.autocast(x.device.type, enabled=False) if autocast and in_autocast(x) else NOTHING
 
 
 class LayerCall:
-    """What a layer does with its scheme in one forward: first with new keys, then with everything in attention.
+    """Applies the scheme of one layer in one forward: first to new keys, then to queries, keys and scores in attention.
 
     Args:
         module: the swapped attention module.
-        scheme: its part of the scheme.
+        scheme: the scheme's layer for the module.
         context: the forward's context.
     """
 
@@ -57,18 +57,22 @@ class LayerCall:
         self.scheme = scheme
         self.context = _own_context(module, context)
         self.stages: list[tuple[Any, Any]] = self.context.stages(scheme)
-        """What acts in the layer, each with what was prepared for it."""
+        """The scheme layers that act in the layer, each with its prepared values."""
         self.cached_length: int | None = None
-        """How many keys the cache will return; None: the keys did not go through one."""
+        """Number of keys that the cache will return; None: the keys did not pass through a cache."""
         self.first = 0
-        """Index in the text of the first of these keys; above 0 where a window has dropped those before."""
+        """Index in the text of the first of these keys; above 0 if a sliding window's cache dropped earlier keys."""
         self.has_cache = False
-        """Whether the layer was given a cache; one that shares another layer's keys stores none of its own."""
+        """Whether the layer got a cache. A layer that uses the keys of another layer gets one but stores no keys."""
         self.attended = False
-        """Whether the layer came to its attention function."""
+        """Whether the layer called its attention function."""
 
     def cache_for(self, cache: Any) -> Any:
-        """Note that the layer was given a cache; return it, or a view that changes new keys on their way in."""
+        """Record that the layer has a cache; return the cache, or a view that transforms new keys before storing them.
+
+        Args:
+            cache: the cache that the layer got.
+        """
         self.has_cache = True
         for stage, _ in self.stages:
             if stage.transforms:
@@ -76,7 +80,7 @@ class LayerCall:
         return cache
 
     def store(self, cache: Any, k: Tensor, layer_index: Any) -> Tensor:
-        """Return new keys (B, Hkv, L, d) as the cache shall hold them."""
+        """Return new keys (B, Hkv, L, D) in the form in which the cache stores them."""
         known = (self.context.sizes or {}).get(layer_index)
         self.cached_length, self.first = known or cache.get_mask_sizes(k.shape[2], layer_index)
         with full_precision(k, self.context.autocast):
@@ -87,18 +91,20 @@ class LayerCall:
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the context (B, L, H, d) of attention with the scheme, and the weights where the backend has them.
+        """Return the context (B, L, H, D) of attention with the scheme, and the weights if the backend returns them.
 
         Args:
-            q: queries (B, H, Lq, d), without the scheme.
-            k: all keys (B, Hkv, Lk, d): with the scheme if they came from the cache.
-            v: values (B, Hkv, Lk, d).
-            mask: as transformers made it for the backend.
+            q: queries (B, H, Lq, D), not yet transformed by the scheme.
+            k: all keys (B, Hkv, Lk, D); already transformed by the scheme if they come from the cache.
+            v: values (B, Hkv, Lk, D).
+            mask: the mask that transformers made for the backend.
             args: further arguments of the attention function.
-            kwargs: its keywords.
+            kwargs: keyword arguments of the attention function.
 
         Raises:
-            PositionError: the mask or the keys are of another number than is known.
+            PositionError: the number of keys differs from the expected one, or the mask has more keys.
+            UnsupportedError: the stock layer adds a bias of its own to its scores.
+            BackendError: the backend cannot compute the call.
         """
         self.attended = True
         context = self._context_of_keys(k.shape[2])
@@ -146,7 +152,7 @@ class LayerCall:
         backend: str,
         kwargs: dict[str, Any],
     ) -> tuple[Any, dict[str, Any]]:
-        """Return the mask and the keywords of an attention function that lets queries see a sliding window of keys."""
+        """Return the mask and the keyword arguments with which an attention function applies a sliding window."""
         check_windows(backend)
         if backend.startswith(FLASH):
             own = kwargs.get("sliding_window")
@@ -159,11 +165,11 @@ class LayerCall:
             return make(), kwargs
         key = ("window", window, self.first, k.shape[2], id(mask))
         if key not in context.shared:
-            context.shared[key] = (make(), mask)  # the mask stays alive, so that its id stays its own
+            context.shared[key] = (make(), mask)  # the stored mask stays alive, so that its id stays unique
         return context.shared[key][0], kwargs
 
     def _check_function(self, backend: str) -> None:
-        """Refuse a bias where the backend's function is not transformers' own; asked once for all layers of a forward.
+        """Refuse a bias if the backend's function is not that of transformers; checked once per forward.
 
         Raises:
             BackendError: see `check_own_function`.
@@ -177,7 +183,7 @@ class LayerCall:
     def _positioned(
         self, q: Tensor, k: Tensor, context: Any, scaling: float
     ) -> tuple[Tensor, Tensor, Bias | None, Mix | None]:
-        """Return queries and keys as the scheme changes them, its bias, and what its value side adds."""
+        """Return transformed queries and keys, the scheme's bias, and the function of its value side."""
         positions, stages, projected = context.positions, self.stages, (q, k)
         if context is not self.context:  # made for the keys of this layer
             stages = context.stages(self.scheme)
@@ -196,10 +202,10 @@ class LayerCall:
         return q, k, acting.bias(q, positions, ready, scaling), mix
 
     def _context_of_keys(self, key_length: int) -> Any:
-        """Return the forward's context for this layer's keys, which under a sliding window are the last of the text.
+        """Return the forward's context for this layer's keys: under a sliding window, the last keys of the text.
 
         Raises:
-            PositionError: the keys are not those that the cache announced, so their positions are unknown.
+            PositionError: the number of keys differs from that of the cache, so their positions are unknown.
         """
         context = self.context
         if self.cached_length is None and self.has_cache:
@@ -220,9 +226,10 @@ class LayerCall:
         return context.shared[key]
 
     def _announced(self, key_length: int) -> tuple[int, int]:
-        """Return how many keys the cache announced for a layer with so many, and the index in the text of the first.
+        """Return the expected number of keys of a layer with `key_length` keys, and the first key's index in the text.
 
-        The layer's own index is not known here: its keys came from the cache unchanged, or from another layer's.
+        The values are those of any layer of the cache with this number of keys. The index of this layer in the cache is
+        unknown, because its keys did not pass through `store`.
         """
         whole = self.context.positions.key_length
         if key_length == whole:
@@ -241,10 +248,10 @@ class LayerCall:
 
 
 def _own_context(module: Any, context: Any) -> Any:
-    """Return the forward's context for a layer: with what all share, or made anew where it is computed twice.
+    """Return the forward's context for a layer; a layer that is computed twice gets newly prepared values.
 
-    A reentrant checkpoint runs a layer without gradients first, and in the backward pass again, with a backward pass of
-    its own, which would go through what layers share once for each of them.
+    A reentrant checkpoint first runs a layer without gradients, then runs it again in the backward pass, with its own
+    backward pass. With shared values, each layer's backward pass would run through the same graph again.
     """
     if not context.learns or context.mode is not None or context.shared is None or torch.compiler.is_compiling():
         return context
@@ -259,7 +266,7 @@ def _own_context(module: Any, context: Any) -> Any:
 
 
 def _mixed(layer: Any, positions: Positions, prepared: Any, weights: Tensor, start: int) -> Tensor:
-    """Return what a layer's value side adds, with the arguments of a `Mix` last."""
+    """Return the summand of a layer's value side. The arguments of a `Mix` are last, for use with `partial`."""
     added: Tensor = layer.mix(weights, start, positions, prepared)
     return added
 
@@ -267,7 +274,7 @@ def _mixed(layer: Any, positions: Positions, prepared: Any, weights: Tensor, sta
 def _attend_natively(
     module: Any, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: AttentionInputs
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the stock attention function: context (B, L, H, d), and the weights where the backend has them."""
+    """Run the stock attention function: context (B, L, H, D), and the weights if the backend returns them."""
     stock = stock_function(module, backend, module.pos_family)
     if stock is None:
         context, weights = attend(inputs, None, None, backend)
@@ -278,7 +285,7 @@ def _attend_natively(
 
 
 def _other_bias(module: Any) -> UnsupportedError:
-    """Return the refusal of a stock layer that adds a bias of its own to its scores."""
+    """Return the error for a stock layer that adds a bias of its own to its scores."""
     return UnsupportedError(
         f"{type(module).stock_class.__name__} adds a bias of its own to its scores, which hf_posswap does not know "
         "how to take out."
@@ -286,7 +293,7 @@ def _other_bias(module: Any) -> UnsupportedError:
 
 
 def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return q, k and v in autocast's dtype where it is on: float32 angles leave q and k wider than v."""
+    """Return q, k and v in autocast's dtype if it is on, because float32 angles make q and k, but not v, float32."""
     if q.dtype == k.dtype == v.dtype or not in_autocast(q):
         return q, k, v
     dtype = torch.get_autocast_dtype(q.device.type)
@@ -294,9 +301,9 @@ def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def stock_function(module: Any, backend: str, family: Architecture) -> Any:
-    """Return the attention function that the stock module would run under a backend; None if it is not known.
+    """Return the attention function that the stock module runs with a backend; None if it is unknown.
 
-    A family may register functions of its own with an `AttentionInterface` in its file.
+    A family may register functions of its own with an `AttentionInterface` in its module.
     """
     if backend == "eager":
         return family.eager_function(module)
@@ -305,14 +312,16 @@ def stock_function(module: Any, backend: str, family: Architecture) -> Any:
 
 
 def check_own_function(module: Any, backend: str) -> None:
-    """Refuse a bias where the function of a backend is nobody's we know: we would compute something else.
+    """Refuse a bias if the function of a backend is neither of transformers nor of hf_posswap.
+
+    Attention with a bias runs our function. The results of an unknown function may differ from it.
 
     Args:
         module: an attention module.
         backend: the attention backend that the user chose.
 
     Raises:
-        BackendError: somebody registered, or put in, another function under the backend's name.
+        BackendError: another function is registered under the backend's name, or replaces the stock function.
     """
     if torch.compiler.is_compiling() or backend not in BACKENDS:
         return

@@ -1,8 +1,9 @@
-"""The modules of a swapped model: mixins that become the class of stock modules.
+"""The modules of a swapped model: mixins that are combined with the classes of stock modules.
 
-No stock forward is written anew. The base model's forward works out positions once and calls the stock one. Each
-self-attention module's forward changes its arguments only: the cache becomes a view that changes new keys on their way
-in, rotary angles become neutral or the scheme's own, and the layer's call travels on to the attention function.
+The mixins do not reimplement a stock forward. The forward of the base model computes positions once and calls the stock
+forward. The forward of each self-attention module only changes the arguments: it replaces the cache with a view that
+transforms new keys before they are stored, it replaces rotary angles with neutral ones or with those of the scheme, and
+it passes a `LayerCall` to the attention function.
 """
 
 from contextlib import AbstractContextManager
@@ -31,12 +32,13 @@ from hf_posswap.swapped.replaced import ProvedForwards, check_entered, forward_n
 
 
 class Ramp(NamedTuple):
-    """How far a model has come from its old mechanism to the scheme, see `hf_posswap.ramp`.
+    """The state of a ramp from the stock mechanism to the scheme, see `hf_posswap.ramp`.
 
     Attributes:
-        share: strength of the scheme, 0…1, 0-dim float32 on the CPU: a tensor, so that a compiled model takes any.
-        native: what turned q and k in the stock layers, as a scheme; None if nothing did, or if it stays.
-        layer: the layer of `native`, if keys are cached unturned under it; it has no parameters.
+        share: strength of the scheme, 0…1, 0-dim float32 on the CPU. It is a tensor, so that a compiled model accepts
+            any value without being compiled again.
+        native: the scheme that rotates q and k in the stock layers; None if there is none, or if it stays in place.
+        layer: the layer of `native` if `native` caches keys unrotated, otherwise None; it has no parameters.
     """
 
     share: Tensor
@@ -45,12 +47,13 @@ class Ramp(NamedTuple):
 
 
 class LayerRamp(NamedTuple):
-    """What a ramp hands to every layer, so that a layer that is computed again in the backward pass has the same share.
+    """The values of a ramp in one forward. A layer that is computed again in the backward pass gets the same values.
 
     Attributes:
         share: strength of the scheme.
-        native: the old turns at strength 1 − share, as the old scheme prepared them; None if there are none.
-        layer: turns q and k in the place of the model's own rotation, where keys are cached unturned; else None.
+        native: the rotation of the stock scheme at strength 1 − share, as `Scheme.prepare_at` returns it; None if
+            there is none.
+        layer: the layer that replaces the model's own rotation of q and k if keys are cached unrotated; otherwise None.
     """
 
     share: Tensor
@@ -59,23 +62,25 @@ class LayerRamp(NamedTuple):
 
 
 class ForwardContext(NamedTuple):
-    """What the base model hands to every layer.
+    """The values of one forward that the base model passes to every layer.
 
     Attributes:
-        positions: of this forward.
-        prepared: what the scheme made of them.
-        ramp: None if no ramp is on.
-        shared: what attention works out once for all layers, see `AttentionInputs.once`.
-        scheme: prepares what a layer with keys of its own, under a sliding window, needs.
-        mode: None: the scheme acts. "bare": layers leave the old mechanism out and put nothing in. "idle": they change
+        positions: positions of this forward.
+        prepared: the result of `Scheme.prepare` for these positions.
+        ramp: values of the ramp; None if no ramp is on.
+        shared: values that attention computes once for all layers, see `AttentionInputs.once`.
+        scheme: the scheme. A layer under a sliding window, whose keys differ from other layers', calls its `prepare`.
+        mode: None: the scheme acts. "bare": layers omit the stock mechanism and the scheme. "idle": layers change
             nothing. The proof of a swap runs both.
-        record: takes the call, q and k of each layer, the scaling, and q and k before the scheme; None: nothing does.
-        sizes: for each layer of the cache, how many keys it will return and the index in the text of the first.
+        record: function that is called in each layer with the call, (q, k), the scaling, and (q, k) before the scheme;
+            None: no recording.
+        sizes: for each layer of the cache, the number of keys that it will return and the index in the text of the
+            first key.
         backend: the attention backend that the config names.
-        learns: whether `prepared` has a gradient, which goes through what all layers share.
-        entered: takes the attention modules that were entered; None: nobody asks.
-        autocast: False if autocast is known to be off, so that no layer has to ask.
-        part: which of the scheme's parts `scheme` and `prepared` are, see `Scheme.parts`.
+        learns: whether `prepared` needs a gradient, which flows through values that all layers share.
+        entered: set to which each attention module adds itself; None: modules are not counted.
+        autocast: False if autocast is known to be off, so that layers do not test for it.
+        part: number of the part that `scheme` and `prepared` belong to, see `Scheme.parts`.
     """
 
     positions: Positions
@@ -93,14 +98,14 @@ class ForwardContext(NamedTuple):
     part: int = 0
 
     def prepared_for(self, positions: Positions) -> Any:
-        """Return what the scheme makes of positions; in a ramp, at its share."""
+        """Return the result of `Scheme.prepare` for positions; in a ramp, that of `Scheme.prepare_at`."""
         assert self.scheme is not None
         return (
             self.scheme.prepare(positions) if self.ramp is None else self.scheme.prepare_at(positions, self.ramp.share)
         )
 
     def of_part(self, number: int) -> "ForwardContext":
-        """Return the context for layers in which one of the scheme's parts acts."""
+        """Return the context for the layers of one of the scheme's parts."""
         whole = self.scheme
         if whole is None or (part := whole.part(number)) is whole:
             return self
@@ -109,12 +114,12 @@ class ForwardContext(NamedTuple):
 
     @property
     def acts_everywhere(self) -> bool:
-        """Whether layers whose scheme leaves attention alone come through it all the same."""
+        """Whether layers run our attention function even if their scheme does not change attention."""
         return self.record is not None or (self.ramp is not None and self.ramp.layer is not None)
 
     @property
     def bare(self) -> bool:
-        """Whether layers leave the old mechanism out and put nothing in."""
+        """Whether layers omit the stock mechanism and the scheme."""
         return self.mode == "bare"
 
     @property
@@ -123,7 +128,10 @@ class ForwardContext(NamedTuple):
         return self.mode == "idle"
 
     def stages(self, layer: SchemeLayer) -> list[tuple[SchemeLayer | PartialLayer, Any]]:
-        """Return what acts in a layer with what was prepared for it: the scheme, in a ramp at its share, or nothing."""
+        """Return the scheme layers that act in a layer, each with its prepared values; in a ramp, at their shares.
+
+        The list is empty if `mode` is not None.
+        """
         if self.mode is not None:
             return []
         if self.ramp is None:
@@ -133,38 +141,41 @@ class ForwardContext(NamedTuple):
 
 
 def weights_in_memory(scheme: nn.Module) -> AbstractContextManager[Any]:
-    """Have a scheme's weights in memory for a while, if accelerate keeps them elsewhere."""
+    """Load a scheme's weights into memory within a `with` block, if accelerate has offloaded them."""
     if torch.compiler.is_compiling() or not (scheme._parameters or scheme._modules) or not is_offloaded(scheme):
         return NOTHING
     return in_memory(scheme)
 
 
 def handing_on(value: Any) -> AbstractContextManager[Any]:
-    """Let modules find their context without a keyword; graphs that are traced hand keywords on."""
+    """Make the context available to modules that get no keywords, within a `with` block.
+
+    While a graph is traced this does nothing; modules then get the context as a keyword.
+    """
     return NOTHING if torch.compiler.is_compiling() else current(value)
 
 
 PLAIN = frozenset({type(None), bool, int, float, str, dict})
-"""Types of arguments that are neither a cache nor angles; of tensors, complex ones are angles."""
+"""Types of arguments that are neither a cache nor rotary angles. A tensor holds angles only if it is complex."""
 
 
 class SwappedAttention(nn.Module):
-    """Mixin for a self-attention module: adds to the arguments of the stock forward and calls it."""
+    """Mixin for a self-attention module: changes the arguments of the stock forward and calls it."""
 
     stock_class: ClassVar[type[nn.Module]]
     pos_scheme: SchemeLayer
     pos_part: int = 0
-    """Which of the parts of the base model's scheme acts in this layer, see `Scheme.parts`."""
+    """Number of the part of the base model's scheme that acts in this layer, see `Scheme.parts`."""
     pos_family: Architecture
     pos_turn: Turn | None = None
-    """What becomes of the rotary angles among the arguments; None: they stay."""
+    """Replaces rotary angles in the arguments; None: angles stay unchanged."""
 
     def pos_backend(self, context: ForwardContext, arguments: dict[str, Any]) -> str:
         """Return the attention backend that the user chose."""
         return context.backend
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Take and return what the stock module does."""
+        """Run the stock module; arguments and outputs are those of the stock module."""
         context = handed_on(kwargs)
         if not isinstance(context, ForwardContext):
             raise UnsupportedError(
@@ -183,7 +194,7 @@ class SwappedAttention(nn.Module):
         kwargs[CONTEXT] = call
         if torch.compiler.is_compiling():
             return super().forward(*given, **kwargs)
-        vars(self)[CALL] = call  # for families whose modules hand no keywords on to their attention function
+        vars(self)[CALL] = call  # for families whose modules pass no keywords to their attention function
         try:
             with weights_in_memory(scheme):
                 outputs = super().forward(*given, **kwargs)
@@ -198,7 +209,7 @@ class SwappedAttention(nn.Module):
         return outputs
 
     def _given(self, value: Any, call: LayerCall | None, context: ForwardContext) -> Any:
-        """Return what the stock forward is given for an argument: other angles, or a view of the cache."""
+        """Return the value that replaces an argument of the stock forward: other angles, or a view of the cache."""
         if type(value) in PLAIN or (type(value) is Tensor and not value.is_complex()):
             return value
         if isinstance(value, Cache):
@@ -207,7 +218,7 @@ class SwappedAttention(nn.Module):
 
 
 class SwappedBaseModel(nn.Module):
-    """Mixin for the module that reads tokens: works out positions once per forward and calls the stock forward."""
+    """Mixin for the module that reads tokens: computes positions once per forward and calls the stock forward."""
 
     architecture: ClassVar[Architecture]
     stock_arguments: ClassVar[tuple[str, ...]]
@@ -218,13 +229,13 @@ class SwappedBaseModel(nn.Module):
     pos_record: Any = None
     """See `ForwardContext.record`."""
     pos_layers: tuple[nn.Module, ...] = ()
-    """The attention modules that the swap concerns."""
+    """The attention modules that the swap changed."""
     pos_forwards: ProvedForwards
     pos_rewritten: bool = False
     """Whether calibration rewrote weights of queries and keys since the model was loaded."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Take and return what the stock base model does."""
+        """Run the stock base model; arguments and outputs are those of the stock base model."""
         arguments = dict(zip(self.stock_arguments, args, strict=False)) | kwargs
         leading = _flatten_choices(arguments)
         with weights_in_memory(self.pos_scheme):
@@ -256,7 +267,11 @@ def _with_hidden(outputs: Any, hidden: Tensor) -> Any:
 
 
 def _flatten_choices(arguments: dict[str, Any]) -> torch.Size | None:
-    """Fold the dimensions before the last of (batch, choices, length) inputs into one; return them, or None."""
+    """Flatten inputs (batch, choices, length) to (batch·choices, length), in place.
+
+    Returns:
+        The sizes of all dimensions before the last one; None if inputs have two dimensions.
+    """
     tokens = arguments.get("input_ids")
     if tokens is None or tokens.dim() < 3:
         return None
@@ -268,24 +283,24 @@ def _flatten_choices(arguments: dict[str, Any]) -> torch.Size | None:
 
 
 def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
-    """Add positions, the forward context and the embedded scheme to the arguments of the stock base model's forward.
+    """Add positions, the forward context and the scheme's embeddings to the stock base model's arguments, in place.
 
     Raises:
-        PositionError: positions of another kind or shape than the tokens', one past the scheme's longest, or a mask
-            that does not fit.
-        UnsupportedError: attention is to be causal and was bidirectional at the swap, or the other way round.
-        BackendError: an attention function for a paged cache, and there is none.
+        PositionError: the positions do not have the type or the shape of the tokens, a position is beyond the scheme's
+            longest, or the mask does not fit.
+        UnsupportedError: attention is called as causal but was bidirectional at the swap, or the reverse.
+        BackendError: the attention function needs a paged cache, but there is none.
     """
     scheme: Scheme = model.pos_scheme
     tokens, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
     given = tokens if tokens is not None else embeds
     if given is None:
-        return  # the stock forward says what is missing
+        return  # the stock forward raises the error
     causal = scheme.facts.causal
     backend = str(model.config._attn_implementation)
     check_paged_function(backend, arguments)
     said = arguments.get(KEYWORD)
-    # Continuous batching says is_causal=False beside a mask of its own that is causal.
+    # Continuous batching passes is_causal=False together with its own causal mask.
     check_direction(model, None if said is None or has_paged_cache(arguments) else said)
     batch, length = given.shape[:2]
     check_given(arguments, batch, length)
@@ -296,7 +311,7 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     sizes = sizes_of_keys(cache, length)
     check_whole(cache, sizes, length)
     known = arguments
-    if given.is_meta:  # neither has values there: only shapes count, and a plain text has the same ones
+    if given.is_meta:  # a mask or positions have no values on the meta device, and shapes do not depend on them
         known = {name: value for name, value in arguments.items() if name not in ("attention_mask", "position_ids")}
     positions = positions_of(known, cache, length, given.device, causal, sizes)
     mask = known.get("attention_mask")
@@ -321,7 +336,13 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
 
 
 def _embed(model: Any, arguments: dict[str, Any], added: Tensor | None) -> None:
-    """Let what the scheme embeds (B|1, L, D), or nothing, enter at the old table or at the embeddings."""
+    """Add the scheme's embeddings (B|1, L, hidden size) at the retired position table or at the token embeddings.
+
+    Args:
+        model: the base model.
+        arguments: arguments of its stock forward; changed in place.
+        added: the scheme's embeddings; None: the scheme adds nothing.
+    """
     table = model.architecture.position_table(model)
     if isinstance(table, RetiredTable):
         table.add(added)
@@ -333,20 +354,20 @@ def _embed(model: Any, arguments: dict[str, Any], added: Tensor | None) -> None:
 
 
 def _takes_positions(model: Any) -> bool:
-    """Return whether positions that count from 0 can be handed to the stock forward: no table starts elsewhere."""
+    """Return whether the stock forward accepts positions from 0: its position table, if any, has no offset."""
     table = model.architecture.position_table(model)
     return not isinstance(table, nn.Embedding) or model.architecture.first_row(model) == 0
 
 
 def _complete_token_types(model: Any, arguments: dict[str, Any], batch: int, length: int, device: Any) -> None:
-    """Give token types of zero where the stock model would gather them from a buffer that ends at the old limit."""
+    """Add token types of zero if the stock model would read them from a buffer that ends at its longest position."""
     name = "token_type_ids"
     if name in model.stock_arguments and arguments.get(name) is None and model.architecture.gathers_token_types(model):
         arguments[name] = torch.zeros(batch, length, dtype=torch.long, device=device)
 
 
 def _prepared(model: Any, positions: Positions) -> tuple[Tensor | None, ForwardContext]:
-    """Return what the scheme adds to the embeddings, and the forward context; in a ramp, at its share."""
+    """Return the scheme's embeddings, or None, and the forward context; in a ramp, both at the ramp's share."""
     scheme: Scheme = model.pos_scheme
     if model.pos_mode is not None:
         return None, ForwardContext(positions, None, None, {}, scheme, model.pos_mode, model.pos_record)
@@ -361,7 +382,7 @@ def _prepared(model: Any, positions: Positions) -> tuple[Tensor | None, ForwardC
 
 
 def longest_position_of(base: Any) -> int | None:
-    """Return how many positions a swapped base model can represent, or None if there is no limit."""
+    """Return the number of positions that a swapped base model can represent, or None if there is no limit."""
     limits = [base.pos_scheme.longest_position()]
     table = base.architecture.position_table(base)
     if isinstance(table, nn.Embedding):
@@ -373,5 +394,5 @@ def longest_position_of(base: Any) -> int | None:
 
 
 def _reads_retired(base: Any) -> bool:
-    """Return whether a ramp lets the base model still read the position table that was swapped out."""
+    """Return whether a ramp is on in which the base model still reads its retired position table."""
     return base.pos_ramp is not None and isinstance(base.architecture.position_table(base), RetiredTable)

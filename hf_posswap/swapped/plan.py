@@ -1,4 +1,4 @@
-"""Putting a scheme into the modules of a model, and taking it out again: all or nothing."""
+"""Puts a scheme into the modules of a model and removes it again; after an error the model is unchanged."""
 
 import copy
 import dataclasses
@@ -27,10 +27,10 @@ from hf_posswap.swapped.starting import mark_started
 from hf_posswap.swapped.written import WrittenAttention
 
 SMALL_SCHEME = 2**28
-"""Parameters that a scheme may have however small its model is: 1 GiB in float32."""
+"""Number of parameters that a scheme may have in a model of any size: 1 GiB in float32."""
 
 OWN = (Scheme, SchemeLayer, RetiredTable)
-"""What a swap puts into a model."""
+"""Types of the modules that a swap adds to a model."""
 
 ToSwapped = Callable[..., type]
 """Maps a stock class and a mixin to the swapped class."""
@@ -38,15 +38,15 @@ ToSwapped = Callable[..., type]
 
 @dataclasses.dataclass(frozen=True)
 class LayerPlan:
-    """What a swap does to one attention module.
+    """The changes of a swap to one attention module.
 
     Attributes:
         module: the module.
         new_class: its new class.
-        layer: what the scheme does there.
-        part: which of the scheme's parts it is of, see `Scheme.parts`.
-        turn: what becomes of rotary angles on their way in, or None.
-        views: whether the module's attention function becomes ours.
+        layer: the scheme's layer for the module.
+        part: number of the scheme's part that `layer` belongs to, see `Scheme.parts`.
+        turn: replaces the rotary angles in the arguments; None: angles stay unchanged.
+        views: whether the module runs our attention function instead of the stock one.
     """
 
     module: nn.Module
@@ -59,15 +59,15 @@ class LayerPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything a swap will change, made before anything is changed.
+    """All changes of a swap. The plan is complete before the model is changed.
 
     Attributes:
         config: the resolved config.
         scheme: the module for the core.
         core: the module that reads the tokens.
         core_class: its new class.
-        layers: what happens to each layer concerned.
-        retired: name of the position table, and what replaces it; None if a table stays or there is none.
+        layers: the changes to each attention module.
+        retired: name of the position table and the module that replaces it; None if the model has no table or keeps it.
     """
 
     config: SchemeConfig
@@ -79,7 +79,7 @@ class Plan:
 
 
 def core_of(model: Any) -> Any:
-    """Return the module of a model that reads the tokens, where positions enter: in most families its base model."""
+    """Return the module of a model that reads the tokens and computes positions: in most families the base model."""
     for module in model.modules():
         if isinstance(module, SwappedBaseModel):
             return module
@@ -89,16 +89,17 @@ def core_of(model: Any) -> Any:
 
 
 def plan_swap(model: Any, architecture: Architecture, config: SchemeConfig, to_swapped: ToSwapped) -> Plan:
-    """Make the modules and classes of a swap without touching the model, stock or swapped.
+    """Make the modules and classes of a swap; the model does not change.
 
     Args:
-        model: the model, with or without a head.
+        model: the model, stock or swapped, with or without a head.
         architecture: its architecture.
-        config: the scheme's options, open ones included.
+        config: the scheme's options, not yet resolved.
         to_swapped: see `ToSwapped`.
 
     Raises:
-        UnsupportedError, SchemeConfigError: the model cannot take the scheme, or not with these options.
+        UnsupportedError: the model cannot use the scheme.
+        SchemeConfigError: the model cannot use the scheme with these options.
     """
     core = core_of(model)
     embeddings = core.get_input_embeddings()
@@ -109,7 +110,7 @@ def plan_swap(model: Any, architecture: Architecture, config: SchemeConfig, to_s
         _check_size(core, resolved, facts)
         scheme = resolved.scheme_type()(resolved, facts)
         retired = _plan_table(core, architecture, resolved, scheme, facts)
-    dtype = core.dtype  # transformers looks for it through all weights
+    dtype = core.dtype  # read once, because transformers searches all weights for it
     _match(scheme, dtype=dtype, device=device_of(embeddings))
     layers = []
     mixin = WrittenAttention if architecture.writes_attention else SwappedAttention
@@ -130,7 +131,7 @@ def plan_swap(model: Any, architecture: Architecture, config: SchemeConfig, to_s
 def _plan_table(
     core: Any, architecture: Architecture, config: SchemeConfig, scheme: Scheme, facts: ModelFacts
 ) -> tuple[str, RetiredTable] | None:
-    """Return the name of the position table and what takes its place, if it goes."""
+    """Return the name of the position table and the module that replaces it; None if no table is removed."""
     if facts.native_table is None or config.keep_native:
         return None
     path, first_row = architecture.table_path(core), architecture.first_row(core)
@@ -148,14 +149,18 @@ def _plan_table(
 
 
 def _rest_learns(core: Any, table: nn.Module) -> bool:
-    """Return whether any weight of a core learns that is neither of its position table nor of a scheme."""
+    """Return whether any weight of a core requires a gradient, except those of its position table and of schemes."""
     own = [table, *(module for module in core.modules() if isinstance(module, OWN))]
     skipped = {weight for module in own for weight in module.parameters()}
     return any(weight.requires_grad for weight in core.parameters() if weight not in skipped)
 
 
 def _check_size(base: Any, config: SchemeConfig, facts: ModelFacts) -> None:
-    """Refuse a scheme far larger than the model before anything is allocated: its numbers may come from a file."""
+    """Refuse a scheme that is larger than the model, before memory is allocated. The options may come from a file.
+
+    Raises:
+        SchemeConfigError: the scheme would have more parameters than the model and more than `SMALL_SCHEME`.
+    """
     table = facts.native_table
     if table is not None:
         facts = dataclasses.replace(facts, native_table=table.to("meta"))
@@ -167,10 +172,10 @@ def _check_size(base: Any, config: SchemeConfig, facts: ModelFacts) -> None:
                 layers = len(part.config.layers or range(facts.num_layers)) if part.acts_in_layers else 0
                 parts.append((part.make_layer(0), layers))
         size = sum(weight.numel() * times for module, times in parts for weight in module.parameters())
-    except RuntimeError as error:  # torch's, for sizes that overflow its integers
+    except RuntimeError as error:  # torch raises it for sizes that overflow its integers
         raise SchemeConfigError(f"scheme {config.name!r} would be too large to exist with these options.") from error
     if size <= SMALL_SCHEME:
-        return  # without a look at every weight of the model
+        return  # without iterating over all weights of the model
     allowed = max(SMALL_SCHEME, sum(weight.numel() for weight in base.parameters()))
     if size > allowed:
         options = {key: value for key, value in config.to_dict().items() if key != "name" and value is not None}
@@ -181,7 +186,7 @@ def _check_size(base: Any, config: SchemeConfig, facts: ModelFacts) -> None:
 
 
 def scheme_keys(model: nn.Module) -> dict[str, torch.Size]:
-    """Return the names, in a swapped model's state dict, of what its swap put in, and their shapes."""
+    """Return the entries of a swapped model's state dict that its swap added: their names and shapes."""
     parts = [(name, module) for name, module in model.named_modules() if isinstance(module, OWN)]
     return {
         ".".join(filter(None, (name, key))): value.shape
@@ -193,14 +198,18 @@ def scheme_keys(model: nn.Module) -> dict[str, torch.Size]:
 def _plan_layers(
     core: Any, architecture: Architecture, scheme: Scheme, facts: ModelFacts, whole: SchemeConfig
 ) -> list[tuple[nn.Module, SchemeLayer, Turn | None]]:
-    """Return the attention modules concerned, what the scheme does in each, and what becomes of its rotary angles.
+    """Return the attention modules that a scheme changes, each with the scheme's layer and the change to its angles.
 
     Args:
         core: the module that reads the tokens.
         architecture: its architecture.
-        scheme: a scheme, or one of those that act in the model.
+        scheme: the scheme, or one of the parts of a composition.
         facts: the model's properties.
-        whole: the config of all schemes that act in the model.
+        whole: the config of the whole scheme, with all its parts.
+
+    Raises:
+        UnsupportedError: the model cannot use the scheme with these options.
+        SchemeConfigError: the scheme's layers have no attention of their own.
     """
     config = scheme.config
     rotary = architecture.rotary(core)
@@ -213,7 +222,7 @@ def _plan_layers(
             "whole only. Leave out keep_native, and name all layers or none."
         )
     if not scheme.acts_in_layers:
-        # The scheme enters at the embeddings; what it replaces sits in the layers and has to be left out there.
+        # The scheme enters at the embeddings. If the stock mechanism is in the layers, it must be removed there.
         leaves_out = (facts.native_table is None or architecture.writes_attention) and not config.keep_native
         return [(module, SchemeLayer(), neutral) for _, module in modules] if leaves_out else []
     chosen = [(index, module) for index, module in modules if config.layers is None or index in config.layers]
@@ -233,7 +242,7 @@ def _plan_layers(
         return [(module, scheme.make_layer(index), neutral) for index, module in chosen]
     own = None if scheme.is_native() else Turn(layout, own=True)
     if rotary is not None and rotary.wide_only:
-        # Layers with a sliding window have angles of their own, made for distances that never leave the window.
+        # Layers with a sliding window have angles of their own, for distances inside the window; these angles stay.
         kinds = core.config.layer_types
         kept = Turn(layout, keeps=True)
         return [(module, SchemeLayer(), own if kinds[index] == WIDE_LAYERS else kept) for index, module in chosen]
@@ -241,7 +250,7 @@ def _plan_layers(
 
 
 def _match(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
-    """Give new parameters the model's dtype and device; a model on the meta device keeps them there."""
+    """Convert new parameters to the model's dtype and device; on the meta device they have no values."""
     if device.type == "meta":
         module.to_empty(device=device)
     else:
@@ -250,9 +259,13 @@ def _match(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def _check_forward(module: nn.Module) -> None:
-    """Refuse a module whose forward was replaced on the instance: changing its class would silently do nothing.
+    """Refuse a module whose forward was replaced on the instance, because a change of its class would have no effect.
 
-    Accelerate's hooks do replace it, but say what they call, and `_retype` redirects that.
+    Accelerate's hooks also replace it on the instance. They store the forward that they call, and `_retype` replaces
+    the stored forward.
+
+    Raises:
+        UnsupportedError: another tool replaced the forward.
     """
     if is_replaced(module):
         raise UnsupportedError(
@@ -264,12 +277,12 @@ def _check_forward(module: nn.Module) -> None:
 def _retype(module: nn.Module, new_class: type) -> None:
     module.__class__ = new_class
     if "_old_forward" in vars(module):
-        # accelerate's name for the forward that its hook calls; mypy knows no attributes of a class made at run time.
+        # accelerate's hook calls `_old_forward`; mypy does not know the attributes of a class made at run time.
         module._old_forward = new_class.forward.__get__(module)  # type: ignore[attr-defined]
 
 
 def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
-    """Carry out a plan: plain assignments that cannot fail half-way."""
+    """Apply a plan to the model: only assignments, which cannot fail half-way."""
     core = plan.core
     if hasattr(core, "pos_scheme"):
         remove_scheme(core, architecture)
@@ -296,7 +309,10 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
 
 
 def give_own_config(model: Any) -> None:
-    """Give a model a deep copy of its config, on every module that shares it: a swap changes no other model's."""
+    """Replace a model's config with a deep copy, on every module that shares it.
+
+    Several models may share one config object, and a swap must change the config of one model only.
+    """
     shared = model.config
     own = copy.deepcopy(shared)
     for module in model.modules():
@@ -307,9 +323,9 @@ def give_own_config(model: Any) -> None:
 
 @contextmanager
 def undone_on_error(model: Any) -> Iterator[None]:
-    """Give a model back all that a failed `with` block changed: classes, modules, attributes and the config's entries.
+    """Restore the classes, modules, attributes and config of a model if a `with` block raises an error.
 
-    Weights themselves are not copied: nothing in a swap writes to them.
+    Weights are not copied, because a swap does not write to them.
     """
     owners = [*model.modules(), model.config]
     kept = [(owner, type(owner), _contents(vars(owner))) for owner in owners]
@@ -328,7 +344,7 @@ def _contents(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def remove_scheme(core: Any, architecture: Architecture) -> None:
-    """Give a swapped core its stock modules and classes back."""
+    """Restore the stock modules and classes of a swapped core."""
     for module in core.modules():
         if module is not core and "stock_class" in vars(type(module)) and "pos_mixin" in vars(type(module)):
             show_config(module)
@@ -350,7 +366,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
 
 @contextmanager
 def natively(core: Any, architecture: Architecture) -> Iterator[None]:
-    """Let a swapped core run its stock mechanism within a `with` block; scheme modules stay where they are."""
+    """Run a swapped core with its stock mechanism within a `with` block; scheme modules stay in place."""
     swapped = [(module, type(module)) for module in core.modules() if "pos_mixin" in vars(type(module))]
     viewed = [module for module, _ in swapped if own_config(module) is not None and _has_view(module)]
     path = architecture.table_path(core)
