@@ -138,11 +138,11 @@ def _given(run: Callable[[AttentionInputs, RelativeBias], Tensor]) -> Callable[[
 
 
 def _cut(context: Tensor, call: Call) -> Tensor:
-    """Return a context without the extra channels."""
+    """Return a context without the extra channels, which add the bias."""
     return context[..., : call.inputs.v.shape[-1]]
 
 
-# Biases folded into extra channels of q and k, for kernels that do not support a bias.
+# Paths that fold the bias into extra channels of q and k, for kernels that do not support a bias.
 
 
 def _can_fold_linear(call: Call) -> bool:
@@ -175,7 +175,8 @@ def _folded_sdpa(call: Call) -> Output:
     return _cut(plain_attention(folded(call)), call), None
 
 
-# Near keys as a band and all other keys in a separate kernel call, with the value vectors if there are any.
+# The path that computes near keys as a band, and all other keys in a separate kernel call. It adds value vectors if the
+# bias has them.
 
 
 def _can_band(call: Call) -> bool:
@@ -195,7 +196,7 @@ def _band(call: Call) -> Output:
     return banded_attention(call.inputs, call.bias, segments), None
 
 
-# One value per head and distance, as a strided view of a vector.
+# Paths for a bias with one value per head and distance: the bias is a strided view of a vector.
 
 
 def _view(call: Call) -> Output:
@@ -303,7 +304,7 @@ SDPA = (
         "sdpa, the bias as a strided view of one vector per head and mask segment, which learns",
     ),
     Path(_can_stride_content, _content, "sdpa, a block of queries' products with all distances as a strided view"),
-    # Paths for cases in which kernels cannot be called directly.
+    # Paths for calls in which the CPU kernels cannot be called directly.
     Path(
         lambda call: call.by_distance and call.inputs.mask is None and not call.learns_bias,
         _given(relative_attention),

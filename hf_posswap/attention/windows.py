@@ -1,4 +1,4 @@
-"""Sliding windows: the mask of an attention call, narrowed to the keys near each query, in the backend's own form."""
+"""Sliding windows: restricts the mask of an attention call to keys near each query, in the form of the backend."""
 
 from typing import Any, NamedTuple
 
@@ -11,12 +11,12 @@ from hf_posswap.errors import BackendError
 
 
 class SlidingWindow(NamedTuple):
-    """The keys that a query may see: j with |i − j| < size, where i and j are indices in the text.
+    """A sliding window: a query i sees the keys j with |i − j| < size, where i and j are indices in the text.
 
     Attributes:
-        size: W; a query sees itself and W − 1 tokens before it and, in an encoder, W − 1 tokens after it.
-        offset: index of the first query among the keys; a 0-dim tensor under a static cache.
-        causal: whether keys after the query are hidden where no mask hides them.
+        size: size W; a query sees itself and W − 1 tokens before it and, in an encoder, W − 1 tokens after it.
+        offset: index of the first query among the keys; with a static cache a 0-dim tensor.
+        causal: whether keys after the query are hidden if there is no mask.
     """
 
     size: int
@@ -24,16 +24,16 @@ class SlidingWindow(NamedTuple):
     causal: bool
 
     def shows(self, query: Any, key: Any) -> Any:
-        """Return whether a query sees a key, for indices that count from the first query and the first key."""
+        """Return whether a query sees a key; indices start at the call's first query and first key."""
         distance = query + self.offset - key
         return (distance < self.size) & (distance > -self.size)
 
 
 def check_windows(backend: str) -> None:
-    """Refuse a sliding window where nobody knows in which form a backend takes it.
+    """Refuse a sliding window for an unknown backend, because the form of its masks is unknown.
 
     Raises:
-        BackendError: the backend is none of those that hf_posswap knows.
+        BackendError: hf_posswap does not know the backend.
     """
     if backend not in BACKENDS and not backend.startswith(FLASH):
         raise BackendError(
@@ -43,12 +43,13 @@ def check_windows(backend: str) -> None:
 
 
 def windowed(mask: Any, window: SlidingWindow, q: Tensor, key_length: int, backend: str) -> Any:
-    """Return a mask that shows what `mask` shows within a window; the mask itself if all keys fit into the window.
+    """Return a mask that also hides keys outside a window; the given mask if all keys fit into the window.
 
     Args:
-        mask: as transformers made it for the backend: None, boolean or additive (B|1, 1|H, Lq|1, Lk), or a BlockMask.
+        mask: the mask that transformers made for the backend: None, boolean or additive (B|1, 1|H, Lq|1, Lk), or a
+            BlockMask.
         window: the window.
-        q: queries (B, H, Lq, d).
+        q: queries (B, H, Lq, D).
         key_length: number of keys Lk.
         backend: "eager", "sdpa" or "flex_attention".
     """

@@ -183,7 +183,7 @@ class Rope(Scheme):
         return self.config.anywhere() == native
 
     def _left_alone(self) -> bool:
-        """Return whether the model keeps its own rotation: the options equal it, and the scheme may not rotate q."""
+        """Return whether the model keeps its own rotation: the options equal it, and `turns_whole_heads` is False."""
         return not self.facts.turns_whole_heads and self._says_native()
 
     def frequencies(self, lengths: Tensor) -> Tensor:
