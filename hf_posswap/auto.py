@@ -1,4 +1,4 @@
-"""Drop-in Auto classes that take `pos_scheme=`, and `install()`, which adds it to transformers' own."""
+"""Drop-in Auto classes that accept `pos_scheme=`, and `install()`, which adds the argument to transformers' classes."""
 
 from collections.abc import Callable
 from functools import cache, wraps
@@ -25,32 +25,35 @@ from hf_posswap.swapped.questions import train_length
 from hf_posswap.swapping import swap
 
 NATIVE = "native"
-"""Value of `pos_scheme` that asks for the relative tables of a checkpoint."""
+"""Value of `pos_scheme` that loads the relative tables of a checkpoint."""
 CALIBRATION_LENGTH = 512
-"""Tokens of a window of calibration on plain texts; the train length if that is shorter."""
+"""Number of tokens of a window when calibrating on strings; the train length if that is shorter."""
 
 
 def load_and_swap(
     load: Callable[..., Any], *args: Any, pos_scheme: Any = None, calibration: Any = None, **kwargs: Any
 ) -> Any:
-    """Load a model by `load` and swap its positional mechanism; without `pos_scheme` only load.
+    """Load a model with `load` and swap its positional mechanism; without `pos_scheme`, only load the model.
 
     Args:
         load: a `from_pretrained` or `from_config`; receives all other arguments, so that dtype, device_map,
             quantisation, gguf_file, revision and the others work as in transformers.
         args: positional arguments for `load`.
-        pos_scheme: see `hf_posswap.swap`; checked before anything is loaded. "native": the relative tables of a
-            checkpoint that transformers no longer reads, as scheme `shaw`.
-        calibration: texts to calibrate the scheme on (see `hf_posswap.calibrate`): a list of strings, each a separate
-            document of any length, read with the tokenizer of the same name, or batches of token ids (B, L), such as
-            a DataLoader's. None: do not calibrate.
+        pos_scheme: see `hf_posswap.swap`; checked before the model is loaded. "native": the relative tables of the
+            checkpoint, which transformers no longer loads, as scheme `shaw`. None: no swap.
+        calibration: texts to calibrate the scheme on (see `hf_posswap.calibrate`). Either a list of strings, each a
+            separate document of any length, tokenised with the model's tokenizer; or batches of token ids (B, L), such
+            as those of a DataLoader. None: no calibration.
         kwargs: keyword arguments for `load`.
 
     Returns:
-        What `load` returns, with its model swapped.
+        The result of `load`, with its model swapped.
 
     Raises:
-        UnsupportedError: without `pos_scheme`, the model has relative tables that transformers has left out.
+        SchemeConfigError: the scheme's options are invalid, or `calibration` is given without `pos_scheme`.
+        CalibrationError: the texts cannot be used for calibration.
+        UnsupportedError: the model cannot use the scheme; or, without `pos_scheme`, the model has relative tables that
+            transformers does not load.
     """
     if pos_scheme is None:
         if calibration is not None:
@@ -73,7 +76,7 @@ def load_and_swap(
 
 
 def _refuse_lost_tables(model: Any) -> None:
-    """Refuse a model that transformers reads as another one without a word; raise `UnsupportedError`."""
+    """Refuse a model whose relative tables transformers silently ignores; raise `UnsupportedError`."""
     kind = relative_kind(model.config)
     if kind is not None:
         raise UnsupportedError(
@@ -83,10 +86,10 @@ def _refuse_lost_tables(model: Any) -> None:
 
 
 def _with_relative_tables(stock: Any, args: tuple[Any, ...], loading: dict[str, Any]) -> Any:
-    """Give a model that transformers loaded without its relative tables those tables, as scheme `shaw`.
+    """Swap scheme `shaw` into a model, with the relative tables of its checkpoint, which transformers did not load.
 
     Raises:
-        SchemeConfigError: the model has no relative tables, or comes from a config, which has no tables.
+        SchemeConfigError: the model has no relative tables, or was made from a config, which has no tables.
         CheckpointError: the checkpoint has no tables.
         UnsupportedError: the weights are not in memory.
     """
@@ -107,12 +110,12 @@ def _with_relative_tables(stock: Any, args: tuple[Any, ...], loading: dict[str, 
     if is_offloaded(stock) or any(weight.is_meta for weight in core.parameters()):
         raise UnsupportedError("relative tables are put into weights in memory. Load the model without offloading it.")
     kind = stock.config.position_embedding_type
-    stock.config.position_embedding_type = "absolute"  # what transformers has made, and what a swap starts from
+    stock.config.position_embedding_type = "absolute"  # the model as transformers loaded it
     architecture = architecture_of(stock.config)
     tables = read_relative_tables(stock, core, architecture, name, loading, kind)
     model = swap(stock, scheme)
     give_relative_tables(core, architecture.position_table(core), tables)
-    mark_healed(model.config)  # the weights belong to the tables: without them there is no model to go back to
+    mark_healed(model.config)  # the weights were trained with the tables, so there is no stock model to restore
     return model
 
 
@@ -120,7 +123,7 @@ def _items(calibration: Any) -> list[Any]:
     """Return the given texts or batches as a list.
 
     Raises:
-        CalibrationError: the value is neither.
+        CalibrationError: the value holds neither texts nor batches.
     """
     if not hasattr(calibration, "__iter__") and not hasattr(calibration, "__getitem__"):
         raise CalibrationError(
@@ -135,7 +138,7 @@ def _tokenizer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _batches(items: list[Any], model: Any, tokenizer: Any) -> list[Tensor]:
-    """Return token ids from strings, each a document of its own, from tensors, or dictionaries with "input_ids"."""
+    """Return token ids of strings, each a separate document, of tensors, and of dictionaries with "input_ids"."""
     texts = [item for item in items if isinstance(item, str)]
     length = min(CALIBRATION_LENGTH, train_length(model))
     windows = document_windows(tokenizer, texts, length) if texts else []
@@ -144,10 +147,10 @@ def _batches(items: list[Any], model: Any, tokenizer: Any) -> list[Tensor]:
 
 
 def _without_padding(batch: Any) -> Tensor:
-    """Return a batch's token ids, (B, L).
+    """Return the token ids of a batch, (B, L).
 
     Raises:
-        CalibrationError: some of them are padding, which calibration would treat as text.
+        CalibrationError: the batch has padding, which calibration would treat as text.
     """
     mask = batch.get("attention_mask")
     if mask is not None and not bool(mask.all()):
@@ -159,9 +162,9 @@ def _without_padding(batch: Any) -> Tensor:
 
 
 class PosSwapAuto:
-    """Mixin that gives a transformers Auto class the argument `pos_scheme`.
+    """Mixin that adds the argument `pos_scheme` to a transformers Auto class.
 
-    The ignored type errors are due to mypy, which does not know the stock class that a mixin is combined with.
+    Type errors are ignored because mypy does not know the stock class that the mixin is combined with.
     """
 
     @classmethod
@@ -172,9 +175,9 @@ class PosSwapAuto:
             args: as in transformers.
             pos_scheme: a scheme's name ("alibi", "rope:yarn:factor=4"), a dict with "name" and options, or a config
                 object such as `RopeConfig()`; or a list of those, for several schemes in different layers. "native":
-                the checkpoint's own relative tables, which transformers no longer reads, as scheme `shaw`. None:
-                exactly as in transformers; a checkpoint with such tables is refused.
-            calibration: texts or batches of token ids to start the scheme's parameters from, see `load_and_swap`.
+                the checkpoint's own relative tables, which transformers no longer loads, as scheme `shaw`. None:
+                exactly as in transformers, but a checkpoint with relative tables is refused.
+            calibration: texts or batches of token ids to calibrate the scheme on, see `load_and_swap`.
             kwargs: as in transformers.
         """
         load = super().from_pretrained  # type: ignore[misc]
@@ -182,13 +185,19 @@ class PosSwapAuto:
 
     @classmethod
     def from_config(cls, *args: Any, pos_scheme: Any = None, **kwargs: Any) -> Any:
-        """Make a model with fresh weights from a stock config and swap its positional mechanism."""
+        """Make a model with new weights from a stock config and swap its positional mechanism.
+
+        Args:
+            args: as in transformers.
+            pos_scheme: see `from_pretrained`.
+            kwargs: as in transformers.
+        """
         return load_and_swap(super().from_config, *args, pos_scheme=pos_scheme, **kwargs)  # type: ignore[misc]
 
 
 @cache
 def auto_class(name: str) -> type:
-    """Return the drop-in for transformers' Auto class of that name, such as "AutoModelForCausalLM".
+    """Return the drop-in class for transformers' Auto class with this name, such as "AutoModelForCausalLM".
 
     Raises:
         UnknownNameError: transformers has no such Auto model class.
@@ -200,7 +209,7 @@ def auto_class(name: str) -> type:
 
 
 class Installation:
-    """What `install()` returns: a context manager that undoes the installation on leaving."""
+    """The result of `install()`: a context manager that calls `uninstall()` at its end."""
 
     def __enter__(self) -> "Installation":
         return self
@@ -216,10 +225,10 @@ _stock: dict[type, Any] = {}
 
 
 def install() -> Installation:
-    """Make `from_pretrained` of transformers' own Auto classes and concrete classes accept `pos_scheme=`.
+    """Make `from_pretrained` of transformers' own Auto classes and model classes accept `pos_scheme=`.
 
-    Without `install()` they raise a TypeError about the unknown argument. A second call has no effect. `uninstall()`
-    undoes it, and so does leaving the returned context manager.
+    Without `install()` these classes raise a TypeError about the unknown argument. A second call has no effect.
+    `uninstall()` and the end of the returned context manager undo the installation.
     """
     for owner in _PATCHED:
         if owner not in _stock:
@@ -229,7 +238,7 @@ def install() -> Installation:
 
 
 def uninstall() -> None:
-    """Undo `install()`; does nothing if it was not called."""
+    """Undo `install()`; do nothing if `install()` was not called."""
     for owner in list(_stock):
         owner.from_pretrained = _stock.pop(owner)  # type: ignore[attr-defined]
 

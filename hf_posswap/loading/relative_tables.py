@@ -1,8 +1,9 @@
-"""Relative tables of checkpoints that transformers 4 wrote, which transformers 5 leaves out.
+"""Reads the relative tables of checkpoints that transformers 4 wrote; transformers 5 does not load them.
 
-BERT and its relatives could have `position_embedding_type` "relative_key" or "relative_key_query": no position table,
-but a table of vectors by distance in each layer, which are multiplied with queries, or with queries and keys.
-transformers 5 reads such a checkpoint as one with absolute positions. Scheme `shaw` computes what transformers 4 did.
+In transformers 4, BERT and related models support the `position_embedding_type` "relative_key" and
+"relative_key_query". Such a model has no position table. Each layer has a table of vectors by distance, which are
+multiplied with queries, or with queries and keys. transformers 5 loads such a checkpoint as a model with absolute
+positions. Scheme `shaw` computes the same as transformers 4.
 """
 
 import copy
@@ -19,16 +20,16 @@ from hf_posswap.errors import CheckpointError
 from hf_posswap.schemes.shaw import ShawConfig
 
 TABLE = "distance_embedding"
-"""Name of a layer's table in such files, beside the projections of queries and keys."""
+"""Name of a layer's table in these checkpoints; it is in the same module as the query and key projections."""
 PLACES = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies", "variant")
 FORMATS = ("use_safetensors", "weights_only", "state_dict")
-"""Keyword arguments of `from_pretrained` that say where a file is and how it is read."""
+"""Keyword arguments of `from_pretrained`: `PLACES` determine where files are, `FORMATS` how they are read."""
 
 
 def relative_scheme(config: Any) -> ShawConfig | None:
-    """Return the scheme that a stock config's `position_embedding_type` stands for; None if it is another type.
+    """Return the scheme that equals a stock config's relative `position_embedding_type`; None for any other type.
 
-    Distances beyond the longest that the table has a row for, of which transformers 4 had no value, share its last row.
+    The table has one row per distance. Longer distances, which transformers 4 does not support, share the last row.
     """
     kind = relative_kind(config)
     if kind is None:
@@ -40,15 +41,15 @@ def relative_scheme(config: Any) -> ShawConfig | None:
 def read_relative_tables(
     model: Any, core: Any, architecture: Architecture, name: Any, loading: Mapping[str, Any], kind: str
 ) -> dict[nn.Module, Tensor]:
-    """Return the table of each attention module, (2L − 1, d), row j − i + L − 1, as scheme `shaw` has it.
+    """Return the table of each attention module, (2L − 1, D), with row j − i + L − 1, the order of scheme `shaw`.
 
     Args:
         model: the model that transformers loaded without its tables.
-        core: the part of it that has the layers.
-        architecture: its architecture.
-        name: the name by which it was loaded.
-        loading: the keyword arguments it was loaded with.
-        kind: the `position_embedding_type` of the checkpoint, for messages.
+        core: the module of the model that has the layers.
+        architecture: the model's architecture.
+        name: name or path of the checkpoint.
+        loading: the keyword arguments that the model was loaded with.
+        kind: the `position_embedding_type` of the checkpoint, for error messages.
 
     Raises:
         CheckpointError: the checkpoint has no tables.
@@ -61,9 +62,9 @@ def read_relative_tables(
     kept = {key: loading[key] for key in (*PLACES, *FORMATS) if key in loading}
     holder, found = holder_class.from_pretrained(
         name,
-        config=copy.deepcopy(model.config),  # which loading writes to
+        config=copy.deepcopy(model.config),  # a copy, because `from_pretrained` changes the config
         dtype=model.dtype,
-        attn_implementation="eager",  # there is no attention, and any other is refused
+        attn_implementation="eager",  # the class has no attention; transformers refuses any other value
         output_loading_info=True,
         **kept,
     )
@@ -74,15 +75,21 @@ def read_relative_tables(
             f"relative tables, such as {missing[0]!r}. They are lost if transformers 5 saved it: take the original "
             "files, which transformers 4 wrote."
         )
-    # transformers 4 numbers its rows by i − j.
+    # In transformers 4, rows are ordered by i − j; flip(0) orders them by j − i.
     return {module: holder.get_submodule(f"{places[module]}.{TABLE}").weight.detach().flip(0) for module in modules}
 
 
 def _holder_class(base: Any, paths: list[str], shape: tuple[int, int]) -> type[PreTrainedModel]:
-    """Return a model class that has the relative tables and nothing else, at the places that files name."""
+    """Return a model class that contains only the relative tables, at their paths in the checkpoint.
+
+    Args:
+        base: the base model.
+        paths: paths of the attention modules in it.
+        shape: shape of each table.
+    """
 
     class RelativeTables(PreTrainedModel):
-        """Reads relative tables by transformers' own loading, whatever the files' format and number."""
+        """Loads relative tables with transformers' own loading, which supports all formats and several files."""
 
         config_class = type(base.config)
         base_model_prefix = base.base_model_prefix
@@ -100,20 +107,21 @@ def _holder_class(base: Any, paths: list[str], shape: tuple[int, int]) -> type[P
             self.post_init()
 
         def _init_weights(self, module: nn.Module) -> None:
-            """Leave tables that the files lack: they are refused."""
+            """Do nothing: `read_relative_tables` refuses a checkpoint without tables."""
 
     return RelativeTables
 
 
 @torch.no_grad()
 def give_relative_tables(core: Any, retired: Any, tables: Mapping[nn.Module, Tensor]) -> None:
-    """Put tables into a core that was swapped to `relative_scheme`, and take its position table out altogether.
+    """Copy tables into a core that was swapped to `relative_scheme`, and set its retired position table to zero.
 
-    transformers 4 added no position table to the embeddings of such models, so its mean row becomes zero.
+    A swap leaves the mean row of a retired position table in the embeddings. transformers 4 adds no position table to
+    the embeddings of these models, so the mean row becomes zero too.
 
     Args:
         core: the swapped core.
-        retired: what stands in the place of its position table.
+        retired: the module that replaces its position table.
         tables: see `read_relative_tables`.
     """
     for module, table in tables.items():
