@@ -1,4 +1,4 @@
-"""One layer that is calibrated: its queries and keys, the weights that calibration of RoPE changes, and its curve."""
+"""Calibration of one layer: its queries and keys, the weights that calibration of RoPE changes, and its curve."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from hf_posswap.calibration.streams import Projections, Stream, projected, proje
 from hf_posswap.schemes.curves import Curve
 
 SAME_SCORES = 0.05
-"""Largest relative change of scores that rounding in half precision explains when coordinates change."""
+"""Largest relative change of scores, after a change of coordinates, that rounding in half precision explains."""
 
 
 def _centred_scores(query: Tensor, key: Tensor) -> Tensor:
@@ -27,7 +27,15 @@ def _centred_scores(query: Tensor, key: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FittedLayer:
-    """A layer to be fitted, with its input for each batch in the stock model and in the swapped one."""
+    """A layer to fit.
+
+    Attributes:
+        base: the base model.
+        architecture: its architecture.
+        block: the layer.
+        attention: the layer's attention module.
+        pairs: for each batch, the streams of the stock and of the swapped model, which hold the input of the layer.
+    """
 
     base: Any
     architecture: Architecture
@@ -40,10 +48,17 @@ class FittedLayer:
         return [projections(self.base, self.architecture, self.block, self.attention, *pair) for pair in self.pairs]
 
     def aligned_samples(self, order: Tensor, settings: FitSettings) -> list[Projections]:
-        """Change weights so that scores come closer to the stock ones, and return the queries and keys after that.
+        """Change weights so that scores are closer to the stock model's scores; return the new queries and keys.
 
-        Changes first the coordinates of each head, then adds a vector to all its keys. Neither changes the stock
-        model's output. A change that does not bring a head's scores closer is undone for that head.
+        The method first changes the coordinates of each head, then adds a vector to all its keys. These changes do not
+        affect the stock model's output. A change that does not reduce a head's mismatch is undone for that head.
+
+        Args:
+            order: the order of the head dimensions, see `Scheme.steady_dimensions`.
+            settings: weights and iterations of the fit.
+
+        Raises:
+            CalibrationError: a change of coordinates changed the scores.
         """
         coordinates = Coordinates(self.architecture, self.attention)
         left = self._mismatch(self.samples(), settings)
@@ -73,7 +88,11 @@ class FittedLayer:
         return replace(curve, content=sum_by_query(samples, curve, groups, self._causal, settings)), share
 
     def _require_same_scores(self, before: tuple[Tensor, Tensor], coordinates: Coordinates) -> None:
-        """Undo a change of coordinates that changed scores: then the module changes q and k after their projections.
+        """Undo a change of coordinates that changed scores, which shows that q and k change after their projections.
+
+        Args:
+            before: queries and keys before the change.
+            coordinates: the coordinates of the heads.
 
         Raises:
             CalibrationError: the scores changed.
@@ -88,7 +107,7 @@ class FittedLayer:
             )
 
     def _turned_units(self, head_dim: int) -> "_TurnedUnits":
-        """Return a mapping from text length to `turned_units`: texts of one length have the same positions."""
+        """Return a mapping from text length to `turned_units`. Texts of one length have the same positions."""
         by_length = {student.hidden.shape[1]: student for _, student in self.pairs}
         return _TurnedUnits(lambda length: turned_units(self.attention, by_length[length], head_dim))
 
@@ -103,7 +122,7 @@ class FittedLayer:
 
 
 class _TurnedUnits(dict[int, Tensor]):
-    """Computes entries on demand and holds one at a time, because texts may have hundreds of lengths."""
+    """A mapping that computes entries on demand and holds one entry, because texts may have hundreds of lengths."""
 
     def __init__(self, make: Callable[[int], Tensor]) -> None:
         super().__init__()

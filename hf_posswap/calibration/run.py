@@ -1,4 +1,4 @@
-"""Calibrate a swapped model layer by layer, measure it before and after, and undo a calibration that made it worse."""
+"""Calibrates a swapped model layer by layer, measures it before and after, and undoes a calibration that is worse."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -28,7 +28,7 @@ from hf_posswap.swapped.questions import (
 
 
 class CalibrationWarning(UserWarning):
-    """Calibration would have made the model worse, and was undone."""
+    """Warning: calibration made the model worse and was undone."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class CalibrationReport:
     Attributes:
         tokens: number of tokens that the scheme was fitted to.
         quantity: the quantity of the losses: "loss" of the next token or "masked loss", both mean −ln p in nats;
-            "agreement", 1 − the mean cosine of the model's text embeddings to the stock model's. None: nothing was
-            measured.
-        held_back: number of held-back tokens that the losses were measured on. 0: there were too few texts to hold any
-            back, and the losses were measured on the texts that the scheme was fitted to.
+            "agreement", 1 − the mean cosine of the model's text embeddings to the stock model's. None: the model was
+            not measured.
+        held_back: number of held-back tokens that the losses were measured on. 0: there were too few texts to hold
+            some back, and the losses were measured on the texts that the scheme was fitted to.
         loss_stock: loss of the stock model.
         loss_before: loss of the swapped model before calibration.
         loss_after: loss of the swapped model after calibration, whether calibration was kept or not.
         kept_start: whether the loss did not fall, so that calibration was undone.
         explained: for each layer and head, the share of the weighted variance of score differences that the curve
-            explains: 1 is all, 0 none. The attention of heads near 0 or below depends on more than the distance.
+            explains: 1 is all, 0 is none. A head with a share near 0 or below attends by more than the distance.
     """
 
     tokens: int
@@ -60,7 +60,7 @@ class CalibrationReport:
     explained: list[list[float]]
 
     def worst_heads(self, count: int = 10) -> list[tuple[int, int, float]]:
-        """Return (layer, head, explained) of the heads that fit worst."""
+        """Return (layer, head, explained) of the `count` heads that fit worst, starting with the worst."""
         heads = [(layer, head, share) for layer, row in enumerate(self.explained) for head, share in enumerate(row)]
         return sorted(heads, key=lambda item: item[2])[:count]
 
@@ -79,10 +79,11 @@ def calibrate(
     RoPE has no parameters to fit, but it rotates some dimensions of a head faster than others. Calibration of RoPE
     changes each head's coordinates so that the largest components rotate slowest, see
     `hf_posswap.calibration.alignment`, and adds a vector to all keys of a head, see `hf_posswap.calibration.key_shift`.
-    This changes the weights of the query and key projections, but not the output of the stock model, to rounding.
+    This changes the weights of the query and key projections, but not the output of the stock model, except for
+    rounding.
 
-    The model is then measured on texts that were held back: by its loss, or by the agreement of its embeddings with the
-    stock model's. If calibration made it worse, calibration is undone.
+    Calibration then measures the model on texts that were held back: by its loss, or by the agreement of its embeddings
+    with the stock model's. If calibration made the model worse, it is undone.
 
     Args:
         model: a swapped model whose scheme has parameters that calibration can fit; changed in place.
@@ -91,20 +92,21 @@ def calibrate(
             enough. Of 5 texts or more, one in nine is held back.
         progress: called with (layers done, layers).
         settings: weights and iterations of the fit. None: the defaults, which gave the best results.
-        measure: hold texts back and measure the model on them. False: fit to all texts, and keep the fit.
-        tokenizer: the model's tokenizer. With it a masked language model is measured by its loss on masked tokens,
-            without it by the agreement of its embeddings with the stock model's.
+        measure: whether to hold texts back and measure the model on them. False: fit to all texts and keep the fit.
+        tokenizer: the model's tokenizer. With a tokenizer, a masked language model is measured by its loss on masked
+            tokens; without one, by the agreement of its embeddings with the stock model's.
 
     Returns:
         The losses, and how well each head was fitted.
 
     Warns:
-        CalibrationWarning: calibration made the model worse, and was undone.
+        CalibrationWarning: calibration made the model worse and was undone.
 
     Raises:
         NotSwappedError: the model is not swapped.
         UnsupportedError: the scheme has no parameters that calibration can fit.
-        CalibrationError: no batches, texts shorter than 2 tokens, or a ramp that has not ended.
+        CalibrationError: there are no batches, a text is shorter than 2 tokens or longer than the models can read, or a
+            ramp has not ended.
     """
     model = plain_model(model)
     refusal = calibration_refusal(model)
@@ -198,7 +200,7 @@ class _Start:
 
 
 def _checked(batch: Any) -> Tensor:
-    """Return the batch if it holds token ids of texts of 2 tokens or more; raise `CalibrationError` if not."""
+    """Return the batch; raise `CalibrationError` if it does not hold token ids of texts of 2 tokens or more."""
     if not isinstance(batch, Tensor) or batch.dim() != 2 or batch.shape[1] < 2 or batch.is_floating_point():
         found = f"a tensor {tuple(batch.shape)} of {batch.dtype}" if isinstance(batch, Tensor) else type(batch).__name__
         raise CalibrationError(
@@ -209,7 +211,7 @@ def _checked(batch: Any) -> Tensor:
 
 
 def _require_positions(model: Any, length: int) -> None:
-    """Refuse texts longer than the stock model or the swapped one has positions for; raise `CalibrationError`."""
+    """Refuse texts longer than the longest position of the stock or the swapped model; raise `CalibrationError`."""
     limits = (stock_longest_position(model), longest_position(model))
     limit = min((limit for limit in limits if limit is not None), default=length)
     if length > limit:
@@ -244,7 +246,7 @@ def calibration_refusal(model: Any) -> str | None:
 
 
 def _has_parameters(base: Any, number: int) -> bool:
-    """Return whether one of the schemes that act in a model has parameters, shared ones or in its layers."""
+    """Return whether one part of the scheme has parameters, either shared ones or in its layers."""
     blocks = architecture_of(base.config).blocks(base)
     layers = [m.pos_scheme for _, m in blocks if _is_swapped(m) and m.pos_part == number]
     return any(True for part in (base.pos_scheme.part(number), *layers) for _ in part.parameters())
@@ -253,8 +255,8 @@ def _has_parameters(base: Any, number: int) -> bool:
 def rewrites_weights(model: Any) -> bool:
     """Return whether calibrating a swapped model changes the weights of its query and key projections.
 
-    It does if the scheme does not treat all dimensions alike and the heads' coordinates can be chosen, which requires
-    that the native mechanism does not rotate q and k.
+    It does if two conditions hold: the scheme does not treat all dimensions alike, and the heads' coordinates can be
+    changed, which requires that the native mechanism does not rotate q and k.
     """
     base, architecture = core_of(model), architecture_of(model.config)
     blocks = architecture.blocks(base)
@@ -262,7 +264,7 @@ def rewrites_weights(model: Any) -> bool:
 
 
 def _new_order(base: Any, architecture: Architecture, attention: Any) -> Tensor | None:
-    """Return the order in which calibration puts the dimensions of a layer's heads, or None if it leaves them."""
+    """Return the order in which calibration puts the dimensions of a layer's heads; None: it does not change them."""
     scheme = base.pos_scheme.part(attention.pos_part)
     if scheme.config.keep_native or architecture.rotary(base) is not None:
         return None
