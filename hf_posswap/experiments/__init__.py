@@ -1,5 +1,5 @@
-"""Experiments: models go through stages (stock, swapped, calibrated, healed, control), and each stage is measured.
+"""Experiments: take a model through the stages stock, swapped, calibrated, healed and control, and measure each stage.
 
-`stages` defines each stage once. `comparison` takes one model through them with several schemes and seeds, `healing`
-with one scheme, and saves the healed model. `settings` needs no torch, so that the command line reads it at once.
+`stages` defines the stages. `comparison` runs them for several schemes and seeds. `healing` runs them for one scheme
+and saves the healed model. `settings` does not import torch, so that the command line starts quickly.
 """

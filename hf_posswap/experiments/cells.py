@@ -31,9 +31,9 @@ class Outcome:
 
     Attributes:
         cell: the cell.
-        status: "measured"; "refused", when its rows are gaps; "absent", when the scheme has no such stage; or "same",
-            when all its numbers equal those of the cell with the first seed, because nothing in it is random.
-        reason: why there are no numbers.
+        status: "measured"; "refused" if its rows are gaps; "absent" if the scheme does not have the stage; or "same" if
+            all its numbers equal those of the cell with the first seed, because nothing in it is random.
+        reason: the reason why the cell has no numbers.
         rows: tidy rows, one for each protocol and length.
         facts: further facts: digest of the scheme's initial parameters, calibration, losses of healing, seconds.
     """
@@ -47,7 +47,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Lane:
-    """The stages that one loaded model goes through, one after the other."""
+    """The stages that one loaded model goes through in order.
+
+    Attributes:
+        scheme: the scheme as the user wrote it, or "stock".
+        seed: seed of the random numbers of the scheme and of healing.
+        stages: names of the stages.
+    """
 
     scheme: str
     seed: int
@@ -60,7 +66,7 @@ class Lane:
 
 
 def plan_lanes(settings: ComparisonSettings) -> list[Lane]:
-    """Return the lanes in the order in which they are measured: stock, then seed by seed everything else."""
+    """Return the lanes in the order of measuring: first stock, then all other lanes seed by seed."""
     stages = ["swapped"]
     if settings.calibrate:
         stages.append("calibrated")
@@ -75,7 +81,7 @@ def plan_lanes(settings: ComparisonSettings) -> list[Lane]:
 
 
 def in_order(settings: ComparisonSettings) -> list[Cell]:
-    """Return the cells in the order of the result: stock, its control, then scheme by scheme and stage by stage."""
+    """Return the cells in the order of the result: stock, control, then scheme by scheme and stage by stage."""
     cells = [cell for lane in plan_lanes(settings) for cell in lane.cells]
     schemes = [STOCK, *settings.schemes]
     stages = [STOCK, CONTROL, *SWAPPED_STAGES]

@@ -18,15 +18,15 @@ from hf_posswap.training.optimization import scheme_parameters
 
 
 def run(prepared: Prepared, observer: Observer | None = None, folder: Path | None = None) -> dict[str, Any]:
-    """Measure stock and each scheme at each stage, and return the content of compare.json.
+    """Measure the stock model and each scheme at each stage, and return the content of compare.json.
 
-    A scheme whose swap or healing is refused after the model was loaded becomes rows without a loss, with the reason.
+    If a swap or healing is refused after the model was loaded, the rows of this scheme have a reason instead of a loss.
 
     Args:
         prepared: the result of `prepare`.
-        observer: callbacks for progress.
-        folder: the results folder: cells that an interrupted run measured there are not measured again, and
-            compare.json and compare.csv are rewritten after every cell. None: nothing is written.
+        observer: callbacks for progress; None: no progress is reported.
+        folder: the results folder. Cells that it already contains are not measured again, and compare.json and
+            compare.csv are rewritten after every cell. None: nothing is written.
 
     Raises:
         OutputError: the folder holds a comparison with other settings, or cannot be written to.
@@ -37,7 +37,7 @@ def run(prepared: Prepared, observer: Observer | None = None, folder: Path | Non
     cells = [cell for lane in lanes for cell in lane.cells]
     observer.planned(cells, [cell for cell in cells if cell in record])
     if all(cell in record for cell in cells):
-        record.write()  # in the order of the present settings
+        record.write()  # the settings may list the schemes in a new order
     for lane in lanes:
         wanted = [cell.stage for cell in lane.cells if cell not in record]
         if not wanted:
@@ -53,13 +53,14 @@ def run(prepared: Prepared, observer: Observer | None = None, folder: Path | Non
 def walk(
     prepared: Prepared, lane: Lane, wanted: Collection[str], first_start: str | None, observer: Observer
 ) -> Iterator[Outcome]:
-    """Take one model through its stages, and yield the result of each wanted stage as soon as it is known.
+    """Take one model through its stages and yield the outcome of each wanted stage as soon as it is known.
 
     Args:
         prepared: the result of `prepare`.
         lane: the scheme, its seed and its stages.
         wanted: the stages to measure; other stages run only if a wanted stage comes after them.
-        first_start: the `start` of the swapped model with the first seed, if this is another seed.
+        first_start: digest of the scheme's initial parameters with the first seed, if this lane has another seed; None:
+            there is none.
         observer: callbacks for progress.
     """
     last = max(lane.stages.index(stage) for stage in wanted)
@@ -85,23 +86,28 @@ def walk(
 
 
 def _reached(prepared: Prepared, subject: Subject, cell: Cell) -> Outcome:
-    """Take the model to the cell's stage; return the outcome, still without the rows of a stage to be measured."""
+    """Take the model to the cell's stage and return the outcome. The caller adds the rows of a measured stage."""
     reasons = {refusal.scheme: refusal.reason for refusal in prepared.refusals}
     try:
         if cell.scheme in reasons:
             raise UnsupportedError(reasons[cell.scheme])
         absent = calibration_refusal(subject.model) if cell.stage == "calibrated" else None
-        if absent is not None:  # this scheme has no such stage; the next stages follow without it
+        if absent is not None:  # the scheme does not have this stage; the next stages start from the stage before
             return Outcome(cell, "absent", absent)
         return Outcome(cell, "measured", facts=_facts(subject, subject.reach(cell.stage)))
-    except SourceError:  # not a gap of this cell: the model cannot be loaded at all
+    except SourceError:  # the model cannot be loaded, so the error concerns all cells
         raise
     except PosSwapError as error:
         return Outcome(cell, "refused", str(error), _labelled(prepared, cell, prepared.measure.gaps(str(error))))
 
 
 def _facts(subject: Subject, report: Any) -> dict[str, Any]:
-    """Return facts about how the model came to its stage, JSON-ready."""
+    """Return JSON-ready facts about the step that took the model to its stage.
+
+    Args:
+        subject: the model at its stage.
+        report: the result of `Subject.reach`.
+    """
     if subject.stage == "swapped":
         return {"start": _digest(subject.model)}
     if subject.stage == "calibrated":
@@ -118,7 +124,7 @@ def _labelled(prepared: Prepared, cell: Cell, rows: Collection[Any]) -> list[dic
 
 
 def _digest(model: Any) -> str:
-    """Return a digest of the scheme's parameters; equal ones lead to equal numbers."""
+    """Return a digest of the scheme's parameters. Models with equal digests give equal numbers."""
     digest = hashlib.sha256()
     for name, weight in scheme_parameters(model).items():
         digest.update(name.encode())

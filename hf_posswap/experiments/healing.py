@@ -46,24 +46,25 @@ FORMAT_VERSION = 1
 def run_experiment(
     experiment: Experiment, observer: Observer | None = None, folder: Path | None = None
 ) -> dict[str, Any]:
-    """Run an experiment and return its result, JSON-ready.
+    """Run an experiment and return its JSON-ready result.
 
-    The result has `evaluation` rows by length for each of the stages "stock", "swapped", "calibrated", "healed" and
-    "control" that ran; a few rows of the losses of healing and of the control; options, texts, versions and hardware.
+    The result contains `evaluation` rows by length for each of the stages "stock", "swapped", "calibrated", "healed"
+    and "control" that ran; a few rows of the losses of healing and of the control; options, texts, versions and
+    hardware.
 
     Args:
         experiment: the settings.
-        observer: callbacks for progress.
+        observer: callbacks for progress; None: no progress is reported.
         folder: folder for the healed model, checkpoints and the result; None: nothing is written.
 
     Raises:
-        PosSwapError: a model, scheme, text or option that cannot be used; see `heal`.
+        PosSwapError: a model, scheme, text or option cannot be used; see `heal`.
     """
     return _Run(experiment, observer or Observer(), folder).run()
 
 
 class _Run:
-    """One experiment on its way: the stages of its model and of the control, and what was measured of each."""
+    """The state of one experiment: takes the model and the control through their stages, and stores measurements."""
 
     def __init__(self, experiment: Experiment, observer: Observer, folder: Path | None) -> None:
         self.experiment, self.options, self.folder = experiment, experiment.healing, folder
@@ -173,7 +174,7 @@ class _Run:
         self.observer.documents("Measuring on", [len(ids) for ids in self.evaluation_ids], len(self.evaluation_ids))
 
     def _require_room(self) -> None:
-        """Refuse output folders with other contents, before any long computation."""
+        """Refuse output folders with contents other than this run's, before any long computation."""
         experiment = self.experiment
         if self.folder is None:
             return
@@ -182,7 +183,11 @@ class _Run:
             require_room(folder, experiment.resume, adapter=experiment.lora_rank is not None)
 
     def _load(self, name: str) -> Any:
-        """Load a model, with the head that the objective trains if the options name an objective."""
+        """Load a model; if the options name an objective, with the head that this objective trains.
+
+        Raises:
+            HealingError: the model has no such head.
+        """
         objective = self.options.objective
         torch.manual_seed(self.options.seed)
         if objective is None:
@@ -197,7 +202,11 @@ class _Run:
         return load_model(name, auto_class=auto_class(auto_name), config=config)
 
     def _check(self, model: Any) -> None:
-        """Refuse a model that cannot be healed, or has no control, before any long computation."""
+        """Refuse a model that cannot be healed, or a control that cannot be trained, before any long computation.
+
+        Raises:
+            HealingError: the experiment's settings do not fit the model.
+        """
         experiment = self.experiment
         if self.plan.scheme is None and not is_swapped(model):
             raise HealingError(
@@ -240,7 +249,11 @@ class _Run:
         return restore(stock)
 
     def _stock_to_compare_with(self, model: Any) -> Any:
-        """Return the named stock model, or the one inside the loaded model if it will be measured; otherwise None."""
+        """Return the stock model to compare with, or None.
+
+        This is the stock model that the settings name. If they name none and there are texts to measure on, it is
+        restored from a copy of `model`. Otherwise it is None.
+        """
         if self.experiment.stock is not None:
             self.observer.stage(STAGES[STOCK].event)
             stock = self._load_stock().requires_grad_(False)
@@ -252,9 +265,13 @@ class _Run:
         return restore(stock) if is_swapped(stock) else stock
 
     def _check_swapped(self, model: Any) -> None:
-        """Refuse an adapter or a number of tokens that does not go with what calibration will do.
+        """Refuse an adapter, or a number of calibration tokens, that does not fit the calibration of the model.
 
-        An adapter would be saved without the weights that calibration changes.
+        The files of an adapter do not contain the weights that calibration changes.
+
+        Raises:
+            HealingError: calibration changes weights beside an adapter, or a number of tokens is set but the model is
+                not calibrated.
         """
         experiment = self.experiment
         if experiment.lora_rank is not None and self._no_calibration(model) is None and rewrites_weights(model):
@@ -272,18 +289,22 @@ class _Run:
         if not self.experiment.calibrate:
             return "calibration is left out (--no-calibrate)"
         if self.plan.scheme is None:
-            # The model may be healed already, and its weights are then not the stock model's.
+            # The model may be healed already. Its weights then differ from the stock model's.
             return "a model that came swapped is not calibrated"
         return calibration_refusal(model)
 
     def _whole(self, model: Any, folder: Path | None) -> Any:
-        """Return a healed model that a single process can run: a sharded one is loaded from its saved folder."""
+        """Return a healed model that one process can run: a sharded model is loaded from the folder it was saved to."""
         if self._sharded and self.measure is not None and self.main:
             return load_model(str(folder))
         return model
 
     def _make_measure(self, stock: Any) -> Measure:
-        """Return the measure; without lengths, at the length of healing, or of the longest text if it is shorter."""
+        """Return the measure of the experiment.
+
+        Without lengths in the settings, it measures at the length of healing, or at the length of the longest text if
+        that is shorter.
+        """
         experiment = self.experiment
         objective = objective_for(stock, self.options.objective).name
         lengths: Sequence[int] = experiment.lengths
@@ -316,7 +337,7 @@ class _Run:
 
 
 def _identity(experiment: Experiment, texts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the run's identity besides its options, for resuming."""
+    """Return the settings, other than the options, that a run must share with a run that it resumes."""
     tokens = CALIBRATION_TOKENS if experiment.calibration_tokens is None else experiment.calibration_tokens
     stock = {} if experiment.stock is None else {"stock": experiment.stock}
     return {
@@ -339,7 +360,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _texts(experiment: Experiment, column: str) -> tuple[Texts, tuple[Documents, list[dict[str, Any]]]]:
-    """Return the texts to measure on and those to heal on, with their identities."""
+    """Return the texts to measure on and the texts to heal on, with their identities."""
     measured = from_files(experiment.texts, experiment.documents)
     if experiment.dataset is not None:
         return measured, from_dataset(experiment.dataset, experiment.dataset_split or "train", column)

@@ -1,4 +1,4 @@
-"""Measures the stages of a model: by the loss of its head, or by the agreement of its embeddings with stock's."""
+"""Measures a model at a stage: by the loss of its head, or by the agreement of embeddings with the stock model's."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,15 +42,15 @@ class Measure:
         budget: approximate number of tokens to read for each length and protocol.
         seed: seed of masked tokens and of the bootstrap.
         losses: protocols of the loss of causal models.
-        cosines: report the agreement of embeddings as `AgreementRow`, not as a loss.
+        cosines: whether to report the agreement of embeddings as `AgreementRow` instead of as a loss.
 
     Attributes:
         lengths: the lengths, in ascending order.
-        protocols: the protocols that it measures by.
+        protocols: the protocols of the measurement.
         tokens: number of tokens read to measure one model, for progress; approximate for embeddings.
 
     Raises:
-        EvaluationError: an invalid length or budget, or an objective that is not measured by length.
+        EvaluationError: a length or the budget is invalid, or the objective cannot be measured by length.
         TextTooShortError: no document has as many tokens as the longest length.
     """
 
@@ -87,7 +87,7 @@ class Measure:
             self.tokens = sum(map(len, self.documents)) * len(self.lengths)
 
     def remember(self, stock: Any) -> None:
-        """Store the stock model's embeddings, if they are needed; call it before the first model is measured."""
+        """Store the stock model's embeddings if the objective needs them. Call this before `rows`."""
         if self.objective != "embedding" or self._stock or self._notes:
             return
         for length in self.lengths:
@@ -112,7 +112,7 @@ class Measure:
         return rows
 
     def gaps(self, reason: str) -> list[LengthRow]:
-        """Return rows without a loss, with the reason in each."""
+        """Return rows without a loss; each row contains the reason."""
         return [gap_row(protocol, length, reason) for protocol in self.protocols for length in self.lengths]
 
     def _agreement(self, model: Any, length: int) -> LengthRow | AgreementRow:

@@ -7,13 +7,13 @@ from hf_posswap.training.loop import HealingObserver
 
 
 class Observer(HealingObserver):
-    """Callbacks of an experiment, which do nothing by default; override the ones you need.
+    """Callbacks of an experiment. They do nothing by default; override the callbacks that you need.
 
-    Only the main process calls them. Those of `HealingObserver` report the steps of healing.
+    Only the main process calls them. The callbacks of `HealingObserver` report the steps of healing.
     """
 
     def documents(self, what: str, tokens: Sequence[int], number: int | None) -> None:
-        """Called when documents were read, before any long computation.
+        """Called after documents are read, before any long computation.
 
         Args:
             what: the use of the documents, "Healing on" or "Measuring on".
@@ -22,10 +22,10 @@ class Observer(HealingObserver):
         """
 
     def planned(self, cells: Sequence[Cell], done: Sequence[Cell]) -> None:
-        """Called first by a comparison, with all cells in the order of measuring, and those measured before."""
+        """Called at the start of a comparison, with all cells in the order of measuring, and the cells already done."""
 
     def cell(self, cell: Cell) -> None:
-        """Called by a comparison when the work towards `cell` begins."""
+        """Called by a comparison before it takes the model to the stage of `cell`."""
 
     def stage(self, what: str) -> None:
         """Called when a step begins: loading, calibrating, healing or measuring."""
@@ -34,4 +34,4 @@ class Observer(HealingObserver):
         """Called when part of the work is done, with the amount in the unit of `Prepared.work`."""
 
     def finished(self, outcome: Outcome) -> None:
-        """Called by a comparison when a cell is measured, or known to have no numbers."""
+        """Called by a comparison after a cell is measured, or when it is clear that the cell has no numbers."""

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A scheme that this model cannot use, and the reason."""
+    """A scheme that the model cannot use.
+
+    Attributes:
+        scheme: the scheme as the user wrote it.
+        reason: why the model cannot use it.
+    """
 
     scheme: str
     reason: str
@@ -39,17 +44,17 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The inputs of `run`, checked and without any long computation.
+    """The checked inputs of `run`.
 
     Attributes:
-        settings: the given settings, with lengths in ascending order and the device chosen.
+        settings: the settings, with lengths in ascending order and the chosen device.
         config: the model's configuration.
         tokenizer: the model's tokenizer.
         texts: the texts to measure on.
         documents: the documents to calibrate and heal on.
-        training_facts: identity of each of these texts.
-        refusals: schemes that become rows without a loss.
-        measure: the measure of every cell.
+        training_facts: identity of each text in `documents`.
+        refusals: schemes that the model cannot use; their rows have no loss.
+        measure: the measure that all cells share.
     """
 
     settings: ComparisonSettings
@@ -68,12 +73,12 @@ class Prepared:
 
     @property
     def healing_length(self) -> int:
-        """Tokens of a window in healing."""
+        """Number of tokens of a window in healing."""
         healing = self.settings.healing
         return healing_length(None if healing is None else healing.length, self.train_length)
 
     def learning_lengths(self) -> tuple[list[int], int | None]:
-        """Return the lengths of a sample of the training documents, and their number, if it is known."""
+        """Return the lengths of a sample of the training documents, and the number of documents; None: unknown."""
         return Windows(self.documents, self.tokenizer, 1, packing=False).document_lengths()
 
     def load(self) -> Any:
@@ -86,7 +91,7 @@ class Prepared:
         return model
 
     def plan(self, lane: Lane) -> StagePlan:
-        """Return what the model of a lane needs."""
+        """Return the plan of a lane's stages."""
         settings = self.settings
         return StagePlan(
             load=self.load,
@@ -100,7 +105,7 @@ class Prepared:
         )
 
     def work(self, cell: Cell) -> float:
-        """Return the approximate work for a cell, in units of the work for measuring one token."""
+        """Return the approximate work for a cell; measuring one token is a work of 1."""
         settings = self.settings
         if cell.scheme in {refusal.scheme for refusal in self.refusals}:
             return 0.0
@@ -116,9 +121,9 @@ def prepare(settings: ComparisonSettings) -> Prepared:
     """Check the settings against the model and the texts, and tokenise the texts.
 
     Raises:
-        PosSwapError: an unknown scheme or model; a model that is swapped or is not supported; a text that is missing,
-            too short, or used both for measuring and for training; settings that cannot be combined; or schemes none
-            of which this model can use.
+        PosSwapError: a scheme or the model is unknown; the model is swapped or not supported; a text is missing, too
+            short, or used both for measuring and for training; settings cannot be combined; or the model can use none
+            of the schemes.
     """
     _require_one_process()
     device = chosen_device(settings.device)
@@ -178,7 +183,11 @@ def _check_training_texts(prepared: Prepared) -> None:
 def _refusals(
     settings: ComparisonSettings, config: "PretrainedConfig", configs: dict[str, SchemeConfig]
 ) -> tuple[Refusal, ...]:
-    """Look up each scheme's cell of the capability table; of a composition, those of all its schemes."""
+    """Return the schemes that the model cannot use, by the capability table; a composition needs all its schemes.
+
+    Raises:
+        UnsupportedError: the model can use none of the schemes.
+    """
     architecture = architecture_of(config)
     cells = [capability(architecture, architecture.is_causal(config), scheme) for scheme in schemes]
     reasons: dict[str, Any] = {found.scheme: found.reason or "" for found in cells if not found.supported}

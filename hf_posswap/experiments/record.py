@@ -29,7 +29,7 @@ class Record:
             is written.
 
     Raises:
-        OutputError: the folder holds a comparison with other settings, or one that cannot be read.
+        OutputError: the folder contains a comparison with other settings, or a comparison that cannot be read.
     """
 
     def __init__(self, prepared: Prepared, folder: Path | None) -> None:
@@ -97,7 +97,11 @@ class Record:
         )
 
     def _take_over(self, path: Path) -> None:
-        """Load the results from an earlier run's compare.json."""
+        """Load the results of an earlier run from its compare.json.
+
+        Raises:
+            OutputError: the earlier run has other settings, or is of an earlier version of hf_posswap.
+        """
         saved = read_result(path)
         if saved.kind != COMPARISON or not isinstance(saved.facts.get("cells"), list):
             raise OutputError(
@@ -134,7 +138,7 @@ class Record:
 
 
 def remove_comparison(folder: Path) -> None:
-    """Remove a comparison's files from a folder."""
+    """Remove the files of a comparison from a folder."""
     for ending in ("csv", "json", "png"):
         (folder / f"{COMPARISON.file}.{ending}").unlink(missing_ok=True)
 

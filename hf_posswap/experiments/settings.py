@@ -1,4 +1,4 @@
-"""The settings of experiments. The command line reads them at once, so this module imports no torch."""
+"""The settings of experiments. This module does not import torch, so that the command line starts quickly."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ CALIBRATION_TOKENS = 8192
 EVALUATION_TOKENS = 16384
 """Tokens that `finetune` reads at each length to measure a stage."""
 GROWING = ("schemes", "seeds", "control")
-"""Settings that a later run in the same folder may extend; it keeps the cells that were measured before."""
+"""Settings that a later run in the same folder may extend; the later run keeps the cells that are already measured."""
 LEARNING, MEASURING = "What else to measure", "Measuring"
 
 
@@ -102,11 +102,11 @@ class ComparisonSettings(MeasuringSettings):
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values, as they come back from a file."""
+        """Return the settings as JSON-ready values, equal to those read from a result file."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def all_seeds(self) -> range:
-        """Return the seeds."""
+        """Return all seeds of the comparison."""
         return range(self.seed, self.seed + self.seeds)
 
 
@@ -188,10 +188,13 @@ class Experiment:
 
 
 def recipe(tokens: int, **changes: Any) -> HealingOptions:
-    """Return the default options of healing with a number of tokens: those that were best for small models.
+    """Return the default options of healing, which gave the best results for small models.
 
-    The target is the stock model's outputs, and the precision is bfloat16 on devices that have instructions for it.
-    `changes` replace single options of `HealingOptions`.
+    The target is the stock model's outputs. The precision is bfloat16 on devices with instructions for it.
+
+    Args:
+        tokens: number of tokens to heal on.
+        changes: options of `HealingOptions` that replace the defaults.
     """
     import torch
 

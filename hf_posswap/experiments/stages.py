@@ -1,4 +1,4 @@
-"""The stages of a model, each defined once: stock, swapped, calibrated, healed, and the control of healing."""
+"""Defines the stages of a model: stock, swapped, calibrated, healed, and the control of healing."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,18 +23,18 @@ from hf_posswap.training.options import HealingOptions
 from hf_posswap.training.texts import Documents, Windows
 
 CALIBRATION_WORK, HEALING_WORK = 5.0, 2.0
-"""Time per token of calibration, and of healing, relative to that of measuring; approximate, for progress only."""
+"""Approximate time per token of calibration and of healing, relative to measuring; used only to report progress."""
 CONTROL_FOLDER = "control"
-"""The control's folder in the folder of the healed model."""
+"""Name of the control's folder inside the folder of the healed model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan:
-    """What one model needs on its way through the stages.
+    """The inputs for taking one model through the stages.
 
     Attributes:
-        load: loads the model.
-        scheme: the scheme to swap in; None: the model is stock and stays so, or was loaded swapped.
+        load: function that loads the model.
+        scheme: the scheme to swap in; None: no swap, because the model stays stock or is already swapped.
         seed: seed of a scheme that starts from random numbers.
         device: device to calibrate on.
         tokenizer: the model's tokenizer.
@@ -43,10 +43,11 @@ class StagePlan:
         calibration_tokens: number of tokens to calibrate on.
         healing: options of healing; None: the model is not healed.
         accelerator: the Accelerator to heal on; None: one for `device`.
-        lora_rank: rank of the low-rank adapters to train in the place of the weights; None: the weights are trained.
-        folder: folder for the healed model and its checkpoints; the control's is in it. None: nothing is written.
-        resume: resume healing from the newest checkpoint in the folder, if there is one.
-        identity: the run's identity besides its options, for resuming.
+        lora_rank: rank of the low-rank adapters to train instead of the weights; None: the weights are trained.
+        folder: folder for the healed model and its checkpoints; it contains the control's folder. None: nothing is
+            written.
+        resume: whether to resume healing from the newest checkpoint in the folder, if there is one.
+        identity: settings, other than the options, that must equal those of the run to resume.
     """
 
     load: Callable[[], Any]
@@ -66,12 +67,16 @@ class StagePlan:
 
 
 class Subject:
-    """A model on its way through the stages.
+    """A model that is taken through the stages.
+
+    Args:
+        plan: the inputs of the stages.
+        observer: callbacks for progress.
 
     Attributes:
-        model: the model at its present stage.
-        stage: name of that stage; None: no model is loaded yet.
-        teacher: the stock model to distil from; None: the one inside the model.
+        model: the model at its current stage.
+        stage: name of the current stage; None: no model is loaded yet.
+        teacher: the stock model to distil from; None: the swapped model itself, with its stock mechanism.
     """
 
     def __init__(self, plan: StagePlan, observer: Observer) -> None:
@@ -81,10 +86,13 @@ class Subject:
         self.teacher: Any = None
 
     def reach(self, name: str) -> Any:
-        """Take the model to a stage, through the stages before it, and return what `Stage.reach` returns.
+        """Take the model to a stage, through the stages before it, and return the result of `Stage.reach`.
+
+        Args:
+            name: a key of `STAGES`.
 
         Raises:
-            PosSwapError: the model, the scheme or the texts do not allow it.
+            PosSwapError: the model, the scheme or the texts do not permit the stage.
         """
         stage = STAGES[name]
         if stage.starts and self.stage not in stage.starts:
@@ -106,7 +114,7 @@ class Subject:
             swap(self.model, self.plan.scheme, replace=True)
 
     def calibrate(self) -> CalibrationReport:
-        """Fit the scheme to the stock model on the documents; `calibration_refusal` says whether it can be fitted."""
+        """Fit the scheme to the stock model on the documents; `calibration_refusal` tells whether this is possible."""
         plan, tokens = self.plan, self.plan.calibration_tokens
 
         def layer_done(_: int, layers: int) -> None:
@@ -118,12 +126,12 @@ class Subject:
         )
 
     def heal(self) -> HealingReport:
-        """Heal the model, which is saved with its checkpoints in the plan's folder."""
+        """Heal the model and save it with its checkpoints in the plan's folder."""
         assert self.plan.healing is not None
         return self._heal("healed", self.plan.healing, self.plan.folder)
 
     def heal_control(self) -> HealingReport:
-        """Train the stock model on the same tokens as the swapped one; it has a folder of its own."""
+        """Train the stock model on the same tokens as the swapped model, and save it in the control's folder."""
         assert self.plan.healing is not None
         folder = None if self.plan.folder is None else self.plan.folder / CONTROL_FOLDER
         return self._heal(CONTROL, control_options(self.plan.healing), folder)
@@ -157,12 +165,14 @@ class Subject:
 class Stage:
     """The definition of a stage.
 
-    A model that was interrupted on its way is taken through the stages again; healing resumes from its checkpoints.
+    After an interruption, the model goes through the stages again, and healing resumes from its checkpoints.
 
     Attributes:
-        starts: the stages that it can start from, first the one that a model is taken to that is at none of them.
-        event: what observers are told when it begins; "": nothing, as it takes no time.
-        reach: changes the model of a `Subject`, and returns a report on what it did, or None.
+        starts: names of the stages that this stage can start from. A model at none of them is first taken to the first
+            of them.
+        event: text for observers when the stage begins; empty: observers are not called, because the stage takes no
+            time.
+        reach: function that changes the model of a `Subject` and returns a report, or None.
     """
 
     starts: tuple[str, ...]
@@ -181,7 +191,7 @@ STAGES = {
 
 
 class _Steps(HealingObserver):
-    """Passes on the steps of healing, and reports their work."""
+    """Passes the steps of healing to an observer and reports their work."""
 
     def __init__(self, observer: Observer) -> None:
         self.observer, self.tokens = observer, 0
@@ -207,13 +217,13 @@ def calibrate_on(
     column: str = "text",
     progress: Callable[[int, int], None] | None = None,
 ) -> CalibrationReport:
-    """Calibrate a swapped model, in place, on windows of as many of the documents as `tokens` allow.
+    """Calibrate a swapped model, in place, on windows of the documents.
 
     Args:
         model: a swapped model whose scheme calibration can fit.
-        documents: texts; see `Windows`.
+        documents: texts; see `Windows`. The windows come from as many documents as `tokens` permits.
         tokenizer: the model's tokenizer.
-        tokens: number of tokens to fit to; an eighth more is read to measure on.
+        tokens: number of tokens to fit to; an eighth more is read to measure the model on.
         column: column of the documents with the texts, if they are mappings.
         progress: see `hf_posswap.calibrate`.
 
@@ -228,14 +238,17 @@ def calibrate_on(
 
 
 def calibration_length(train_length: int) -> int:
-    """Return the tokens of a window in calibration."""
+    """Return the number of tokens of a window in calibration."""
     return min(CALIBRATION_LENGTH, train_length)
 
 
 def control_options(options: HealingOptions) -> HealingOptions:
-    """Return the options of the control, the stock model, which is trained on the same tokens with the same schedule.
+    """Return the options of the control: the stock model, trained on the same tokens with the same schedule.
 
-    The control is trained without distillation, because a model that is its own teacher has a loss of zero, and without
-    a ramp, because no mechanism is replaced. It uses dropout if the swapped model does.
+    The control uses no distillation, because a model that is its own teacher has a loss of zero. It uses no ramp,
+    because its mechanism is not replaced. It uses dropout if the swapped model does.
+
+    Args:
+        options: the options of healing for the swapped model.
     """
     return dataclasses.replace(options, distill=0.0, ramp=0.0, dropout=options.drops_out)
