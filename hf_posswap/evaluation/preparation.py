@@ -1,4 +1,4 @@
-"""Checks of the settings of `evaluate` against the model, before any long computation."""
+"""Checks the settings of `evaluate` against the model, before any long computation."""
 
 import copy
 import re
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 
 def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> EvaluationSettings:
-    """Fill in the measurements and the stage, if they are open, by the model's configuration.
+    """Return the settings with measurements and stage; values that are not set follow from the model's configuration.
 
     Raises:
-        EvaluationError: the model does not support a measurement; the message gives those that it supports.
+        EvaluationError: the model does not support a measurement, and the message lists the supported ones; or the
+            stage does not fit the model.
         UnsupportedError: the architecture is not supported.
     """
     fitting: tuple[str, ...] = CAUSAL
@@ -50,7 +51,10 @@ def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> Evalu
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """Return the device to compute on: the named one, or CUDA if it is available.
+    """Return the device to compute on.
+
+    Args:
+        name: name of the device; None: CUDA if it is available, otherwise the CPU.
 
     Raises:
         EvaluationError: the device is unknown to torch, is not available, or cannot compute.
@@ -60,7 +64,7 @@ def chosen_device(name: str | None) -> torch.device:
     try:
         device = torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, ImportError) as error:
-        # Keep the first sentence: for a device that torch was not built for, pages about its kernels follow.
+        # Keep the first sentence only: for a device that torch was not built for, a long list of kernels follows.
         reason = re.split(r"\.\s", str(error), maxsplit=1)[0].rstrip(".")
         raise EvaluationError(f"device {name!r} cannot be used: {reason}. {way_out}") from error
     if device.type == "meta":
@@ -69,7 +73,7 @@ def chosen_device(name: str | None) -> torch.device:
 
 
 def has_masked_head(config: "PretrainedConfig") -> bool:
-    """Return whether a model's checkpoint has a masked language modelling head."""
+    """Return whether a model's checkpoint has a head for masked language modelling."""
     return re.search("MaskedLM|PreTraining", str(getattr(config, "architectures", None))) is not None
 
 

@@ -1,4 +1,4 @@
-"""The settings of measurements. The command line reads them at once, so this module imports no torch."""
+"""The settings of measurements. This module does not import torch, so that the command line starts quickly."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -56,11 +56,11 @@ class MeasuringSettings:
 class EvaluationSettings(MeasuringSettings):
     """The settings of an evaluation of one model, stock or swapped.
 
-    Without measurements, all that the model supports are measured.
+    If `measurements` is empty, the evaluation runs all measurements that the model supports.
 
     Raises (on construction):
         EvaluationError: see `MeasuringSettings`.
-        PosSwapError: an unknown scheme or an invalid option of it.
+        PosSwapError: the scheme is unknown, or one of its options is invalid.
     """
 
     pos_scheme: str | None = option(None, SCHEME_HELP, metavar="SCHEME", group=WHAT)
@@ -98,7 +98,7 @@ class EvaluationSettings(MeasuringSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class BiasSettings:
-    """The settings of the bias by distance.
+    """The settings of the measurement of the bias by distance.
 
     Raises (on construction):
         EvaluationError: a value that is not allowed; the message gives the allowed ones.
