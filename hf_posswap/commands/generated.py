@@ -1,4 +1,4 @@
-"""Generates options of commands from dataclasses, whose fields define type, default, help and limits."""
+"""Generates the options of commands from the fields of dataclasses, which define type, default, help and limits."""
 
 import dataclasses
 import functools
@@ -34,22 +34,22 @@ def takes(
     arguments: Iterable[str] = (),
     group: str | None = None,
 ) -> Callable[[Command], Command]:
-    """Replace one parameter of a command by an option for each declared field of a dataclass of options.
+    """Return a decorator that replaces one parameter of a command with options, one for each field of a dataclass.
 
-    The command gets, in that parameter, a dict of keyword arguments for the dataclass, with only the options that the
-    user gave. The dataclass checks the values. Python code passes an option by its name on the command line, with `_`
-    for `-`: `compare(train_file=["a.txt"])`.
+    The command gets, in that parameter, a dict of keyword arguments for the dataclass. The dict contains only the
+    options that the user gave. The dataclass checks the values. Python code passes an option by its name on the command
+    line, with `_` for `-`: `compare(train_file=["a.txt"])`.
 
     Args:
         options: the dataclass, with fields declared by `hf_posswap.common.options.option`.
         parameter: name of the command's parameter that gets the dict.
         names: names of options that differ in this command, by field.
         help: help texts that differ in this command, by field.
-        defaults: values that this command uses instead of the dataclass's defaults, by field; shown in the help. With
-            `REQUIRED` the option must be given.
-        only: the fields that get an option; None: all.
-        arguments: the fields that are given by position instead of by an option.
-        group: heading of all these options in the help; None: the group of each field.
+        defaults: values that this command uses instead of the dataclass's defaults, by field; the help shows them.
+            `REQUIRED` makes the option required.
+        only: names of the fields that get an option; None: all fields.
+        arguments: names of the fields that are positional arguments instead of options.
+        group: heading of all these options in the help; None: each option has the heading of its field.
     """
     names, help, defaults, arguments = names or {}, help or {}, defaults or {}, set(arguments)
     kinds = option_types(options)
@@ -71,7 +71,7 @@ def takes(
     def generate(command: Command) -> Command:
         @functools.wraps(command)
         def generated(**given: Any) -> None:
-            # Commands call each other too, with some of the options.
+            # Commands also call each other with a part of the options, so an option may be missing.
             typed = {one.name: given.pop(one.name, None) for one in made}
             values = {one.field.name: one.value(typed) for one in offered}
             command(**given, **{parameter: {name: value for name, value in values.items() if value is not None}})
@@ -90,7 +90,7 @@ def takes(
 
 @dataclasses.dataclass(frozen=True)
 class _Offered:
-    """A field as a command offers it: an argument, an option or, for a number with a switch, two options."""
+    """The form of a field in a command: an argument, an option or, for a number with a switch, two options."""
 
     field: dataclasses.Field[Any]
     kind: Any
@@ -102,7 +102,7 @@ class _Offered:
 
     @property
     def switch(self) -> Any:
-        """The field's switch; a command that gives the option another name takes the number alone."""
+        """The field's switch, or None. An option that the command renames takes the number and has no switch."""
         return self.field.metadata["switch"] if self.name is None else None
 
     @property
@@ -111,11 +111,11 @@ class _Offered:
 
     @property
     def base(self) -> Any:
-        """The type of a value that is given."""
+        """The type of a value, without None."""
         return next(one for one in allowed_types(self.kind) if one is not type(None))
 
     def parameters(self) -> list[inspect.Parameter]:
-        """Return the parameters of the command, which typer reads."""
+        """Return the parameters for the command's signature, which typer reads."""
         if self.switch is not None:
             how_much = self._option(self.switch.number, f"{self.help} Default: {self.switch.default:g}.")
             on = self._option(self.switch.name, self.switch.help)
@@ -131,7 +131,7 @@ class _Offered:
         flag, text = self.flag, self.help
         if self.base is bool and self.default is not False:
             flag = f"{flag}/--no-{flag.removeprefix('--')}"
-        # Only the help shows the default: typer passes None for an option that was not given.
+        # The default is only in the help text: typer passes None for an option that the user did not give.
         if self.default not in (None, REQUIRED, ()) and self.base is not bool:
             default = ",".join(map(to_text, self.default)) if is_list else to_text(self.default)
             text = f"{text} Default: {default}."
@@ -145,7 +145,7 @@ class _Offered:
         ]
 
     def value(self, typed: Mapping[str, Any]) -> Any:
-        """Return the field's value from the values of all parameters; None if the user gave none.
+        """Return the field's value, given the values of all parameters; None if the user gave no value.
 
         Raises:
             PosSwapError: a number was given without its switch.
@@ -184,5 +184,5 @@ def _parameter(name: str, kind: Any, option: Any, default: Any) -> inspect.Param
 
 
 def _name(flag: str) -> str:
-    """Return the name of an option's parameter."""
+    """Return the name of the parameter for an option, such as "train_file" for "--train-file"."""
     return flag.removeprefix("--").replace("-", "_")
