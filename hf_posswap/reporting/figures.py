@@ -1,7 +1,7 @@
-"""The description of a figure's content, from which both the page and the images are made.
+"""Describes the content of a figure; `page` and `images` draw it.
 
-A figure is a row of panels with a caption, the gaps, the provenance and the numbers as a table. A panel holds lines,
-bars or a heat map. This module depends on no package that draws.
+A figure is a row of panels with a caption, the gaps, the provenance and the numbers as a table. A panel contains lines,
+bars or a heat map. This module does not depend on a package that draws.
 """
 
 import math
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 Scale = Literal["linear", "log", "category"]
 Value = float | None
-"""None is a gap."""
+"""A value; None is a gap."""
 BEYOND_AXIS = 1.5
-"""A guide beyond the end of the axis times this factor is not drawn; a pointer shows its direction."""
+"""A guide beyond the end of the axis by more than this factor is not drawn; an arrow shows its direction."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Axis:
     Attributes:
         title: the quantity with its unit.
         scale: linear, log, or category (values are then 0, 1, … with `labels`).
-        ticks: values of the labels; empty: chosen when drawn.
+        ticks: values with a label; empty: Vega chooses the ticks.
         labels: the text of each tick.
     """
 
@@ -41,7 +41,8 @@ class Series:
     """The values of one scheme in a panel of lines or bars.
 
     Attributes:
-        key: the scheme, "stock" or "control"; determines the style, and the series that are toggled together.
+        key: the scheme, "stock" or "control". Series with the same key have the same style and are shown or hidden
+            together.
         label: name in the legend; a series has the same label and style in all panels of a figure.
         x: x values.
         y: y values, one for each x.
@@ -49,9 +50,9 @@ class Series:
         high: upper ends of the intervals.
         hover: hover text of each point.
         end: reason why the line stops before the last point, if it does.
-        pale: whether bars are pale, for a second variant of a scheme beside the first.
-        background: whether the line is drawn wide and pale below the others, so that an equal line is visible on it.
-        equal: label of an earlier series with the same values, on which this one lies; empty if there is none.
+        pale: whether bars are pale; this marks the second variant of a scheme.
+        background: whether the line is wide, pale and below the others, so that an equal line on it is visible.
+        equal: label of an earlier series with the same values; empty if there is none.
     """
 
     key: str
@@ -68,15 +69,15 @@ class Series:
 
     @property
     def name(self) -> str:
-        """The label, with the label of an equal series."""
+        """The label; if there is an equal series, followed by its label."""
         return f"{self.label} (= {self.equal})" if self.equal else self.label
 
     def known(self) -> list[int]:
-        """Indices of the points with a value."""
+        """Return the indices of the points with a value."""
         return [index for index, value in enumerate(self.y) if value is not None]
 
     def banded_runs(self) -> list[list[int]]:
-        """Runs of adjacent points with an interval, as indices."""
+        """Return the runs of adjacent points with an interval, each as a list of indices."""
         runs: list[list[int]] = [[]]
         for index in range(len(self.x) if self.low else 0):
             if self.low[index] is None or self.high[index] is None or self.y[index] is None:
@@ -101,7 +102,7 @@ class Guide:
     text: str
 
     def side(self, axis: Axis) -> Literal["inside", "before", "after"]:
-        """Return whether the value is inside the axis, or so far before or after it that only a pointer is drawn."""
+        """Return whether the value is inside the axis, or so far before or after it that only an arrow is drawn."""
         if not axis.ticks or self.axis == "y":
             return "inside"
         if self.value > BEYOND_AXIS * axis.ticks[-1]:
@@ -111,7 +112,7 @@ class Guide:
 
 @dataclass(frozen=True)
 class _SeriesPanel:
-    """What panels of lines and of bars have in common."""
+    """The common base class of panels with lines and panels with bars."""
 
     title: str
     x: Axis
@@ -144,7 +145,7 @@ class ColourAxis:
         title: the quantity with its unit.
         colours: colours from low to high, as #RRGGBB, evenly spaced.
         low: value of the first colour.
-        high: value of the last colour; values beyond the ends have the colour of the end.
+        high: value of the last colour. Values below `low` have the first colour, values above `high` the last.
     """
 
     title: str
@@ -241,8 +242,8 @@ class Figure:
 
     Attributes:
         name: name of its files and of its anchor in the page: lower-case letters, digits and hyphens.
-        title: one line, with the model's name.
-        heading: the title without the model's name, for use below a heading with it.
+        title: title in one line, with the model's name.
+        heading: the title without the model's name, for use below a heading with the model's name.
         variant: the property that distinguishes this figure from others with the same heading, such as the stage.
         panels: panels from left to right.
         caption: explanation of the figure, in sentences.
@@ -271,7 +272,7 @@ class Figure:
 
 Maker = Callable[["Group"], list[Figure]]
 makers: dict[str, Maker] = {}
-"""Functions that make the figures of a group, by the group's family."""
+"""Functions that make the figures of a group of results, by the family of the results."""
 
 
 def draws(*families: str) -> Callable[[Maker], Maker]:

@@ -1,6 +1,6 @@
-"""Draws the description of a figure as an image (PNG, SVG, PDF): its Vega-Lite panels, a legend and the small print.
+"""Draws a figure as an image (PNG, SVG, PDF) with its Vega-Lite panels, a legend and the small print.
 
-The files contain no dates and no random names, so the same description gives the same PNG and SVG bytes.
+The files contain no dates and no random names, so the same figure gives the same PNG and SVG bytes.
 """
 
 import struct
@@ -23,7 +23,7 @@ PRINT = {
     "var(--paper)": "#FFFFFF",
     "var(--shade)": "#EEEEEE",
 }
-"""The colours of the theme on paper."""
+"""Colours of the theme for print."""
 FONT = "DejaVu Sans, Verdana, Arial, sans-serif"
 PIXELS = 1.5
 """Pixels of a PNG for each pixel of the specification."""
@@ -34,7 +34,7 @@ SMALL_ROWS = 16
 """A heat map with at most this many rows is small."""
 LINE_SIZE, SMALL_MAP_WIDTH, MAP_WIDTH = (360, 250), 190, 360
 ABOVE_PANEL = 24
-"""Room for the text of guides between a panel and its title, in pixels."""
+"""Space for the text of guides between a panel and its title, in pixels."""
 NOTE_SIZE, NOTE_LETTER = 8.5, 5.0
 """Size of the small print and mean width of its letters, in pixels."""
 LEGEND_STEP, LEGEND_LINE = 19, 34
@@ -42,12 +42,12 @@ LEGEND_STEP, LEGEND_LINE = 19, 34
 
 
 def draw(figure: Figure, path: Path, styles: Mapping[str, Look] | None = None) -> None:
-    """Draw a figure into a file; the suffix decides the format (PNG, SVG, PDF).
+    """Draw a figure to a file; the suffix of the file determines the format (PNG, SVG, PDF).
 
     Args:
         figure: the figure.
         path: the file to write.
-        styles: style of each scheme, to distinguish schemes across several figures. None: `looks` of this figure.
+        styles: style of each scheme, the same for several figures. None: the styles of `looks` for this figure.
 
     Raises:
         MissingPackageError: vl-convert-python is not installed.
@@ -63,7 +63,7 @@ def draw(figure: Figure, path: Path, styles: Mapping[str, Look] | None = None) -
 
 
 def repacked(png: bytes) -> bytes:
-    """Return a PNG with its pixels compressed well: the converter compresses them fast, to several times the size.
+    """Return a PNG with its pixels compressed again; the converter's compression gives several times the size.
 
     Args:
         png: a PNG file.
@@ -138,7 +138,7 @@ def sheet(figure: Figure, styles: Mapping[str, Look]) -> Spec:
 
 
 def _printed(value: Any) -> Any:
-    """Return a specification with the theme's colours replaced by those of paper."""
+    """Return a specification in which the colours for print replace those of the theme."""
     if isinstance(value, dict):
         return {name: _printed(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -147,14 +147,14 @@ def _printed(value: Any) -> Any:
 
 
 def _columns(panels: Sequence[Panel]) -> int:
-    """Return the number of columns that fill a sheet evenly."""
+    """Return the number of columns with which the rows of a sheet are filled evenly."""
     most = 4 if all(isinstance(panel, HeatPanel) for panel in panels) and _small(panels) else 3
     rows = max(1, -(-len(panels) // most))
     return max(1, -(-len(panels) // rows))
 
 
 def _small(panels: Sequence[Panel]) -> bool:
-    """Return whether the heat maps among the panels have few cells."""
+    """Return whether all heat maps among the panels have few rows."""
     return all(len(panel.rows) <= SMALL_ROWS for panel in panels if isinstance(panel, HeatPanel))
 
 
@@ -169,14 +169,14 @@ def _size(panels: Sequence[Panel]) -> dict[str, int]:
 
 
 def _same_left_axis(panels: Sequence[Panel]) -> bool:
-    """Return whether the vertical axes of all panels show the same, so that only the leftmost needs words."""
+    """Return whether all panels have the same vertical axis, so that only the leftmost panel needs its title."""
     maps = {panel.rows for panel in panels if isinstance(panel, HeatPanel)}
     others = {panel.y.title for panel in panels if not isinstance(panel, HeatPanel)}
     return len(maps) + len(others) == 1
 
 
 def _without_left_axis(spec: Spec) -> Spec:
-    """Return a panel without a title of the vertical axis; a heat map also without its labels."""
+    """Return a panel without the title of the vertical axis; a heat map also without the labels of this axis."""
     words = {"title": None} | ({"labels": False} if "view" in spec else {})
 
     def bare(layer: Spec) -> Spec:
@@ -189,7 +189,7 @@ def _without_left_axis(spec: Spec) -> Spec:
 
 
 def _title(lines: Sequence[str]) -> Spec:
-    """Return a panel's title as a layer: Vega would place its own titles higher where an axis has a long one."""
+    """Return a panel's title as a layer. Vega places its own titles higher if a vertical axis has a long title."""
     text = {"type": "text", "align": "left", "baseline": "bottom", "color": "var(--ink)", "fontSize": 12.5}
     return {
         "data": {"values": [{}]},
@@ -199,7 +199,7 @@ def _title(lines: Sequence[str]) -> Spec:
 
 
 def _legend(figure: Figure, styles: Mapping[str, Look]) -> Spec:
-    """Return a legend with each series' line and marker, or bar, as its panel draws them."""
+    """Return a legend with the line and marker, or the bar, of each series."""
     scales = scales_of(figure.panels, styles)
     names = _names(figure.panels)
     bars = all(isinstance(panel, BarPanel) for panel in figure.panels)
@@ -234,7 +234,10 @@ def _legend(figure: Figure, styles: Mapping[str, Look]) -> Spec:
 
 
 def _names(panels: Sequence[Panel]) -> list[tuple[str, str]]:
-    """Return each series' label, and its name in the legend: with an equal series if it has that one in all panels."""
+    """Return the label and the legend's name of each series.
+
+    The name includes the label of an equal series if the two series are equal in all panels.
+    """
     names: dict[str, set[str]] = {}
     for panel in panels:
         for series in () if isinstance(panel, HeatPanel) else panel.series:

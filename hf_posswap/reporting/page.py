@@ -1,7 +1,7 @@
-"""The report as one HTML page that works offline: Vega, which it contains, draws the figures; each has a table.
+"""Makes the report: one HTML page that works offline. The page contains Vega, which draws the figures.
 
 All values from files are escaped for HTML; in figures they are data. A content security policy allows only the page's
-own scripts, by their hashes, and no connections; Vega interprets its expressions and compiles nothing.
+own scripts, by their hashes, and no connections. Vega interprets expressions instead of compiling them to code.
 """
 
 import base64
@@ -38,7 +38,7 @@ _SAMPLES = {
     "diamond": "M0,-.6L.6,0L0,.6L-.6,0Z",
     "cross": "M-.2,-.5h.4v.3h.3v.4h-.3v.3h-.4v-.3h-.3v-.4h.3Z",
 }
-"""Vega's shapes as SVG paths, for the samples of schemes."""
+"""Vega's shapes as SVG paths, for the samples of the schemes' styles."""
 
 
 @functools.cache
@@ -52,7 +52,7 @@ def library() -> str:
 
 
 def render_page(results: Results, chapters: Chapters, styles: Mapping[str, Look]) -> str:
-    """Return the page. The same results give the same text.
+    """Return the HTML text of the page. The same results give the same text.
 
     Args:
         results: the results of the folder.
@@ -93,7 +93,7 @@ def _asset(name: str) -> str:
 
 
 def _policy(*scripts: str) -> str:
-    """Return a policy that allows these scripts, and the inline styles and generated images that figures need."""
+    """Return a content security policy that allows these scripts, inline styles and generated images."""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
@@ -102,7 +102,7 @@ def _policy(*scripts: str) -> str:
 
 
 def _json(value: Any) -> str:
-    """Return JSON in which no text can end the surrounding script element."""
+    """Return JSON with escaped HTML characters, so that no text can end the surrounding script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -167,7 +167,7 @@ def _sample(look: Look) -> str:
 
 
 def _drawings(figure: Figure, styles: Mapping[str, Look]) -> list[Spec]:
-    """Return for each panel its specification, made for pointing and zooming, and the scheme of a heat map."""
+    """Return, for each panel, its specification with tooltips and zoom, and the scheme of a heat map."""
     specs = panels_of(figure.panels, styles)
     return [_drawing(panel, spec) for panel, spec in zip(figure.panels, specs, strict=True)]
 
@@ -188,7 +188,7 @@ def _drawing(panel: Panel, spec: Spec) -> Spec:
 
 
 def _pointed(x: Spec) -> Spec:
-    """Return a layer with a line at the x value nearest to the pointer, whose tooltip has the values of all series."""
+    """Return a layer with a line at the x value nearest to the pointer; its tooltip has the values of all series."""
     nearest = {"type": "point", "fields": ["x"], "nearest": True, "on": "pointerover", "clear": "pointerout"}
     opacity = {"condition": {"param": "at", "empty": False, "value": 0.5}, "value": 0}
     return {
@@ -197,7 +197,7 @@ def _pointed(x: Spec) -> Spec:
             {"aggregate": [{"op": "values", "as": "rows"}], "groupby": ["x"]},
         ],
         "params": [{"name": "at", "select": nearest}],
-        # Vega draws a cell around each line to find the nearest one; the cell's datum is the line.
+        # To find the nearest line, Vega adds a cell around each line. The datum of the cell is the line.
         "mark": {"type": "rule", "color": "var(--muted)", "tooltip": {"expr": "datum.datum && datum.datum.rows"}},
         "encoding": {"x": x, "opacity": opacity},
     }

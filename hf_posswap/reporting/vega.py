@@ -1,8 +1,9 @@
-"""Converts a panel of a figure to a Vega-Lite specification, as plain dictionaries: the one drawing of every figure.
+"""Converts a panel of a figure to a Vega-Lite specification in plain dictionaries.
 
-The page (`page`) and the images (`images`) only add their size. Colours of the theme are CSS variables, such as
-var(--ink): the page's style sheet resolves them for a light or dark screen, and `images` replaces them for print. Texts
-from files occur as data and literal strings only, never inside an expression without JSON quotes around them.
+The page (`page`) and the images (`images`) use the same specifications and only add sizes. Colours of the theme are CSS
+variables, such as var(--ink): the page's style sheet defines them for light and dark screens, and `images` replaces
+them for print. Texts from files occur only as data and as literal strings. In an expression they always have JSON
+quotes.
 """
 
 import json
@@ -16,11 +17,11 @@ from hf_posswap.reporting.figures import Axis, BarPanel, Guide, HeatPanel, LineP
 Spec = dict[str, Any]
 
 MOST_MARKED = 60
-"""Lines with more points than this are thin and have no markers."""
+"""If a line of a panel has more points than this, all its lines are thin and have no markers."""
 MANY_POINTS = 12
-"""Lines with more points than this have smaller markers."""
+"""If a line of a panel has more points than this, all its markers are smaller."""
 LOG_NOTE = " (log)"
-"""Follows the title of a logarithmic vertical axis."""
+"""Suffix of the title of a logarithmic vertical axis."""
 BAR_STEP = 0.84
 """The share of a category that its bars fill."""
 _CROSS = "M-.5,-.5L.5,.5M-.5,.5L.5,-.5"
@@ -57,7 +58,7 @@ CONFIG: Spec = {
 
 
 def css_colour(colour: str) -> str:
-    """Return a colour; black is replaced by the colour of the text."""
+    """Return a colour for CSS; black becomes the colour of the text."""
     return "var(--ink)" if colour == INK else colour
 
 
@@ -74,9 +75,9 @@ def panels_of(panels: Sequence[Panel], styles: Mapping[str, Look]) -> list[Spec]
 
 
 def scales_of(panels: Sequence[Panel], styles: Mapping[str, Look]) -> dict[str, Spec]:
-    """Return the scales from a series' name to its style, by channel.
+    """Return the scales that map a series' label to its style, by channel.
 
-    Each further line is thinner and has smaller markers, so that lines on top of one another all show.
+    Each line is thinner than the line before it and has smaller markers, so that overlapping lines are all visible.
     """
     series = list(named_series(panels).values())
     front = [one.key for one in series if not one.background]
@@ -99,7 +100,7 @@ def scales_of(panels: Sequence[Panel], styles: Mapping[str, Look]) -> dict[str, 
 
 
 def named_series(panels: Sequence[Panel]) -> dict[str, Series]:
-    """Return the series of all panels by name, each name once."""
+    """Return the series of all panels by label; of several series with one label, the first."""
     found: dict[str, Series] = {}
     for panel in panels:
         for series in () if isinstance(panel, HeatPanel) else panel.series:
@@ -112,7 +113,7 @@ def styled(scales: Mapping[str, Spec], *channels: str) -> Spec:
     return {
         channel: {
             "field": "label",
-            "type": "nominal" if channel == "shape" else "ordinal",  # what Vega-Lite expects without a warning
+            "type": "nominal" if channel == "shape" else "ordinal",  # Vega-Lite warns about other types
             "sort": None,
             "legend": None,
             "scale": scales[channel],
@@ -124,7 +125,7 @@ def styled(scales: Mapping[str, Spec], *channels: str) -> Spec:
 def _marks(panel: LinePanel | BarPanel, scales: Mapping[str, Spec], bounds: tuple[float, float] | None) -> Spec:
     """Return a panel of lines or bars with its guides."""
     layers = _bars(panel, scales, bounds) if isinstance(panel, BarPanel) else _lines(panel, scales, bounds)
-    # Vega draws series in the order of their rows: the widest first.
+    # Vega draws series in the order of their rows, so the widest lines come first.
     order = scales["color"]["domain"]
     series = sorted(panel.series, key=lambda one: (not one.background, order.index(one.label)))
     return {
@@ -134,7 +135,7 @@ def _marks(panel: LinePanel | BarPanel, scales: Mapping[str, Spec], bounds: tupl
 
 
 def _rows(series: Series, panel: LinePanel | BarPanel) -> list[Spec]:
-    """Return the points of a series as rows; a point without a value stays only where it breaks a line."""
+    """Return the points of a series as rows; a point without a value has a row only if it breaks a line."""
     runs = {index: number for number, run in enumerate(_runs(series)) for index in run}
     known = series.known()
     breaks = isinstance(panel, LinePanel) and panel.x.scale != "category"
@@ -156,7 +157,7 @@ def _rows(series: Series, panel: LinePanel | BarPanel) -> list[Spec]:
 
 
 def _runs(series: Series) -> list[list[int]]:
-    """Return the runs of points whose intervals are drawn: those of every series but the background."""
+    """Return the runs of points with intervals to draw; a background series has none."""
     return [] if series.background else series.banded_runs()
 
 
@@ -210,7 +211,7 @@ def _markers(x: Spec, y: Spec, scales: Mapping[str, Spec], share: float) -> Spec
 
 
 def _bars(panel: BarPanel, scales: Mapping[str, Spec], bounds: tuple[float, float] | None) -> list[Spec]:
-    """Return bars side by side in each category, with whiskers; those of variants are pale."""
+    """Return the layers of bars, side by side in each category, and of whiskers; bars of variants are pale."""
     band = {"paddingInner": 1 - BAR_STEP, "paddingOuter": (1 - BAR_STEP) / 2}
     x: Spec = {
         "field": "x",
@@ -237,7 +238,7 @@ def _bars(panel: BarPanel, scales: Mapping[str, Spec], bounds: tuple[float, floa
 
 
 def _axis(axis: Axis, log_note: str = "") -> Spec:
-    """Return scale and axis of a quantity, with the ticks that the figure chose; a logarithmic one has the note."""
+    """Return scale and axis of a quantity, with the figure's ticks; the title of a logarithmic axis gets the note."""
     log = axis.scale == "log"
     drawn: Spec = {"title": f"{axis.title}{log_note if log else ''}" or None}
     scale: Spec = {"type": "log" if log else "linear", "nice": False, "padding": 14}
@@ -251,14 +252,14 @@ def _axis(axis: Axis, log_note: str = "") -> Spec:
 
 
 def _labels(ticks: Sequence[float], labels: Sequence[str]) -> str:
-    """Return the expression of a tick's label; a tick that the figure did not choose shows its number."""
+    """Return the expression for the label of a tick; a tick without a label in `labels` shows its number."""
     names = json.dumps({f"{tick:.12g}": label for tick, label in zip(ticks, labels, strict=True)})
-    # JavaScript writes large and small numbers in its own way; both sides of the comparison have 12 digits.
+    # JavaScript formats large and small numbers differently from Python, so both sides are rounded to 12 digits.
     return f"{names}[toString(toNumber(format(datum.value, '.12')))] || format(datum.value, '~g')"
 
 
 def _guide(guide: Guide, x: Axis) -> list[Spec]:
-    """Return a guide as a line with its text, or as text at the edge in its direction if it is far outside."""
+    """Return a guide as a line with its text; if it is far outside the axis, as a text with an arrow at the edge."""
     text: Spec = {"type": "text", "color": "var(--muted)", "fontSize": 10.5}
     line: Spec = {"type": "rule", "color": "var(--muted)", "strokeDash": _GUIDE_DASH}
     data = {"values": [{"at": guide.value}]}
@@ -290,7 +291,7 @@ def _guide(guide: Guide, x: Axis) -> list[Spec]:
 
 
 def _common_bounds(panels: Sequence[Panel]) -> tuple[float, float] | None:
-    """Return the ends of a vertical axis that fits all panels of one quantity; None for one panel."""
+    """Return the ends of a vertical axis for all panels; None if there is only one panel or their quantities differ."""
     marked = [panel for panel in panels if not isinstance(panel, HeatPanel)]
     if len(marked) < 2 or len(marked) < len(panels) or len({(p.y.title, p.y.scale) for p in marked}) > 1:
         return None
@@ -307,7 +308,7 @@ def _common_bounds(panels: Sequence[Panel]) -> tuple[float, float] | None:
 
 
 def _heat(panel: HeatPanel) -> Spec:
-    """Return a heat map; its cells overlap a little, because a renderer's smoothing would show gaps between them."""
+    """Return a heat map. Cells without texts overlap slightly, so that anti-aliasing shows no gaps between them."""
     x, y = _cells_axis("x", panel.x, len(panel.columns)), _cells_axis("y", panel.y, len(panel.rows))
     y["scale"]["reverse"] = True
     cells = [
@@ -366,7 +367,7 @@ def _heat(panel: HeatPanel) -> Spec:
 
 
 def _cell_text(panel: HeatPanel, row: int, column: int) -> Spec:
-    """Return the text of a cell and its colour, which contrasts with the cell's."""
+    """Return the text of a cell and the text's colour, which contrasts with the cell's colour."""
     text, value = panel.texts[row][column], panel.values[row][column]
     if not text or value is None:
         return {"text": "—", "ink": "var(--muted)"}
@@ -375,7 +376,7 @@ def _cell_text(panel: HeatPanel, row: int, column: int) -> Spec:
 
 
 def _cells_axis(field: str, axis: Axis, count: int) -> Spec:
-    """Return the position of cells, with labels in the middle of some of them."""
+    """Return the encoding of the cells' positions on one axis, with labels at the middle of the cells with ticks."""
     middles = [tick + 0.5 for tick in axis.ticks]
     return {
         "field": field,
