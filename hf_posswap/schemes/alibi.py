@@ -170,7 +170,7 @@ class Alibi(Scheme):
 
     With `interpolate` (Al-Khateeb et al. 2023, 2310.13017) the slopes of a text of n tokens are multiplied by T/n if n
     exceeds the train length T, so that penalties stay in the range of the train length. During generation n grows, so
-    the slopes change in each step. Each text of a batch has its own n.
+    the slopes change in each step past T. Each text of a batch has its own n.
     """
 
     name = "alibi"

@@ -107,7 +107,7 @@ class SchemeConfig:
         """Check that the options do not contradict each other; raise `SchemeConfigError` if they do."""
 
     def resolve(self, facts: ModelFacts) -> Self:
-        """Return the config in which each option of None has its value for the model; checkpoints store this config."""
+        """Return the config with the options that depend on the model filled in; checkpoints store this config."""
         return self
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hf_posswap.schemes.content import log_groups
 from hf_posswap.schemes.curves import TINY, Curve
 
 NARROWEST = 0.5
-"""Smallest width σ of a bell curve a·exp(−x²/2σ²), in tokens. A bell curve of this width covers only one distance."""
+"""Smallest width σ of a bell curve a·exp(−x²/2σ²), in tokens. This bell curve already covers only one distance."""
 WIDTHS_PER_OCTAVE = 2
 PLACES_PER_OCTAVE = 4
 EXACT_PLACES = 8

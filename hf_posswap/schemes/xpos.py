@@ -101,9 +101,9 @@ class Xpos(Scheme):
 
     Pairs that rotate fast decay most, so that only slow pairs contribute to the scores of far keys, and scores do not
     oscillate with the distance. γ = 0.4 and B = 512 are the paper's values. Queries are multiplied by ζ_n^((i − B)/B)
-    and keys by ζ_n^(−(j − B)/B), and the cache stores these keys. The factors grow with the position. Texts up to
-    about 63·B tokens are possible in float32 and bfloat16, and up to about 6·B tokens in float16; longer texts are
-    refused.
+    and keys by ζ_n^(−(j − B)/B), relative to the position B, and the cache stores these keys. The factors grow with the
+    position. Texts up to about 63·B tokens are possible in float32 and bfloat16, and up to about 6·B tokens in float16;
+    longer texts are refused.
     """
 
     name = "xpos"

@@ -205,7 +205,7 @@ class LayerCall:
         """Return the forward's context for this layer's keys: under a sliding window, the last keys of the text.
 
         Raises:
-            PositionError: the number of keys differs from that of the cache, so their positions are unknown.
+            PositionError: the number of keys differs from the expected one, so their positions are unknown.
         """
         context = self.context
         if self.cached_length is None and self.has_cache:
@@ -228,8 +228,8 @@ class LayerCall:
     def _announced(self, key_length: int) -> tuple[int, int]:
         """Return the expected number of keys of a layer with `key_length` keys, and the first key's index in the text.
 
-        The values are those of any layer of the cache with this number of keys. The index of this layer in the cache is
-        unknown, because its keys did not pass through `store`.
+        The values are those of any layer of the cache with this number of keys; if there is none, those of the whole
+        text. The index of this layer in the cache is unknown, because its keys did not pass through `store`.
         """
         whole = self.context.positions.key_length
         if key_length == whole:

@@ -286,8 +286,8 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     """Add positions, the forward context and the scheme's embeddings to the stock base model's arguments, in place.
 
     Raises:
-        PositionError: the positions do not have the type or the shape of the tokens, a position is beyond the scheme's
-            longest, or the mask does not fit.
+        PositionError: positions are not integers or do not have the shape of the tokens, a position is beyond the
+            scheme's longest, or the mask does not fit.
         UnsupportedError: attention is called as causal but was bidirectional at the swap, or the reverse.
         BackendError: the attention function needs a paged cache, but there is none.
     """
