@@ -126,8 +126,16 @@ class Xpos(Scheme):
 
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """Refuse an odd head dimension, because dimensions rotate in pairs."""
-        return f"dimensions turn in pairs, and the head dimension is {facts.head_dim}." if facts.head_dim % 2 else None
+        """Refuse an odd head dimension, and models whose own rotation is not of whole heads and alike in all layers."""
+        if facts.head_dim % 2:
+            return f"dimensions rotate in pairs, and the head dimension is {facts.head_dim}."
+        if not (config.keep_native or facts.turns_whole_heads):
+            return (
+                "it rotates queries and keys itself. In a model with rotary angles this is possible only if the model "
+                "rotates whole heads, by the same angles in all layers, such as Llama. Choose rope, which replaces "
+                "the angles of any such model."
+            )
+        return None
 
     def reach(self, largest: float) -> int:
         """Return the number of positions whose factors on queries and keys stay below `largest`."""

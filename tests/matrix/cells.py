@@ -118,6 +118,11 @@ EXTRA_VARIANTS = (
 )
 
 
+VARIANTS_IN = {("gpt2", True), ("llama", True), ("bert", False)}
+"""Families and modes that take every variant of every scheme: one with a position table, one with rotary angles, and an
+encoder. The others take every scheme with its defaults, and the variants of their own mechanism."""
+
+
 def all_cells() -> list[Cell]:
     """Every cell, supported or not; with MATRIX_CELLS=default in the environment, those with default options."""
     cells = [
@@ -126,7 +131,20 @@ def all_cells() -> list[Cell]:
         for causal in architecture_named(architecture).modes
         for label, config in scheme_variants()
     ]
-    return [cell for cell in cells if cell.is_default or os.environ.get("MATRIX_CELLS") != "default"]
+    if os.environ.get("MATRIX_CELLS") == "default":
+        return [cell for cell in cells if cell.is_default]
+    return [cell for cell in cells if cell.is_default or _takes_variants(cell)]
+
+
+def _takes_variants(cell: Cell) -> bool:
+    mode = (cell.architecture, cell.causal)
+    return mode in VARIANTS_IN or cell.config.name == _native(*mode)
+
+
+@cache
+def _native(architecture: str, causal: bool) -> str:
+    """The name of the scheme that a family has by itself."""
+    return architecture_named(architecture).facts(core_of(small_model(architecture, causal))).native
 
 
 def refusal(cell: Cell) -> PosSwapError | None:

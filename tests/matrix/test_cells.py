@@ -25,10 +25,14 @@ def test_a_refused_cell_raises_with_its_reason_and_changes_nothing(cell: Cell) -
     assert torch.equal(model(tokens).logits, before)
 
 
-def test_the_only_default_cell_refused_is_a_bag_of_words() -> None:
+def test_refused_default_cells_say_why() -> None:
     refused = [cell for cell in hf_posswap.capabilities() if not cell.supported]
-    assert [(cell.architecture, cell.mode, cell.scheme) for cell in refused] == [("bert", "encoder", "none")]
-    assert "bag of words" in (refused[0].reason or "")
+    found = {(cell.architecture, cell.mode, cell.scheme) for cell in refused}
+    causal_only = [name for name in hf_posswap.list_schemes() if not scheme_class(name).supports_encoder]
+    assert found == {("bert", "encoder", name) for name in causal_only} | {("gemma3_text", "causal", "xpos")}
+    reasons = {cell.scheme: cell.reason or "" for cell in refused if cell.mode == "encoder"}
+    assert "bag of words" in reasons["none"]
+    assert all(scheme_class(name).encoder_refusal in reason for name, reason in reasons.items())
 
 
 def test_capabilities_agree_with_what_models_do() -> None:
