@@ -174,5 +174,8 @@ def _oracle(name: str) -> str:
 
 
 def _in_table(text: str) -> str:
-    """Write |Δ| with a sign of its own: within code in a table, every Markdown escapes the bar in another way."""
-    return text.replace("|", "∣")
+    """Return a text for a cell: |Δ| has a sign of its own, and brackets are no links.
+
+    Within code in a table, every Markdown escapes the bar in another way.
+    """
+    return text.replace("|", "∣").replace("[", "\\[")

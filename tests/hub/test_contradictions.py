@@ -80,7 +80,7 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("swap.json", {"pos_scheme": ALIBI | {"options": {"layers": [0]}}}, "'layers': \\[0\\]"),
     ("swap.json", {"pos_scheme": {"format_version": 1, "name": "t6"}}, "its scheme cannot be read"),
     ("lengths.json", {"model": HERE, "pos_scheme": T5}, "it is about scheme {'name': 't5'"),
-    ("lengths.json", {"model": HERE, "pos_scheme": ALIBI | {"healed": True}}, "measured of a healed model"),
+    ("lengths.json", {"model": HERE, "pos_scheme": ALIBI | {"healed": True}}, "measured on a healed model"),
     ("compare.json", {"model": "demo:llama"}, "it compares schemes in 'demo:llama', and .* made from 'demo:gpt2'"),
     ("compare.json", {"model": "/somewhere/else"}, "it compares schemes in '/somewhere/else'"),
 ]
