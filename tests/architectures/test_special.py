@@ -24,9 +24,7 @@ def test_alibi_in_bloom_is_what_bloom_has() -> None:
 @pytest.mark.parametrize("model_type", ["bloom", "mpnet"])
 def test_a_bias_of_its_own_is_replaced_as_a_whole_only(model_type: str) -> None:
     model = tiny_model(model_type, model_type == "bloom")
-    with pytest.raises(
-        UnsupportedError, match="a bias of its own.*Leave out keep_native, and name all layers"
-    ):
+    with pytest.raises(UnsupportedError, match="a bias of its own.*Leave out keep_native, and name all layers"):
         hf_posswap.swap(model, "t5:keep_native=true")
 
 
