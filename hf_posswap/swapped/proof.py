@@ -164,7 +164,7 @@ def prove(model: Any, architecture: Architecture, stock: Tensor | None, limit: i
 
 
 def prove_loaded(model: Any) -> Proof | None:
-    """Prove a swapped model that was loaded from a checkpoint; return None if its weights are not in memory.
+    """Prove a swapped model that was loaded from a checkpoint, for `describe`; return None without weights in memory.
 
     Raises:
         UnsupportedError: see `prove`.
@@ -175,7 +175,9 @@ def prove_loaded(model: Any) -> Proof | None:
     core = next(module for module in model.modules() if isinstance(module, SwappedBaseModel))
     if not can_run(model, core):
         return None
-    return prove(model, core.architecture, None, longest_position_of(core))
+    proof = prove(model, core.architecture, None, longest_position_of(core))
+    vars(core)["pos_proof"] = proof
+    return proof
 
 
 def check_undivided(model: Any) -> None:

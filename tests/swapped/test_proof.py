@@ -31,6 +31,13 @@ def test_a_swap_that_is_not_to_be_verified_says_so() -> None:
     assert "not verified" in str(hf_posswap.describe(model))
 
 
+def test_a_loaded_checkpoint_says_what_was_proved(tmp_path: Any) -> None:
+    hf_posswap.swap(small_model("llama", True), "alibi").save_pretrained(tmp_path)
+    proof = proof_of(hf_posswap.AutoModelForCausalLM.from_pretrained(tmp_path))
+    assert proof is not None
+    assert (proof.untouched, proof.removed, proof.layers, proof.cached) == (None, True, 3, True)
+
+
 def test_a_loaded_checkpoint_is_proved_too(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     hf_posswap.swap(small_model("llama", True), "alibi").save_pretrained(tmp_path)
     monkeypatch.setattr(
