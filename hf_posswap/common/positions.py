@@ -3,7 +3,9 @@
 The base model computes them once per forward and passes them to every layer, so that no layer computes positions again.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,14 +46,18 @@ class Positions:
     continues: Tensor | None = None
     bound: int | None = None
     _distances: Tensor | None = field(init=False, repr=False, default=None)
+    _read: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """Numbers that were read from the device; positions of the same queries share them."""
 
     def to(self, device: torch.device | str | int) -> "Positions":
         """Return the same positions on another device; accelerate calls this to move arguments between devices."""
         offset = self.offset.to(device) if isinstance(self.offset, Tensor) else self.offset
         continues = None if self.continues is None else self.continues.to(device)
-        return Positions(
+        moved = Positions(
             self.query.to(device), self.key.to(device), offset, self.causal, self.by_index, continues, self.bound
         )
+        moved._read = self._read
+        return moved
 
     def of_keys(self, first: int, length: int) -> "Positions":
         """Return the positions of a layer whose keys are the `length` keys from index `first` on.
@@ -64,7 +70,9 @@ class Positions:
             ahead = key[:, -1:] + torch.arange(1, missing + 1, device=key.device)
             key = torch.cat([key, ahead], dim=1)
         offset = self.offset - first
-        return Positions(self.query, key, offset, self.causal, self.by_index, self.continues, self.bound)
+        found = Positions(self.query, key, offset, self.causal, self.by_index, self.continues, self.bound)
+        found._read = self._read
+        return found
 
     @property
     def query_length(self) -> int:
@@ -123,6 +131,23 @@ class Positions:
     def row_lengths(self) -> Tensor:
         """Return the text length of each row, int64, (B, 1) or (1, 1): its last position plus one."""
         return self.query.amax(dim=1, keepdim=True) + 1
+
+    @property
+    def farthest(self) -> int:
+        """The largest position of the queries. The device is read once per forward; not for a graph that is traced."""
+        found: int = self._once("farthest", lambda: int(self.query.amax()))
+        return found
+
+    @property
+    def rows_alike(self) -> bool:
+        """Whether all rows have the same text length. The device is read once per forward, as for `farthest`."""
+        found: bool = self._once("rows_alike", lambda: bool((self.row_lengths() == self.row_lengths()[0]).all()))
+        return found
+
+    def _once(self, name: str, read: Callable[[], Any]) -> Any:
+        if name not in self._read:
+            self._read[name] = read()
+        return self._read[name]
 
     def require_known(self) -> None:
         """Refuse to continue if the positions of the cached keys are unknown.

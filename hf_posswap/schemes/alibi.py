@@ -109,17 +109,11 @@ def alibi_bias(slopes: Tensor, positions: Positions, config: AlibiConfig, train_
         return _plain_bias(slopes, positions, config)
     positions.require_known()
     shares = train_length / positions.row_lengths().clamp(min=train_length).float()
-    if _all_equal(shares):
+    known = not (torch.compiler.is_compiling() or shares.is_meta)
+    if shares.shape[0] == 1 or (known and (positions.farthest < train_length or positions.rows_alike)):
         return _plain_bias(slopes * shares[0], positions, config)
     bias = _plain_bias(slopes, positions, config)
     return DenseBias(lambda start, stop: bias.rows(start, stop) * shares[..., None, None])
-
-
-def _all_equal(shares: Tensor) -> bool:
-    """Return whether all texts have the same share, (B|1, 1); False for a batch while a graph is traced."""
-    if shares.shape[0] == 1:
-        return True
-    return not (torch.compiler.is_compiling() or shares.is_meta) and bool((shares == shares[0]).all())
 
 
 def _plain_bias(slopes: Tensor, positions: Positions, config: AlibiConfig) -> Bias:

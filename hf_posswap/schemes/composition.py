@@ -43,6 +43,7 @@ class CompositionConfig(SchemeConfig):
     keep_native: bool = dataclasses.field(default=False, init=False, compare=False, repr=False)
     window: int | None = dataclasses.field(default=None, init=False, compare=False, repr=False)
 
+    # A registered scheme has one name for all its configs, a composition one for each.
     @property
     def name(self) -> str:  # type: ignore[override]
         """The schemes' names, joined by "+"."""
@@ -145,6 +146,7 @@ class Composition(Scheme):
 
     def __init__(self, config: CompositionConfig, facts: ModelFacts) -> None:
         super().__init__(config, facts)
+        # Registered schemes declare both on the class; a composition knows them from its entries.
         self.name = config.name  # type: ignore[misc]
         self.entries = nn.ModuleList(entry.scheme_type()(entry, facts) for entry in config.entries)
         self.pretty_name = " + ".join(dict.fromkeys(entry.pretty_name for entry in self.parts))  # type: ignore[misc]
@@ -152,11 +154,11 @@ class Composition(Scheme):
     @property
     def parts(self) -> tuple[Scheme, ...]:
         """See `Scheme.parts`."""
-        return tuple(self.entries)  # type: ignore[arg-type]
+        return tuple(self.entries)  # type: ignore[arg-type]  # a ModuleList is typed for modules of any kind
 
     def part(self, number: int) -> Scheme:
         """See `Scheme.part`."""
-        return self.entries[number]  # type: ignore[return-value]
+        return self.entries[number]  # type: ignore[return-value]  # see `parts`
 
     def prepared_part(self, prepared: Any, number: int) -> Any:
         """See `Scheme.prepared_part`."""

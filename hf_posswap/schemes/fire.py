@@ -93,8 +93,7 @@ class Function(nn.Module):
         positions.require_known()
         if self.threshold_factor is not None or torch.compiler.is_compiling() or positions.query.is_meta:
             return False
-        farthest = int(positions.query.amax()) + (0 if positions.causal else 1)  # i, or the text's length
-        return farthest <= self.threshold
+        return positions.farthest + (0 if positions.causal else 1) <= self.threshold  # i, or the text's length
 
     def rows(self, positions: Positions, start: int, stop: int) -> Tensor:
         """Return the bias of the queries start…stop−1, float32, (B|1, H, stop − start, Lk)."""

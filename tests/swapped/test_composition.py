@@ -14,9 +14,10 @@ from hf_posswap.ramp import set_ramp
 from hf_posswap.schemes import as_config, scheme_text
 from hf_posswap.swapped.capabilities import CORE
 from hf_posswap.swapped.plan import core_of
-from tests.matrix import test_backends, test_batching, test_decoding, test_effect, test_length, test_masks
+from tests.matrix import test_masks
 from tests.matrix import test_round_trip as on_disk
 from tests.matrix.cells import LAYERS, Cell, random_tokens, randomise, scheme_variants, small_model
+from tests.swapped.invariants import check_decoding, check_invariants
 
 COMPOSED = ("none:layers=1,rope", "alibi:layers=0+2,none", "t5:layers=0,alibi")
 
@@ -37,27 +38,14 @@ CAUSAL = [cell for cell in CELLS if cell.causal]
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_invariants(cell: Cell, tmp_path: Path) -> None:
-    test_effect.test_restore_is_bit_exact(cell)
-    on_disk.test_saved_and_loaded_by_stock_auto_classes(cell, tmp_path)
-    on_disk.test_copies_and_pickles_are_swapped_models_of_their_own(cell)
-    on_disk.test_gradient_checkpointing_gives_the_same_gradients(cell)
-    test_length.test_longer_than_before(cell)
+    check_invariants(cell, tmp_path)
     for backend in ("eager", "sdpa"):
-        test_batching.test_padding_on_either_side_equals_alone(cell, backend)
-        for use_cache in (True, False):
-            test_batching.test_packed_equals_separate(cell, backend, use_cache)
         test_masks.test_a_4d_mask_and_positions_counted_along_it(cell, backend)
-    for padded in (True, False):
-        test_backends.test_eager_and_sdpa_agree_in_float32(cell, padded)
 
 
 @pytest.mark.parametrize("cell", CAUSAL, ids=str)
 def test_decoding_invariants(cell: Cell) -> None:
-    for chunks in ([1] * test_decoding.LENGTH, [7, 17]):
-        test_decoding.test_cached_equals_uncached(cell, chunks)
-    test_decoding.test_static_cache_equals_uncached(cell)
-    for cache in ("dynamic", "static"):
-        test_decoding.test_generate_continues_a_left_padded_batch_as_recomputation_does(cell, cache)
+    check_decoding(cell)
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)

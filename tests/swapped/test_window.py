@@ -11,9 +11,9 @@ from hf_posswap.architectures import architecture_named
 from hf_posswap.errors import BackendError, PosSwapError, SchemeConfigError, UnsupportedError
 from hf_posswap.ramp import RampError, set_ramp
 from hf_posswap.swapped.capabilities import CORE
-from tests.matrix import test_backends, test_batching, test_decoding, test_effect, test_length
 from tests.matrix import test_round_trip as on_disk
 from tests.matrix.cells import Cell, random_tokens, randomise, small_model
+from tests.swapped.invariants import check_decoding, check_invariants
 
 WINDOW, LENGTH = 5, 24
 PLAIN = ("alibi", "t5", "rope", "rope:dynamic:factor=2", "none", "shaw", "transformer_xl")
@@ -24,6 +24,13 @@ WINDOWED = (
     f"shaw:window={WINDOW}",
 )
 MODES = [(name, causal) for name in CORE for causal in architecture_named(name).modes]
+PLAIN_CELLS = [
+    (architecture, causal, scheme)
+    for architecture, causal in MODES
+    for scheme in PLAIN
+    if architecture != "gemma3_text"
+    and (causal or scheme != "none")  # one has windows of its own, encoders refuse none
+]
 CELLS = [
     Cell(architecture, causal, hf_posswap.parse_scheme(text), text)
     for architecture, causal in MODES
@@ -40,11 +47,8 @@ def window_mask(length: int, causal: bool, window: int = WINDOW) -> torch.Tensor
 
 
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-@pytest.mark.parametrize("scheme", PLAIN)
-@pytest.mark.parametrize(("architecture", "causal"), [mode for mode in MODES if mode[0] != "gemma3_text"])
+@pytest.mark.parametrize(("architecture", "causal", "scheme"), PLAIN_CELLS)
 def test_a_window_equals_a_4d_mask_of_it(architecture: str, causal: bool, scheme: str, backend: str) -> None:
-    if scheme == "none" and not causal:
-        pytest.skip("an encoder refuses none")
     models = [
         hf_posswap.swap(small_model(architecture, causal), text) for text in (scheme, f"{scheme}:window={WINDOW}")
     ]
@@ -77,23 +81,9 @@ def test_flex_attention_has_the_window(architecture: str, causal: bool, scheme: 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_invariants(cell: Cell, tmp_path: Path) -> None:
-    test_effect.test_restore_is_bit_exact(cell)
-    on_disk.test_saved_and_loaded_by_stock_auto_classes(cell, tmp_path)
-    on_disk.test_copies_and_pickles_are_swapped_models_of_their_own(cell)
-    on_disk.test_gradient_checkpointing_gives_the_same_gradients(cell)
-    test_length.test_longer_than_before(cell)
-    for backend in ("eager", "sdpa"):
-        test_batching.test_padding_on_either_side_equals_alone(cell, backend)
-        for use_cache in (True, False):
-            test_batching.test_packed_equals_separate(cell, backend, use_cache)
-    for padded in (True, False):
-        test_backends.test_eager_and_sdpa_agree_in_float32(cell, padded)
+    check_invariants(cell, tmp_path)
     if cell.causal:
-        for chunks in ([1] * test_decoding.LENGTH, [7, 17]):
-            test_decoding.test_cached_equals_uncached(cell, chunks)
-        test_decoding.test_static_cache_equals_uncached(cell)
-        for cache in ("dynamic", "static"):
-            test_decoding.test_generate_continues_a_left_padded_batch_as_recomputation_does(cell, cache)
+        check_decoding(cell)
 
 
 @pytest.mark.parametrize("text", [f"t5:window={WINDOW}", f"rope:window={WINDOW}:layers=1,none"])
