@@ -28,8 +28,8 @@ PLAIN_CELLS = [
     (architecture, causal, scheme)
     for architecture, causal in MODES
     for scheme in PLAIN
-    if architecture != "gemma3_text"
-    and (causal or scheme != "none")  # one has windows of its own, encoders refuse none
+    # gemma3_text has windows of its own, and encoders refuse none.
+    if architecture != "gemma3_text" and (causal or scheme != "none")
 ]
 CELLS = [
     Cell(architecture, causal, hf_posswap.parse_scheme(text), text)
