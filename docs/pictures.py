@@ -12,7 +12,7 @@ import torch
 
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import PosSwapError
-from hf_posswap.schemes import ModelFacts, Scheme, SchemeConfig, check_supported
+from hf_posswap.schemes import ModelFacts, Scheme, SchemeConfig, ScoreInputs, check_supported
 from hf_posswap.schemes.curves import Curve
 
 WIDTH, HEIGHT = 380, 230
@@ -136,7 +136,9 @@ def _bias_panel(scheme: type[Scheme], configs: dict[str, SchemeConfig], causal: 
     for label, config in configs.items():
         module, layer, how = _made(scheme, config, causal)
         query = torch.ones(1, HEADS, LENGTH, HEAD_DIM) / HEAD_DIM**0.5
-        bias = layer.bias(query, positions, module.prepare(positions), HEAD_DIM**-0.5)
+        key = torch.zeros_like(query)
+        inputs = ScoreInputs(query, key, positions, module.prepare(positions), HEAD_DIM**-0.5, (query, key))
+        bias = layer.bias(inputs)
         if bias is None:
             return None
         rows = bias.rows(middle, middle + 1).expand(1, HEADS, 1, LENGTH)[0, :, 0].flip(-1)

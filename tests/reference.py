@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_posswap.attention import attend
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.common.positions import Positions
-from hf_posswap.schemes import ModelFacts, Scheme, SchemeConfig, SchemeLayer, check_supported, scheme_class
+from hf_posswap.schemes import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, check_supported, scheme_class
 
 FLOAT32 = {"atol": 1e-5, "rtol": 1e-5}
 """Float32 against float64 with values of order 1: about 100 units in the last place, for sums of tens of terms."""
@@ -66,6 +66,7 @@ class Call:
         q: (B, H, L, d).
         k: (B, Hkv, L, d).
         v: (B, Hkv, L, d).
+        hidden: input of the attention module, (B, L, D).
         at: positions of the tokens, int64, (B, L).
         visible: which keys a query may see, (B, L, L).
         offset: number of cached tokens.
@@ -77,6 +78,7 @@ class Call:
     q: Tensor
     k: Tensor
     v: Tensor
+    hidden: Tensor
     at: Tensor
     visible: Tensor
     offset: int
@@ -106,6 +108,7 @@ def make_call(kind: str, facts: ModelFacts, length: int = 11) -> Call:
     shape = (batch, facts.num_heads, length, facts.head_dim)
     key_shape = (batch, facts.num_key_value_heads, length, facts.head_dim)
     q, k, v = torch.randn(shape), torch.randn(key_shape), torch.randn(key_shape)
+    hidden = torch.randn(batch, length, facts.hidden_size)
     at = torch.arange(length).repeat(batch, 1)
     visible = torch.ones(batch, length, length, dtype=torch.bool)
     offset = {"chunk": length - 4, "decode": length - 1}.get(kind, 0)
@@ -121,28 +124,42 @@ def make_call(kind: str, facts: ModelFacts, length: int = 11) -> Call:
     if facts.causal:
         visible = visible.tril()
     mask = kind in ("chunk", "padded", "packed")
-    return Call(q, k, v, at, visible, offset, facts.causal, kind != "skipping", mask)
+    return Call(q, k, v, hidden, at, visible, offset, facts.causal, kind != "skipping", mask)
 
 
 def run_scheme(scheme: Scheme, layer: SchemeLayer, call: Call, backend: str = "eager") -> Tensor:
     """Return the context (B, H, Lq, d): transformation, cache, bias and values as in a swapped attention module."""
-    cached = call.k[:, :, :0]
+    cached, states = call.k[:, :, :0], []
     length = call.q.shape[2]
     if call.offset:
         past = call.positions(0, call.offset)
         _, cached = layer.transform(
             call.q[:, :, : call.offset], call.k[:, :, : call.offset], past, scheme.prepare(past)
         )
+        if layer.state_size:
+            states.append(layer.state(call.hidden[:, : call.offset], past, scheme.prepare(past)))
     positions = call.positions(call.offset, length)
     prepared = scheme.prepare(positions)
     scaling = call.q.shape[-1] ** -0.5
     q, k = layer.transform(call.q[:, :, call.offset :], call.k[:, :, call.offset :], positions, prepared)
-    q, k = layer.transform_cached(q, torch.cat([cached, k], dim=2), positions, prepared)
-    bias = layer.bias(q, positions, prepared, scaling)
+    if layer.state_size:
+        states.append(layer.state(call.hidden[:, call.offset :], positions, prepared))
+    state = torch.cat(states, dim=-1) if states else None
+    projected = q, torch.cat([cached, k], dim=2)
+    q, k = layer.transform_cached(*projected, positions, prepared)
+    bias = layer.bias(ScoreInputs(q, k, positions, prepared, scaling, projected, state))
     mix = (lambda weights, start: layer.mix(weights, start, positions, prepared)) if layer.mixes_values else None
     mask = call.visible[:, None, call.offset :] if call.mask else None
     inputs = AttentionInputs(q, k, call.v, mask, call.causal, scaling)
     return attend(inputs, bias, mix, backend)[0]
+
+
+def layer_bias(
+    layer: SchemeLayer, q: Tensor, positions: Positions, prepared: Any, scaling: float = 1.0, k: Tensor | None = None
+) -> Any:
+    """Return a layer's bias for queries that the scheme has transformed; without keys the queries stand for them."""
+    k = q if k is None else k
+    return layer.bias(ScoreInputs(q, k, positions, prepared, scaling, (q, k)))
 
 
 def oracle(name: str) -> ModuleType:

@@ -27,7 +27,6 @@ def attend(
     Raises:
         BackendError: the backend is unknown or cannot compute the call; the message names the backends that can.
     """
-    bias = None if bias is None else bias.of_keys(inputs.k)
     call = Call(inputs, bias, mix, natively)
     return path_of_call(call, backend).run(call)
 

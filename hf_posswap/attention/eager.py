@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hf_posswap.attention.inputs import AttentionInputs, Mix, masked_rows, repeat_heads
+from hf_posswap.attention.inputs import AttentionInputs, Mix, masked_rows, repeat_heads, visible_keys
 from hf_posswap.common.biases import Bias
 
 
@@ -17,10 +17,13 @@ def weights_of(inputs: AttentionInputs, bias: Bias | None, start: int, stop: int
         scores = (q.float() * inputs.scaling) @ k.float().transpose(-1, -2)
     else:
         scores = (q @ k.transpose(-1, -2)).float() * inputs.scaling
+    if bias is not None:
+        scores = bias.replaced(scores, start, stop)
     if inputs.softcap is not None:
         scores = torch.tanh(scores / inputs.softcap) * inputs.softcap
     if bias is not None:
-        scores = scores + bias.rows(start, stop)
+        visible = visible_keys(inputs, start, stop) if bias.reads_scores else None
+        scores = bias.added(scores, start, stop, visible)
     scores = masked_rows(inputs, scores, start, stop)
     if inputs.sinks is None:
         return torch.softmax(scores, dim=-1)

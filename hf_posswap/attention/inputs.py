@@ -98,6 +98,19 @@ def additive_mask(mask: Tensor) -> Tensor:
     return mask.float().masked_fill(hidden, lowest)
 
 
+def visible_keys(inputs: AttentionInputs, start: int, stop: int) -> Tensor | None:
+    """Return which keys the queries start…stop−1 see, boolean, (B|1, 1|H, stop − start|1, Lk); None: all keys."""
+    if inputs.implicit_causal:
+        index = torch.arange(start, stop, device=inputs.q.device)[:, None]
+        return (torch.arange(inputs.key_length, device=inputs.q.device) <= index)[None, None]
+    if inputs.mask is None:
+        return None
+    mask: Tensor = inputs.mask[..., : inputs.key_length]
+    if mask.shape[2] > 1:  # otherwise all queries have the same row
+        mask = mask[:, :, start:stop]
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+
+
 def masked_rows(inputs: AttentionInputs, rows: Tensor, start: int, stop: int) -> Tensor:
     """Return bias rows with the mask of the queries start…stop−1 applied, float32, (B|1, H, stop − start, Lk).
 

@@ -77,6 +77,11 @@ class Call(NamedTuple):
         return bias if isinstance(bias, RelativeBias) else None
 
     @property
+    def reads_scores(self) -> bool:
+        """Whether the bias depends on the scores, so that they must be written out."""
+        return self.bias is not None and self.bias.reads_scores
+
+    @property
     def learns_bias(self) -> bool:
         """Whether the slopes, or the values by distance, need a gradient."""
         return isinstance(self.bias, LinearBias | RelativeBias) and _needs_gradient(
@@ -233,7 +238,8 @@ def _blockwise(call: Call) -> Output:
 
 
 def _can_take_row(call: Call) -> bool:
-    return call.inputs.query_length == 1 and call.mix is None and not call.inputs.reshapes_scores
+    plain = call.mix is None and not call.inputs.reshapes_scores and not call.reads_scores
+    return plain and call.inputs.query_length == 1
 
 
 def _single_query(call: Call) -> Output:
@@ -266,9 +272,9 @@ SDPA = (
     Path(_can_take_row, _single_query, "sdpa, the bias as one row"),
     Path(_can_band, _band, "sdpa, near keys as a band beside plain attention"),
     Path(
-        lambda call: call.mix is not None or call.inputs.reshapes_scores,
+        lambda call: call.mix is not None or call.inputs.reshapes_scores or call.reads_scores,
         lambda call: (mixed_attention(*call[:3]), None),
-        "blocks of queries written out, because the value side, a softcap or sinks read the scores",
+        "blocks of queries written out, because the bias, the value side, a softcap or sinks read the scores",
     ),
     # On a CPU the strided view is as fast, is exact, and needs no extra channels.
     Path(

@@ -17,6 +17,7 @@ from hf_posswap.benchmarking.shapes import swapped_copy
 from hf_posswap.benchmarking.work import MakeMask
 from hf_posswap.common.biases import LinearBias, RelativeBias
 from hf_posswap.common.positions import Positions
+from hf_posswap.schemes import ScoreInputs
 from hf_posswap.swapped.plan import core_of
 
 
@@ -46,7 +47,9 @@ def dense_mask(swapped: Any) -> MakeMask:
         steps = torch.arange(keys, device=swapped.device).unsqueeze(0)
         positions = Positions(steps[:, keys - queries :], steps, keys - queries, causal)
         query = torch.zeros(1, facts.num_heads, queries, facts.head_dim, device=swapped.device)
-        bias = module.pos_scheme.bias(query, positions, scheme.prepare(positions), 1.0)
+        key = torch.zeros(1, facts.num_key_value_heads, keys, facts.head_dim, device=swapped.device)
+        inputs = ScoreInputs(query, key, positions, scheme.prepare(positions), 1.0, (query, key))
+        bias = module.pos_scheme.bias(inputs)
         if not isinstance(bias, LinearBias | RelativeBias):
             kind = "none" if bias is None else type(bias).__name__
             raise BenchmarkError(f"a dense bias stands for one that is the same for all queries; here there is {kind}.")

@@ -19,14 +19,30 @@ class Bias(ABC):
 
     proportional_to: ClassVar[str] = ""
     """Name of the tensor field to which all rows are proportional, or "" if there is none."""
+    reads_scores: ClassVar[bool] = False
+    """Whether the scores must be written out, because the kind overrides `replaced` or `added`."""
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the bias of the queries start…stop−1: float32, broadcastable to (B, H, stop − start, Lk)."""
 
-    def of_keys(self, k: Tensor) -> "Bias":
-        """Return this bias for all keys k (B, Hkv, Lk, d) of the attention call, if it depends on them."""
-        return self
+    def replaced(self, scores: Tensor, start: int, stop: int) -> Tensor:
+        """Return the scaled scores (B, H, stop − start, Lk) that take the place of q·k, before a softcap.
+
+        A kind that overrides this or `added` sets `reads_scores`.
+        """
+        return scores
+
+    def added(self, scores: Tensor, start: int, stop: int, visible: Tensor | None) -> Tensor:
+        """Return scores (B, H, stop − start, Lk) with the bias added.
+
+        Args:
+            scores: float32 scores after a softcap.
+            start: first query.
+            stop: one past the last query.
+            visible: which keys each query sees, broadcastable to the scores; None: all keys.
+        """
+        return scores + self.rows(start, stop)
 
     def scaled(self, share: Tensor) -> "Bias":
         """Return the bias times a share 0…1 (0-dim): of the same kind if `proportional_to` is set, otherwise dense."""
@@ -208,16 +224,11 @@ class PairedContentBias(Bias):
 
     Attributes:
         by_query: the queries' part.
-        key: all keys, (B, Hkv, Lk, d). None: the attention call has not given them yet (`of_keys`), and they count
-            as zeros.
+        key: all keys, (B, Hkv, Lk, d).
     """
 
     by_query: ClippedContentBias
-    key: Tensor | None = None
-
-    def of_keys(self, k: Tensor) -> "PairedContentBias":
-        """See `Bias.of_keys`."""
-        return replace(self, key=k)
+    key: Tensor
 
     def scaled(self, share: Tensor) -> "PairedContentBias":
         """See `Bias.scaled`."""
@@ -226,14 +237,11 @@ class PairedContentBias(Bias):
     def rows(self, start: int, stop: int) -> Tensor:
         """See `Bias.rows`: (B, H, stop − start, Lk)."""
         rows = self.by_query.rows(start, stop)
-        if self.key is None:
-            return rows
         by_key = self._key_rows(start, stop)
         return rows + by_key.repeat_interleave(rows.shape[1] // by_key.shape[1], dim=1)
 
     def _key_rows(self, start: int, stop: int) -> Tensor:
         """Return each key's product with the vectors of its distances: float32, (B, Hkv, stop − start, Lk)."""
-        assert self.key is not None
         key, table = self.key.float() * self.by_query.scaling, self.by_query.table
         index = self.by_query.index_rows(start, stop)
         # A vector for each pair, or each key's product with all vectors: whichever is smaller. While a graph is traced,

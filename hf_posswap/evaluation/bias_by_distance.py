@@ -21,7 +21,7 @@ from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import NotSwappedError
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.schemes import SchemeLayer
+from hf_posswap.schemes import SchemeLayer, ScoreInputs
 from hf_posswap.schemes.content import log_groups
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.questions import is_swapped, longest_position
@@ -143,7 +143,9 @@ def _bias(scheme: Any, attention: Any, places: _Places, query: Tensor | None) ->
 
     def at(vector: Tensor) -> Tensor | None:
         queries = vector.float().expand(-1, -1, len(places), -1)
-        bias: Bias | None = attention.pos_scheme.bias(queries, positions, prepared, _scaling(attention, facts.head_dim))
+        keys, scaling = torch.zeros_like(queries[:, : facts.num_key_value_heads]), _scaling(attention, facts.head_dim)
+        inputs = ScoreInputs(queries, keys, positions, prepared, scaling, (queries, keys))
+        bias: Bias | None = attention.pos_scheme.bias(inputs)
         if bias is None:
             return None
         rows = bias.rows(places.query, places.query + 1)[0].expand(facts.num_heads, 1, len(places))

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_posswap.common.biases import Bias, DenseBias, LinearBias
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError
-from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.curves import Curve, fitted_slopes
 from hf_posswap.schemes.relative import bias_by_distance
 
@@ -81,11 +81,11 @@ class AlibiLayer(SchemeLayer):
         self.train_length = scheme.facts.train_length
         self.log_slopes = scheme.make_log_slopes() if scheme.config.per_layer else None
 
-    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+    def bias(self, inputs: ScoreInputs) -> Bias:
         """See `SchemeLayer.bias`."""
         if self.log_slopes is None:
-            return prepared
-        return alibi_bias(self.log_slopes.float().exp(), positions, self.config, self.train_length)
+            return inputs.prepared
+        return alibi_bias(self.log_slopes.float().exp(), inputs.positions, self.config, self.train_length)
 
     def fit(self, curve: Curve) -> bool:
         """Set each head's slope to the least-squares fit of its curve, if this layer has trainable slopes."""

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from hf_posswap.common.biases import Bias
 from hf_posswap.common.options import check_options, from_text, option, option_types
 from hf_posswap.common.positions import Positions
 from hf_posswap.common.registry import Registry, unknown_name_message
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.schemes.curves import Curve
+from hf_posswap.schemes.layer import SchemeLayer, ScoreInputs
 from hf_posswap.schemes.stock_forms import StockForm
 
 
@@ -157,86 +157,6 @@ class SchemeConfig:
             except TypeError:
                 options[key] = text  # the constructor raises the error, with the option, its value and its type
         return cls.from_options(options)
-
-
-class SchemeLayer(nn.Module):
-    """The part of a scheme in one attention layer, with the parameters of that layer. By default no hook does anything.
-
-    `prepared` is what `Scheme.prepare` returned for this forward.
-    """
-
-    mixes_values: ClassVar[bool] = False
-    """Whether `mix` adds to the output, which then needs the attention weights."""
-    scales_in_prepare: ClassVar[bool] = False
-    """Whether `Scheme.prepare_at` alone applies a ramp's share to the transforms, see there."""
-
-    enters_attention: bool = False
-    """Whether the layer's attention calls the scheme: the class overrides a hook below, or the layer has a window."""
-    window: int | None = None
-    """The sliding window of the layer, see `SchemeConfig.window`; None: the scheme gives the layer no window."""
-    transforms: ClassVar[bool] = False
-    """Whether the class overrides a hook that changes queries or keys. Such a hook runs before keys are cached."""
-    adds_bias: ClassVar[bool] = False
-    """Whether the class overrides a hook that depends on distances: a bias, or the value side."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.transforms = cls._overrides("transform_query", "transform_key", "transform_cached")
-        cls.adds_bias = cls._overrides("bias", "mix")
-        cls.enters_attention = cls.transforms or cls.adds_bias
-
-    def within(self, window: int | None) -> Self:
-        """Give the layer a sliding window; return the layer."""
-        if window is not None:
-            self.window, self.enters_attention = window, True
-        return self
-
-    @classmethod
-    def _overrides(cls, *hooks: str) -> bool:
-        return any(getattr(cls, name) is not getattr(SchemeLayer, name) for name in hooks)
-
-    def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
-        """Transform the queries q (B, H, Lq, D). Queries are not cached."""
-        return q
-
-    def transform_key(self, k: Tensor, positions: Positions, prepared: Any) -> Tensor:
-        """Transform the new keys k (B, Hkv, Lq, D), at positions `positions.query`, before they are cached."""
-        return k
-
-    def transform(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
-        """Apply `transform_query` to q (B, H, Lq, D) and `transform_key` to the new keys k (B, Hkv, Lq, D)."""
-        return self.transform_query(q, positions, prepared), self.transform_key(k, positions, prepared)
-
-    def transform_cached(self, q: Tensor, k: Tensor, positions: Positions, prepared: Any) -> tuple[Tensor, Tensor]:
-        """Transform q (B, H, Lq, D) and all keys k (B, Hkv, Lk, D) after the cache. The cached keys do not change."""
-        return q, k
-
-    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias | None:
-        """Return the bias that is added to the scaled scores of q (B, H, Lq, D); `scaling` is the factor on q·k."""
-        return None
-
-    def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
-        """Return the summand of the output (B, H, n, D) of the queries start…start+n−1, given their weights.
-
-        Args:
-            weights: attention weights (B, H, n, Lk).
-            start: first query of the block.
-            positions: positions of this forward.
-            prepared: see the class.
-        """
-        raise TypeError(f"{type(self).__name__} does not mix values")
-
-    def content_groups(self, distances: Tensor) -> Tensor | None:
-        """Return a group number for each distance, any int64 numbers in the shape of `distances`.
-
-        A scheme whose bias depends on the query overrides this. `fit` then gets the sums over each group, by query, in
-        `Curve.content`. None: `fit` needs only the curve.
-        """
-        return None
-
-    def fit(self, curve: Curve) -> bool:
-        """Fit the layer's own parameters to `curve`; return whether the layer has any."""
-        return False
 
 
 class Scheme(nn.Module):
@@ -386,6 +306,7 @@ __all__ = [
     "Scheme",
     "SchemeConfig",
     "SchemeLayer",
+    "ScoreInputs",
     "option",
     "register_scheme",
     "schemes",

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hf_posswap.common.biases import Bias, DenseBias
 from hf_posswap.common.positions import Positions
-from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.curves import TINY, Curve, pooled
 from hf_posswap.schemes.relative import bias_by_distance
 
@@ -208,9 +208,9 @@ class FireLayer(SchemeLayer):
         super().__init__()
         self.function = function
 
-    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+    def bias(self, inputs: ScoreInputs) -> Bias:
         """See `SchemeLayer.bias`."""
-        return prepared if self.function is None else self.function.bias(positions)
+        return inputs.prepared if self.function is None else self.function.bias(inputs.positions)
 
     def fit(self, curve: Curve) -> bool:
         """Fit the function to the layer's curve, if the layer has its own."""

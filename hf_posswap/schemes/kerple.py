@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
-from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.curves import Curve, fitted_slopes
 from hf_posswap.schemes.relative import bias_by_distance
 
@@ -115,9 +115,9 @@ class KerpleLayer(SchemeLayer):
         super().__init__()
         self.kernel = kernel
 
-    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+    def bias(self, inputs: ScoreInputs) -> Bias:
         """See `SchemeLayer.bias`."""
-        return prepared if self.kernel is None else bias_by_distance(positions, self.kernel.values)
+        return inputs.prepared if self.kernel is None else bias_by_distance(inputs.positions, self.kernel.values)
 
     def fit(self, curve: Curve) -> bool:
         """Fit p and a to the layer's curve, if the layer has its own."""

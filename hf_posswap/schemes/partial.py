@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
-from hf_posswap.schemes.base import SchemeLayer
+from hf_posswap.schemes.base import SchemeLayer, ScoreInputs
 
 
 def blend(old: Tensor, new: Tensor, share: Tensor) -> Tensor:
@@ -42,6 +42,11 @@ class PartialLayer:
         """See `SchemeLayer.transforms`."""
         return self.layer.transforms
 
+    @property
+    def adds_bias(self) -> bool:
+        """See `SchemeLayer.adds_bias`."""
+        return self.layer.adds_bias
+
     def transform_query(self, q: Tensor, positions: Positions, prepared: Any) -> Tensor:
         """See `SchemeLayer.transform_query`."""
         return self._blended(q, self.layer.transform_query(q, positions, prepared))
@@ -58,9 +63,18 @@ class PartialLayer:
     def _blended(self, old: Tensor, new: Tensor) -> Tensor:
         return new if self.layer.scales_in_prepare else blend(old, new, self.share)
 
-    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias | None:
+    @property
+    def state_size(self) -> int:
+        """See `SchemeLayer.state_size`."""
+        return self.layer.state_size
+
+    def state(self, hidden_states: Tensor, positions: Positions, prepared: Any) -> Tensor:
+        """See `SchemeLayer.state`; the share acts on the bias that is made from it."""
+        return self.layer.state(hidden_states, positions, prepared)
+
+    def bias(self, inputs: ScoreInputs) -> Bias | None:
         """See `SchemeLayer.bias`."""
-        bias = self.layer.bias(q, positions, prepared, scaling)
+        bias = self.layer.bias(inputs)
         return None if bias is None else bias.scaled(self.share)
 
     def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
-from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.relative import bias_by_distance
 
@@ -50,9 +50,9 @@ class RelativeBiasLayer(SchemeLayer):
         self.last = scheme.longest()
         self.table = nn.Parameter(torch.zeros(scheme.facts.num_heads, scheme.entries()))
 
-    def bias(self, q: Tensor, positions: Positions, prepared: Tensor | None, scaling: float) -> Bias:
+    def bias(self, inputs: ScoreInputs) -> Bias:
         """See `SchemeLayer.bias`."""
-        table = self.table.float()
+        table, positions, prepared = self.table.float(), inputs.positions, inputs.prepared
         if prepared is not None:
             return bias_by_distance(positions, lambda _: table[:, prepared])
         return bias_by_distance(positions, lambda distance: table[:, clipped(distance, self.first, self.last)])

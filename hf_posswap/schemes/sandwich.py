@@ -1,7 +1,7 @@
 """Sandwich: the inner product of two sinusoidal embeddings as a bias (Chi et al., 2212.10356)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError
-from hf_posswap.schemes.base import Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.base import Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.relative import bias_by_distance
 
 BASE = 10000.0
@@ -50,9 +50,9 @@ def sandwich_values(distance: Tensor, num_heads: int, dimension: int) -> Tensor:
 class SandwichLayer(SchemeLayer):
     """Returns the bias that all layers share."""
 
-    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+    def bias(self, inputs: ScoreInputs) -> Bias:
         """See `SchemeLayer.bias`."""
-        return prepared
+        return inputs.prepared
 
 
 @register_scheme

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_posswap.common.biases import Bias, ClippedContentBias, PairedContentBias
 from hf_posswap.common.positions import Positions
-from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.curves import Curve
 
 RIDGE = 0.1
@@ -49,17 +49,18 @@ class ShawLayer(SchemeLayer):
         """Return the table row of each query start…stop−1 and key, int64, (B|1, stop − start, Lk)."""
         return self.content_groups(positions.distance_rows(start, stop))
 
-    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+    def bias(self, inputs: ScoreInputs) -> Bias:
         """Return q·a^K_c/√D, equation 5 of the paper; with the option `query_and_key`, (q + k)·a^K_c/√D."""
+        positions = inputs.positions
         bias = ClippedContentBias(
-            q,
+            inputs.q,
             self.key_table.float(),
             lambda start, stop: self.index_rows(positions, start, stop),
             reach=self.max_distance if positions.by_index and positions.causal else None,
             value_table=None if self.value_table is None else self.value_table.float(),
-            scaling=scaling,
+            scaling=inputs.scaling,
         )
-        return PairedContentBias(bias) if self.query_and_key else bias
+        return PairedContentBias(bias, inputs.k) if self.query_and_key else bias
 
     def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
         """Return Σ_j α_ij·a^V_c, the second part of equation 3; the code first sums the weights of each distance."""

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError
-from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.curves import Curve, pooled
 from hf_posswap.schemes.relative import bias_by_distance
 
@@ -93,11 +93,11 @@ class T5Layer(SchemeLayer):
         self.causal = scheme.facts.causal
         self.table = scheme.make_table() if scheme.config.per_layer else None
 
-    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+    def bias(self, inputs: ScoreInputs) -> Bias:
         """See `SchemeLayer.bias`."""
         if self.table is None:
-            return prepared
-        return bucket_bias(self.table, positions, self.config, prepared)
+            return inputs.prepared
+        return bucket_bias(self.table, inputs.positions, self.config, inputs.prepared)
 
     def fit(self, curve: Curve) -> bool:
         """Set the layer's table to the curve's bucket means, if the layer has a table."""

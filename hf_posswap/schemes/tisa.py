@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
-from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.curves import Curve, pooled
 from hf_posswap.schemes.relative import bias_by_distance
 from hf_posswap.schemes.tisa_fitting import fitted_kernels
@@ -83,9 +83,9 @@ class TisaLayer(SchemeLayer):
         super().__init__()
         self.kernels = kernels
 
-    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
+    def bias(self, inputs: ScoreInputs) -> Bias:
         """See `SchemeLayer.bias`."""
-        return prepared if self.kernels is None else bias_by_distance(positions, self.kernels.values)
+        return inputs.prepared if self.kernels is None else bias_by_distance(inputs.positions, self.kernels.values)
 
     def fit(self, curve: Curve) -> bool:
         """Fit the bell curves to the layer's curve, if the layer has its own."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_posswap.common.biases import Bias, DenseBias, RelativeContentBias
 from hf_posswap.common.positions import Positions
-from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.content import log_groups
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.sinusoidal import sinusoids
@@ -41,9 +41,11 @@ class TransformerXLLayer(SchemeLayer):
         """Return q + u, for the terms (a) and (c) of the paper's equation."""
         return (q.float() + self.content_bias.float()[:, None]).to(q.dtype)
 
-    def bias(self, q: Tensor, positions: Positions, prepared: Any, scaling: float) -> Bias:
-        """Return (q + v)·W_R·r_Δ/√d, the terms (b) and (d). The `q` passed in already contains u."""
+    def bias(self, inputs: ScoreInputs) -> Bias:
+        """Return (q + v)·W_R·r_Δ/√d, the terms (b) and (d). The queries already contain u."""
+        q, positions, scaling = inputs.q, inputs.positions, inputs.scaling
         shift = (self.position_bias.float() - self.content_bias.float())[:, None]
+        prepared: Tensor | None = inputs.prepared
         if prepared is None:
             query = (q.float() + shift) * scaling
             return DenseBias(lambda start, stop: self.rows_by_position(query, positions, start, stop))

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from hf_posswap.swapped.config_view import show_config, show_view
+from hf_posswap.swapped.token_state import hidden_states_among
 
 RECORDER = "posswap_record"
 """Name of the attention function that records q and k."""
@@ -30,6 +31,8 @@ class Recorded(Exception):
     ) -> None:
         super().__init__("an attention function was reached")
         self.q, self.k, self.scaling, self.projected, self.bias = q, k, scaling, projected, bias
+        self.hidden_states: Tensor | None = None
+        """Input of the attention module (B, L, hidden size), if the caller knows it."""
 
 
 def _record(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
@@ -61,6 +64,7 @@ def queries_and_keys(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         try:
             module(*args, **kwargs)
         except Recorded as recorded:
+            recorded.hidden_states = hidden_states_among((*args, *kwargs.values()))
             return recorded
     return None
 
@@ -80,10 +84,9 @@ def scores_by_distance(module: Any, recorded: Recorded, context: Any, distances:
     if context is not None:
         context = context.of_part(module.pos_part)
         layer, positions, prepared = module.pos_scheme, context.positions, context.prepared
-        q, k = layer.transform(q, k, positions, prepared)
-        q, k = layer.transform_cached(q, k, positions, prepared)
-        made = layer.bias(q, positions, prepared, recorded.scaling)
-        bias = 0.0 if made is None else made.of_keys(k).rows(0, q.shape[2])
+        inputs = layer.score_inputs(q, k, positions, prepared, recorded.scaling, recorded.hidden_states)
+        q, k, made = inputs.q, inputs.k, layer.bias(inputs)
+        bias = 0.0 if made is None else made.rows(0, q.shape[2])
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = (q.float() * recorded.scaling) @ k.float().mT + bias
     return [float(scores.diagonal(-distance, dim1=-2, dim2=-1).mean()) for distance in distances]

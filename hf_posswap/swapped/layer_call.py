@@ -20,8 +20,9 @@ from hf_posswap.attention.windows import SlidingWindow, check_windows, windowed
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import BackendError, PositionError, UnsupportedError
-from hf_posswap.schemes.base import SchemeLayer
+from hf_posswap.schemes.base import SchemeLayer, ScoreInputs
 from hf_posswap.swapped.cache_view import view_of
+from hf_posswap.swapped.token_state import with_state, without_state
 
 NOTHING = nullcontext()
 
@@ -50,7 +51,9 @@ class LayerCall:
         context: the forward's context.
     """
 
-    __slots__ = ("attended", "cached_length", "context", "first", "has_cache", "module", "scheme", "stages")
+    __slots__ = (
+        "attended", "cached_length", "context", "first", "has_cache", "hidden_states", "module", "scheme", "stages",
+    )  # fmt: skip
 
     def __init__(self, module: Any, scheme: SchemeLayer, context: Any) -> None:
         self.module = module
@@ -58,6 +61,8 @@ class LayerCall:
         self.context = _own_context(module, context)
         self.stages: list[tuple[Any, Any]] = self.context.stages(scheme)
         """The scheme layers that act in the layer, each with its prepared values."""
+        self.hidden_states: Tensor | None = None
+        """Input of the module (B, L, hidden size), for a scheme with a state."""
         self.cached_length: int | None = None
         """Number of keys that the cache will return; None: the keys did not pass through a cache."""
         self.first = 0
@@ -75,7 +80,7 @@ class LayerCall:
         """
         self.has_cache = True
         for stage, _ in self.stages:
-            if stage.transforms:
+            if stage.transforms or stage.state_size:
                 return view_of(cache, self.store)
         return cache
 
@@ -86,7 +91,40 @@ class LayerCall:
         with full_precision(k, self.context.autocast):
             for stage, prepared in self.stages:
                 k = stage.transform_key(k, self.context.positions, prepared)
-        return k
+            state = self._new_state()
+        return k if state is None else with_state(k, state)
+
+    def _new_state(self) -> Tensor | None:
+        """Return the scheme's values for the new tokens, float32, (B, S, L), or None if it has no state.
+
+        Raises:
+            UnsupportedError: the hidden states are not among the arguments of the attention module.
+        """
+        for stage, prepared in self.stages:
+            if stage.state_size:
+                if self.hidden_states is None:
+                    raise UnsupportedError(
+                        f"scheme {self.context.scheme.name!r} reads hidden states, and "
+                        f"{type(self.module).stock_class.__name__} got none as an argument."
+                    )
+                return stage.state(self.hidden_states, self.context.positions, prepared)
+        return None
+
+    def _split(self, k: Tensor, head_dim: int) -> tuple[Tensor, Tensor | None]:
+        """Return keys without the channels that hold the scheme's state, and the state of all keys, or None.
+
+        Raises:
+            UnsupportedError: the keys come from another layer's cache, which does not hold this layer's state.
+        """
+        if self.cached_length is not None:
+            return without_state(k, head_dim, self.scheme.state_size)
+        if self.has_cache:
+            raise UnsupportedError(
+                f"scheme {self.context.scheme.name!r} stores values for each token beside a layer's keys, and a layer "
+                "of this model reads the keys of another layer. Leave that layer out, see option 'layers'."
+            )
+        with full_precision(k, self.context.autocast):
+            return k, self._new_state()
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -107,6 +145,9 @@ class LayerCall:
             BackendError: the backend cannot compute the call.
         """
         self.attended = True
+        state = None
+        if self.scheme.state_size and self.stages:
+            k, state = self._split(k, q.shape[-1])
         context = self._context_of_keys(k.shape[2])
         if isinstance(mask, Tensor) and mask.shape[-1] > k.shape[2]:
             raise PositionError(
@@ -121,7 +162,7 @@ class LayerCall:
             q, k, v = _in_one_dtype(q, k, v)
         precision = full_precision(q, context.autocast)
         with precision:
-            q, k, bias, mix = self._positioned(q, k, context, scaling)
+            q, k, bias, mix = self._positioned(q, k, context, scaling, state)
         causal = kwargs.get("is_causal")
         causal = context.positions.causal if causal is None else causal
         backend = self.module.pos_backend(context, kwargs)
@@ -181,7 +222,7 @@ class LayerCall:
                 shared[key] = True
 
     def _positioned(
-        self, q: Tensor, k: Tensor, context: Any, scaling: float
+        self, q: Tensor, k: Tensor, context: Any, scaling: float, state: Tensor | None
     ) -> tuple[Tensor, Tensor, Bias | None, Mix | None]:
         """Return transformed queries and keys, the scheme's bias, and the function of its value side."""
         positions, stages, projected = context.positions, self.stages, (q, k)
@@ -199,7 +240,9 @@ class LayerCall:
             return q, k, None, None
         acting, ready = stages[-1]
         mix = partial(_mixed, acting, positions, ready) if acting.mixes_values else None
-        return q, k, acting.bias(q, positions, ready, scaling), mix
+        if not acting.adds_bias:
+            return q, k, None, mix
+        return q, k, acting.bias(ScoreInputs(q, k, positions, ready, scaling, projected, state)), mix
 
     def _context_of_keys(self, key_length: int) -> Any:
         """Return the forward's context for this layer's keys: under a sliding window, the last keys of the text.

@@ -29,6 +29,7 @@ from hf_posswap.swapped.layer_call import NOTHING, LayerCall, full_precision, in
 from hf_posswap.swapped.offloading import in_memory, is_offloaded
 from hf_posswap.swapped.paged import check_paged_function, has_paged_cache
 from hf_posswap.swapped.replaced import ProvedForwards, check_entered, forward_name, is_replaced
+from hf_posswap.swapped.token_state import hidden_states_among
 
 
 class Ramp(NamedTuple):
@@ -186,6 +187,8 @@ class SwappedAttention(nn.Module):
             context.entered.add(self)
         context, scheme = context.of_part(self.pos_part), self.pos_scheme
         call = LayerCall(self, scheme, context) if scheme.enters_attention or context.acts_everywhere else None
+        if call is not None and scheme.state_size:
+            call.hidden_states = hidden_states_among((*args, *kwargs.values()))
         given = [self._given(value, call, context) for value in args]
         for name, value in kwargs.items():
             kwargs[name] = self._given(value, call, context)

@@ -12,7 +12,7 @@ from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.attention.windows import check_windows
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import NotSwappedError, UnsupportedError
-from hf_posswap.schemes import Scheme, SchemeLayer
+from hf_posswap.schemes import Scheme, SchemeLayer, ScoreInputs
 from hf_posswap.swapped.modules import SwappedBaseModel, longest_position_of
 from hf_posswap.swapped.offloading import device_of
 from hf_posswap.swapped.plan import Plan, core_of, natively
@@ -138,7 +138,8 @@ def path_in_words(
         steps = torch.arange(2, device=device).unsqueeze(0)
         positions = Positions(steps, steps, 0, facts.causal)
         query = torch.zeros(1, facts.num_heads, 2, facts.head_dim, device=device)
-        bias = layer.bias(query, positions, scheme.prepare(positions), 1.0)
+        key = query[:, : facts.num_key_value_heads]
+        bias = layer.bias(ScoreInputs(query, key, positions, scheme.prepare(positions), 1.0, (query, key)))
     heads = torch.zeros(1, facts.num_heads, 2, facts.head_dim, device=device, dtype=dtype)
     mask = None
     if layer.window is not None:

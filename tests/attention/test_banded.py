@@ -10,7 +10,7 @@ from hf_posswap.attention.cpu.differentiable import run
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.shaw import ShawConfig
-from tests.reference import build, model_facts
+from tests.reference import build, layer_bias, model_facts
 
 LENGTHS = (3, 4, 63, 64, 65, 130)
 
@@ -25,7 +25,7 @@ def shaw(length, reach=3, values=True, mask=None, dtype=torch.float32, batch=2):
     positions = Positions(steps, steps, 0, True)
     inputs = AttentionInputs(*(x.requires_grad_() for x in (q, k, v)), mask, True, 8**-0.5)
     mix = (lambda weights, start: layer.mix(weights, start, positions, None)) if values else None
-    return inputs, layer.bias(inputs.q, positions, None, inputs.scaling), mix, layer
+    return inputs, layer_bias(layer, inputs.q, positions, None, inputs.scaling), mix, layer
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from hf_posswap.swapped.cache_view import cache_keyword
 from tests.attention.kinds import make_biased_call
 from tests.attention.test_visibility import masks
 from tests.matrix.cells import random_tokens, small_model
-from tests.reference import FLOAT32, build, model_facts
+from tests.reference import FLOAT32, build, layer_bias, model_facts
 
 LENGTH, HEADS, KEY_HEADS, DIM = 1024, 8, 2, 32
 QUERIES = 4 * HEADS * LENGTH * DIM
@@ -76,7 +76,7 @@ def test_biases_that_read_the_query_allocate_a_block_at_a_time(scheme):
     call = inputs()
     with torch.no_grad():
         prepared = made.prepare(positions)
-        bias = layer.bias(call.q, positions, prepared, call.scaling)
+        bias = layer_bias(layer, call.q, positions, prepared, call.scaling, call.k)
         mix = (lambda weights, start: layer.mix(weights, start, positions, None)) if layer.mixes_values else None
         peak = peak_bytes(lambda: attend(call, bias, mix, "sdpa"), "cpu")
     assert peak < 6 * QUERIES, "64 queries' products with every distance are 2 times the queries"
@@ -92,7 +92,7 @@ def test_biases_that_read_the_query_hold_no_copy_of_the_queries_in_float32(schem
     with torch.no_grad():
         prepared = made.prepare(positions)
         table = 0 if prepared is None else layer.project(prepared).untyped_storage().nbytes()
-        allocated = peak_bytes(lambda: layer.bias(query, positions, prepared, 1.0), "cpu")
+        allocated = peak_bytes(lambda: layer_bias(layer, query, positions, prepared), "cpu")
     assert allocated < table + QUERIES / 2
 
 

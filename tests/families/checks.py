@@ -23,6 +23,7 @@ from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.stated_length import NO_LIMIT
 from hf_posswap.swapped.written import named
 from tests.families.configs import tiny_model
+from tests.reference import layer_bias
 
 SCHEMES = ("none", "alibi", "t5", "rope", "sinusoidal")
 LENGTH = 24
@@ -58,7 +59,7 @@ def check_bias(model: Any) -> None:
     steps = torch.arange(LENGTH).unsqueeze(0)
     positions = Positions(steps, steps, 0, facts.causal)
     query = torch.zeros(1, facts.num_heads, LENGTH, facts.head_dim)
-    bias = core.pos_scheme.make_layer(0).bias(query, positions, core.pos_scheme.prepare(positions), 1.0)
+    bias = layer_bias(core.pos_scheme.make_layer(0), query, positions, core.pos_scheme.prepare(positions))
     if not isinstance(bias, Bias) and core.pos_scheme.name != "none":
         return  # rotations and vectors at the embeddings have oracles of their own
     actual = logits(model, text)

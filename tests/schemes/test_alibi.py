@@ -17,6 +17,7 @@ from tests.reference import (
     as_array,
     assert_close_where_real,
     build,
+    layer_bias,
     make_call,
     model_facts,
     run_oracle,
@@ -89,7 +90,7 @@ def test_the_bias_falls_with_distance(causal, form):
     facts = model_facts(causal=causal)
     scheme, layer = build(AlibiConfig(form=form), facts)
     positions = Positions(*[torch.arange(9)[None]] * 2, offset=0, causal=causal)
-    last_row = layer.bias(torch.zeros(1), positions, scheme.prepare(positions), 1.0).rows(8, 9)[0, :, 0]
+    last_row = layer_bias(layer, torch.zeros(1), positions, scheme.prepare(positions)).rows(8, 9)[0, :, 0]
     seen = last_row[last_row[:, 0].isfinite()]
     assert len(seen) >= facts.num_heads // 2
     assert (seen.diff(dim=-1) > 0).all(), "nearer keys, which come later, must be preferred"
@@ -100,7 +101,7 @@ def test_half_precision_keeps_every_distance_apart():
     scheme, layer = build(AlibiConfig(), model_facts())
     scheme.to(torch.float16)
     positions = Positions(*[torch.arange(length)[None]] * 2, offset=0, causal=True)
-    bias = layer.bias(torch.zeros(1), positions, scheme.prepare(positions), 1.0)
+    bias = layer_bias(layer, torch.zeros(1), positions, scheme.prepare(positions))
     row = bias.rows(length - 1, length)[0, :, 0].double()
     slopes = torch.tensor(oracle_slopes(4), dtype=torch.float64)
     # float16 would be exact to 2048 only; slopes of four heads are powers of 2, so float32 is exact.

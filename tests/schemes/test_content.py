@@ -12,7 +12,7 @@ from hf_posswap.schemes.curves import Curve
 from hf_posswap.schemes.shaw import ShawConfig
 from hf_posswap.schemes.sinusoidal import sinusoids
 from hf_posswap.schemes.transformer_xl import TransformerXLConfig, still_vectors
-from tests.reference import build, model_facts
+from tests.reference import build, layer_bias, model_facts
 
 HEADS, LENGTH, DIM = 4, 40, 8
 SCALING = DIM**-0.5
@@ -49,7 +49,7 @@ class Pairs:
         """The layer's bias on these pairs, (H, L, L)."""
         positions = Positions(*[torch.arange(LENGTH)[None]] * 2, offset=0, causal=self.causal)
         query = self.as_handed_on(layer)[None]
-        return layer.bias(query, positions, scheme.prepare(positions), SCALING).rows(0, LENGTH)[0].detach()
+        return layer_bias(layer, query, positions, scheme.prepare(positions), SCALING).rows(0, LENGTH)[0].detach()
 
     def as_handed_on(self, layer: SchemeLayer) -> Tensor:
         """The queries after the layer's transform, to which Transformer-XL's adds u."""

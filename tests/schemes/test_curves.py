@@ -9,7 +9,7 @@ from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.alibi import ENCODER_FORMS, AlibiConfig
 from hf_posswap.schemes.curves import Curve, fitted_slopes, pooled
 from hf_posswap.schemes.t5 import T5Config, t5_bucket
-from tests.reference import build, model_facts
+from tests.reference import build, layer_bias, model_facts
 
 
 def causal_curve(values: torch.Tensor) -> Curve:
@@ -79,7 +79,9 @@ def test_alibi_takes_back_its_slopes_in_every_form(form, per_layer):
     scheme, layer = build(AlibiConfig(form=form, trainable=True, per_layer=per_layer), facts)
     slopes = (layer if per_layer else scheme).log_slopes.detach().exp()
     positions = Positions(torch.tensor([[40]]), torch.arange(81)[None], offset=40, causal=False)
-    values = layer.bias(torch.zeros(1), positions, scheme.prepare(positions), 1.0).rows(0, 1)[0, :, 0].flip(-1).detach()
+    values = (
+        layer_bias(layer, torch.zeros(1), positions, scheme.prepare(positions)).rows(0, 1)[0, :, 0].flip(-1).detach()
+    )
     hidden = values.isinf()
     curve = Curve(torch.arange(-40, 41), values.masked_fill(hidden, 7.0) + 2, torch.rand(4, 81) + 0.1)
     with torch.no_grad():

@@ -18,6 +18,7 @@ from tests.reference import (
     as_array,
     assert_close_where_real,
     build,
+    layer_bias,
     make_call,
     model_facts,
     randomise,
@@ -112,7 +113,7 @@ def test_texts_up_to_the_threshold_cost_one_value_a_distance_and_longer_ones_a_b
     for length in (10, 11, 12):
         at = torch.arange(length)[None]
         positions = Positions(at, at, offset=0, causal=True)
-        kinds.append(type(layer.bias(query, positions, scheme.prepare(positions), 1.0)))
+        kinds.append(type(layer_bias(layer, query, positions, scheme.prepare(positions))))
     assert kinds == [RelativeBias, RelativeBias, DenseBias]
 
 
@@ -166,7 +167,7 @@ def test_half_precision_weights_give_float32_biases():
     layer = made(threshold=5000)[1]
     layer.to(torch.bfloat16)
     at = torch.arange(4100)[None]
-    bias = layer.bias(torch.zeros(1, 4, 1, 8), Positions(at, at, offset=0, causal=True), None, 1.0)
+    bias = layer_bias(layer, torch.zeros(1, 4, 1, 8), Positions(at, at, offset=0, causal=True), None)
     assert isinstance(bias, RelativeBias)
     assert bias.values.dtype == torch.float32
     assert (bias.values[:, -1] != bias.values[:, -2]).any()  # distances 4098 and 4099, the same number in bfloat16

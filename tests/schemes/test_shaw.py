@@ -16,6 +16,7 @@ from tests.reference import (
     as_array,
     assert_close_where_real,
     build,
+    layer_bias,
     make_call,
     model_facts,
     run_oracle,
@@ -61,7 +62,7 @@ def test_keys_equal_wav2vec2_bert(length):
         for project in (theirs.linear_q, theirs.linear_k, theirs.linear_v)
     )
     positions = Positions(*[torch.arange(length)[None]] * 2, offset=0, causal=False)
-    bias = layer.bias(q, positions, scheme.prepare(positions), theirs.scaling)
+    bias = layer_bias(layer, q, positions, scheme.prepare(positions), theirs.scaling, k)
     context, _ = attend(AttentionInputs(q, k, v, None, False, theirs.scaling), bias, None, "sdpa")
     ours = theirs.linear_out(context.transpose(1, 2).reshape(2, length, 32))
     torch.testing.assert_close(ours, theirs(hidden)[0], atol=1e-6, rtol=1e-5)  # the same float32 terms, reordered
@@ -74,7 +75,7 @@ def test_keys_are_multiplied_the_same_way_whichever_is_smaller(reach):
     index = (torch.arange(length)[None] - torch.arange(length)[:, None]).clamp(-reach, reach) + reach
     by_query = ClippedContentBias(query, table, lambda start, stop: index[None, start:stop], scaling=0.3)
     k = torch.randn(2, 2, length, dim)
-    bias = PairedContentBias(by_query).of_keys(k)
+    bias = PairedContentBias(by_query, k)
     vectors = table[index]
     expected = torch.einsum("bhid,ijd->bhij", query, vectors)
     expected = expected + torch.einsum("bhjd,ijd->bhij", k.repeat_interleave(2, dim=1), vectors)

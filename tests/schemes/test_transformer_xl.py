@@ -20,6 +20,7 @@ from tests.reference import (
     as_array,
     assert_close_where_real,
     build,
+    layer_bias,
     make_call,
     model_facts,
     randomise,
@@ -63,7 +64,7 @@ def ours_and_projections(q, k, v, u, v_bias, weight, causal, offset=0):
     positions = Positions(at[:, offset:], at, offset, causal)
     prepared = scheme.prepare(positions)
     q, k = layer.transform(q, k, positions, prepared)
-    bias = layer.bias(q, positions, prepared, head_dim**-0.5)
+    bias = layer_bias(layer, q, positions, prepared, head_dim**-0.5, k)
     mask = torch.ones(1, 1, k.shape[2], k.shape[2], dtype=torch.bool).tril()[:, :, offset:] if causal else None
     return attend(AttentionInputs(q, k, v, mask, causal, head_dim**-0.5), bias, None, "sdpa")[0]
 
