@@ -31,7 +31,7 @@ def overview_page(mark: str) -> str:
         )
     intro = (
         "Every scheme is chosen by `pos_scheme=`: its name, `name:variant:option=value`, a dict, or its config object. "
-        "All of them take `layers`, `keep_native` and `window`, and [several can act in one "
+        "All of them take `layers`, `keep_native`, `window` and `log_n`, and [several can act in one "
         "model](using.md#several-schemes-in-one-model). Δ = i − j is the distance from key j to query i, s the scaled "
         "score, H the number of heads, d the head dimension, D the model width. GPT-2 has 12 layers of 12 heads, "
         "D = 768 and 1024 positions. Which one to choose, by what was measured: [What we learnt](what-we-learnt.md)."

@@ -158,6 +158,8 @@ def _form(core: Any, architecture: Architecture) -> Any:
         for part in scheme.parts:
             if part.config.window is not None:
                 raise UnsupportedError(f"its sliding window of {part.config.window} tokens is no part of any of them.")
+            if part.config.log_n:
+                raise UnsupportedError("no stock model scales its queries by ln n/ln T (log_n=true).")
         form = scheme.as_stock()
     except UnsupportedError as error:
         raise UnsupportedError(f"{place}: {error} {could}") from error

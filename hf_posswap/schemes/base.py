@@ -85,6 +85,9 @@ class SchemeConfig:
     window: int | None = option(
         None, "Sliding window: a query sees only keys at |Δ| < window in the scheme's layers. None: all.", minimum=1
     )
+    log_n: bool = option(
+        False, "Scale queries by ln n/ln T where they see n > T keys; T is the train length. See `log_n_factor`."
+    )
 
     @property
     def parts(self) -> "tuple[SchemeConfig, ...]":
@@ -116,8 +119,8 @@ class SchemeConfig:
         return {"name": self.name} | {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     def anywhere(self) -> Self:
-        """Return the config without layers and window, so that configs of the same mechanism compare equal."""
-        return dataclasses.replace(self, layers=None, window=None)
+        """Return the config without layers, window and log_n, so that configs of the same mechanism compare equal."""
+        return dataclasses.replace(self, layers=None, window=None, log_n=False)
 
     @classmethod
     def option_names(cls) -> list[str]:

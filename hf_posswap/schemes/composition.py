@@ -32,6 +32,7 @@ class CompositionConfig(SchemeConfig):
         layers: the layers of all entries; None: all layers of the model, or unknown before `resolve`.
         keep_native: value of `keep_native` in all entries.
         window: always None; each entry has its own window.
+        log_n: always False; each entry has its own switch.
 
     Raises (on construction):
         SchemeConfigError: there are fewer than two entries, two entries name the same layer or have no layers, a scheme
@@ -42,6 +43,7 @@ class CompositionConfig(SchemeConfig):
     layers: tuple[int, ...] | None = dataclasses.field(default=None, init=False, compare=False, repr=False)
     keep_native: bool = dataclasses.field(default=False, init=False, compare=False, repr=False)
     window: int | None = dataclasses.field(default=None, init=False, compare=False, repr=False)
+    log_n: bool = dataclasses.field(default=False, init=False, compare=False, repr=False)
 
     # A registered scheme has one name for all its configs, a composition one for each.
     @property

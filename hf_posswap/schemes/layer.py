@@ -1,5 +1,6 @@
 """The part of a scheme in one attention layer: the hooks through which it acts, and what a bias may depend on."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -35,6 +36,21 @@ class ScoreInputs:
     state: Tensor | None = None
 
 
+def log_n_factor(positions: Positions, train_length: int) -> Tensor:
+    """Return the factor max(1, ln n/ln T) on queries that see n keys: float32, (B|1, 1, Lq|1, 1).
+
+    It keeps the entropy of attention over n keys near that over T keys (Su 2021; Chiang and Cholak 2022, 2202.12172).
+    In a causal model n is the query's position plus one, in an encoder the text's length. So texts up to the train
+    length do not change.
+
+    Args:
+        positions: positions of this forward.
+        train_length: T, at least 2.
+    """
+    seen = positions.query + 1 if positions.causal else positions.row_lengths()
+    return (seen.float().log() / math.log(train_length)).clamp(min=1)[:, None, :, None]
+
+
 class SchemeLayer(nn.Module):
     """The part of a scheme in one attention layer, with the parameters of that layer. By default no hook does anything.
 
@@ -47,9 +63,11 @@ class SchemeLayer(nn.Module):
     """Whether `Scheme.prepare_at` alone applies a ramp's share to the transforms, see there."""
 
     enters_attention: bool = False
-    """Whether the layer's attention calls the scheme: the class overrides a hook below, or the layer has a window."""
+    """Whether the layer's attention calls the scheme: the class overrides a hook below, or `takes` set an option."""
     window: int | None = None
     """The sliding window of the layer, see `SchemeConfig.window`; None: the scheme gives the layer no window."""
+    log_n_from: int | None = None
+    """T of `log_n_factor`, by which the layer's queries are scaled; None: they are not scaled."""
     transforms: ClassVar[bool] = False
     """Whether the class overrides a hook that changes queries or keys. Such a hook runs before keys are cached."""
     adds_bias: ClassVar[bool] = False
@@ -64,10 +82,10 @@ class SchemeLayer(nn.Module):
     state_size: int = 0
     """S, the number of values per token that `state` returns; 0: the layer has no state."""
 
-    def within(self, window: int | None) -> Self:
-        """Give the layer a sliding window; return the layer."""
-        if window is not None:
-            self.window, self.enters_attention = window, True
+    def takes(self, window: int | None, log_n_from: int | None) -> Self:
+        """Set the options that act in any scheme's layer, see the attributes; return the layer."""
+        self.window, self.log_n_from = window, log_n_from
+        self.enters_attention = self.enters_attention or window is not None or log_n_from is not None
         return self
 
     @classmethod

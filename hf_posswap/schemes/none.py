@@ -26,10 +26,10 @@ class NoneConfig(SchemeConfig):
 
     def validate(self) -> None:
         """Refuse options that would have no effect."""
-        if self.keep_native and self.recalibration == 0 and self.window is None:
+        if self.keep_native and self.recalibration == 0 and self.window is None and not self.log_n:
             raise SchemeConfigError(
-                "scheme 'none' with keep_native=True changes nothing: leave out keep_native, or set recalibration > 0 "
-                "or a window."
+                "scheme 'none' with keep_native=True changes nothing: leave out keep_native, or set recalibration > 0, "
+                "a window or log_n."
             )
 
     def resolve(self, facts: ModelFacts) -> "NoneConfig":

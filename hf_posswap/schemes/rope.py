@@ -88,7 +88,8 @@ class Rope(Scheme):
     `frequencies=fope` does not rotate pairs that make less than one full turn over the train length T, as in Fourier
     Position Embedding (Hua et al. 2024, 2412.17739), because training covers only a part of their turn. The
     frequencies before the scaling decide which pairs these are. FoPE's sums of several frequencies in a pair are not
-    included.
+    included. HoPE (Chen et al. 2024, 2410.21216) keeps the same high frequencies, and p-RoPE (`scaling=proportional`)
+    a given share of them.
 
     Scalings: `linear` (position interpolation, 2306.15595), `ntk` (base·s^(r/(r−2))), `dynamic` (NTK by the text's
     length), `yarn` (2309.00071), `longrope` (2402.13753), `llama3`, `proportional` (p-RoPE, 2410.06205).

@@ -59,6 +59,11 @@ def _check_layers(config: SchemeConfig, scheme: type[Scheme], facts: ModelFacts)
             f"scheme {config.name!r} enters at the embeddings, so it has no layers to give a window: leave out "
             f"window={config.window}, or add a window by scheme none:keep_native=true:window={config.window} alone."
         )
+    if config.log_n and not scheme.acts_in_layers:
+        raise SchemeConfigError(
+            f"scheme {config.name!r} enters at the embeddings, so it has no layers whose queries log_n could scale: "
+            "leave out log_n, or add it by scheme none:keep_native=true:log_n=true alone."
+        )
     if config.layers is None:
         return
     if not scheme.acts_in_layers:

@@ -21,6 +21,7 @@ from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import BackendError, PositionError, UnsupportedError
 from hf_posswap.schemes.base import SchemeLayer, ScoreInputs
+from hf_posswap.schemes.layer import log_n_factor
 from hf_posswap.swapped.cache_view import view_of
 from hf_posswap.swapped.token_state import with_state, without_state
 
@@ -225,6 +226,8 @@ class LayerCall:
         self, q: Tensor, k: Tensor, context: Any, scaling: float, state: Tensor | None
     ) -> tuple[Tensor, Tensor, Bias | None, Mix | None]:
         """Return transformed queries and keys, the scheme's bias, and the function of its value side."""
+        if self.scheme.log_n_from is not None and context.mode is None:
+            q = (q.float() * self._log_n_factor(context, self.scheme.log_n_from)).to(q.dtype)
         positions, stages, projected = context.positions, self.stages, (q, k)
         if context is not self.context:  # made for the keys of this layer
             stages = context.stages(self.scheme)
@@ -243,6 +246,18 @@ class LayerCall:
         if not acting.adds_bias:
             return q, k, None, mix
         return q, k, acting.bias(ScoreInputs(q, k, positions, ready, scaling, projected, state)), mix
+
+    def _log_n_factor(self, context: Any, train_length: int) -> Tensor:
+        """Return `log_n_factor`, computed once per forward; in a ramp, to the power of the scheme's share."""
+        ramped = context.ramp is not None
+        if ramped or context.shared is None or torch.compiler.is_compiling():
+            factor = log_n_factor(context.positions, train_length)
+            return factor**context.ramp.share if ramped else factor
+        key = ("log n", train_length)
+        if key not in context.shared:
+            context.shared[key] = log_n_factor(context.positions, train_length)
+        found: Tensor = context.shared[key]
+        return found
 
     def _context_of_keys(self, key_length: int) -> Any:
         """Return the forward's context for this layer's keys: under a sliding window, the last keys of the text.

@@ -118,7 +118,7 @@ def plan_swap(model: Any, architecture: Architecture, config: SchemeConfig, to_s
         with in_entry(number, part.name, scheme.parts):
             planned = _plan_layers(core, architecture, part, facts, resolved)
         for module, layer, turn in planned:
-            layer.within(part.config.window)
+            layer.takes(part.config.window, max(2, facts.train_length) if part.config.log_n else None)
             _match(layer, dtype=dtype, device=device_of(module))
             _check_forward(module)
             new_class = to_swapped(stock_class_of(module), mixin)

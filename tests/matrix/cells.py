@@ -89,6 +89,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
 """What makes a family the special one that it is, in small."""
 
 
+SHARED_OPTIONS = SchemeConfig.option_names()
+"""Options of every scheme, which have tests of their own."""
+
+
 def scheme_variants() -> list[tuple[str, SchemeConfig]]:
     """Every scheme with its defaults, with each choice of its variant option, and with each switch flipped."""
     found: list[tuple[str, SchemeConfig]] = []
@@ -100,7 +104,7 @@ def scheme_variants() -> list[tuple[str, SchemeConfig]]:
                 for choice in field.metadata["choices"]:
                     options = {field.name: choice} | REQUIRED_OPTIONS.get(choice, {})
                     found.append((f"{scheme.name}:{choice}", config_class.from_options(options)))
-            elif isinstance(field.default, bool) and field.name != "keep_native":
+            elif isinstance(field.default, bool) and field.name not in SHARED_OPTIONS:
                 options = {field.name: not field.default}
                 try:
                     found.append((f"{scheme.name}:{field.name}", config_class.from_options(options)))
