@@ -291,6 +291,6 @@ def test_brackets_that_do_not_fit_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("name", list_schemes())
 def test_resolving_keeps_the_options_that_all_schemes_have(name: str) -> None:
-    config = as_config({"name": name, "layers": [1], "window": 7})
+    config = as_config({"name": name, "layers": [1], "window": 7, "log_n": True})
     resolved = config.resolve(model_facts())
-    assert [getattr(resolved, field.name) for field in dataclasses.fields(SchemeConfig)] == [(1,), False, 7]
+    assert [getattr(resolved, field.name) for field in dataclasses.fields(SchemeConfig)] == [(1,), False, 7, True]
