@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,12 +46,15 @@ class RotarySeam:
         layout: how the family writes angles, one of `LAYOUTS`; None if `options` is.
         unread: why the angles could not be read, or None.
         wide_only: whether layers with a sliding window have angles of their own; `options` are those of the others.
+        width: w, if the rotary module returns a pair (cos, sin) of (B, L, w) in the hidden states' dtype for positions
+            (B, L), and all layers get it; otherwise None.
     """
 
     options: dict[str, Any] | None
     layout: str | None
     unread: str | None = None
     wide_only: bool = False
+    width: int | None = None
 
     @property
     def plain(self) -> bool:
@@ -93,7 +96,8 @@ def _read(kind: type, config: Any) -> RotarySeam:
         stock = [_angles_of(kind, config, WIDE_LAYERS if nested else None, text) for text in texts]
     except Exception as error:  # any error of a family's module is a reason for refusal, not a crash
         return RotarySeam(None, None, f"its {kind.__name__} cannot be run alone: {error}", nested)
-    return _matched(texts, stock, options, config, nested)
+    seam = _matched(texts, stock, options, config, nested)
+    return seam if nested or seam.options is None else replace(seam, width=_width_of_pair(kind, config))
 
 
 def options_of(parameters: dict[str, Any], config: Any) -> dict[str, Any] | str:
@@ -151,6 +155,20 @@ def _angles_of(kind: Any, config: Any, layer_type: str | None, text: Tensor) -> 
     if isinstance(angles, Tensor):
         return angles[0].real.float(), angles[0].imag.float()
     return angles[0][0].float(), angles[1][0].float()
+
+
+def _width_of_pair(kind: Any, config: Any) -> int | None:
+    """Return the last size of cos and sin if a rotary module returns the pair that `RotarySeam.width` describes."""
+    module, width = kind(config=config), None
+    for batch, dtype in ((1, torch.float32), (2, torch.bfloat16)):
+        positions = torch.arange(MEASURED).expand(batch, -1)
+        angles = module(torch.zeros(batch, MEASURED, 1, dtype=dtype), positions)
+        if not isinstance(angles, tuple) or len(angles) != 2:
+            return None
+        width = angles[0].shape[-1]
+        if any(part.dtype != dtype or part.shape != (batch, MEASURED, width) for part in angles):
+            return None
+    return width
 
 
 def _matched(

@@ -3,14 +3,59 @@
 Angles are an argument of the attention module: a pair (cos, sin), or one complex tensor. This module finds them by
 that form, because the name of the argument differs by family. Neutral angles, cos 1 and sin 0, leave q and k unchanged
 in every dtype. A layer that gets angles but does not use them, like some layers of SmolLM3, works unchanged.
+
+If every layer replaces its angles, nothing reads those of the rotary module, and it returns neutral ones at once.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_posswap.architectures.rotary import written
+
+
+class NeutralAngles(NamedTuple):
+    """Neutral angles, which leave q and k unchanged. Both are expanded views of one number."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class SwappedRotary(nn.Module):
+    """Mixin for the rotary module of a model in which every layer replaces its angles: returns neutral angles."""
+
+    stock_class: ClassVar[type[nn.Module]]
+    pos_width: int
+    """Last size of cos and sin."""
+    pos_computes: bool = False
+    """Whether the stock angles are computed nevertheless, see `computed`."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return neutral angles in the shape and dtype of the stock ones; arguments are those of the stock module."""
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        hidden = next((value for value in given if value.is_floating_point()), None)
+        positions = next((value for value in given if not value.is_floating_point()), None)
+        if self.pos_computes or hidden is None or positions is None:
+            return super().forward(*args, **kwargs)
+        # Expanded views: full tensors would need memory that the stock model does not need.
+        shape = (*positions.shape, self.pos_width)
+        return NeutralAngles(hidden.new_ones(()).expand(shape), hidden.new_zeros(()).expand(shape))
+
+
+@contextmanager
+def computed(base: nn.Module) -> Iterator[None]:
+    """Let the rotary module of a base model compute the stock angles within a `with` block."""
+    modules = [module for module in base.modules() if isinstance(module, SwappedRotary)]
+    for module in modules:
+        module.pos_computes = True
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.pos_computes
 
 
 def are_angles(value: Any) -> bool:
@@ -40,6 +85,8 @@ class Turn(NamedTuple):
 
     def __call__(self, value: Any, context: Any) -> Any:
         """Return an argument of the attention module; if it holds angles, return the new angles."""
+        if type(value) is NeutralAngles and context.ramp is None and not self.own:
+            return value
         key = ("angles", self, context.part, id(value))
         known = None if context.shared is None or torch.compiler.is_compiling() else context.shared
         if known is not None and key in known:
@@ -54,10 +101,9 @@ class Turn(NamedTuple):
     def _made(self, value: Any, context: Any) -> Any:
         rotations = [] if context.bare else self._rotations(context)
         if not rotations:
-            # Expanded views of one number: full tensors would need memory that the stock model does not need.
             if isinstance(value, Tensor):
                 return value.new_ones(()).expand_as(value)
-            return value[0].new_ones(()).expand_as(value[0]), value[1].new_zeros(()).expand_as(value[1])
+            return NeutralAngles(value[0].new_ones(()).expand_as(value[0]), value[1].new_zeros(()).expand_as(value[1]))
         assert self.layout is not None
         cos, sin = rotations[0]
         for further_cos, further_sin in rotations[1:]:  # compose the rotations: their angles add up

@@ -20,7 +20,7 @@ from hf_posswap.common.positions import Positions
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.schemes.base import Scheme, SchemeLayer
 from hf_posswap.schemes.partial import PartialLayer
-from hf_posswap.swapped.angles import Turn
+from hf_posswap.swapped.angles import Turn, computed
 from hf_posswap.swapped.cache_view import cache_among, check_whole
 from hf_posswap.swapped.direction import KEYWORD, check_direction
 from hf_posswap.swapped.forward_masks import check_no_future, document_mask, readable_mask
@@ -247,7 +247,7 @@ class SwappedBaseModel(nn.Module):
         replaced = [] if torch.compiler.is_compiling() else [m for m in self.pos_layers if is_replaced(m)]
         if replaced and CONTEXT in arguments:
             arguments[CONTEXT] = arguments[CONTEXT]._replace(entered=set())
-        with handing_on(arguments.get(CONTEXT)):
+        with handing_on(arguments.get(CONTEXT)), NOTHING if self.pos_mode is None else computed(self):
             outputs = super().forward(**arguments)
         if replaced and CONTEXT in arguments:
             check_entered(replaced, arguments[CONTEXT].entered, self.pos_scheme.name)

@@ -18,7 +18,7 @@ from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported
 from hf_posswap.schemes.base import ModelFacts, Scheme
 from hf_posswap.schemes.support import in_entry
-from hf_posswap.swapped.angles import Turn
+from hf_posswap.swapped.angles import SwappedRotary, Turn
 from hf_posswap.swapped.config_view import own_config, real_config, show_config, show_view
 from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
 from hf_posswap.swapped.offloading import device_of, in_memory
@@ -68,6 +68,8 @@ class Plan:
         core_class: its new class.
         layers: the changes to each attention module.
         retired: name of the position table and the module that replaces it; None if the model has no table or keeps it.
+        rotary: the rotary module whose angles no layer reads, its new class, and the width of its angles; None if there
+            is none.
     """
 
     config: SchemeConfig
@@ -76,6 +78,7 @@ class Plan:
     core_class: type
     layers: list[LayerPlan]
     retired: tuple[str, RetiredTable] | None
+    rotary: tuple[Any, type, int] | None
 
 
 def core_of(model: Any) -> Any:
@@ -125,7 +128,8 @@ def plan_swap(model: Any, architecture: Architecture, config: SchemeConfig, to_s
             layers.append(LayerPlan(module, new_class, layer, number, turn, layer.enters_attention))
     _check_forward(core)
     core_class = to_swapped(stock_class_of(core), SwappedBaseModel)
-    return Plan(resolved, scheme, core, core_class, layers, retired)
+    rotary = _plan_rotary(core, architecture, layers, to_swapped)
+    return Plan(resolved, scheme, core, core_class, layers, retired, rotary)
 
 
 def _plan_table(
@@ -249,6 +253,19 @@ def _plan_layers(
     return [(module, SchemeLayer(), own) for _, module in chosen]
 
 
+def _plan_rotary(
+    core: Any, architecture: Architecture, layers: list[LayerPlan], to_swapped: ToSwapped
+) -> tuple[nn.Module, type, int] | None:
+    """Return `Plan.rotary`: every attention module replaces its angles, so that nothing reads those of the module."""
+    rotary, modules = architecture.rotary(core), [module for _, module in rotary_modules(core)]
+    if rotary is None or rotary.width is None or len(modules) != 1 or is_replaced(modules[0]):
+        return None
+    replaces = {entry.module for entry in layers if entry.turn is not None and not entry.turn.keeps}
+    if any(module not in replaces for _, module in architecture.attention_modules(core)):
+        return None
+    return modules[0], to_swapped(stock_class_of(modules[0]), SwappedRotary), rotary.width
+
+
 def _match(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Convert new parameters to the model's dtype and device; on the meta device they have no values."""
     if device.type == "meta":
@@ -300,6 +317,10 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
         _retype(module, entry.new_class)
     for _, rotary in rotary_modules(core):
         show_view(rotary, None)
+    if plan.rotary is not None:
+        unread, new_class, width = plan.rotary
+        unread.pos_width = width
+        _retype(unread, new_class)
     if plan.retired is not None:
         core.set_submodule(*plan.retired)
     core.pos_layers = tuple(entry.module for entry in plan.layers)
@@ -349,7 +370,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
         if module is not core and "stock_class" in vars(type(module)) and "pos_mixin" in vars(type(module)):
             show_config(module)
             _retype(module, type(module).stock_class)
-            for name in ("pos_scheme", "pos_part", "pos_turn", "pos_family"):
+            for name in ("pos_scheme", "pos_part", "pos_turn", "pos_family", "pos_width"):
                 if name in module._modules or name in vars(module):
                     delattr(module, name)
     for _, rotary in rotary_modules(core):
@@ -368,7 +389,8 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
 def natively(core: Any, architecture: Architecture) -> Iterator[None]:
     """Run a swapped core with its stock mechanism within a `with` block; scheme modules stay in place."""
     swapped = [(module, type(module)) for module in core.modules() if "pos_mixin" in vars(type(module))]
-    viewed = [module for module, _ in swapped if own_config(module) is not None and _has_view(module)]
+    layers = [module for module, _ in swapped if isinstance(module, SwappedAttention)]
+    viewed = [module for module in layers if own_config(module) is not None and _has_view(module)]
     path = architecture.table_path(core)
     table = None if path is None else core.get_submodule(path)
     try:
