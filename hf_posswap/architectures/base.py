@@ -57,7 +57,8 @@ PLACE = "pos_place"
 RELATIVE_TABLES_LOST = (
     "transformers 5 reads such a checkpoint as one with absolute positions, which it was not trained with, and leaves "
     "out its relative tables. pos_scheme='native' loads it with its tables, as scheme 'shaw': "
-    "hf_posswap.AutoModel.from_pretrained(name, pos_scheme='native'), and other Auto classes likewise."
+    "hf_posswap.AutoModel.from_pretrained(name, pos_scheme='native'), and other Auto classes likewise; on the "
+    "command line --pos-scheme native."
 )
 
 

@@ -116,24 +116,28 @@ def save(swapped: "PreTrainedModel", source: str, output_dir: Path, records: dic
 def load_swapped(model: str, pos_scheme: str | None, dtype: str) -> "PreTrainedModel":
     """Load a model and swap it if a scheme is given; both are checked before the weights are loaded.
 
+    The scheme "native" gives a checkpoint the relative tables that transformers does not load.
+
     Raises:
         AlreadySwappedError: a scheme is given for a model that is already swapped.
         PosSwapError: an unknown scheme, or a model that cannot be loaded.
     """
     quiet_libraries()
+    from hf_posswap.auto import NATIVE
     from hf_posswap.errors import AlreadySwappedError
     from hf_posswap.schemes import parse_scheme
     from hf_posswap.sources import load_config, load_model
     from hf_posswap.swapping import swap
 
-    scheme = parse_scheme(pos_scheme) if pos_scheme is not None else None
+    scheme = None if pos_scheme in (None, NATIVE) else parse_scheme(pos_scheme)
     config = load_config(model)
     entry = getattr(config, "pos_scheme", None)
-    if scheme is not None and entry is not None:
+    if pos_scheme is not None and entry is not None:
         raise AlreadySwappedError(
             f"model {model!r} is swapped already ({entry['name']!r}). Give the model it was made from."
         )
-    loaded = load_model(model, config=config, dtype=dtype)
+    own_tables: dict[str, Any] = {"pos_scheme": NATIVE, "supported_only": False} if pos_scheme == NATIVE else {}
+    loaded = load_model(model, config=config, dtype=dtype, **own_tables)
     if scheme is not None:
         swap(loaded, scheme)
     return loaded

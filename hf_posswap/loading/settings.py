@@ -9,7 +9,10 @@ from hf_posswap.errors import PosSwapError
 MODEL_HELP = "A folder or Hub name, of an adapter too, a GGUF file, or demo:gpt2, demo:bert, demo:llama."
 # Not rope:yarn:factor=4: rich prints :yarn: as an emoji.
 _FORM = "written name[:variant][:option=value]…, such as alibi, rope:linear:factor=4 or t5:layers=0+1."
-SCHEME_HELP = f"Scheme to swap in, {_FORM} Several, each in its own layers, with commas: none:layers=3+7,rope."
+SCHEME_HELP = (
+    f"Scheme to swap in, {_FORM} Several, each in its own layers, with commas: none:layers=3+7,rope. native: the "
+    "relative tables of an old checkpoint, which transformers does not load."
+)
 SCHEMES_HELP = (
     f"Schemes to swap in, separated by commas, each {_FORM} Several that act in one model, each in its own layers, in "
     "brackets: 'alibi,[none:layers=3+7,rope]'."

@@ -9,9 +9,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 
 import hf_posswap
 from hf_posswap.architectures import architecture_of
+from hf_posswap.commands import app
 from hf_posswap.errors import CheckpointError, SchemeConfigError, UnsupportedError
 from hf_posswap.swapped.plan import core_of
 from tests.families.configs import model_types, tiny_model
@@ -184,3 +186,16 @@ def test_other_checkpoints_and_configs_are_refused(tmp_path: Path) -> None:
     config.position_embedding_type = "relative_key"
     with pytest.raises(SchemeConfigError, match="a config has none.*from_pretrained"):
         hf_posswap.AutoModelForMaskedLM.from_config(config, pos_scheme="native")
+
+
+def test_the_command_line_saves_it_as_a_swapped_model(tmp_path: Path) -> None:
+    stock = tiny_bert()
+    write(tmp_path / "old", KINDS[0], stock, tables_of(stock))
+    arguments = ["swap", str(tmp_path / "old"), "--output-dir", str(tmp_path / "new"), "--pos-scheme"]
+    done = CliRunner().invoke(app, [*arguments, "native"])
+    assert done.exit_code == 0, done.output
+    expected = hf_posswap.AutoModelForMaskedLM.from_pretrained(tmp_path / "old", pos_scheme="native").eval()
+    saved = hf_posswap.AutoModelForMaskedLM.from_pretrained(tmp_path / "new").eval()
+    tokens = torch.arange(3, 3 + LENGTH)[None] % VOCABULARY
+    with torch.no_grad():
+        assert torch.equal(saved(tokens).logits, expected(tokens).logits)
