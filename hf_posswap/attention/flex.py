@@ -10,7 +10,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from hf_posswap.attention.inputs import AttentionInputs, additive_mask, repeat_heads
 from hf_posswap.attention.visibility import interval_bounds, learns
-from hf_posswap.common.biases import Bias, ClippedContentBias, DenseBias, LinearBias, RelativeBias, SeparableBias
+from hf_posswap.common.biases import Bias, DenseBias, LinearBias, RelativeBias, SeparableBias
+from hf_posswap.common.content_biases import ClippedContentBias
 from hf_posswap.errors import BackendError
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]

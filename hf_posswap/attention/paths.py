@@ -28,14 +28,8 @@ from hf_posswap.attention.sdpa import (
     single_query_attention,
 )
 from hf_posswap.attention.visibility import Segment, visible_segments
-from hf_posswap.common.biases import (
-    Bias,
-    ClippedContentBias,
-    LinearBias,
-    RelativeBias,
-    RelativeContentBias,
-    SeparableBias,
-)
+from hf_posswap.common.biases import Bias, LinearBias, RelativeBias, SeparableBias
+from hf_posswap.common.content_biases import ClippedContentBias, RelativeContentBias
 
 Output = tuple[Tensor, Tensor | None]
 """Context (B, H, Lq, D), and weights (B, H, Lq, Lk) or None."""

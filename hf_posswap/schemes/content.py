@@ -38,6 +38,11 @@ class ContentSums:
         parts = {name: getattr(self, name).flatten(0, 1)[None] for name in ("query", "weights", "differences")}
         return replace(self, **parts)
 
+    def nearest(self, count: int) -> Tensor:
+        """Return for each number 0…count − 1 the index of the group whose number is nearest, int64, (count,)."""
+        numbers = torch.arange(count, device=self.groups.device)
+        return (numbers[:, None] - self.groups[None, :]).abs().argmin(dim=1)
+
     def coefficients(self, ridge: float, basis: Tensor | None = None) -> Tensor:
         """Return the X for which the vectors basis·X fit the differences best: float64, on the CPU, (H, m, D).
 

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_posswap.common.biases import Bias, ClippedContentBias, PairedContentBias
+from hf_posswap.common.biases import Bias
+from hf_posswap.common.content_biases import ClippedContentBias, PairedContentBias
 from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.curves import Curve
@@ -82,10 +83,8 @@ class ShawLayer(SchemeLayer):
         sums = curve.content
         assert sums is not None, "content_groups asks for it"
         vectors = sums.over_heads().coefficients(RIDGE)[0]
-        rows = torch.arange(self.key_table.shape[0], device=sums.groups.device)
-        nearest = (rows[:, None] - sums.groups[None, :]).abs().argmin(dim=1)
         with torch.no_grad():
-            self.key_table.copy_(vectors[nearest.cpu()])
+            self.key_table.copy_(vectors[sums.nearest(self.key_table.shape[0]).cpu()])
         return True
 
 

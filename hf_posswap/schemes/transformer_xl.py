@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hf_posswap.common.biases import Bias, DenseBias, RelativeContentBias
+from hf_posswap.common.biases import Bias, DenseBias
+from hf_posswap.common.content_biases import RelativeContentBias
 from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 from hf_posswap.schemes.content import log_groups

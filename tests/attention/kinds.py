@@ -10,15 +10,8 @@ from torch import Tensor
 from hf_posswap.attention.dispatch import path_of_call
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.attention.paths import Call, folded
-from hf_posswap.common.biases import (
-    Bias,
-    ClippedContentBias,
-    DenseBias,
-    LinearBias,
-    RelativeBias,
-    RelativeContentBias,
-    SeparableBias,
-)
+from hf_posswap.common.biases import Bias, DenseBias, LinearBias, RelativeBias, SeparableBias
+from hf_posswap.common.content_biases import ClippedContentBias, RelativeContentBias
 from tests.oracles.loops import dot, loop_attention
 
 KINDS = ("linear", "relative", "separable", "clipped content", "relative content", "dense")

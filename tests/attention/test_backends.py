@@ -8,7 +8,8 @@ import torch
 from hf_posswap.attention import BACKENDS, attend, explain_path, sdpa
 from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.flex import FLEX_BIASES
-from hf_posswap.common.biases import LinearBias, RelativeContentBias
+from hf_posswap.common.biases import LinearBias
+from hf_posswap.common.content_biases import RelativeContentBias
 from hf_posswap.errors import BackendError
 from tests.attention.kinds import CALLS, KINDS, fold_for_flash, make_biased_call
 from tests.reference import FLOAT32, dense_attention

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from hf_posswap.common.positions import Positions
-from hf_posswap.schemes import shaw, transformer_xl
+from hf_posswap.schemes import deberta, shaw, transformer_xl
 from hf_posswap.schemes.base import Scheme, SchemeConfig, SchemeLayer
 from hf_posswap.schemes.content import ContentSums, log_groups
 from hf_posswap.schemes.curves import Curve
+from hf_posswap.schemes.deberta import DebertaConfig
 from hf_posswap.schemes.shaw import ShawConfig
 from hf_posswap.schemes.sinusoidal import sinusoids
 from hf_posswap.schemes.transformer_xl import TransformerXLConfig, still_vectors
@@ -161,6 +162,25 @@ def test_shaw_rows_never_seen_take_the_nearest(causal: bool) -> None:
         assert (table[-9:] == table[-9]).all()
         assert not torch.equal(table[-9], table[-10])
     assert torch.equal(layer.value_table, values)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_deberta_finds_what_each_heads_queries_look_up(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deberta, "RIDGE", 1e-7)
+    facts = model_facts(causal=causal, num_key_value_heads=4)
+    pairs, config = Pairs(causal), DebertaConfig(buckets=8, max_distance=60)
+    (scheme, layer), (_, fitted) = build(config, facts), build(config, facts)
+    with torch.no_grad():
+        layer.position_queries.zero_()
+    target = pairs.bias(scheme, layer) + torch.randn(HEADS, LENGTH, 1)
+    kept = fitted.position_queries.detach().clone()
+    assert fitted.fit(pairs.sums(fitted, target))
+    assert torch.equal(fitted.position_queries, kept)
+    with torch.no_grad():
+        fitted.position_queries.zero_()
+    assert pairs.unexplained(target, pairs.bias(scheme, fitted)) < 1e-6
+    table = fitted.position_keys.detach()  # a text of 40 tokens reaches bucket 7, from 33 on; −8 begins at 60
+    assert torch.equal(table[:, 0], table[:, 1]) is not causal
 
 
 def test_transformer_xl_leaves_u_alone() -> None:

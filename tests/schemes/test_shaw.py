@@ -7,7 +7,7 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2Ber
 
 from hf_posswap.attention import attend, sdpa
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.common.biases import ClippedContentBias, PairedContentBias
+from hf_posswap.common.content_biases import ClippedContentBias, PairedContentBias
 from hf_posswap.common.positions import Positions
 from hf_posswap.schemes import scheme_class
 from hf_posswap.schemes.shaw import ShawConfig

@@ -19,7 +19,7 @@ from hf_posswap.attention.cpu.differentiable import FusedCall, run
 from hf_posswap.attention.cpu.strided import fused
 from hf_posswap.attention.inputs import AttentionInputs, bias_dtype, repeat_heads
 from hf_posswap.attention.visibility import Segment
-from hf_posswap.common.biases import ClippedContentBias
+from hf_posswap.common.content_biases import ClippedContentBias
 
 BAND_BLOCK = 64
 """Queries per block; one matrix product gives the scores of a block with the keys of all its bands."""

@@ -19,7 +19,8 @@ from torch import Tensor
 from hf_posswap.attention.cpu.differentiable import FusedCall, relative_written_out, run
 from hf_posswap.attention.inputs import AttentionInputs, bias_dtype
 from hf_posswap.attention.visibility import Segment
-from hf_posswap.common.biases import RelativeBias, RelativeContentBias
+from hf_posswap.common.biases import RelativeBias
+from hf_posswap.common.content_biases import RelativeContentBias
 
 QUERY_BLOCK = 256
 """Smallest number of queries per block. In a causal text, half of a block's square at the diagonal is computed and
