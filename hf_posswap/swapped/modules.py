@@ -247,8 +247,11 @@ class SwappedBaseModel(nn.Module):
         replaced = [] if torch.compiler.is_compiling() else [m for m in self.pos_layers if is_replaced(m)]
         if replaced and CONTEXT in arguments:
             arguments[CONTEXT] = arguments[CONTEXT]._replace(entered=set())
-        with handing_on(arguments.get(CONTEXT)), NOTHING if self.pos_mode is None else computed(self):
-            outputs = super().forward(**arguments)
+        if self.pos_mode is None:
+            outputs = self._run_stock(arguments)
+        else:
+            with computed(self):
+                outputs = self._run_stock(arguments)
         if replaced and CONTEXT in arguments:
             check_entered(replaced, arguments[CONTEXT].entered, self.pos_scheme.name)
         table = self.architecture.position_table(self)
@@ -258,6 +261,10 @@ class SwappedBaseModel(nn.Module):
             hidden = outputs[0].view(*leading, *outputs[0].shape[1:])
             outputs = (hidden, *outputs[1:]) if isinstance(outputs, tuple) else _with_hidden(outputs, hidden)
         return outputs
+
+    def _run_stock(self, arguments: dict[str, Any]) -> Any:
+        with handing_on(arguments.get(CONTEXT)):
+            return super().forward(**arguments)
 
 
 def _named(scheme: Scheme | None) -> str:
