@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -147,7 +148,8 @@ def run_scheme(scheme: Scheme, layer: SchemeLayer, call: Call, backend: str = "e
     state = torch.cat(states, dim=-1) if states else None
     projected = q, torch.cat([cached, k], dim=2)
     q, k = layer.transform_cached(*projected, positions, prepared)
-    bias = layer.bias(ScoreInputs(q, k, positions, prepared, scaling, projected, state))
+    asking = call.hidden[:, call.offset :]
+    bias = layer.bias(ScoreInputs(q, k, positions, prepared, scaling, projected, state, asking))
     mix = (lambda weights, start: layer.mix(weights, start, positions, prepared)) if layer.mixes_values else None
     mask = call.visible[:, None, call.offset :] if call.mask else None
     inputs = AttentionInputs(q, k, call.v, mask, call.causal, scaling)
@@ -168,15 +170,21 @@ def oracle(name: str) -> ModuleType:
 
 
 def run_oracle(name: str, call: Call, **parameters: Any) -> Tensor:
-    """Return the context (B, H, Lq, d) that a scheme's oracle computes in float64."""
+    """Return the context (B, H, Lq, d) that a scheme's oracle computes in float64.
+
+    An oracle with a parameter `hidden` also gets a row's hidden states, (L, D).
+    """
+    attention = oracle(name).attention_oracle
+    reads_hidden = "hidden" in inspect.signature(attention).parameters
     arrays = [x.double().numpy() for x in (call.q[:, :, call.offset :], call.k, call.v)]
     rows = [
-        oracle(name).attention_oracle(
+        attention(
             *(x[b] for x in arrays),
             query_at=call.at[b, call.offset :].tolist(),
             key_at=call.at[b].tolist(),
             visible=call.visible[b, call.offset :].tolist(),
             scaling=call.q.shape[-1] ** -0.5,
+            **({"hidden": call.hidden[b].double().numpy()} if reads_hidden else {}),
             **parameters,
         )
         for b in range(call.q.shape[0])

@@ -5,6 +5,7 @@ from torch import Tensor
 from hf_posswap.attention.inputs import AttentionInputs, Mix
 from hf_posswap.attention.paths import PATHS, Call, Natively, Path, first_path
 from hf_posswap.common.biases import Bias, LinearBias
+from hf_posswap.common.summed_bias import SummedBias
 from hf_posswap.errors import BackendError
 
 BACKENDS = tuple(PATHS)
@@ -73,6 +74,7 @@ def _carried(call: Call) -> str:
         return "a scheme with a value side, which reads the attention weights"
     if call.inputs.reshapes_scores:
         return "a bias beside a softcap or attention sinks"
-    if isinstance(call.bias, LinearBias) and call.learns_bias:
-        return "the gradient of a bias's slopes, which half precision would lose"
+    if isinstance(call.bias, LinearBias | SummedBias) and call.learns_bias:
+        what = "slopes" if isinstance(call.bias, LinearBias) else "steps"
+        return f"the gradient of a bias's {what}, which half precision would lose"
     return f"a bias on the scores ({type(call.bias).__name__})"

@@ -22,7 +22,7 @@ def weights_of(inputs: AttentionInputs, bias: Bias | None, start: int, stop: int
     if inputs.softcap is not None:
         scores = torch.tanh(scores / inputs.softcap) * inputs.softcap
     if bias is not None:
-        visible = visible_keys(inputs, start, stop) if bias.reads_scores else None
+        visible = visible_keys(inputs, start, stop) if bias.reads_scores or bias.reads_mask else None
         scores = bias.added(scores, start, stop, visible)
     scores = masked_rows(inputs, scores, start, stop)
     if inputs.sinks is None:

@@ -8,15 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from hf_posswap.attention.inputs import AttentionInputs, additive_mask, repeat_heads
+from hf_posswap.attention.inputs import AttentionInputs, additive_mask, repeat_heads, seen_rows
 from hf_posswap.attention.visibility import interval_bounds, learns
 from hf_posswap.common.biases import Bias, DenseBias, LinearBias, RelativeBias, SeparableBias
 from hf_posswap.common.content_biases import ClippedContentBias
+from hf_posswap.common.summed_bias import SummedBias
 from hf_posswap.errors import BackendError
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
-FLEX_BIASES: tuple[type[Bias], ...] = (LinearBias, RelativeBias, SeparableBias, DenseBias, ClippedContentBias)
+FLEX_BIASES: tuple[type[Bias], ...] = (
+    LinearBias,
+    RelativeBias,
+    SeparableBias,
+    DenseBias,
+    ClippedContentBias,
+    SummedBias,
+)
 """Kinds of bias that a score_mod can read. Transformer-XL's needs the products of all queries with all distances."""
 
 
@@ -38,8 +46,10 @@ def score_modification(bias: Bias, inputs: AttentionInputs) -> ScoreMod:
     if isinstance(bias, RelativeBias):
         values, last = bias.values.to(device), bias.key_length - 1
         return lambda score, b, h, i, j: score + values[h, i - j + last]
-    if isinstance(bias, SeparableBias | DenseBias):
-        rows = bias.rows(0, inputs.query_length).to(device)
+    if isinstance(bias, SummedBias) and inputs.causal and not bias.reads_mask:
+        return _summed(bias, inputs)
+    if isinstance(bias, SeparableBias | DenseBias | SummedBias):
+        rows = seen_rows(inputs, bias, 0, inputs.query_length).to(device)
         rows = rows.expand(inputs.q.shape[0], inputs.q.shape[1], -1, -1)
         return lambda score, b, h, i, j: score + rows[b, h, i, j]
     if isinstance(bias, ClippedContentBias):
@@ -50,6 +60,15 @@ def score_modification(bias: Bias, inputs: AttentionInputs) -> ScoreMod:
         f"backend 'flex_attention' cannot carry {type(bias).__name__}: it would need each query's product with every "
         "distance at once. Backends that work: eager, sdpa."
     )
+
+
+def _summed(bias: SummedBias, inputs: AttentionInputs) -> ScoreMod:
+    batch, device = inputs.q.shape[0], inputs.q.device
+    sums = bias.sums().to(device).expand(batch, -1, -1)
+    if bias.factors is None:
+        return lambda score, b, h, i, j: score - sums[b, h, j]
+    factors = bias.factors.to(device).expand(batch, -1, -1)
+    return lambda score, b, h, i, j: score - factors[b, h, i] * sums[b, h, j]
 
 
 def flex_bias_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:

@@ -1,11 +1,13 @@
 """The tensors of one attention call, and helper functions for all backends."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hf_posswap.common.biases import Bias
 
 Mix = Callable[[Tensor, int], Tensor]
 """Maps the weights (B, H, n, Lk) of the queries start…start+n−1 to a summand of their context (B, H, n, D)."""
@@ -80,6 +82,14 @@ def bias_dtype(q: Tensor) -> torch.dtype:
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
+def in_float32(inputs: AttentionInputs) -> AttentionInputs:
+    """Return a call with queries, keys, values and an additive mask in float32."""
+    q, k, v, mask = inputs.q.float(), inputs.k.float(), inputs.v.float(), inputs.mask
+    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+        mask = additive_mask(mask)
+    return replace(inputs, q=q, k=k, v=v, mask=mask)
+
+
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
     """Repeat the heads of keys or values so that there is one per query head (grouped-query attention)."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
@@ -109,6 +119,11 @@ def visible_keys(inputs: AttentionInputs, start: int, stop: int) -> Tensor | Non
     if mask.shape[2] > 1:  # otherwise all queries have the same row
         mask = mask[:, :, start:stop]
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+
+
+def seen_rows(inputs: AttentionInputs, bias: Bias, start: int, stop: int) -> Tensor:
+    """Return the bias rows of the queries start…stop−1, float32, broadcastable to (B, H, stop − start, Lk)."""
+    return bias.seen_rows(start, stop, visible_keys(inputs, start, stop) if bias.reads_mask else None)
 
 
 def masked_rows(inputs: AttentionInputs, rows: Tensor, start: int, stop: int) -> Tensor:

@@ -18,8 +18,8 @@ from hf_posswap.attention.cpu.learned_masked import learned_attention_in_segment
 from hf_posswap.attention.cpu.learned_traced import traced_relative_attention
 from hf_posswap.attention.eager import eager_attention
 from hf_posswap.attention.flex import FLEX_BIASES, flex_bias_attention
-from hf_posswap.attention.folding import can_fold, fold_linear, fold_separable
-from hf_posswap.attention.inputs import AttentionInputs, Mix
+from hf_posswap.attention.folding import can_fold, fold_linear, fold_separable, fold_summed
+from hf_posswap.attention.inputs import AttentionInputs, Mix, in_float32
 from hf_posswap.attention.sdpa import (
     blockwise_attention,
     mixed_attention,
@@ -30,6 +30,7 @@ from hf_posswap.attention.sdpa import (
 from hf_posswap.attention.visibility import Segment, visible_segments
 from hf_posswap.common.biases import Bias, LinearBias, RelativeBias, SeparableBias
 from hf_posswap.common.content_biases import ClippedContentBias, RelativeContentBias
+from hf_posswap.common.summed_bias import SummedBias
 
 Output = tuple[Tensor, Tensor | None]
 """Context (B, H, Lq, D), and weights (B, H, Lq, Lk) or None."""
@@ -77,9 +78,12 @@ class Call(NamedTuple):
 
     @property
     def learns_bias(self) -> bool:
-        """Whether the slopes, or the values by distance, need a gradient."""
-        return isinstance(self.bias, LinearBias | RelativeBias) and _needs_gradient(
-            self.bias.slopes if isinstance(self.bias, LinearBias) else self.bias.values
+        """Whether the slopes, the values by distance, or the steps and factors need a gradient."""
+        bias = self.bias
+        if isinstance(bias, SummedBias):
+            return _needs_gradient(bias.steps) or (bias.factors is not None and _needs_gradient(bias.factors))
+        return isinstance(bias, LinearBias | RelativeBias) and _needs_gradient(
+            bias.slopes if isinstance(bias, LinearBias) else bias.values
         )
 
     @property
@@ -156,10 +160,21 @@ def _can_fold_separable(call: Call) -> bool:
     return isinstance(call.bias, SeparableBias) and call.mix is None and not call.inputs.reshapes_scores
 
 
+def _can_fold_summed(call: Call) -> bool:
+    """Return whether channels can add a summed bias; in half precision its gradient needs wider channels."""
+    bias, inputs = call.bias, call.inputs
+    if not isinstance(bias, SummedBias) or call.mix is not None or inputs.reshapes_scores or not inputs.causal:
+        return False
+    # A mask whose queries see keys without gaps hides no token between a query and a key that it sees.
+    return not bias.reads_mask or (not torch.compiler.is_compiling() and call.segments() is not None)
+
+
 def folded(call: Call) -> AttentionInputs:
     """Return the inputs of a call without the bias and with extra channels in q and k that add the bias."""
     if isinstance(call.bias, LinearBias):
         return fold_linear(call.inputs, call.bias)
+    if isinstance(call.bias, SummedBias):
+        return fold_summed(call.inputs, call.bias)
     assert isinstance(call.bias, SeparableBias)
     return fold_separable(call.inputs, call.bias)
 
@@ -172,6 +187,13 @@ def _flash(call: Call) -> Output:
 
 def _folded_sdpa(call: Call) -> Output:
     return _cut(plain_attention(folded(call)), call), None
+
+
+def _learned_summed(call: Call) -> Output:
+    """Fold a summed bias that learns: in float32, because half precision would round its gradient."""
+    dtype = call.inputs.q.dtype
+    wide = call._replace(inputs=in_float32(call.inputs)) if dtype.itemsize == 2 else call
+    return _cut(plain_attention(folded(wide)), call).to(dtype), None
 
 
 # The path that computes near keys as a band, and all other keys in a separate kernel call. It adds value vectors if the
@@ -253,6 +275,11 @@ FLEX = (
 )
 
 FLASH = (
+    Path(
+        lambda call: _can_fold_summed(call) and not (call.learns_bias and call.inputs.q.dtype.itemsize == 2),
+        _flash,
+        "{backend}, the bias folded into extra channels",
+    ),
     Path(_can_fold_linear, _flash, "{backend}, the bias folded into extra channels"),
     Path(_can_fold_separable, _flash, "{backend}, the bias folded into extra channels"),
 )
@@ -281,6 +308,23 @@ SDPA = (
         _folded_sdpa,
         "sdpa, the bias folded into extra channels",
     ),
+    Path(
+        lambda call: (
+            _can_fold_summed(call)
+            and call.learns_bias
+            and call.device == "cuda"
+            and call.inputs.q.dtype.itemsize == 2
+            and call.inputs.dropout == 0
+        ),
+        lambda call: (flex_bias_attention(call.inputs, call.bias), None),  # type: ignore[arg-type]  # it is not None
+        "sdpa, the bias as a FlexAttention score_mod, which learns",
+    ),
+    Path(
+        lambda call: _can_fold_summed(call) and not call.learns_bias,
+        _folded_sdpa,
+        "sdpa, the bias folded into extra channels",
+    ),
+    Path(_can_fold_summed, _learned_summed, "sdpa, the bias folded into extra channels, which learn"),
     Path(
         lambda call: call.device == "cuda" and call.by_distance and call.inputs.dropout == 0,
         _given(flex_bias_attention),

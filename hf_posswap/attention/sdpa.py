@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_posswap.attention.eager import eager_block
-from hf_posswap.attention.inputs import AttentionInputs, Mix, bias_dtype, masked_rows, repeat_heads
+from hf_posswap.attention.inputs import AttentionInputs, Mix, bias_dtype, masked_rows, repeat_heads, seen_rows
 from hf_posswap.attention.visibility import learns
 from hf_posswap.common.biases import Bias, RelativeBias
 
@@ -127,7 +127,7 @@ def single_query_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
 def _single_row(inputs: AttentionInputs, bias: Bias) -> Tensor:
     """Return a row of the bias, (B, Hkv, H / Hkv, Lk): query heads that share a key head are its queries."""
     batch, heads = inputs.q.shape[:2]
-    rows = masked_rows(inputs, bias.rows(0, 1).to(inputs.q.device, bias_dtype(inputs.q)), 0, 1)
+    rows = masked_rows(inputs, seen_rows(inputs, bias, 0, 1).to(inputs.q.device, bias_dtype(inputs.q)), 0, 1)
     rows = rows.expand(-1, heads, -1, -1).contiguous()
     rows = _rounded(rows, inputs.q.dtype) if inputs.q.is_cuda else rows
     key_heads = inputs.k.shape[1]
@@ -147,8 +147,8 @@ def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     k, v = repeat_heads(inputs.k, heads), repeat_heads(inputs.v, heads)
     blocks = []
     for start, stop in query_blocks(inputs, materialised=True):
-        rows = masked_rows(inputs, bias.rows(start, stop).to(inputs.q.device, bias_dtype(inputs.q)), start, stop)
-        rows = _as_constant(rows)
+        rows = seen_rows(inputs, bias, start, stop).to(inputs.q.device, bias_dtype(inputs.q))
+        rows = _as_constant(masked_rows(inputs, rows, start, stop))
         context = F.scaled_dot_product_attention(
             inputs.q[:, :, start:stop],
             k,

@@ -21,9 +21,18 @@ class Bias(ABC):
     reads_scores: ClassVar[bool] = False
     """Whether the scores must be written out, because the kind overrides `replaced` or `added`."""
 
+    @property
+    def reads_mask(self) -> bool:
+        """Whether the rows depend on which keys each query sees; `seen_rows` then needs them."""
+        return False
+
     @abstractmethod
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the bias of the queries start…stop−1: float32, broadcastable to (B, H, stop − start, Lk)."""
+
+    def seen_rows(self, start: int, stop: int, visible: Tensor | None) -> Tensor:
+        """Return `rows` for queries that see the keys `visible`, (B|1, 1|H, stop − start|1, Lk); None: all keys."""
+        return self.rows(start, stop)
 
     def replaced(self, scores: Tensor, start: int, stop: int) -> Tensor:
         """Return the scaled scores (B, H, stop − start, Lk) that take the place of q·k, before a softcap.
@@ -41,7 +50,7 @@ class Bias(ABC):
             stop: one past the last query.
             visible: which keys each query sees, broadcastable to the scores; None: all keys.
         """
-        return scores + self.rows(start, stop)
+        return scores + self.seen_rows(start, stop, visible)
 
     def scaled(self, share: Tensor) -> "Bias":
         """Return the bias times a share 0…1 (0-dim): of the same kind if `proportional_to` is set, otherwise dense."""

@@ -4,11 +4,12 @@ The base model computes them once per forward and passes them to every layer, so
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hf_posswap.errors import PositionError
 
@@ -36,6 +37,8 @@ class Positions:
         continues: boolean (0-dim): whether the queries' positions continue those of the cached keys, for a traced
             graph, in which this is known only when it runs. None: they continue them, or `by_index` is None.
         bound: if positions skip, an upper bound (exclusive) of the positions of visible tokens; None: not known.
+        shown: which keys a 2D mask shows, boolean, (B|1, Lk); None: there is no such mask.
+        uneven: whether there is a 4D mask, which may hide a key from some queries only.
     """
 
     query: Tensor
@@ -45,6 +48,8 @@ class Positions:
     by_index: bool | None = True
     continues: Tensor | None = None
     bound: int | None = None
+    shown: Tensor | None = None
+    uneven: bool = False
     _distances: Tensor | None = field(init=False, repr=False, default=None)
     _read: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
     """Numbers that were read from the device; positions of the same queries share them."""
@@ -53,8 +58,9 @@ class Positions:
         """Return the same positions on another device; accelerate calls this to move arguments between devices."""
         offset = self.offset.to(device) if isinstance(self.offset, Tensor) else self.offset
         continues = None if self.continues is None else self.continues.to(device)
-        moved = Positions(
-            self.query.to(device), self.key.to(device), offset, self.causal, self.by_index, continues, self.bound
+        shown = None if self.shown is None else self.shown.to(device)
+        moved = replace(
+            self, query=self.query.to(device), key=self.key.to(device), offset=offset, continues=continues, shown=shown
         )
         moved._read = self._read
         return moved
@@ -65,12 +71,12 @@ class Positions:
         Keys after the last one are unused entries of a static cache, which the mask hides.
         """
         key = self.key[:, first : first + length]
-        missing = length - key.shape[1]
+        missing = max(0, length - key.shape[1])
         if missing > 0:
             ahead = key[:, -1:] + torch.arange(1, missing + 1, device=key.device)
             key = torch.cat([key, ahead], dim=1)
-        offset = self.offset - first
-        found = Positions(self.query, key, offset, self.causal, self.by_index, self.continues, self.bound)
+        shown = None if self.shown is None else F.pad(self.shown[:, first : first + length], (0, missing), value=True)
+        found = replace(self, key=key, offset=self.offset - first, shown=shown)
         found._read = self._read
         return found
 

@@ -97,6 +97,8 @@ def bias_by_distance(model: Any, longest: int = 1024, text: Tensor | None = None
         if bool((cosine - 1).abs().gt(TINY).any()):
             cosines[index] = cosine
     note = "" if not read else "at the mean query of a text" if queries else "at a query of zero: give a text"
+    if any(attention.pos_scheme.state_size for _, attention in layers):
+        note = "at hidden states of zero"
     alone = len(base.pos_scheme.parts) == 1
     rows = _rows(biases, places, BIAS, note, alone) + _rows(cosines, fine, COSINE_SUM, "", alone)
     return rows or [_nothing(base.pos_scheme.acts_in_layers)]

@@ -25,6 +25,8 @@ class ScoreInputs:
             keys unchanged, the keys are those of the stock model.
         state: values of `SchemeLayer.state` for every key, float32, (B, S, Lk); None if the layer has no state, or if
             there are no hidden states, as in pictures of a bias.
+        hidden_states: input of the attention module, (B, Lq, hidden size); None if the layer has no state, or if there
+            are no hidden states.
     """
 
     q: Tensor
@@ -34,6 +36,7 @@ class ScoreInputs:
     scaling: float
     projected: tuple[Tensor, Tensor]
     state: Tensor | None = None
+    hidden_states: Tensor | None = None
 
 
 def log_n_factor(positions: Positions, train_length: int) -> Tensor:
@@ -149,7 +152,7 @@ class SchemeLayer(nn.Module):
             state = self.state(hidden_states, positions, prepared)
         new_q, new_k = self.transform(q, k, positions, prepared)
         new_q, new_k = self.transform_cached(new_q, new_k, positions, prepared)
-        return ScoreInputs(new_q, new_k, positions, prepared, scaling, (q, k), state)
+        return ScoreInputs(new_q, new_k, positions, prepared, scaling, (q, k), state, hidden_states)
 
     def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
         """Return the summand of the output (B, H, n, D) of the queries start…start+n−1, given their weights.

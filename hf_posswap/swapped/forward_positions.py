@@ -40,6 +40,23 @@ def positions_of(
         PositionError: the length of the mask does not fit the number of tokens.
     """
     masks = masks_among(arguments.get("attention_mask"))
+    found = _positions_under(masks, arguments.get("position_ids"), cache, length, device, causal, sizes)
+    found.uneven = any(mask.dim() == 4 for mask in masks)
+    if masks and not found.uneven:
+        found.shown = _shown_keys(masks[0], found.key_length, sizes).to(device)
+    return found
+
+
+def _positions_under(
+    masks: list[Tensor],
+    given: Tensor | None,
+    cache: Any,
+    length: int,
+    device: torch.device,
+    causal: bool,
+    sizes: dict[int, tuple[int, int]] | None,
+) -> Positions:
+    """Return the positions under masks, without the fields that describe the masks; `given`: `position_ids`."""
     mask = masks[0] if masks else None
     for other in masks[1:]:  # masks for kinds of layers; the longest shows the most keys
         mask = other if mask is None or other.shape[-1] > mask.shape[-1] else mask
@@ -51,7 +68,6 @@ def positions_of(
     _check_length(mask, offset, length, key_length)
     index = torch.arange(key_length, device=device).unsqueeze(0)
     by_index = Positions(_from_offset(index, offset, length, key_length), index, offset, causal)
-    given = arguments.get("position_ids")
     if given is None:
         if mask is None or mask.dim() != 2 or _shows_everything(mask):
             return by_index

@@ -23,7 +23,7 @@ from hf_posswap.errors import BackendError, PositionError, UnsupportedError
 from hf_posswap.schemes.base import SchemeLayer, ScoreInputs
 from hf_posswap.schemes.layer import log_n_factor
 from hf_posswap.swapped.cache_view import view_of
-from hf_posswap.swapped.token_state import with_state, without_state
+from hf_posswap.swapped.token_state import check_holds, with_state, without_state
 
 NOTHING = nullcontext()
 
@@ -93,7 +93,11 @@ class LayerCall:
             for stage, prepared in self.stages:
                 k = stage.transform_key(k, self.context.positions, prepared)
             state = self._new_state()
-        return k if state is None else with_state(k, state)
+        if state is None:
+            return k
+        keys = with_state(k, state)
+        check_holds(cache, layer_index, keys, self.context.scheme.name)
+        return keys
 
     def _new_state(self) -> Tensor | None:
         """Return the scheme's values for the new tokens, float32, (B, S, L), or None if it has no state.
@@ -245,7 +249,8 @@ class LayerCall:
         mix = partial(_mixed, acting, positions, ready) if acting.mixes_values else None
         if not acting.adds_bias:
             return q, k, None, mix
-        return q, k, acting.bias(ScoreInputs(q, k, positions, ready, scaling, projected, state)), mix
+        inputs = ScoreInputs(q, k, positions, ready, scaling, projected, state, self.hidden_states)
+        return q, k, acting.bias(inputs), mix
 
     def _log_n_factor(self, context: Any, train_length: int) -> Tensor:
         """Return `log_n_factor`, computed once per forward; in a ramp, to the power of the scheme's share."""

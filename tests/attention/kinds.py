@@ -12,9 +12,19 @@ from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.attention.paths import Call, folded
 from hf_posswap.common.biases import Bias, DenseBias, LinearBias, RelativeBias, SeparableBias
 from hf_posswap.common.content_biases import ClippedContentBias, RelativeContentBias
+from hf_posswap.common.summed_bias import SummedBias
 from tests.oracles.loops import dot, loop_attention
 
-KINDS = ("linear", "relative", "separable", "clipped content", "relative content", "dense")
+KINDS = (
+    "linear",
+    "relative",
+    "separable",
+    "clipped content",
+    "relative content",
+    "summed",
+    "summed with factors",
+    "dense",
+)
 CALLS = (
     "causal",
     "boolean mask",
@@ -117,6 +127,15 @@ def make_bias(kind: str, inputs: AttentionInputs, offset: int) -> tuple[Bias, Fo
         left, right = torch.randn(heads, queries, 5), torch.randn(heads, keys, 5)
         a, c = left.double().numpy(), right.double().numpy()
         return SeparableBias(left, right), lambda b, h, i, j: dot(a[h, i], c[h, j])
+    if kind.startswith("summed"):
+        steps = torch.rand(batch, heads, keys)
+        factors = torch.rand(batch, heads, queries) * 2 if kind == "summed with factors" else None
+        bias = SummedBias(steps, offset, queries, factors)
+        t, f = steps.double(), torch.ones(batch, heads, queries) if factors is None else factors.double()
+        return (
+            bias,
+            lambda b, h, i, j: -float(f[b, h, i] * t[b, h, min(i + offset, j) + 1 : max(i + offset, j) + 1].sum()),
+        )
     query = inputs.q.float() * scaling
     x = inputs.q.detach().double().numpy() * scaling
     if kind == "clipped content":

@@ -27,6 +27,8 @@ LEARNED = {
     "separable": ("left", "right"),
     "clipped content": ("table", "query"),
     "relative content": ("table", "query"),
+    "summed": ("steps",),
+    "summed with factors": ("steps", "factors"),
     "dense": (),
 }
 
