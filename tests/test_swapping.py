@@ -113,6 +113,18 @@ def test_swapping_twice_must_be_said(gpt2: Any) -> None:
     assert torch.equal(hf_posswap.restore(gpt2)(tokens).logits, stock)
 
 
+@pytest.mark.parametrize("scheme", ["t5", "alibi"])
+def test_a_scheme_in_place_of_another_keeps_the_healed_mean_row(gpt2: Any, scheme: str) -> None:
+    hf_posswap.swap(gpt2, "rope")
+    with torch.no_grad():
+        gpt2.transformer.wpe.weight += 1
+    healed = gpt2.transformer.wpe.weight.clone()
+    hf_posswap.swap(gpt2, scheme, replace=True)
+    assert torch.equal(gpt2.transformer.wpe.weight, healed)
+    hf_posswap.swap(gpt2, "learned", replace=True)  # it brings the whole table
+    assert not gpt2.transformer.wpe.weight.any()
+
+
 def test_restoring_a_stock_model_is_an_error(gpt2: Any) -> None:
     with pytest.raises(NotSwappedError, match="stock GPT2LMHeadModel: there is nothing to restore"):
         hf_posswap.restore(gpt2)

@@ -143,10 +143,15 @@ def _plan_table(
     assert path is not None
     assert table is not None
     rest_learns = _rest_learns(core, table)
+    mean = None
     if isinstance(table, RetiredTable):
+        mean = table.weight if table.use_mean else None
         table = table.revive(rest_learns)
     assert isinstance(table, nn.Embedding)
     retired = RetiredTable(table, first_row, use_mean=not scheme.brings_whole_table(), rest_learns=rest_learns)
+    if mean is not None and retired.use_mean:  # healing may have trained it
+        with torch.no_grad():
+            retired.weight.copy_(mean)
     if not retired.table.is_meta:
         mark_started(retired)
     return path, retired
