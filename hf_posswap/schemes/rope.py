@@ -27,10 +27,18 @@ class Rotation(NamedTuple):
 
 
 class Rotations(NamedTuple):
-    """The rotation of the queries, and of all keys if they are cached unrotated."""
+    """The rotation of the queries, and of all keys if they are cached unrotated.
+
+    Attributes:
+        query: rotation of the queries and of the new keys.
+        key: rotation of all keys, if they are cached unrotated; otherwise None.
+        step: for a text that is read token by token and heads that rotate whole, by halves: the query's rotation as
+            (cos, cos) and (−sin, sin), (B|1, 1, 1, D) each, for `rotate_step`; otherwise None.
+    """
 
     query: Rotation
     key: Rotation | None
+    step: Rotation | None = None
 
 
 def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
@@ -55,6 +63,17 @@ def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
     return torch.cat((*turned, rest), dim=-1) if rest.shape[-1] or not interleaved else turned[0]
 
 
+def rotate_step(x: Tensor, step: Rotation) -> Tensor:
+    """Return what `rotate` returns, bit for bit, with a third of the operations; all of x is in memory in float32.
+
+    Args:
+        x: query or key of one token, (B, H, 1, D).
+        step: see `Rotations.step`.
+    """
+    wide = x.float()
+    return (wide * step.cos + wide.roll(wide.shape[-1] // 2, -1) * step.sin).to(x.dtype)
+
+
 class RopeLayer(SchemeLayer):
     """Rotates q and k of one layer."""
 
@@ -66,6 +85,8 @@ class RopeLayer(SchemeLayer):
 
     def transform_query(self, q: Tensor, positions: Positions, prepared: Rotations) -> Tensor:
         """Rotate q, unless keys are cached unrotated."""
+        if prepared.step is not None:
+            return rotate_step(q, prepared.step)
         return q if prepared.key is not None else rotate(q, prepared.query, self.interleaved)
 
     def transform_key(self, k: Tensor, positions: Positions, prepared: Rotations) -> Tensor:
@@ -225,7 +246,10 @@ class Rope(Scheme):
         factor: Any = frequencies.attention_factor(self.config)
         if share is not None:
             angles, factor = angles * share, factor**share
-        return Rotation((angles.cos() * factor)[:, None], (angles.sin() * factor)[:, None])
+        cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+        if isinstance(factor, float) and factor == 1.0:  # a product with 1.0 would change nothing
+            return Rotation(cos, sin)
+        return Rotation(cos * factor, sin * factor)
 
     def prepare(self, positions: Positions) -> Rotations:
         """Return cos and sin for this forward, which all layers share."""
@@ -241,10 +265,20 @@ class Rope(Scheme):
             return None  # type: ignore[return-value]  # no layer reads the result: the model computes its own angles
         if self.keeps_raw_keys():
             positions.require_known()
-        theta = self.frequencies(positions.row_lengths())
+        # Other scalings read the device of the lengths only.
+        theta = self.frequencies(positions.row_lengths() if self.length_dependent() else positions.query)
         query = self.rotation(positions.query, theta, share)
-        key = self.rotation(positions.key, theta, share) if self.keeps_raw_keys() else None
-        return Rotations(query, key)
+        if self.keeps_raw_keys():
+            return Rotations(query, self.rotation(positions.key, theta, share))
+        return Rotations(query, None, self._step(query) if positions.query_length == 1 else None)
+
+    def _step(self, rotation: Rotation) -> Rotation | None:
+        """Return `Rotations.step`; None also if the model rotates by itself, and while a graph is traced."""
+        cos, sin = rotation
+        whole = 2 * cos.shape[-1] == self.facts.head_dim and not self.config.interleaved
+        if not whole or self.facts.native_rope is not None or torch.compiler.is_compiling():
+            return None
+        return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
 
     def make_layer(self, layer_index: int) -> RopeLayer:
         """See `Scheme.make_layer`."""

@@ -249,6 +249,26 @@ def test_half_precision_turns_far_positions_in_float32(dtype):
     assert error < torch.finfo(dtype).eps * x.abs().max() + 2e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_single_token_turns_in_fewer_operations_to_the_same_bits(dtype, rows):
+    scheme, layer = build(RopeConfig(), model_facts())
+    at = torch.tensor([[41], [7]])[:rows]
+    prepared = scheme.prepare(Positions(at, torch.arange(42)[None], offset=41, causal=True))
+    x = torch.randn(2, 4, 1, scheme.facts.head_dim).to(dtype)
+    assert prepared.step is not None
+    expected = rotate(x, prepared.query, interleaved=False)
+    assert torch.equal(layer.transform_query(x, None, prepared), expected)
+    assert torch.equal(layer.transform_key(x, None, prepared), expected)
+
+
+@pytest.mark.parametrize("options", [{"interleaved": True}, {"partial_rotary_factor": 0.5}])
+def test_other_layouts_turn_a_single_token_as_they_turn_a_text(options):
+    scheme, _ = build(RopeConfig(**options), model_facts())
+    at = torch.tensor([[41]])
+    assert scheme.prepare(Positions(at, torch.arange(42)[None], offset=41, causal=True)).step is None
+
+
 def test_scores_depend_on_the_distance_only():
     facts = model_facts()
     q, k = torch.randn(1, 4, 1, 8).expand(-1, -1, 6, -1), torch.randn(1, 2, 1, 8).expand(-1, -1, 6, -1)
