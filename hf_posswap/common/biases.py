@@ -103,6 +103,8 @@ class RelativeBias(Bias):
 
     def rows(self, start: int, stop: int) -> Tensor:
         """See `Bias.rows`: (1, H, stop − start, Lk)."""
+        if self.query_length == 1:
+            return self.values.flip(-1)[None, :, None]
         return self.flipped_rows(start, stop).flip(1).unsqueeze(0)
 
     def within(self, least: int | None, most: int | None) -> Tensor:

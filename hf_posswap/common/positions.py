@@ -94,8 +94,11 @@ class Positions:
         # Computed here and not on first use: all layers share the distances, and on first use they would be created
         # in a compiled or checkpointed region of one layer.
         if self.by_index:
-            steps = torch.arange(1 - self.key_length, self.query_length, device=self.query.device)
-            self._distances = steps + self.offset
+            first, stop = 1 - self.key_length, self.query_length
+            if isinstance(self.offset, int):
+                self._distances = torch.arange(first + self.offset, stop + self.offset, device=self.query.device)
+            else:
+                self._distances = torch.arange(first, stop, device=self.query.device) + self.offset
 
     @property
     def distances(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -36,6 +37,10 @@ class T5Config(SchemeConfig):
             )
 
 
+LONGEST_LISTED = 2**16
+"""Largest `max_distance` for which the first distance of each bucket is looked up in a list of all distances."""
+
+
 def t5_bucket(distance: Tensor, num_buckets: int, max_distance: int, causal: bool) -> Tensor:
     """Return the bucket of each relative distance, int64, in the shape of `distance`.
 
@@ -48,6 +53,32 @@ def t5_bucket(distance: Tensor, num_buckets: int, max_distance: int, causal: boo
         max_distance: the distance from which on everything falls into the last bucket.
         causal: whether only Δ ≥ 0 occurs; smaller ones share bucket 0.
     """
+    real = type(distance) is Tensor and not (distance.is_meta or torch.compiler.is_compiling())
+    if real and max_distance <= LONGEST_LISTED:
+        return _bucket_by_start(distance, num_buckets, max_distance, causal)
+    return _bucket_by_formula(distance, num_buckets, max_distance, causal)
+
+
+def _bucket_by_start(distance: Tensor, num_buckets: int, max_distance: int, causal: bool) -> Tensor:
+    """Return what `_bucket_by_formula` returns, from the first distance of each bucket: one operation for a dozen."""
+    if causal:
+        starts = torch.tensor(_starts(num_buckets, max_distance), device=distance.device)
+        return torch.bucketize(distance, starts, right=True)
+    half = num_buckets // 2
+    starts = torch.tensor(_starts(half, max_distance), device=distance.device)
+    return torch.bucketize(distance.abs(), starts, right=True) + (distance < 0) * half
+
+
+@cache
+def _starts(num_buckets: int, max_distance: int) -> tuple[int, ...]:
+    """Return the first distance of each bucket but the first, in a causal model."""
+    distance = torch.arange(max_distance + 1, device="cpu")
+    buckets = _bucket_by_formula(distance, num_buckets, max_distance, causal=True)
+    return tuple(torch.searchsorted(buckets, torch.arange(1, num_buckets, device="cpu")).tolist())
+
+
+def _bucket_by_formula(distance: Tensor, num_buckets: int, max_distance: int, causal: bool) -> Tensor:
+    """See `t5_bucket`."""
     side = torch.zeros_like(distance)
     if not causal:
         num_buckets //= 2
@@ -71,7 +102,9 @@ def bucket_bias(table: Tensor, positions: Positions, config: T5Config, buckets: 
     """
     columns = table.float().t()
     if buckets is not None:
-        return bias_by_distance(positions, lambda _: columns[:, buckets])
+        if torch.is_grad_enabled() and table.requires_grad:
+            return bias_by_distance(positions, lambda _: columns[:, buckets])
+        return bias_by_distance(positions, lambda _: columns.index_select(1, buckets))  # three times as fast
     causal = positions.causal
     return bias_by_distance(
         positions, lambda distance: columns[:, t5_bucket(distance, config.num_buckets, config.max_distance, causal)]

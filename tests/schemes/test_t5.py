@@ -22,6 +22,8 @@ from tests.reference import (
 )
 
 FAR = torch.arange(-3000, 3001)
+UNLISTED = 2**17
+"""A `max_distance` above `LONGEST_LISTED`."""
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
@@ -36,7 +38,9 @@ def test_equals_the_oracle(causal, kind, per_layer):
     assert_close_where_real(call, run_scheme(scheme, layer, call, "sdpa"), expected)
 
 
-@pytest.mark.parametrize(("num_buckets", "max_distance"), [(32, 128), (32, 256), (64, 1000), (8, 20), (16, 2048)])
+@pytest.mark.parametrize(
+    ("num_buckets", "max_distance"), [(32, 128), (32, 256), (64, 1000), (8, 20), (16, 2048), (32, UNLISTED)]
+)
 @pytest.mark.parametrize("causal", [True, False])
 def test_buckets_equal_t5(causal, num_buckets, max_distance):
     ours = t5_bucket(FAR, num_buckets, max_distance, causal)
