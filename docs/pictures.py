@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from hf_posswap.common.chosen_scores import ChosenScores
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import PosSwapError
 from hf_posswap.schemes import ModelFacts, Scheme, SchemeConfig, ScoreInputs, check_supported
@@ -139,7 +140,7 @@ def _bias_panel(scheme: type[Scheme], configs: dict[str, SchemeConfig], causal: 
         key = torch.zeros_like(query)
         inputs = ScoreInputs(query, key, positions, module.prepare(positions), HEAD_DIM**-0.5, (query, key))
         bias = layer.bias(inputs)
-        if bias is None:
+        if bias is None or isinstance(bias, ChosenScores):  # which chooses among rotations, see `_turn_panel`
             return None
         rows = bias.rows(middle, middle + 1).expand(1, HEADS, 1, LENGTH)[0, :, 0].flip(-1)
         if len(configs) > 1:
@@ -180,11 +181,12 @@ def _turn_panel(scheme: type[Scheme], configs: dict[str, SchemeConfig], causal: 
     for label, config in configs.items():
         module, layer, _ = _made(scheme, config, causal)
         ones = torch.ones(1, HEADS, LENGTH, HEAD_DIM)
-        prepared = module.prepare(positions)
-        q, k = layer.transform(ones, ones, positions, prepared)
-        q, k = layer.transform_cached(q, k, positions, prepared)
-        scores = (q[0, 0, -1:] @ k[0, 0].t())[0] / HEAD_DIM
-        lines[label or scheme.name] = scores.flip(-1).tolist()
+        inputs = layer.score_inputs(ones, ones, positions, module.prepare(positions), 1 / HEAD_DIM)
+        scores = inputs.q[:, :, -1:] @ inputs.k.transpose(-1, -2) / HEAD_DIM
+        bias = layer.bias(inputs)
+        if isinstance(bias, ChosenScores):
+            scores = bias.replaced(scores, LENGTH - 1, LENGTH)
+        lines[label or scheme.name] = scores[0, 0, 0].flip(-1).tolist()
     if all(abs(value - 1) < 1e-6 for line in lines.values() for value in line):
         return None
     return Panel("Score of equal queries and keys", "distance", list(range(LENGTH)), merged(lines), [])

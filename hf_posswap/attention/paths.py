@@ -29,6 +29,7 @@ from hf_posswap.attention.sdpa import (
 )
 from hf_posswap.attention.visibility import Segment, visible_segments
 from hf_posswap.common.biases import Bias, LinearBias, RelativeBias, SeparableBias
+from hf_posswap.common.chosen_scores import ChosenScores
 from hf_posswap.common.content_biases import ClippedContentBias, RelativeContentBias
 from hf_posswap.common.summed_bias import SummedBias
 
@@ -253,6 +254,14 @@ def _blockwise(call: Call) -> Output:
     return blockwise_attention(call.inputs, bias), None
 
 
+def _written_out(call: Call) -> Output:
+    if isinstance(call.bias, ChosenScores) and call.bias.changes_nothing:
+        call = call._replace(bias=None)
+    if call.changes_nothing and not call.inputs.reshapes_scores:  # a text in which all scores stay as given
+        return plain_attention(call.inputs), None
+    return mixed_attention(*call[:3]), None
+
+
 def _can_take_row(call: Call) -> bool:
     plain = call.mix is None and not call.inputs.reshapes_scores and not call.reads_scores
     return plain and call.inputs.query_length == 1
@@ -294,7 +303,7 @@ SDPA = (
     Path(_can_band, _band, "sdpa, near keys as a band beside plain attention"),
     Path(
         lambda call: call.mix is not None or call.inputs.reshapes_scores or call.reads_scores,
-        lambda call: (mixed_attention(*call[:3]), None),
+        _written_out,
         "blocks of queries written out, because the bias, the value side, a softcap or sinks read the scores",
     ),
     # On a CPU the strided view is as fast, is exact, and needs no extra channels.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hf_posswap.architectures import Architecture, architecture_of
 from hf_posswap.common.biases import Bias
+from hf_posswap.common.chosen_scores import ChosenScores
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import NotSwappedError
 from hf_posswap.evaluation.errors import EvaluationError
@@ -148,7 +149,7 @@ def _bias(scheme: Any, attention: Any, places: _Places, query: Tensor | None) ->
         keys, scaling = torch.zeros_like(queries[:, : facts.num_key_value_heads]), _scaling(attention, facts.head_dim)
         inputs = ScoreInputs(queries, keys, positions, prepared, scaling, (queries, keys))
         bias: Bias | None = attention.pos_scheme.bias(inputs)
-        if bias is None:
+        if bias is None or isinstance(bias, ChosenScores):  # which is part of the cosine-sum
             return None
         rows = bias.rows(places.query, places.query + 1)[0].expand(facts.num_heads, 1, len(places))
         values, window = rows[:, 0].flip(-1).float(), attention.pos_scheme.window
@@ -171,16 +172,20 @@ def _cosine_sum(scheme: Any, layer: SchemeLayer, places: _Places) -> Tensor:
     """Return the cosine-sum of one layer's transforms, see the module: float32, (H, keys)."""
     facts, positions = scheme.facts, places.positions
     prepared = scheme.prepare(positions)
+    query = places.query
     units = torch.eye(facts.head_dim, device=positions.query.device)[:, None, None]
     products = units.new_zeros(facts.num_heads, len(places))
     for unit in units.split(max(1, BLOCK // (facts.num_heads * len(places) * facts.head_dim))):
         q = unit.expand(-1, facts.num_heads, len(places), -1)
         k = unit.expand(-1, facts.num_key_value_heads, len(places), -1)
-        q, k = layer.transform(q, k, positions, prepared)
-        q, k = layer.transform_cached(q, k, positions, prepared)
-        k = k.repeat_interleave(facts.num_heads // facts.num_key_value_heads, dim=1)
-        products += (q[:, :, places.query : places.query + 1].float() * k.float()).sum((0, 3))
-    return (products / products[:, places.query : places.query + 1]).flip(-1)
+        inputs = layer.score_inputs(q, k, positions, prepared, 1.0)
+        k = inputs.k.repeat_interleave(facts.num_heads // facts.num_key_value_heads, dim=1)
+        scores = (inputs.q[:, :, query : query + 1].float() * k.float()).sum(3)
+        bias = layer.bias(inputs) if layer.adds_bias else None
+        if isinstance(bias, ChosenScores):
+            scores = bias.replaced(scores[:, :, None], query, query + 1)[:, :, 0]
+        products += scores.sum(0)
+    return (products / products[:, query : query + 1]).flip(-1)
 
 
 def _mean_queries(model: Any, layers: Sequence[tuple[int, Any]], text: Tensor) -> dict[int, Tensor]:

@@ -21,8 +21,8 @@ class ScoreInputs:
         positions: positions of the queries and of these keys.
         prepared: what `Scheme.prepare` returned for this forward.
         scaling: factor on q·k.
-        projected: queries and all keys before `SchemeLayer.transform_cached`; without a cache or if the cache stores
-            keys unchanged, the keys are those of the stock model.
+        projected: queries and all keys before `SchemeLayer.transform_cached` of this layer; without a cache or if the
+            cache stores keys unchanged, the keys are those of the stock model.
         state: values of `SchemeLayer.state` for every key, float32, (B, S, Lk); None if the layer has no state, or if
             there are no hidden states, as in pictures of a bias.
         hidden_states: input of the attention module, (B, Lq, hidden size); None if the layer has no state, or if there
@@ -63,7 +63,7 @@ class SchemeLayer(nn.Module):
     mixes_values: ClassVar[bool] = False
     """Whether `mix` adds to the output, which then needs the attention weights."""
     scales_in_prepare: ClassVar[bool] = False
-    """Whether `Scheme.prepare_at` alone applies a ramp's share to the transforms, see there."""
+    """Whether `Scheme.prepare_at` alone applies a ramp's share, to the transforms and to a bias, see there."""
 
     enters_attention: bool = False
     """Whether the layer's attention calls the scheme: the class overrides a hook below, or `takes` set an option."""

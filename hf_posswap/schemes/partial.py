@@ -75,7 +75,7 @@ class PartialLayer:
     def bias(self, inputs: ScoreInputs) -> Bias | None:
         """See `SchemeLayer.bias`."""
         bias = self.layer.bias(inputs)
-        return None if bias is None else bias.scaled(self.share)
+        return bias if bias is None or self.layer.scales_in_prepare else bias.scaled(self.share)
 
     def mix(self, weights: Tensor, start: int, positions: Positions, prepared: Any) -> Tensor:
         """See `SchemeLayer.mix`."""

@@ -239,7 +239,9 @@ class LayerCall:
         for stage, prepared in transforming:
             q = stage.transform_query(q, positions, prepared)
             k = k if self.cached_length is not None else stage.transform_key(k, positions, prepared)
+        before = projected
         for stage, prepared in transforming:
+            before = q, k
             q, k = stage.transform_cached(q, k, positions, prepared)
         if context.record is not None:
             context.record(self, (q, k), scaling, projected)
@@ -249,7 +251,7 @@ class LayerCall:
         mix = partial(_mixed, acting, positions, ready) if acting.mixes_values else None
         if not acting.adds_bias:
             return q, k, None, mix
-        inputs = ScoreInputs(q, k, positions, ready, scaling, projected, state, self.hidden_states)
+        inputs = ScoreInputs(q, k, positions, ready, scaling, before, state, self.hidden_states)
         return q, k, acting.bias(inputs), mix
 
     def _log_n_factor(self, context: Any, train_length: int) -> Tensor:

@@ -33,6 +33,8 @@ REQUIRED_OPTIONS: dict[str, dict[str, Any]] = {
     **{extend: {"length": 48} for extend in ("hierarchical", "tile", "last-row")},
 }
 """Options without which a variant cannot be made."""
+IN_SHORT_TEXTS: dict[str, dict[str, Any]] = {"dual_chunk": {"chunk": 8, "local": 4}}
+"""Options of schemes that with their defaults read the matrix's texts as the stock model does."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def scheme_variants() -> list[tuple[str, SchemeConfig]]:
     found: list[tuple[str, SchemeConfig]] = []
     for scheme in sorted(schemes, key=lambda item: item.name):
         config_class = scheme.config_class
-        found.append((scheme.name, config_class()))
+        found.append((scheme.name, config_class.from_options(IN_SHORT_TEXTS.get(scheme.name, {}))))
         for field in dataclasses.fields(config_class):
             if field.name == config_class.variant_option:
                 for choice in field.metadata["choices"]:

@@ -88,7 +88,7 @@ def attention_factor(scaling_type: str, factor: float | None, train_length: int)
     return 1.0
 
 
-def turn(x: Array, position: int, thetas: list[float], interleaved: bool, factor: float) -> Array:
+def turn(x: Array, position: float, thetas: list[float], interleaved: bool, factor: float) -> Array:
     """Return one vector x (d,) with its first 2·len(thetas) dimensions turned and multiplied by `factor`."""
     turned = np.array(x, dtype=np.float64)
     for n, theta in enumerate(thetas):
