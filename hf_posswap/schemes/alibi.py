@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar
 
 import torch
@@ -25,15 +24,10 @@ def alibi_slopes(num_heads: int) -> Tensor:
     For any other H, these are the slopes of the next lower power of two, followed by every second slope of the next
     higher power of two. Section 3 of the paper has the first case; the second is from the authors' code.
     """
-    return torch.tensor(_slopes(num_heads), dtype=torch.float32)
-
-
-@cache
-def _slopes(num_heads: int) -> list[float]:
     lower = 2 ** math.floor(math.log2(num_heads))
     slopes = [2.0 ** (-8.0 * h / lower) for h in range(1, lower + 1)]
     between = [2.0 ** (-8.0 * h / (2 * lower)) for h in range(1, 2 * lower + 1, 2)]
-    return (slopes + between)[:num_heads]
+    return torch.tensor((slopes + between)[:num_heads], dtype=torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)

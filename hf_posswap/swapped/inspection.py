@@ -345,7 +345,7 @@ class _Experiment:
 class _NoContext:
     """The attributes of a forward's context that `Turn` reads, for a model without one."""
 
-    mode, bare, shared, part = "bare", True, None, 0
+    mode, bare, shared, part, ramp = "bare", True, None, 0, None
 
 
 def _change(actual: Tensor, expected: Tensor) -> float:
