@@ -13,6 +13,7 @@ from torch import Tensor
 
 import hf_posswap
 from hf_posswap.architectures import Architecture, architecture_named
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import PosSwapError, SchemeConfigError
 from hf_posswap.loading.configuration import stock_config_class
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, schemes
@@ -172,6 +173,46 @@ def supported_cells() -> list[Cell]:
 def default_cells() -> list[Cell]:
     """The supported cells with default options: what slower invariants run over."""
     return [cell for cell in all_cells() if cell.is_default and refusal(cell) is None]
+
+
+EVERY_SCHEME_TRACED_IN = {("llama", True), ("bert", False)}
+"""Families and modes in which every scheme is compiled: a decoder and an encoder."""
+
+
+@cache
+def traced_cells() -> list[Cell]:
+    """Those of the default cells that are compiled, which takes seconds for each.
+
+    A graph breaks in the code of a scheme, which is the same in all families, or where a family calls a scheme, which
+    is the same for all schemes that enter it in one way. So every scheme is traced in one decoder and one encoder, and
+    one scheme of each kind in all other families and modes.
+    """
+    found, seen = [], set()
+    for cell in default_cells():
+        mode = (cell.architecture, cell.causal)
+        entry = (*mode, _kind(cell))
+        if mode in EVERY_SCHEME_TRACED_IN or entry not in seen:
+            seen.add(entry)
+            found.append(cell)
+    return found
+
+
+HOOKS = ("transform_query", "transform_key", "transform_cached", "bias", "mix")
+"""What attention calls of a scheme."""
+
+
+@torch.no_grad()
+def _kind(cell: Cell) -> tuple[object, ...]:
+    """How a scheme enters a model: at the embeddings or in which hooks of its layers, and what kind of bias it adds."""
+    model = cell.swapped(layers=TRACED_LAYERS)
+    scheme = core_of(model).pos_scheme
+    layer = next((module for module in model.modules() if isinstance(module, SchemeLayer)), SchemeLayer())
+    hooks = tuple(getattr(type(layer), hook) is not getattr(SchemeLayer, hook) for hook in HOOKS)
+    steps = torch.arange(8).unsqueeze(0)
+    positions = Positions(steps, steps, 0, cell.causal)
+    query = torch.zeros(1, HEADS, 8, HEAD_DIM)
+    bias = layer.bias(query, positions, scheme.prepare(positions), 1.0)
+    return scheme.acts_in_layers, scheme.name == scheme.facts.native, hooks, type(bias)
 
 
 def small_config(architecture: str, causal: bool, layers: int = LAYERS, **extra: Any) -> Any:
