@@ -47,7 +47,6 @@ def test_half_precision_is_no_worse_than_stock_attention(cell: Cell) -> None:
     assert (half - exact).square().mean().sqrt() <= 1.25 * stock_error * max(1.0, float(truth_scale))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell", default_cells(), ids=str)
 def test_flex_attention_agrees_or_says_it_cannot(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cell.swapped()

@@ -103,24 +103,6 @@ def test_a_function_of_ones_own_under_the_name_of_a_backend_is_not_left_out(cell
     assert torch.equal(shown(model), expected)
 
 
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.architecture != "gpt2"], ids=str)
-def test_flex_attention_carries_a_scheme_or_refuses_it(cell: Cell) -> None:
-    model = cell.swapped()
-    model.set_attn_implementation("sdpa")
-    expected, adds = shown(model), adds_a_bias(model)
-    model.set_attn_implementation("flex_attention")
-    refusal = ""
-    try:
-        actual = shown(model)
-    except BackendError as error:
-        refusal = str(error)
-    if refusal:
-        assert adds, "a scheme without a bias needs nothing of the backend"
-        assert "Backends that work: eager, sdpa" in refusal
-    else:
-        torch.testing.assert_close(actual, expected, atol=5e-5, rtol=1e-4)
-
-
 ATTENTION = ("GPT2Attention", "LlamaAttention", "Gemma3Attention", "BertSelfAttention")
 
 
