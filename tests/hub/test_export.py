@@ -96,6 +96,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], d
     return found
 
 
+@pytest.mark.slow(seconds=1)  # so that one worker makes all exports
 @pytest.mark.parametrize("case", EXPORTS, ids="-".join)
 def test_stock_transformers_computes_the_same(case: tuple[str, str], exports: Any) -> None:
     entry = exports[case]

@@ -79,8 +79,7 @@ def test_from_inspection_to_the_hub(
     rows = json.loads((measured / "lengths.json").read_text())["rows"]
     assert {row["length"] for row in rows if row["loss"] is not None} == {32, 2 * limit}
 
-    pushed = run("hf-posswap", "push", str(healed), f"{OWNER}/{model_type}-t5")
-    assert pushed.returncode == 0, pushed.stderr
+    invoke("push", healed, f"{OWNER}/{model_type}-t5")
     names = [str(healed), f"{OWNER}/{model_type}-t5"]
     read = run("-c", READ.format(names=names, auto=auto_class(causal), length=limit + 8, causal=causal))
     assert read.returncode == 0, read.stderr

@@ -87,7 +87,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=2)
 @pytest.mark.parametrize("cell", LEARNING, ids=str)
 def test_gradients_are_those_of_one_process(cell: Any, found: dict[str, Any]) -> None:
     core = cell.swapped(randomised=False).base_model
