@@ -41,17 +41,18 @@ def shared_out(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     """Put slow tests at the beginning of each worker's share, so that no worker is alone with one at the end.
 
     `--dist worksteal` gives each worker one stretch of the list. The slow tests of a file stay together, because they
-    often share what one of them makes.
+    often share what one of them makes, but for those that take minutes: they go to whichever worker has least to do.
     """
     if workers == 1:
         return items
-    slow: dict[Path, list[pytest.Item]] = {}
+    groups: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("slow"):
-            slow.setdefault(item.path, []).append(item)
+            groups.setdefault(item.nodeid if seconds(item) >= ALONE else str(item.path), []).append(item)
+    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for group in sorted(groups.values(), key=lambda group: sum(map(seconds, group)), reverse=True):
+        min(shares, key=lambda share: sum(map(seconds, share))).extend(group)
     others = [item for item in items if not item.get_closest_marker("slow")]
-    files = list(slow.values())
-    shares = [[item for file in files[worker::workers] for item in file] for worker in range(workers)]
     result: list[pytest.Item] = []
     for worker, share in enumerate(shares):
         # As many for each: what is left of a stretch is filled up with quick tests, in their order.
@@ -60,6 +61,17 @@ def shared_out(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
         result += share + others[:quick]
         del others[:quick]
     return result
+
+
+ALONE = 100
+"""Seconds from which a test is worth a worker of its own."""
+
+
+def seconds(item: pytest.Item) -> float:
+    """About how long a slow test takes: what its marker says."""
+    marker = item.get_closest_marker("slow")
+    assert marker is not None
+    return float(marker.kwargs.get("seconds", 20))
 
 
 def importable(name: str) -> bool:

@@ -71,7 +71,13 @@ def mean_embedding(model: Any, texts: torch.Tensor) -> torch.Tensor:
         return model(texts, attention_mask=torch.ones_like(texts)).last_hidden_state.mean(1)
 
 
-@pytest.mark.parametrize("scheme", ["rope", "alibi:trainable=true:per_layer=true"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        pytest.param("rope", marks=pytest.mark.slow(seconds=165)),
+        pytest.param("alibi:trainable=true:per_layer=true", marks=pytest.mark.slow(seconds=112)),
+    ],
+)
 def test_swapped_calibrated_and_healed_it_reads_4096_tokens(folder: Path, tmp_path: Path, scheme: str) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     learnt, unseen = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-pytestmark = [pytest.mark.needs("parameterized"), pytest.mark.slow]
+pytestmark = [pytest.mark.needs("parameterized"), pytest.mark.slow(seconds=119)]
 
 ROOT = Path(__file__).parents[2]
 SUITE = ROOT / "tests" / "transformers_suite" / "run.py"
