@@ -39,7 +39,7 @@ TEST_ENV = OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help env test test-newest test-neighbours test-transformers test-oldest lint families generate examples docs demo demo-swapped study-small study clean
+.PHONY: FORCE help env environments test test-newest test-neighbours test-transformers test-oldest lint families generate examples docs demo demo-swapped study-small study clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,8 @@ $(VENV_NEIGHBOURS)/stamp: pyproject.toml constraints.txt
 
 env: $(VENV)/stamp ## make the environment .venv
 
+environments: $(VENV)/stamp $(VENV_NEIGHBOURS)/stamp $(VENV_OLDEST)/stamp # of the tests; with --jobs side by side
+
 lint: $(VENV)/stamp ## style, formatting, types and spelling
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -103,11 +105,17 @@ test-neighbours: $(VENV_NEIGHBOURS)/stamp ## swapped models in trl, sentence-tra
 test-transformers: $(VENV_NEIGHBOURS)/stamp ## transformers' own model tests on swapped models: an hour on two cores
 	$(TEST_ENV) PYTHONPATH=. $(VENV_NEIGHBOURS)/bin/python tests/transformers_suite/run.py --tests $(TRANSFORMERS_TESTS) $(SUITE_FLAGS)
 
+# Left to `make test` and `make test-neighbours`: what torch alone decides, as graphs and sums over processes, and the
+# longest tests of real models, whose code the small ones run too.
+NOT_ON_OLDEST = compiled_as_one_graph or two_processes or reads_4096_tokens or real_weights or inductor or onnxruntime \
+	or lm_eval
+
 test-oldest: $(VENV_OLDEST)/stamp ## what decides about a swap, every family, exports and neighbours with the oldest transformers
 	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 MATRIX_CELLS=default $(VENV_OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) \
 		tests/matrix/test_cells.py tests/matrix/test_effect.py tests/matrix/test_decoding.py tests/matrix/test_batching.py \
-		tests/matrix/test_round_trip.py tests/swapped tests/architectures tests/families tests/neighbours \
-		tests/hub/test_export.py tests/test_first_edition.py -k 'not compiled_as_one_graph and not reads_4096_tokens'
+		tests/matrix/test_backends.py tests/matrix/test_round_trip.py tests/swapped tests/architectures tests/families \
+		tests/neighbours tests/hub/test_export.py tests/test_first_edition.py \
+		-k 'not ($(NOT_ON_OLDEST))'
 
 families: $(VENV)/stamp ## write hf_posswap/swapped/families.json: which model types take schemes, by running them all
 	$(TEST_ENV) $(VENV)/bin/python docs/families.py
