@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from hf_posswap.attention.inputs import AttentionInputs, additive_mask, repeat_heads, seen_rows
-from hf_posswap.attention.visibility import interval_bounds, learns
+from hf_posswap.attention.inputs import AttentionInputs, additive_mask, seen_rows
 from hf_posswap.common.biases import Bias, DenseBias, LinearBias, RelativeBias, SeparableBias
 from hf_posswap.common.content_biases import ClippedContentBias
 from hf_posswap.common.summed_bias import SummedBias
@@ -93,20 +92,20 @@ def flex_bias_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
     modify = _with_softcap(score_modification(bias, inputs), inputs.softcap)
     block_mask = inputs.mask if isinstance(inputs.mask, BlockMask) else None
     if isinstance(inputs.mask, Tensor):
-        block_mask = _interval_block_mask(inputs)
-        if block_mask is None:
+        block_mask = _block_mask_of(inputs)
+        if block_mask is None or inputs.mask.dtype != torch.bool:
             modify = _with_mask(modify, additive_mask(inputs.mask))
     elif inputs.implicit_causal:
         block_mask = causal_block_mask(inputs.query_length, inputs.key_length, inputs.q.device)
-    heads = inputs.q.shape[1]
     function: Any = flex_attention if torch.compiler.is_compiling() else compiled_flex_attention()
     return function(
         inputs.q.contiguous(),
-        repeat_heads(inputs.k, heads).contiguous(),
-        repeat_heads(inputs.v, heads).contiguous(),
+        inputs.k.contiguous(),
+        inputs.v.contiguous(),
         score_mod=modify,
         block_mask=block_mask,
         scale=inputs.scaling,
+        enable_gqa=inputs.q.shape[1] != inputs.k.shape[1],
     )
 
 
@@ -133,27 +132,28 @@ def _with_mask(modify: ScoreMod, mask: Tensor) -> ScoreMod:
     return modify_and_mask
 
 
-def _interval_block_mask(inputs: AttentionInputs) -> BlockMask | None:
-    """Return the block mask of padding, packing and windows, created once per forward; None for any other mask."""
-    if torch.compiler.is_compiling() or inputs.mask.shape[1] != 1 or learns(inputs.mask):
+def _block_mask_of(inputs: AttentionInputs) -> BlockMask | None:
+    """Return the block mask of what a mask for all heads shows, created once per forward; None for any other mask.
+
+    No value of the mask is read here: on a GPU, the kernel that creates the block mask reads it.
+    """
+    if torch.compiler.is_compiling() or inputs.mask.shape[1] != 1:
         return None
     block_mask: BlockMask | None = inputs.once("block mask", (inputs.mask,), lambda: _make_block_mask(inputs))
     return block_mask
 
 
-def _make_block_mask(inputs: AttentionInputs) -> BlockMask | None:
+@torch.no_grad()
+def _make_block_mask(inputs: AttentionInputs) -> BlockMask:
     mask = inputs.mask[:, 0, :, : inputs.key_length].expand(-1, inputs.query_length, -1)
-    bounds = interval_bounds(mask)
-    if bounds is None:
-        return None
-    first, last = bounds
-    return _creator(mask.device)(
-        lambda b, h, i, j: (j >= first[b, i]) & (j < last[b, i]),
-        mask.shape[0],
+    shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+    return _creator(shown.device)(
+        lambda b, h, i, j: shown[b, i, j],
+        shown.shape[0],
         None,
         inputs.query_length,
         inputs.key_length,
-        device=str(mask.device),
+        device=str(shown.device),
     )
 
 

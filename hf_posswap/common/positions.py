@@ -3,9 +3,8 @@
 The base model computes them once per forward and passes them to every layer, so that no layer computes positions again.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +18,17 @@ UNKNOWN_KEYS = (
     "padded), or run without a cache. If generate was given prompts padded on the right, pad them on the "
     "left: tokenizer.padding_side = 'left'."
 )
+
+
+def read_together(facts: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return 0-dim tensors as numbers. On a GPU each read waits for all that was started; this one is for all facts."""
+    return dict(zip(facts, torch.stack([fact.long() for fact in facts.values()]).tolist(), strict=True))
+
+
+def facts_of(query: Tensor) -> dict[str, Tensor]:
+    """Return `Positions.farthest` and `Positions.rows_alike` of queries' positions as 0-dim tensors, to be read."""
+    last = query.amax(dim=1)
+    return {"farthest": last.amax(), "rows_alike": (last == last[0]).all()}
 
 
 @dataclass
@@ -51,8 +61,8 @@ class Positions:
     shown: Tensor | None = None
     uneven: bool = False
     _distances: Tensor | None = field(init=False, repr=False, default=None)
-    _read: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
-    """Numbers that were read from the device; positions of the same queries share them."""
+    read: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """Facts that were read from the device, see `facts_of`; positions of the same queries share them."""
 
     def to(self, device: torch.device | str | int) -> "Positions":
         """Return the same positions on another device; accelerate calls this to move arguments between devices."""
@@ -62,7 +72,7 @@ class Positions:
         moved = replace(
             self, query=self.query.to(device), key=self.key.to(device), offset=offset, continues=continues, shown=shown
         )
-        moved._read = self._read
+        moved.read = self.read
         return moved
 
     def of_keys(self, first: int, length: int) -> "Positions":
@@ -77,7 +87,7 @@ class Positions:
             key = torch.cat([key, ahead], dim=1)
         shown = None if self.shown is None else F.pad(self.shown[:, first : first + length], (0, missing), value=True)
         found = replace(self, key=key, offset=self.offset - first, shown=shown)
-        found._read = self._read
+        found.read = self.read
         return found
 
     @property
@@ -144,19 +154,17 @@ class Positions:
     @property
     def farthest(self) -> int:
         """The largest position of the queries. The device is read once per forward; not for a graph that is traced."""
-        found: int = self._once("farthest", lambda: int(self.query.amax()))
-        return found
+        return self._fact("farthest")
 
     @property
     def rows_alike(self) -> bool:
         """Whether all rows have the same text length. The device is read once per forward, as for `farthest`."""
-        found: bool = self._once("rows_alike", lambda: bool((self.row_lengths() == self.row_lengths()[0]).all()))
-        return found
+        return bool(self._fact("rows_alike"))
 
-    def _once(self, name: str, read: Callable[[], Any]) -> Any:
-        if name not in self._read:
-            self._read[name] = read()
-        return self._read[name]
+    def _fact(self, name: str) -> int:
+        if name not in self.read:
+            self.read |= read_together(facts_of(self.query))
+        return self.read[name]
 
     def require_known(self) -> None:
         """Refuse to continue if the positions of the cached keys are unknown.

@@ -1,7 +1,6 @@
 """ALiBi: a penalty on the scores that grows linearly with distance (Press et al., 2108.12409)."""
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,16 +17,22 @@ from hf_posswap.schemes.relative import bias_by_distance
 ENCODER_FORMS = ("symmetric", "offset", "one-sided", "two-slope")
 
 
-def alibi_slopes(num_heads: int) -> Tensor:
+def alibi_slopes(num_heads: int, device: torch.device | None = None) -> Tensor:
     """Return the paper's slopes m_h, float32, (H,): 2^(−8h/H) for h = 1…H if H is a power of two.
 
     For any other H, these are the slopes of the next lower power of two, followed by every second slope of the next
     higher power of two. Section 3 of the paper has the first case; the second is from the authors' code.
+    They are computed on the device, since a copy to a GPU in each forward would make the CPU wait.
     """
-    lower = 2 ** math.floor(math.log2(num_heads))
-    slopes = [2.0 ** (-8.0 * h / lower) for h in range(1, lower + 1)]
-    between = [2.0 ** (-8.0 * h / (2 * lower)) for h in range(1, 2 * lower + 1, 2)]
-    return torch.tensor((slopes + between)[:num_heads], dtype=torch.float32)
+    lower = 1 << (num_heads.bit_length() - 1)
+    head = torch.arange(num_heads, device=device)
+    halves = torch.where(head < lower, 2 * head + 2, 2 * (head - lower) + 1)  # h, in steps of one half
+    return torch.exp2(halves.to(_exact(head.device)) * (-4.0 / lower)).float()
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,11 +210,11 @@ class Alibi(Scheme):
         """See `Scheme.length_dependent`: interpolated slopes depend on the text's length."""
         return self.config.interpolate
 
-    def slopes(self) -> Tensor:
+    def slopes(self, device: torch.device | None = None) -> Tensor:
         """Return the paper's slopes for this model and form, float32, (H,)."""
         if self.config.form == "one-sided":
-            return alibi_slopes(self.facts.num_heads // 2).repeat(2)
-        return alibi_slopes(self.facts.num_heads)
+            return alibi_slopes(self.facts.num_heads // 2, device).repeat(2)
+        return alibi_slopes(self.facts.num_heads, device)
 
     def make_log_slopes(self) -> nn.Parameter:
         """Return trainable logarithms of the paper's slopes, (H,)."""
@@ -219,7 +224,8 @@ class Alibi(Scheme):
         """Return the bias that all layers share; None if each layer has its own slopes."""
         if self.config.per_layer:
             return None
-        slopes = self.slopes().to(positions.query.device) if self.log_slopes is None else self.log_slopes.float().exp()
+        learned = self.log_slopes
+        slopes = self.slopes(positions.query.device) if learned is None else learned.float().exp()
         return alibi_bias(slopes, positions, self.config, self.facts.train_length)
 
     def fit(self, curves: list[Curve]) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import BackendError, PositionError
 
 
@@ -94,7 +95,12 @@ def check_no_future(mask: Any, offset: int | Tensor, sizes: dict[int, tuple[int,
             raise PositionError(words)
 
 
-def document_mask(model: Any, arguments: dict[str, Any], cache: Any, batch: int, length: int, causal: bool) -> Any:
+def document_starts(position_ids: Tensor) -> Tensor:
+    """Return which tokens begin another document than the token before: positions (B|1, L) do not go on there."""
+    return torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1
+
+
+def document_mask(model: Any, arguments: dict[str, Any], cache: Any, positions: Positions, batch: int) -> Any:
     """Return an attention mask that separates packed documents, in the form that the model's backend requires, or None.
 
     Documents are packed if `position_ids` restart, no mask is given and nothing is cached. transformers separates them
@@ -106,10 +112,10 @@ def document_mask(model: Any, arguments: dict[str, Any], cache: Any, batch: int,
     if cache is not None and not (isinstance(cache.get_seq_length(), int) and cache.get_seq_length() == 0):
         return None
     position_ids = position_ids.unsqueeze(0) if position_ids.dim() == 1 else position_ids
-    begins = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1
-    if not torch.compiler.is_compiling() and not bool(begins.any()):
+    if not torch.compiler.is_compiling() and not positions.read["packed"]:
         return None
-    return _make_document_mask(model, position_ids.expand(batch, -1), begins.cumsum(-1).expand(batch, -1), causal)
+    documents = document_starts(position_ids).cumsum(-1).expand(batch, -1)
+    return _make_document_mask(model, position_ids.expand(batch, -1), documents, positions.causal)
 
 
 def _make_document_mask(model: Any, position_ids: Tensor, documents: Tensor, causal: bool) -> Any:

@@ -1,15 +1,26 @@
 """Conversion of the arguments of a base model's forward to `Positions`, once per forward."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hf_posswap.attention.visibility import ROWS_AT_A_TIME
-from hf_posswap.common.positions import Positions
+from hf_posswap.common.positions import Positions, facts_of, read_together
 from hf_posswap.errors import PositionError
-from hf_posswap.swapped.forward_masks import masks_among, shown_entries
+from hf_posswap.swapped.forward_masks import document_starts, masks_among, shown_entries
+
+
+class _Known(NamedTuple):
+    """Positions that a text may have: of its new tokens (B|1, Lq) and of all keys (B|1, Lk).
+
+    `gaps` is whether hidden tokens are between shown ones, boolean, 0-dim; None: the positions are indices.
+    """
+
+    query: Tensor
+    key: Tensor
+    gaps: Tensor | None = None
 
 
 def positions_of(
@@ -27,6 +38,9 @@ def positions_of(
     query sees: without `position_ids`, positions are then indices. With a 4D mask and `position_ids`, every distance is
     that of the given positions. The positions of cached keys are then either their indices or counted along the shown
     keys of the mask; the given positions must continue one of the two.
+
+    What depends on values is read from the device at once, as a GPU is waited for at each read. Without a mask and
+    without `position_ids`, nothing is read.
 
     Args:
         arguments: keyword arguments of the base model's forward.
@@ -68,22 +82,23 @@ def _positions_under(
     _check_length(mask, offset, length, key_length)
     index = torch.arange(key_length, device=device).unsqueeze(0)
     by_index = Positions(_from_offset(index, offset, length, key_length), index, offset, causal)
+    if isinstance(offset, int):
+        by_index.read = {"farthest": offset + length - 1, "rows_alike": True}
     if given is None:
-        if mask is None or mask.dim() != 2 or _shows_everything(mask):
+        if mask is None or mask.dim() != 2:
             return by_index
-        return _counted(_shown_keys(mask, key_length, sizes).to(device), offset, length, causal)
+        shown = _shown_keys(mask, key_length, sizes).to(device)
+        return _along(mask, _counted(shown, offset, length), by_index)
     given = (given.unsqueeze(0) if given.dim() == 1 else given).to(device)
     if not _is_cached(offset):
-        # Without a mask, a jump in the positions begins a new document, which `document_mask` separates.
-        steady = all(_are_steady(given, shown.to(device)) for shown in masks)
-        return Positions(given, _pad_keys(given, key_length), offset, causal, steady)
-    known = [] if mask is not None and mask.dim() == 2 else [by_index]
+        return _from_start(given, [shown.to(device) for shown in masks], key_length, offset, causal)
+    known = [] if mask is not None and mask.dim() == 2 else [_Known(by_index.query, index)]
     shown = torch.ones_like(index, dtype=torch.bool)
     if mask is not None:
         shown = _shown_keys(mask, key_length, sizes).to(device)
         dropped = any(isinstance(first, int) and first > 0 for _, first in (sizes or {}).values())
-        known.append(_counted(shown, offset, length, causal, given if mask.dim() == 4 and dropped else None))
-    return _continuing(given, known, _from_offset(shown, offset, length, key_length).bool())
+        known.append(_counted(shown, offset, length, given if mask.dim() == 4 and dropped else None))
+    return _continuing(given, known, _from_offset(shown, offset, length, key_length).bool(), by_index)
 
 
 def _check_length(mask: Tensor | None, offset: int | Tensor, length: int, key_length: int) -> None:
@@ -107,11 +122,6 @@ def _is_cached(offset: int | Tensor) -> bool:
     return torch.compiler.is_compiling() or bool(offset) if isinstance(offset, Tensor) else offset > 0
 
 
-def _shows_everything(mask: Tensor) -> bool:
-    """Return whether a mask hides nothing; False while a graph is traced, because its values are not available."""
-    return not torch.compiler.is_compiling() and bool(mask.all())
-
-
 def _shown_keys(mask: Tensor, key_length: int, sizes: dict[int, tuple[int, int]] | None) -> Tensor:
     """Return which keys of the text a 2D mask shows, or a 4D mask shows to at least one query: boolean, (B, Lk).
 
@@ -125,17 +135,44 @@ def _shown_keys(mask: Tensor, key_length: int, sizes: dict[int, tuple[int, int]]
     return functional.pad(shown, (0, key_length - shown.shape[1]))
 
 
-def _counted(shown: Tensor, offset: int | Tensor, length: int, causal: bool, given: Tensor | None = None) -> Positions:
+def _along(mask: Tensor, known: _Known, by_index: Positions) -> Positions:
+    """Return positions counted along the keys that a 2D mask shows; `by_index` if it hides nothing.
+
+    While a graph is traced, values of the mask are not available, and positions are marked as skipping.
+    """
+    read: dict[str, int] = {"hides": True, "gaps": True}
+    if not torch.compiler.is_compiling():
+        assert known.gaps is not None
+        hides = ~mask.to(known.key.device).all()
+        read = read_together({"hides": hides, "gaps": known.gaps, **facts_of(known.query)})
+    return _of_keys(known.query, known.key, by_index, read, bool(read["gaps"])) if read["hides"] else by_index
+
+
+def _from_start(given: Tensor, masks: list[Tensor], key_length: int, offset: int | Tensor, causal: bool) -> Positions:
+    """Return given positions of tokens before which nothing is cached.
+
+    Without a mask, a jump in the positions begins a new document, which `document_mask` separates. While a graph is
+    traced, positions under a mask are marked as skipping.
+    """
+    read: dict[str, int] = {"steady": not masks}
+    if not torch.compiler.is_compiling():
+        steady = [_are_steady(given, shown) for shown in masks]
+        about = {"steady": torch.stack(steady).all()} if masks else {"packed": document_starts(given).any()}
+        read |= read_together(about | facts_of(given))
+    positions = Positions(given, _pad_keys(given, key_length), offset, causal, bool(read["steady"]))
+    positions.read = read
+    return positions
+
+
+def _counted(shown: Tensor, offset: int | Tensor, length: int, given: Tensor | None = None) -> _Known:
     """Return positions counted along the shown keys.
 
-    Distances are differences of indices unless a hidden token is between shown ones. While a graph is traced, this is
-    not known, and positions are marked as skipping.
+    Distances are differences of indices unless there are gaps.
 
     Args:
         shown: boolean (B, Lk), see `_shown_keys`.
         offset: number of cached tokens.
         length: number of new tokens.
-        causal: whether attention is causal.
         given: positions of the new tokens (B|1, Lq), from which the number of dropped tokens that are not padding is
             computed; None: a window has dropped no tokens.
     """
@@ -146,52 +183,63 @@ def _counted(shown: Tensor, offset: int | Tensor, length: int, causal: bool, giv
         hidden_before = (counted < 0).sum(-1, keepdim=True)
         counted = counted + ahead.amax(-1, keepdim=True).clamp(min=0).minimum(hidden_before)
     counted = counted.clamp(min=0)
-    follows = False
-    if not torch.compiler.is_compiling():
-        begins = torch.diff(functional.pad(shown.long(), (1, 0)), dim=1) == 1
-        follows = not bool((begins.sum(1) > 1).any())
-    query = _from_offset(counted, offset, length, shown.shape[1])
-    return Positions(query, counted, offset, causal, follows, bound=None if follows else shown.shape[1])
+    begins = torch.diff(functional.pad(shown.long(), (1, 0)), dim=1) == 1
+    return _Known(_from_offset(counted, offset, length, shown.shape[1]), counted, (begins.sum(1) > 1).any())
 
 
-def _are_steady(given: Tensor, mask: Tensor) -> bool:
-    """Return whether positions (B|1, L) differ as indices do for all pairs that a mask shows; False during tracing."""
-    if torch.compiler.is_compiling():
-        return False
+def _are_steady(given: Tensor, mask: Tensor) -> Tensor:
+    """Return whether positions (B|1, L) differ as indices do for all pairs that a mask shows, boolean, 0-dim."""
     length = given.shape[1]
     ahead = given - torch.arange(length, device=given.device)
     shown = shown_entries(mask)
     if mask.dim() == 2:
         ahead, shown = torch.broadcast_tensors(ahead, shown[:, :length])
         least, most = (ahead.masked_fill(~shown, fill) for fill in (torch.iinfo(torch.int64).max, -1 - length))
-        return bool((most.amax(1) <= least.amin(1)).all())
+        return (most.amax(1) <= least.amin(1)).all()
     rows = shown[..., :length].any(1).expand(-1, length, -1).split(ROWS_AT_A_TIME, dim=1)
     starts = range(0, length, ROWS_AT_A_TIME)
-    return all(
-        not bool((part & (ahead[:, start : start + ROWS_AT_A_TIME, None] != ahead[:, None])).any())
+    unsteady = [
+        (part & (ahead[:, start : start + ROWS_AT_A_TIME, None] != ahead[:, None])).any()
         for start, part in zip(starts, rows, strict=True)
-    )
+    ]
+    return ~torch.stack(unsteady).any()
 
 
-def _continuing(given: Tensor, known: list[Positions], shown: Tensor) -> Positions:
+def _continuing(given: Tensor, known: list[_Known], shown: Tensor, by_index: Positions) -> Positions:
     """Return given positions with the positions of the cached keys: the first of `known` that they continue.
 
     Args:
         given: positions of the new tokens, (B|1, Lq).
         known: possible positions, from the cache and the mask.
         shown: which new tokens a mask shows, boolean (B|1, Lq).
+        by_index: positions that are indices.
     """
     fits = [((given == each.query) | ~shown).all() for each in known]
+    offset, causal = by_index.offset, by_index.causal
     if torch.compiler.is_compiling():
         first, last = known[0], known[-1]
         key = first.key if first is last else torch.where(fits[0], first.key, last.key)
-        same = len(known) == 1 and first.by_index
-        fit = torch.stack(fits).any()
-        return Positions(given, key, first.offset, first.causal, same, fit, None if same else key.shape[1])
-    for each, fit in zip(known, fits, strict=True):
-        if bool(fit):
-            return Positions(given, each.key, each.offset, each.causal, each.by_index, bound=each.bound)
-    return Positions(given, known[0].key, known[0].offset, known[0].causal, by_index=None)
+        same = first is last and first.gaps is None
+        return Positions(given, key, offset, causal, same, torch.stack(fits).any(), None if same else key.shape[1])
+    about = {f"fits {number}": fit for number, fit in enumerate(fits)}
+    about |= {f"gaps {number}": each.gaps for number, each in enumerate(known) if each.gaps is not None}
+    read = read_together(about | facts_of(given))
+    for number, each in enumerate(known):
+        if read[f"fits {number}"]:
+            return _of_keys(given, each.key, by_index, read, bool(read.get(f"gaps {number}")))
+    return _of_keys(given, known[0].key, by_index, read, gaps=None)
+
+
+def _of_keys(query: Tensor, key: Tensor, by_index: Positions, read: dict[str, int], gaps: bool | None) -> Positions:
+    """Return positions of queries and keys, with what was read about them.
+
+    With gaps, distances differ from those of indices; None: the positions of cached keys are unknown.
+    """
+    same = None if gaps is None else not gaps
+    bound = key.shape[1] if gaps else None
+    positions = Positions(query, key, by_index.offset, by_index.causal, same, bound=bound)
+    positions.read = read
+    return positions
 
 
 def check_given(arguments: dict[str, Any], batch: int, length: int) -> None:

@@ -331,7 +331,7 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
         limit = longest_position_of(model)
         ramped = limit != scheme.longest_position() and _reads_retired(model)
         check_positions(positions, limit, scheme.name, ramped=ramped)
-    documents = document_mask(model, known, cache, batch, length, causal)
+    documents = document_mask(model, known, cache, positions, batch)
     if documents is not None:
         arguments["attention_mask"] = documents
     if _takes_positions(model) and "position_ids" in model.stock_arguments:

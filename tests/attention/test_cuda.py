@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+import hf_posswap
 from hf_posswap.attention import attend
 from hf_posswap.attention.eager import eager_attention
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.common.biases import Bias, LinearBias, RelativeBias
+from hf_posswap.schemes import schemes
 from hf_posswap.schemes.alibi import alibi_slopes
+from tests.matrix.cells import random_tokens, small_model
 
 pytestmark = pytest.mark.gpu
 
@@ -75,3 +78,18 @@ def test_no_dense_bias_on_cuda(kind: str) -> None:
     assert (
         torch.cuda.max_memory_allocated() - before < HEADS * length * length
     )  # bytes; one byte for each head and pair
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("scheme", sorted(scheme.name for scheme in schemes))
+def test_the_cpu_does_not_wait_for_the_device_in_a_forward(scheme: str, backend: str) -> None:
+    model = hf_posswap.swap(small_model("llama", True), scheme).cuda()
+    model.set_attn_implementation(backend)
+    tokens = random_tokens(2, 24).cuda()
+    with torch.no_grad():
+        model(tokens, use_cache=False)  # what is compiled is compiled here
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            model(tokens, use_cache=False)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -5,6 +5,7 @@ dimensions, which differ by the CPU, without any bias of ours. That calls are co
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from hf_posswap.attention import attend, flex
 from tests.attention.kinds import KINDS, make_biased_call
+from tests.device_reads import Reads
 from tests.reference import FLOAT32
 
 CARRIED = [kind for kind in KINDS if kind != "relative content"]
@@ -69,3 +71,29 @@ def test_layers_of_one_shape_share_one_compiled_graph(monkeypatch: pytest.Monkey
         for _ in range(3):
             biased.assert_close(attend(biased.inputs, biased.bias, None, "flex_attention")[0], **FLOAT32)
     assert graphs.frame_count == 1
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("call", ["causal", "boolean mask", "additive mask", "decode", "chunk"])
+def test_grouped_queries_share_the_keys_and_values_of_their_group(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention reads them in place: no key or value is repeated for the query heads of a group."""
+    heads: list[int] = []
+
+    def recorded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **given: Any) -> torch.Tensor:
+        heads.extend((q.shape[1], k.shape[1], v.shape[1]))
+        return flex_attention(q, k, v, **given)
+
+    monkeypatch.setattr(flex, "compiled_flex_attention", lambda: recorded)
+    biased = make_biased_call("relative", call, (9, 3), head_dim=16)
+    with torch.no_grad():
+        biased.assert_close(attend(biased.inputs, biased.bias, None, "flex_attention")[0], **FLOAT32)
+    assert heads == [9, 3, 3]
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("call", ["boolean mask", "additive mask", "infinite mask", "encoder mask"])
+def test_no_value_of_a_mask_is_read(call: str) -> None:
+    biased = make_biased_call("relative", call, head_dim=16)
+    with torch.no_grad(), Reads() as counted:
+        attend(biased.inputs, biased.bias, None, "flex_attention")
+    assert counted.count == 0
