@@ -133,7 +133,7 @@ def test_compare_writes_tidy_files(compared: tuple[Path, Result]) -> None:
     folder, _ = compared
     with (folder / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 3 * 2 * 3
+    assert len(rows) == 3 * 3 * 3
     assert {(row["scheme"], row["stage"]) for row in rows} == {
         ("stock", "stock"),
         ("alibi", "swapped"),

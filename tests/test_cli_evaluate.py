@@ -33,11 +33,17 @@ def test_it_prints_every_table_and_names_its_files(tmp_path: Path) -> None:
     quick = ["--lengths", "70,300", "--depths", "0,1", "--trials", "2", "--output-dir", str(folder)]
     result = invoke(*EVALUATE, *quick)
     assert result.exit_code == 0, result.output
-    for title in ("non-overlapping windows: demo:gpt2, stock", "ever longer context", "Loss by position", "chance 10%"):
+    for title in (
+        "non-overlapping windows: demo:gpt2, stock",
+        "ever longer context",
+        "key tokens alone",
+        "Loss by position",
+        "chance 10%",
+    ):
         assert title in result.stdout
     assert "— at length 300: longest position 256" in result.stdout
     assert all(str(folder / f"{name}.csv") in result.stdout for name in ("lengths", "positions", "passkey"))
-    assert "(1/6) windows-70:" in result.stderr
+    assert "(1/7) windows-70:" in result.stderr
 
 
 def test_as_json_prints_the_files_and_nothing_else(tmp_path: Path) -> None:
@@ -58,7 +64,7 @@ def test_as_json_prints_the_files_and_nothing_else(tmp_path: Path) -> None:
     [
         (
             ["--lengths", "70", "--measure", "loss,speed"],
-            "unknown value of measurements: 'speed'. Allowed: loss",
+            "unknown value of measurements: 'speed'. Allowed: key-tokens, loss",
         ),
         (["--lengths", "70", "--measure", "retrieval"], "'retrieval' is for encoders"),
         (["--lengths", "70,many"], "'70,many' is no list of numbers"),

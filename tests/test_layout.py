@@ -32,7 +32,10 @@ PUBLISHED = (
     ),
     *(
         f"hf_posswap.evaluation.{name}"
-        for name in ("loss_by_position", "masked_loss_by_length", "passkey", "perplexity_by_length", "retrieval")
+        for name in (
+            *("key_tokens", "loss_by_position", "masked_loss_by_length", "passkey"),
+            *("needles", "perplexity_by_length", "retrieval", "ruler_by_length"),
+        )
     ),
     "hf_posswap.hub.push_folder",
     "hf_posswap.hub.push_adapter",

@@ -8,28 +8,22 @@ import typer
 from hf_posswap.commands.console import print_table
 from hf_posswap.experiments.cells import Cell
 from hf_posswap.reporting.quantities import COSINE, Quantity, quantity_of
+from hf_posswap.results.kinds import PROTOCOL_WORDS
 from hf_posswap.results.points import Point, curves_of
-
-PROTOCOL_TITLES = {
-    "windows": "Perplexity, non-overlapping windows",
-    "same-targets": "Perplexity, same target tokens with ever longer context",
-    "masked": "Masked-token perplexity, same masked tokens at every length",
-    "agreement": "Mean cosine of text embeddings to the stock model's",
-}
 
 
 def print_result(result: Mapping[str, Any]) -> None:
     """Print one table for each protocol, then the reasons of gaps and of absent points."""
     seeds = result["settings"].get("seeds", 1)
     spread = f", mean of {seeds} seeds ± half their range" if seeds > 1 else ""
-    for protocol, title in PROTOCOL_TITLES.items():
+    for protocol, words in PROTOCOL_WORDS.items():
         curves = curves_of(result["rows"], protocol)
         if not curves:
             continue
         quantity = quantity_of([{"protocol": protocol}])
         lengths = [str(length) for length in sorted({point.x for curve in curves for point in curve.points})]
         body = [(curve.scheme, curve.stage, *(_cell(point, quantity) for point in curve.points)) for curve in curves]
-        heading = f"{title} ({result['model']}, train length {result['train_length']}{spread})"
+        heading = f"{words.heading} ({result['model']}, train length {result['train_length']}{spread})"
         print_table(heading, ("scheme", "stage", *lengths), body, lengths)
     gaps = {f"{Cell(row['scheme'], row['stage'], row['seed'])}: {row['note']}" for row in result["rows"] if row["note"]}
     absent = [

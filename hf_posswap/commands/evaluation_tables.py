@@ -6,12 +6,8 @@ from typing import Any
 import typer
 
 from hf_posswap.commands.console import print_table
+from hf_posswap.results.kinds import PROTOCOL_WORDS
 
-PROTOCOLS = {
-    "windows": "Loss in nats a token (perplexity), non-overlapping windows",
-    "same-targets": "Loss in nats a token (perplexity), the same target tokens with ever longer context",
-    "masked": "Loss in nats a masked token (perplexity), the same masked tokens at every length",
-}
 GAP = "—"
 
 Row = dict[str, Any]
@@ -24,6 +20,8 @@ def print_results(results: dict[str, dict[str, Any]]) -> None:
         "positions": _print_positions,
         "passkey": _print_passkey,
         "retrieval": _print_retrieval,
+        "ruler": _print_ruler,
+        "needles": _print_needles,
     }
     for name, result in results.items():
         if name in printers:
@@ -32,7 +30,7 @@ def print_results(results: dict[str, dict[str, Any]]) -> None:
 
 
 def _print_lengths(result: dict[str, Any]) -> None:
-    for protocol, title in PROTOCOLS.items():
+    for protocol, words in PROTOCOL_WORDS.items():
         rows = [row for row in result["rows"] if row["protocol"] == protocol]
         if rows:
             cells = [
@@ -46,7 +44,7 @@ def _print_lengths(result: dict[str, Any]) -> None:
                 for row in rows
             ]
             columns = ("length", "loss", "perplexity", "95% interval of the loss", "tokens")
-            print_table(f"{title}: {_name(result)}", columns, cells, columns)
+            print_table(f"Loss in nats a token (perplexity), {words.told}: {_name(result)}", columns, cells, columns)
 
 
 def _print_positions(result: dict[str, Any]) -> None:
@@ -98,6 +96,35 @@ def _print_retrieval(result: dict[str, Any]) -> None:
         f"first {result['queries_deeper_than']} tokens: {_name(result)}"
     )
     print_table(title, ("metric", *lengths, "chance"), cells, (*lengths, "chance"))
+
+
+def _print_ruler(result: dict[str, Any]) -> None:
+    title = (
+        "RULER's tasks: share of the answers written exactly (in brackets: log-probability of the right answer against "
+        f"chance, nats a token): {_name(result)}"
+    )
+    _print_by_length(result["rows"], title, "task", lambda row: str(row["task"]), _ruler_cell)
+
+
+def _print_needles(result: dict[str, Any]) -> None:
+    rows = result["rows"]
+    chances = dict.fromkeys(f"{row['metric']} {row['chance']:.3f}" for row in rows)
+    title = f"Retrieval of needles by length of the documents, chance {', '.join(chances)}: {_name(result)}"
+    _print_by_length(rows, title, "metric", lambda row: f"{row['task']} {row['metric']}", _retrieval_cell)
+
+
+def _print_by_length(
+    rows: Sequence[Row], title: str, heading: str, label: Callable[[Row], str], cell: Callable[[Row], str]
+) -> None:
+    """Print a table with a line for each label and a column for each length."""
+    lengths = [str(length) for length in dict.fromkeys(row["length"] for row in rows)]
+    found = {(label(row), str(row["length"])): row for row in rows}
+    cells = [(name, *(cell(found[name, length]) for length in lengths)) for name in dict.fromkeys(map(label, rows))]
+    print_table(title, (heading, *lengths), cells, lengths)
+
+
+def _ruler_cell(row: Row) -> str:
+    return GAP if row["score"] is None else f"{row['score']:.0%} ({row['gain']:+.2f})"
 
 
 def _name(result: dict[str, Any]) -> str:

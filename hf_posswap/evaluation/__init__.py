@@ -6,11 +6,14 @@ _HOME = {
     "PROTOCOLS": "windows",
     "EvaluationError": "errors",
     "TextTooShortError": "errors",
+    "key_tokens": "key_token_choice",
     "loss_by_position": "frames",
     "masked_loss_by_length": "frames",
+    "needles": "frames",
     "passkey": "frames",
     "perplexity_by_length": "frames",
     "retrieval": "frames",
+    "ruler_by_length": "frames",
 }
 """Public names and their modules, imported at first use, so that the command line reads the settings at once."""
 

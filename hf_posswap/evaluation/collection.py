@@ -46,8 +46,13 @@ class Collection:
     @property
     def chance(self) -> dict[str, float]:
         """The expected value of each metric for a random order."""
-        gain = sum(1 / math.log2(1 + rank) for rank in range(1, 11))
-        return {metric: value / len(self.documents) for metric, value in zip(METRICS, (gain, 1.0, 10.0), strict=True)}
+        return chance_of(len(self.documents))
+
+
+def chance_of(documents: int) -> dict[str, float]:
+    """Return the expected value of each metric for a random order of so many documents, one of which is right."""
+    gain = sum(1 / math.log2(1 + rank) for rank in range(1, 11))
+    return {metric: value / documents for metric, value in zip(METRICS, (gain, 1.0, 10.0), strict=True)}
 
 
 def make_collection(

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from hf_posswap.evaluation.document_retrieval import RetrievalRow, retrieval_rows
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.masked import masked_loss_rows
+from hf_posswap.evaluation.needle_retrieval import NeedleRow, needle_rows
 from hf_posswap.evaluation.passkey_retrieval import PasskeyRow, passkey_rows
 from hf_posswap.evaluation.perplexity import LengthRow, perplexity_rows
 from hf_posswap.evaluation.positions import PositionRow, position_rows
+from hf_posswap.evaluation.ruler import RulerRow, ruler_rows
 
 if TYPE_CHECKING:
     import pandas
@@ -60,3 +62,5 @@ loss_by_position = _framed("loss_by_position", PositionRow, position_rows)
 passkey = _framed("passkey", PasskeyRow, passkey_rows)
 masked_loss_by_length = _framed("masked_loss_by_length", LengthRow, masked_loss_rows)
 retrieval = _framed("retrieval", RetrievalRow, retrieval_rows)
+ruler_by_length = _framed("ruler_by_length", RulerRow, ruler_rows)
+needles = _framed("needles", NeedleRow, needle_rows)

@@ -26,7 +26,7 @@ from hf_posswap.evaluation.errors import EvaluationError, UnmeasurableError
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.settings import DEPTHS, TRIALS
-from hf_posswap.evaluation.texts import tokenise
+from hf_posswap.evaluation.texts import begin_token, tokenise
 from hf_posswap.evaluation.token_loss import base_model_of, last_hidden
 from hf_posswap.evaluation.windows import check_lengths
 
@@ -142,7 +142,7 @@ class PasskeyTask:
             raise EvaluationError(f"the number of trials is {trials}. Give at least 1.")
         self.tokenizer, self.depths = tokenizer, sorted(set(depths))
         self.keys = draw_keys(trials, seed)
-        self.begin = [*_begin_token(tokenizer), *self._ids(OPENING)]
+        self.begin = [*begin_token(tokenizer), *self._ids(OPENING)]
         self.filler = [self._ids(sentence) for sentence in FILLER]
         self.question = self._ids(QUESTION)
         for key in self.keys:
@@ -250,12 +250,6 @@ def _answers(reader: Reader, batch: list[Prompt]) -> list[tuple[bool, bool, floa
         log_probability = logits.log_softmax(-1).gather(-1, key[:, None]).mean().item()
         results.append((chosen, logits.argmax(-1).tolist() == key.tolist(), log_probability))
     return results
-
-
-def _begin_token(tokenizer: Any) -> list[int]:
-    """Return the token that the tokenizer puts before a text, if any."""
-    ids = tokenizer("", verbose=False)["input_ids"]
-    return ids if ids == [tokenizer.bos_token_id] else []
 
 
 def _sentences_before(sentences: Sequence[Sequence[int]], tokens: float) -> int:

@@ -10,20 +10,23 @@ from torch import Tensor, nn
 
 from hf_posswap.errors import PositionError
 from hf_posswap.evaluation.bootstrap import interval_of_mean
+from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.texts import TokenIds, as_texts
 from hf_posswap.evaluation.token_loss import token_losses
-from hf_posswap.evaluation.windows import PROTOCOLS, Protocol, Span, plan_documents
+from hf_posswap.evaluation.windows import USUAL_PROTOCOLS, Protocol, Span, plan_documents
+from hf_posswap.results.kinds import KEY_TOKENS
 
 __all__ = [
-    "PROTOCOLS",
     "LengthRow",
     "PlannedText",
     "Protocol",
     "gap_row",
+    "key_row",
     "length_row",
     "measure_length",
+    "measure_same_targets",
     "perplexity_rows",
     "plan_texts",
     "planned_tokens",
@@ -36,7 +39,8 @@ class LengthRow:
     """One measurement: one protocol at one length.
 
     Attributes:
-        protocol: "windows", "same-targets", "masked" for masked tokens, or "agreement" of embeddings.
+        protocol: "windows", "same-targets", "sliding", "key-tokens", "masked" for masked tokens, or "agreement" of
+            embeddings.
         length: context length in tokens.
         loss: mean −ln p over all scored tokens, in nats; for agreement, 1 − the mean cosine to the stock model's
             embeddings. None if it could not be measured, see `note`.
@@ -69,8 +73,10 @@ def perplexity_rows(
     model: nn.Module,
     token_ids: TokenIds,
     lengths: Sequence[int],
-    protocols: Sequence[Protocol] = PROTOCOLS,
+    protocols: Sequence[Protocol] = USUAL_PROTOCOLS,
     *,
+    keys: Tensor | None = None,
+    stride: int | None = None,
     budget: int = 8192,
     seed: int = 0,
     batch_tokens: int = 4096,
@@ -87,8 +93,13 @@ def perplexity_rows(
         model: a causal language model, swapped or stock. It is measured in evaluation mode; its mode is restored.
         token_ids: one text as integers of shape (n,), or a sequence of such texts; windows never cross texts.
         lengths: context lengths in tokens; a shorter text is one window.
-        protocols: "windows" (non-overlapping windows), "same-targets" (the same targets with longer context), or both.
-        budget: approximate number of tokens to read for each length and protocol, over all texts.
+        protocols: any of "windows" (non-overlapping windows), "same-targets" (the same targets with longer context) and
+            "sliding" (windows that move by a stride).
+        keys: the result of `key_tokens` for the same texts, lengths and budget. With it, "same-targets" also gives rows
+            of protocol "key-tokens", the loss over the key tokens alone. None: no such rows.
+        stride: tokens by which the windows of "sliding" move; None: half of the shortest length.
+        budget: approximate number of tokens to read for each length and protocol, over all texts; "sliding" scores so
+            many tokens, and reads length / stride as many.
         seed: seed of the bootstrap; the choice of windows is not random.
         batch_tokens: maximum tokens of one forward pass; a longer window is a batch of its own.
         positions_per_chunk: number of positions whose logits are computed at a time; None: as many as take 64 MiB.
@@ -99,11 +110,14 @@ def perplexity_rows(
         For each protocol one row for each length, in ascending order.
 
     Raises:
-        EvaluationError: an unsuitable model, or an invalid length, budget or protocol.
+        EvaluationError: an unsuitable model, an invalid length, budget, stride or protocol, or keys of other targets.
         TextTooShortError: no text has as many tokens as the longest length.
     """
     texts = as_texts(token_ids)
-    plans = {protocol: plan_texts(protocol, texts, lengths, budget) for protocol in protocols}
+    if keys is not None and "same-targets" not in protocols:
+        raise EvaluationError("key tokens are among the targets of protocol 'same-targets'. Give that protocol too.")
+    plans = {protocol: plan_texts(protocol, texts, lengths, budget, stride) for protocol in protocols}
+    rows: list[LengthRow] = []
     with Reader(
         model,
         batch_tokens=batch_tokens,
@@ -112,32 +126,36 @@ def perplexity_rows(
         progress=progress,
     ) as reader:
         _ = reader.head
-        return [
-            measure_length(reader, protocol, length, planned, seed)
-            for protocol, of_lengths in plans.items()
-            for length, planned in of_lengths.items()
-        ]
+        for protocol, of_lengths in plans.items():
+            if protocol == "same-targets" and keys is not None:
+                both = [measure_same_targets(reader, length, of_lengths[length], seed, keys) for length in of_lengths]
+                rows += [row for measured in zip(*both, strict=True) for row in measured]
+            else:
+                rows += [measure_length(reader, protocol, length, of_lengths[length], seed) for length in of_lengths]
+    return rows
 
 
 def plan_texts(
-    protocol: Protocol, texts: Sequence[Tensor], lengths: Sequence[int], budget: int
+    protocol: Protocol, texts: Sequence[Tensor], lengths: Sequence[int], budget: int, stride: int | None = None
 ) -> dict[int, list[PlannedText]]:
     """Choose the windows of every length in the texts; see `hf_posswap.evaluation.windows.plan_documents`.
 
     Raises:
         EvaluationError, TextTooShortError: see `plan_documents`.
     """
-    plans = plan_documents(protocol, [len(text) for text in texts], lengths, budget)
+    plans = plan_documents(protocol, [len(text) for text in texts], lengths, budget, stride)
     return {length: [(texts[place], windows) for place, windows in found] for length, found in plans.items()}
 
 
-def planned_tokens(text_tokens: Sequence[int], lengths: Sequence[int], protocol: Protocol, budget: int) -> int:
+def planned_tokens(
+    text_tokens: Sequence[int], lengths: Sequence[int], protocol: Protocol, budget: int, stride: int | None = None
+) -> int:
     """Return the total number of tokens that `perplexity_rows` reads for texts of these lengths; for progress bars.
 
     Raises:
         EvaluationError: see `perplexity_rows`; a call before a model is loaded detects a text that is too short.
     """
-    plans = plan_documents(protocol, text_tokens, lengths, budget)
+    plans = plan_documents(protocol, text_tokens, lengths, budget, stride)
     return sum(window.size for found in plans.values() for _, windows in found for window in windows)
 
 
@@ -149,6 +167,45 @@ def measure_length(reader: Reader, protocol: str, length: int, planned: Sequence
     except PositionError as error:
         return gap_row(protocol, length, str(error))
     return length_row(protocol, length, losses, seed, time.perf_counter() - started)
+
+
+def measure_same_targets(
+    reader: Reader, length: int, planned: Sequence[PlannedText], seed: int, keys: Tensor
+) -> tuple[LengthRow, LengthRow]:
+    """Measure one length of protocol "same-targets", and return its row and that of the key tokens among the targets.
+
+    Args:
+        reader: the model.
+        length: context length in tokens.
+        planned: the windows, by `plan_texts`.
+        seed: seed of the bootstrap.
+        keys: bool (targets,); see `hf_posswap.evaluation.key_token_choice`.
+    """
+    started = time.perf_counter()
+    try:
+        losses = window_losses(reader, length, planned)
+    except PositionError as error:
+        return gap_row("same-targets", length, str(error)), gap_row(KEY_TOKENS, length, str(error))
+    row = length_row("same-targets", length, losses, seed, time.perf_counter() - started)
+    return row, key_row(length, losses, keys, seed)
+
+
+def key_row(length: int, losses: Sequence[Tensor], keys: Tensor, seed: int) -> LengthRow:
+    """Return the row of the key tokens from the losses of each window's targets; a gap if there is no key token.
+
+    Raises:
+        EvaluationError: `keys` is for another number of targets.
+    """
+    counts = [len(of_window) for of_window in losses]
+    if sum(counts) != len(keys):
+        raise EvaluationError(
+            f"the key tokens were chosen among {len(keys)} targets, and {sum(counts)} are measured. Choose them for "
+            "the same texts, lengths and budget."
+        )
+    chosen = [of_window[own] for of_window, own in zip(losses, keys.split(counts), strict=True) if own.any()]
+    if not chosen:
+        return gap_row(KEY_TOKENS, length, f"none of {len(keys)} tokens is a key token: read more, or lower the gain")
+    return length_row(KEY_TOKENS, length, chosen, seed)
 
 
 def window_losses(reader: Reader, length: int, planned: Sequence[PlannedText]) -> list[Tensor]:

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModel
 
 from hf_posswap.architectures import architecture_of
-from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.settings import CAUSAL, ENCODER, EvaluationSettings
+from hf_posswap.evaluation.errors import EvaluationError, UnmeasurableError
+from hf_posswap.evaluation.settings import CAUSAL, ENCODER, ONLY_NAMED, EvaluationSettings
 from hf_posswap.loading.entry import is_healed
 from hf_posswap.results.kinds import SWAPPED_STAGES
 from hf_posswap.results.records import stage_of
@@ -26,7 +26,7 @@ def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> Evalu
 
     Raises:
         EvaluationError: the model does not support a measurement, and the message lists the supported ones; or the
-            stage does not fit the model.
+            stage or the stock model does not fit the model.
         UnsupportedError: the architecture is not supported.
     """
     fitting: tuple[str, ...] = CAUSAL
@@ -35,11 +35,15 @@ def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> Evalu
     for name in settings.measurements:
         if name not in fitting:
             raise EvaluationError(f"{_misfit(name, settings.model)} Measurements for it: {', '.join(fitting)}.")
-    swapped = settings.pos_scheme is not None or getattr(config, "pos_scheme", None) is not None
+    swapped = settings.pos_scheme is not None or is_checkpoint(config)
     if not swapped and settings.stage in SWAPPED_STAGES:
         raise EvaluationError(
             f"stage {settings.stage!r} is for swapped models, and {settings.model!r} is stock. Leave "
             "it out, or give --pos-scheme."
+        )
+    if settings.stock is not None and not is_checkpoint(config):
+        raise EvaluationError(
+            f"--stock {settings.stock} is for a swapped checkpoint, and {settings.model!r} is none. Leave it out."
         )
     if is_healed(config) and settings.stage in ("swapped", "calibrated"):
         raise EvaluationError(
@@ -47,7 +51,37 @@ def completed(settings: EvaluationSettings, config: "PretrainedConfig") -> Evalu
             "--stage out."
         )
     stage = settings.stage or ("swapped" if settings.pos_scheme else stage_of(config, settings.model))
-    return replace(settings, measurements=settings.measurements or fitting, stage=stage)
+    usual = tuple(name for name in fitting if name not in ONLY_NAMED)
+    if is_checkpoint(config) and settings.stock is None:
+        usual = tuple(name for name in usual if name != "key-tokens")  # they could need a large download
+    measured = settings.measurements or usual
+    if "key-tokens" in measured:
+        stock_name(settings, config)
+    elif settings.stock is not None:
+        raise EvaluationError(f"--stock {settings.stock} is for key-tokens, which is not measured. Leave it out.")
+    return replace(settings, measurements=measured, stage=stage)
+
+
+def is_checkpoint(config: "PretrainedConfig") -> bool:
+    """Return whether a configuration is that of a swapped checkpoint."""
+    return getattr(config, "pos_scheme", None) is not None
+
+
+def stock_name(settings: EvaluationSettings, config: "PretrainedConfig") -> str:
+    """Return the name of the stock model that chooses key tokens.
+
+    Raises:
+        UnmeasurableError: the settings do not name it, and a swapped checkpoint does not say what it was made from.
+    """
+    if not is_checkpoint(config):
+        return settings.model
+    name = settings.stock or config.pos_scheme.get("base_model")
+    if not isinstance(name, str) or not name:
+        raise UnmeasurableError(
+            f"key tokens are chosen by the stock model, and {settings.model!r} does not say what it was made from. "
+            "Name the stock model with --stock."
+        )
+    return name
 
 
 def chosen_device(name: str | None) -> torch.device:

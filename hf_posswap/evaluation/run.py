@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 from hf_posswap.architectures import architecture_of
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError, UnmeasurableError
 from hf_posswap.evaluation.measuring import KIND_OF, Measurements, Part, Rows
-from hf_posswap.evaluation.preparation import chosen_device, completed, has_masked_head, scheme_label
+from hf_posswap.evaluation.preparation import chosen_device, completed, has_masked_head, scheme_label, stock_name
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Reader
 from hf_posswap.evaluation.settings import EvaluationSettings
@@ -27,6 +27,7 @@ from hf_posswap.results.kinds import KINDS, RETRIEVAL, Kind
 from hf_posswap.results.parts import FOLDER, Parts
 from hf_posswap.results.writing import make_result, write_result
 from hf_posswap.sources import load_config, load_model, load_tokenizer, sources_of
+from hf_posswap.swapped.questions import is_swapped
 from hf_posswap.swapping import swap
 from hf_posswap.texts.files import read_files
 
@@ -88,7 +89,8 @@ def prepare_evaluation(settings: EvaluationSettings) -> PreparedEvaluation:
     texts = tokenise_files(tokenizer, files)
     documents = [document for file in files for document in file.documents]
     try:
-        measurements = Measurements(settings, tokenizer, documents, [ids for text in texts for ids in text.ids], asked)
+        ids = [ids for text in texts for ids in text.ids]
+        measurements = Measurements(settings, config, tokenizer, documents, ids, asked)
     except TextTooShortError as error:
         counts = ", ".join(f"{text.file.name} {text.tokens}" for text in texts)
         raise TextTooShortError(f"{error} Tokens of each text: {counts}.") from error
@@ -126,11 +128,19 @@ def run_evaluation(
     parts = prepared.measurements.parts
     missing = [part for part in parts if part.name not in rows]
     observer.started(parts, [part for part in parts if part.name in rows])
-    if missing:
-        with Reader(_load(prepared, processes), processes=processes, progress=observer.tokens) as reader:
-            for part in missing:
+    for known in rows.values():
+        prepared.measurements.learn(known)
+    for load, wanted in (
+        (_load_stock, [part for part in missing if part.by_stock]),
+        (_load, [part for part in missing if not part.by_stock]),
+    ):
+        if not wanted:
+            continue
+        with Reader(load(prepared, processes), processes=processes, progress=observer.tokens) as reader:
+            for part in wanted:
                 observer.part(part)
                 rows[part.name] = processes.on_main(partial(folder.keep, part, _measured(part, reader)))
+                prepared.measurements.learn(rows[part.name])
                 observer.part_done(part)
     return processes.on_main(lambda: folder.write([rows[part.name] for part in parts]))
 
@@ -241,6 +251,25 @@ def _load(prepared: PreparedEvaluation, processes: Processes) -> "PreTrainedMode
         torch.manual_seed(settings.seed)  # a scheme may start from random numbers
         swap(model, settings.pos_scheme)
     return model.to(device)
+
+
+def _load_stock(prepared: PreparedEvaluation, processes: Processes) -> "PreTrainedModel":
+    """Load the stock model of a swapped causal model.
+
+    Raises:
+        EvaluationError: it is swapped itself, or has another vocabulary.
+    """
+    settings, config = prepared.settings, prepared.config
+    name = stock_name(settings, config)
+    stock = load_model(name, AutoModelForCausalLM, dtype=settings.dtype)
+    if is_swapped(stock):
+        raise EvaluationError(f"{name!r}, the stock model that chooses key tokens, is swapped. Name the one before.")
+    if stock.config.vocab_size != config.vocab_size:
+        raise EvaluationError(
+            f"{name!r} chooses no key tokens for {settings.model!r}: it has {stock.config.vocab_size} tokens, not "
+            f"{config.vocab_size}. Name the stock model that it was made from with --stock."
+        )
+    return stock.to(_device(settings, processes))
 
 
 def _device(settings: EvaluationSettings, processes: Processes) -> torch.device:

@@ -5,15 +5,21 @@ from typing import Literal
 
 from hf_posswap.common.options import REQUIRED, check_options, option
 from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.ruler_tasks import TASKS
 from hf_posswap.loading.settings import MODEL_HELP, SCHEME_HELP, SCHEMES_HELP
 from hf_posswap.results.kinds import STAGES, SWAPPED_STAGES
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-CAUSAL = ("loss", "positions", "passkey")
-ENCODER = ("masked", "retrieval")
+CAUSAL = ("loss", "key-tokens", "positions", "passkey", "sliding", "ruler")
+ENCODER = ("masked", "retrieval", "needles")
 MEASUREMENTS = (*CAUSAL, *ENCODER)
+ONLY_NAMED = ("sliding", "ruler", "needles")
+RULER_TASKS = tuple(TASKS)
+"""Measurements that take several times as long as the others; they are made only if they are named."""
 POOLINGS = ("mean", "first")
 BINS, TRIALS, MOST_DOCUMENTS = 16, 10, 100
+GAIN = 2.0
+"""Default least log p(long) − log p(short) of a key token, in nats: α of LongPPL (2410.23771)."""
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 WHAT, HOW, RUN = "What to measure", "How to measure it", "The run"
 TEXTS_HELP = "A UTF-8 text, or demo:books; repeatable."
@@ -56,7 +62,7 @@ class MeasuringSettings:
 class EvaluationSettings(MeasuringSettings):
     """The settings of an evaluation of one model, stock or swapped.
 
-    If `measurements` is empty, the evaluation runs all measurements that the model supports.
+    If `measurements` is empty, the evaluation runs all measurements that the model supports, except `ONLY_NAMED`.
 
     Raises (on construction):
         EvaluationError: see `MeasuringSettings`.
@@ -66,25 +72,51 @@ class EvaluationSettings(MeasuringSettings):
     pos_scheme: str | None = option(None, SCHEME_HELP, metavar="SCHEME", group=WHAT)
     measurements: tuple[str, ...] = option(
         (),
-        "Measurements: loss, positions, passkey; for encoders masked, retrieval. Default: all that the model supports.",
+        f"Measurements: {', '.join(CAUSAL)}; for encoders {', '.join(ENCODER)}. Default: all that the model supports, "
+        f"except {', '.join(ONLY_NAMED)}.",
         choices=MEASUREMENTS,
         flag="--measure",
         metavar="M,M,…",
         group=WHAT,
     )
     stage: str | None = option(None, STAGE_HELP, choices=STAGES, group=WHAT)
+    stock: str | None = option(
+        None,
+        "key-tokens: the stock model that chooses them, for a swapped checkpoint. Default: the one it was made from.",
+        metavar="NAME",
+        group=WHAT,
+    )
+    key_gain: float = option(
+        GAIN,
+        "key-tokens: a key token's log p is higher from long context than from short by more than this, in nats.",
+        minimum=0,
+        group=HOW,
+    )
+    stride: int | None = option(
+        None, "sliding: tokens by which a window moves. Default: half of the shortest length.", minimum=1, group=HOW
+    )
     bins: int = option(BINS, "positions: number of bins that a window is divided into.", minimum=1, group=HOW)
     depths: tuple[float, ...] = option(
         DEPTHS, "passkey: depths of the key, from 0 (beginning) to 1 (end).", metavar="D,D,…", group=HOW
     )
     trials: int = option(
-        TRIALS, "passkey: number of keys for each depth and length, preferably a multiple of 10.", group=HOW
+        TRIALS,
+        "passkey: number of keys for each depth and length, preferably a multiple of 10. ruler: number of prompts for "
+        "each task and length.",
+        group=HOW,
     )
-    most_documents: int = option(MOST_DOCUMENTS, "retrieval: maximum number of documents.", minimum=1, group=HOW)
+    tasks: tuple[str, ...] = option(
+        RULER_TASKS, "ruler: the tasks.", choices=RULER_TASKS, flag="--ruler-tasks", metavar="T,T,…", group=HOW
+    )
+    most_documents: int = option(
+        MOST_DOCUMENTS, "retrieval: maximum number of documents. needles: their number.", minimum=1, group=HOW
+    )
     document_tokens: int | None = option(
         None, "retrieval: tokens of a document. Default: the longest length.", group=HOW
     )
-    pooling: str = option("mean", "retrieval: pooling that gives a text's embedding.", choices=POOLINGS, group=HOW)
+    pooling: str = option(
+        "mean", "retrieval, needles: pooling that gives a text's embedding.", choices=POOLINGS, group=HOW
+    )
 
     def __post_init__(self) -> None:
         from hf_posswap.schemes import parse_scheme

@@ -52,6 +52,12 @@ def tokenise(tokenizer: Any, text: str) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
+def begin_token(tokenizer: Any) -> list[int]:
+    """Return the token that the tokenizer puts before a text, if any."""
+    ids = tokenizer("", verbose=False)["input_ids"]
+    return ids if ids == [tokenizer.bos_token_id] else []
+
+
 def as_texts(token_ids: TokenIds) -> list[Tensor]:
     """Return the texts as int64 tensors of shape (n,).
 

@@ -1,10 +1,12 @@
 """Chooses, for each length, the windows of a text that are read and the tokens in them that are scored.
 
-There are two protocols, because either alone can mislead. "windows" splits a text into windows of the given length (as
-in the ALiBi paper, 2108.12409 §3). It scores every token, but tokens in shorter windows have less context, so longer
-windows look better even if a model uses nothing beyond the train length. "same-targets" scores **the same target
-tokens** with increasing context before them, which isolates the value of the context: at length L a target has between
-L/2 and L − 1 tokens before it. In both protocols every length covers the same part of the text.
+"windows" and "same-targets" complement each other, because either alone can mislead. "windows" splits a text into
+windows of the given length (as in the ALiBi paper, 2108.12409 §3). It scores every token, but tokens in shorter windows
+have less context, so longer windows look better even if a model uses nothing beyond the train length. "same-targets"
+scores **the same target tokens** with increasing context before them, which isolates the value of the context: at
+length L a target has between L/2 and L − 1 tokens before it. "sliding" moves a window of the given length by a stride
+(as in the YaRN paper, 2309.00071): it scores every token once, with at least L − stride tokens of context, except those
+in a region's first window. In all protocols every length covers the same part of the text.
 
 A document shorter than a length is read as a whole at that length: windows never cross documents, and the scored tokens
 stay the same.
@@ -17,8 +19,10 @@ from typing import Literal, get_args
 
 from hf_posswap.evaluation.errors import EvaluationError, TextTooShortError
 
-Protocol = Literal["windows", "same-targets"]
+Protocol = Literal["windows", "same-targets", "sliding"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+USUAL_PROTOCOLS: tuple[Protocol, ...] = ("windows", "same-targets")
+"""The protocols that cost one or two tokens read for each token scored; "sliding" costs length / stride."""
 LEAST_DOCUMENTS = 8
 """Minimum number of documents to read, for any budget: a mean over fewer is not representative."""
 
@@ -49,16 +53,21 @@ class Span:
 
 
 def plan_documents(
-    protocol: Protocol, document_tokens: Sequence[int], lengths: Sequence[int], budget: int
+    protocol: Protocol,
+    document_tokens: Sequence[int],
+    lengths: Sequence[int],
+    budget: int,
+    stride: int | None = None,
 ) -> dict[int, list[tuple[int, list[Span]]]]:
     """Choose the documents to read, and in each the windows of every length.
 
     Args:
-        protocol: "windows" or "same-targets".
+        protocol: "windows", "same-targets" or "sliding".
         document_tokens: number of tokens of each document.
         lengths: window lengths in tokens; a document shorter than a length is one window.
         budget: approximate number of tokens to read for each length, over all documents. If they have more, a sample of
-            documents is read, evenly spread over all of them.
+            documents is read, evenly spread over all of them. "sliding" scores so many tokens, and reads more.
+        stride: tokens by which the windows of "sliding" move; None: half of the shortest length.
 
     Returns:
         For each length, the indices of the documents to read, each with its windows.
@@ -69,7 +78,7 @@ def plan_documents(
     """
     ordered = check_lengths(lengths)
     places, share = share_out(document_tokens, ordered[-1], budget)
-    plans = [(place, _plan_document(protocol, document_tokens[place], ordered, share)) for place in places]
+    plans = [(place, _plan_document(protocol, document_tokens[place], ordered, share, stride)) for place in places]
     return {length: [(place, windows[length]) for place, windows in plans] for length in ordered}
 
 
@@ -103,14 +112,19 @@ def share_out(document_tokens: Sequence[int], longest: int, budget: int, around:
     return places, max(1, budget // count)
 
 
-def _plan_document(protocol: Protocol, tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Span]]:
+def _plan_document(
+    protocol: Protocol, tokens: int, lengths: Sequence[int], budget: int, stride: int | None
+) -> dict[int, list[Span]]:
     """Choose the windows of one document; a document shorter than the longest length is read completely."""
     if tokens >= lengths[-1]:
-        return plan(protocol, tokens, lengths, budget)
+        return plan(protocol, tokens, lengths, budget, stride)
     found = {length: min(length, tokens) for length in lengths}
     if protocol == "same-targets":
         plans = plan(protocol, tokens, sorted(set(found.values())), tokens)
         return {length: plans[size] for length, size in found.items()}
+    if protocol == "sliding":
+        step = checked_stride(stride, lengths)
+        return {length: _slide(0, tokens, size, step) for length, size in found.items()}
     return {length: _cut_whole(tokens, size) for length, size in found.items()}
 
 
@@ -120,7 +134,9 @@ def _cut_whole(tokens: int, size: int) -> list[Span]:
     return [Span(start, min(start + size, tokens), start + 1) for start in starts]
 
 
-def plan(protocol: Protocol, text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Span]]:
+def plan(
+    protocol: Protocol, text_tokens: int, lengths: Sequence[int], budget: int, stride: int | None = None
+) -> dict[int, list[Span]]:
     """Choose the windows of every length.
 
     Args:
@@ -129,9 +145,10 @@ def plan(protocol: Protocol, text_tokens: int, lengths: Sequence[int], budget: i
         lengths: window lengths, in tokens.
         budget: approximate number of tokens to read for each length; at least one window of the longest length is
             always read.
+        stride: tokens by which the windows of "sliding" move; None: half of the shortest length.
 
     Raises:
-        EvaluationError: an unknown protocol, a length below 2, or no length.
+        EvaluationError: an unknown protocol, a length below 2, no length, or a stride that is no part of a window.
         TextTooShortError: the text has fewer tokens than the longest length.
     """
     if protocol not in PROTOCOLS:
@@ -147,6 +164,8 @@ def plan(protocol: Protocol, text_tokens: int, lengths: Sequence[int], budget: i
         )
     if protocol == "windows":
         return _plan_windows(text_tokens, ordered, budget)
+    if protocol == "sliding":
+        return _plan_sliding(text_tokens, ordered, budget, checked_stride(stride, ordered))
     return _plan_same_targets(text_tokens, ordered, budget)
 
 
@@ -169,18 +188,58 @@ def check_lengths(lengths: Sequence[int]) -> list[int]:
     return ordered
 
 
+def checked_stride(stride: int | None, lengths: Sequence[int]) -> int:
+    """Return the stride of "sliding", by default half of the shortest length.
+
+    Raises:
+        EvaluationError: the stride is below 1, or as long as a window, whose first targets would have no context.
+    """
+    shortest = min(lengths)
+    if stride is None:
+        return shortest // 2
+    if not 1 <= stride < shortest:
+        raise EvaluationError(
+            f"the stride is {stride} tokens, and the shortest window has {shortest}. Give a stride from 1 to "
+            f"{shortest - 1}, or longer lengths."
+        )
+    return stride
+
+
 def _plan_windows(text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Span]]:
     """Split regions of the longest length, evenly spread over the text, into non-overlapping windows."""
     longest = lengths[-1]
-    regions = spread(text_tokens - longest, count=max(1, budget // longest), apart=longest)
     return {
         length: [
             Span(start, start + length, start + 1)
-            for region in regions
+            for region in _regions(text_tokens, longest, budget)
             for start in range(region, region + longest - length + 1, length)
         ]
         for length in lengths
     }
+
+
+def _plan_sliding(text_tokens: int, lengths: Sequence[int], budget: int, stride: int) -> dict[int, list[Span]]:
+    """Slide windows over regions of the longest length, evenly spread over the text."""
+    longest = lengths[-1]
+    return {
+        length: [
+            window
+            for region in _regions(text_tokens, longest, budget)
+            for window in _slide(region, region + longest, length, stride)
+        ]
+        for length in lengths
+    }
+
+
+def _regions(text_tokens: int, longest: int, budget: int) -> list[int]:
+    """Return the starts of regions of the longest length, evenly spread over the text."""
+    return spread(text_tokens - longest, count=max(1, budget // longest), apart=longest)
+
+
+def _slide(start: int, stop: int, size: int, stride: int) -> list[Span]:
+    """Return windows of `size` that score every token of start…stop−1 but the first once, `stride` new ones each."""
+    blocks = _blocks(start + size, stop, stride)
+    return [Span(start, start + size, start + 1), *(Span(end - size, end, first) for first, end in blocks)]
 
 
 def _plan_same_targets(text_tokens: int, lengths: Sequence[int], budget: int) -> dict[int, list[Span]]:

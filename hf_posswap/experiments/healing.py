@@ -322,6 +322,7 @@ class _Run:
             budget=experiment.tokens or EVALUATION_TOKENS,
             seed=self.options.seed,
             losses=("same-targets",),
+            keys=False,
             cosines=True,
         )
 

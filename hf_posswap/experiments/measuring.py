@@ -9,16 +9,18 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.evaluation import agreement, masked
 from hf_posswap.evaluation.agreement import AgreementRow, agreement_row, cosine_row, embeddings, windows_of
 from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.key_token_choice import key_tokens
 from hf_posswap.evaluation.masked import masked_loss_rows, plan_masked
-from hf_posswap.evaluation.perplexity import PROTOCOLS, LengthRow, gap_row, perplexity_rows, planned_tokens
+from hf_posswap.evaluation.perplexity import LengthRow, gap_row, perplexity_rows, planned_tokens
 from hf_posswap.evaluation.preparation import has_masked_head
-from hf_posswap.evaluation.windows import Protocol, check_lengths, share_out
+from hf_posswap.evaluation.windows import USUAL_PROTOCOLS, Protocol, check_lengths, share_out
+from hf_posswap.results.kinds import KEY_TOKENS
 from hf_posswap.swapped.tokenizers import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-PROTOCOLS_OF = {"lm": PROTOCOLS, "mlm": (masked.PROTOCOL,), "embedding": (agreement.PROTOCOL,)}
+PROTOCOLS_OF = {"lm": (*USUAL_PROTOCOLS, KEY_TOKENS), "mlm": (masked.PROTOCOL,), "embedding": (agreement.PROTOCOL,)}
 """Protocols by objective."""
 AUTO_CLASSES = {"lm": "AutoModelForCausalLM", "mlm": "AutoModelForMaskedLM", "embedding": "AutoModel"}
 """The Auto class that loads a model for an objective."""
@@ -42,6 +44,7 @@ class Measure:
         budget: approximate number of tokens to read for each length and protocol.
         seed: seed of masked tokens and of the bootstrap.
         losses: protocols of the loss of causal models.
+        keys: whether to report the loss of key tokens of causal models too.
         cosines: whether to report the agreement of embeddings as `AgreementRow` instead of as a loss.
 
     Attributes:
@@ -63,7 +66,8 @@ class Measure:
         *,
         budget: int,
         seed: int,
-        losses: Sequence[Protocol] = PROTOCOLS,
+        losses: Sequence[Protocol] = USUAL_PROTOCOLS,
+        keys: bool = True,
         cosines: bool = False,
     ) -> None:
         if objective not in PROTOCOLS_OF:
@@ -71,7 +75,9 @@ class Measure:
         self.objective, self.tokenizer, self.documents = objective, tokenizer, list(documents)
         self.lengths, self.budget, self.seed = check_lengths(lengths), budget, seed
         self.losses, self.cosines = tuple(losses), cosines
-        self.protocols: tuple[str, ...] = self.losses if objective == "lm" else PROTOCOLS_OF[objective]
+        of_causal: tuple[str, ...] = (*self.losses, KEY_TOKENS) if keys else self.losses
+        self.protocols: tuple[str, ...] = of_causal if objective == "lm" else PROTOCOLS_OF[objective]
+        self._keys: Tensor | None = None
         self._stock: dict[int, tuple[list[Tensor], Tensor]] = {}
         self._notes: dict[int, str] = {}
         counts = [len(ids) for ids in documents]
@@ -87,7 +93,9 @@ class Measure:
             self.tokens = sum(map(len, self.documents)) * len(self.lengths)
 
     def remember(self, stock: Any) -> None:
-        """Store the stock model's embeddings if the objective needs them. Call this before `rows`."""
+        """Store the stock model's choice of key tokens, or its embeddings. Call this before `rows`."""
+        if self.objective == "lm" and KEY_TOKENS in self.protocols and self._keys is None:
+            self._keys = key_tokens(stock, self.documents, self.lengths, budget=self.budget)
         if self.objective != "embedding" or self._stock or self._notes:
             return
         for length in self.lengths:
@@ -101,7 +109,7 @@ class Measure:
         """Return the rows of a model, one for each protocol and length."""
         how: dict[str, Any] = {"budget": self.budget, "seed": self.seed, "progress": progress}
         if self.objective == "lm":
-            return perplexity_rows(model, self.documents, self.lengths, self.losses, **how)
+            return perplexity_rows(model, self.documents, self.lengths, self.losses, keys=self._keys, **how)
         if self.objective == "mlm":
             return masked_loss_rows(model, self.tokenizer, self.documents, self.lengths, **how)
         rows = []

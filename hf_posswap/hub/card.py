@@ -13,18 +13,15 @@ from hf_posswap.hub.facts import CardFacts
 from hf_posswap.hub.markdown import code, code_block, one_line, plain, table
 from hf_posswap.hub.recipe import recipe
 from hf_posswap.hub.results import Measurement, Row
+from hf_posswap.results.kinds import PROTOCOL_WORDS
 from hf_posswap.schemes import SchemeConfig, scheme_class
 from hf_posswap.version import __version__
 
 MARK = "<!-- written by hf_posswap"
 """Beginning of a generated card, which may be replaced. A card without it was written by a person and is kept."""
 METRICS = {"perplexity": "Perplexity", "cosine": "Cosine to the stock model's embeddings"}
-PROTOCOLS = {
-    "windows": "non-overlapping windows",
-    "same-targets": "the same target tokens with ever longer context",
-    "masked": "masked tokens",
-    "": "windows of each length",
-}
+PROTOCOLS = {name: words.told for name, words in PROTOCOL_WORDS.items()} | {"": "windows of each length"}
+"""Each protocol in words; healing.json of an embedding model names none."""
 
 
 def model_card(facts: CardFacts, tags: Sequence[str] = ()) -> ModelCard:

@@ -16,7 +16,7 @@ from hf_posswap.reporting.naming import model_name
 from hf_posswap.reporting.quantities import quantity_of
 from hf_posswap.reporting.stage_figure import shown_lengths, stage_panel
 from hf_posswap.results.groups import Group, as_group
-from hf_posswap.results.kinds import CONTROL, STOCK
+from hf_posswap.results.kinds import CONTROL, KEY_TOKENS, STOCK
 from hf_posswap.results.reading import ResultFile
 
 
@@ -34,7 +34,7 @@ def comparison_figure(group: Group) -> Figure:
     figure = figure_of_rows(group, rows, title)
     panels = [_named(panel, last) for panel in figure.panels if isinstance(panel, LinePanel)]
     if len(group.stages()) > 1:
-        protocol = rows[-1]["protocol"]
+        protocol = next(row["protocol"] for row in reversed(rows) if row["protocol"] != KEY_TOKENS)
         lengths = shown_lengths(group, protocol)
         if lengths:
             panel = stage_panel(group, protocol, lengths[0])

@@ -15,12 +15,12 @@ from hf_posswap.reporting.figures import (
     plain,
 )
 from hf_posswap.reporting.lines import SEVERAL_SEEDS, any_several_seeds, gap_sentences, line_series, marked_if_equal
-from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, staged, variant
+from hf_posswap.reporting.naming import model_name, protocol_title, slug, staged, variant
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.quantities import Quantity, quantity_of
 from hf_posswap.reporting.stage_figure import stage_figures
 from hf_posswap.results.groups import Group
-from hf_posswap.results.kinds import AGREEMENT, CONTROL, LENGTHS, Row
+from hf_posswap.results.kinds import AGREEMENT, CONTROL, KEY_TOKENS, LENGTHS, PROTOCOL_WORDS, Row
 from hf_posswap.results.points import Point, by_key, points
 
 Lines = dict[str, list[Point]]
@@ -52,7 +52,7 @@ def length_figure(group: Group, stage: str) -> Figure:
 def figure_of_rows(group: Group, rows: Sequence[Row], title: str) -> Figure:
     """Return the figure of some rows of a group, with at most one stage of each scheme."""
     quantity = quantity_of(rows)
-    protocols = [name for name in PROTOCOL_TITLES if any(row["protocol"] == name for row in rows)]
+    protocols = [name for name in PROTOCOL_WORDS if any(row["protocol"] == name for row in rows)]
     protocols += sorted({row["protocol"] for row in rows} - set(protocols))
     lines = {
         protocol: lines_of([row for row in rows if row["protocol"] == protocol], "loss", "loss_low", "loss_high")
@@ -65,6 +65,8 @@ def figure_of_rows(group: Group, rows: Sequence[Row], title: str) -> Figure:
     )
     if any(CONTROL in own for own in lines.values()):
         caption += " The control is the stock model, trained on the tokens that healed the others."
+    if KEY_TOKENS in lines:
+        caption += " Key tokens are those that the stock model predicts much better from long context than from short."
     if any_several_seeds(line for own in lines.values() for line in own.values()):
         caption += f" {SEVERAL_SEEDS}"
     return Figure(
@@ -105,8 +107,7 @@ def _panel(
 
     series = marked_if_equal([line_series(key, line, hover, quantity.shown) for key, line in lines.items()])
     lengths = numbered_axis("tokens read at once", (point.x for line in lines.values() for point in line))
-    title = PROTOCOL_TITLES.get(protocol, protocol)
-    return LinePanel(title, lengths, quantity.axis, series, train_length_guide(train_length))
+    return LinePanel(protocol_title(protocol), lengths, quantity.axis, series, train_length_guide(train_length))
 
 
 def _table(lines: Mapping[str, Lines], quantity: Quantity) -> Table:

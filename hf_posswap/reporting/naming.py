@@ -4,15 +4,15 @@ import re
 from pathlib import PurePath
 
 from hf_posswap.results.groups import Group
+from hf_posswap.results.kinds import PROTOCOL_WORDS
 
 STAGE_WORDS = {"swapped": "swapped in, untrained", "calibrated": "calibrated", "healed": "healed"}
 """Wording of each stage in titles."""
-PROTOCOL_TITLES = {
-    "windows": "Non-overlapping windows",
-    "same-targets": "Same target tokens, ever longer context",
-    "masked": "Same masked tokens at every length",
-    "agreement": "Mean cosine of text embeddings",
-}
+
+
+def protocol_title(protocol: str) -> str:
+    """Return the title of a protocol's panel; a protocol that this version does not know has its name."""
+    return PROTOCOL_WORDS[protocol].title if protocol in PROTOCOL_WORDS else protocol
 
 
 def slug(*parts: str) -> str:

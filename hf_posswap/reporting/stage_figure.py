@@ -14,7 +14,7 @@ from hf_posswap.reporting.figures import (
     plain,
 )
 from hf_posswap.reporting.lines import in_order, marked_if_equal
-from hf_posswap.reporting.naming import PROTOCOL_TITLES, model_name, slug, told_apart
+from hf_posswap.reporting.naming import model_name, protocol_title, slug, told_apart
 from hf_posswap.reporting.provenance import provenance_of
 from hf_posswap.reporting.quantities import Quantity, quantity_of
 from hf_posswap.results.groups import Group
@@ -106,7 +106,7 @@ def stage_panel(group: Group, protocol: str, length: float) -> LinePanel:
         unswapped = key in (STOCK, CONTROL)
         found = [_point([row for row in own if unswapped or row["stage"] == stage]) for stage in stages]
         series.append(_series(key, places, found, quantity))
-    title = f"{PROTOCOL_TITLES.get(protocol, protocol)}, {plain(length)} tokens"
+    title = f"{protocol_title(protocol)}, {plain(length)} tokens"
     x = category_axis("", stages)
     return LinePanel(title, x, quantity.axis, marked_if_equal(series), _stock_guide(group, protocol, length))
 

@@ -17,6 +17,48 @@ STAGES = (STOCK, *SWAPPED_STAGES, CONTROL)
 AGREEMENT = "agreement"
 """The protocol whose loss is 1 − the mean cosine to the stock model's embeddings, and the family of its rows."""
 
+KEY_TOKENS = "key-tokens"
+"""The protocol of the loss of key tokens; see `hf_posswap.evaluation.key_token_choice`."""
+
+
+@dataclass(frozen=True)
+class ProtocolWords:
+    """The wording of a protocol of losses by length.
+
+    Attributes:
+        title: title of its panel in a figure.
+        told: the protocol within a sentence.
+        quantity: the measured quantity, before `told` in a heading.
+    """
+
+    title: str
+    told: str
+    quantity: str = "Perplexity"
+
+    @property
+    def heading(self) -> str:
+        """Heading of a table."""
+        return f"{self.quantity}, {self.told}"
+
+
+PROTOCOL_WORDS = {
+    "windows": ProtocolWords("Non-overlapping windows", "non-overlapping windows"),
+    "same-targets": ProtocolWords(
+        "Same target tokens, ever longer context", "the same target tokens with ever longer context"
+    ),
+    KEY_TOKENS: ProtocolWords(
+        "Key tokens, ever longer context", "key tokens alone, which the stock model predicts better from long context"
+    ),
+    "sliding": ProtocolWords("Sliding windows", "windows that slide by a stride"),
+    "masked": ProtocolWords(
+        "Same masked tokens at every length", "the same masked tokens at every length", "Masked-token perplexity"
+    ),
+    AGREEMENT: ProtocolWords(
+        "Mean cosine of text embeddings", "mean over windows of each length", "Cosine to the stock model's embeddings"
+    ),
+}
+"""The wording of each protocol, in the order of tables and figures."""
+
 Row = dict[str, Any]
 
 
@@ -142,6 +184,30 @@ RETRIEVAL = Kind(
     + _NOTE,
     measures="retrieval",
 )
+RULER = Kind(
+    name="ruler",
+    file="ruler",
+    family="ruler",
+    columns=_MODEL
+    + _keys("length")
+    + _keys("task", holds=str)
+    + _measured("score")
+    + _details("log_probability", "chance_log_probability", "gain", "gain_low", "gain_high", "trials")
+    + _NOTE,
+    measures="RULER's tasks",
+)
+NEEDLES = Kind(
+    name="needle-retrieval",
+    file="needles",
+    family="needle-retrieval",
+    columns=_MODEL
+    + _keys("length")
+    + _keys("task", "metric", holds=str)
+    + _measured("value")
+    + _details("low", "high", "queries", "chance")
+    + _NOTE,
+    measures="retrieval of needles",
+)
 BENCH = Kind(
     name="bench",
     file="bench",
@@ -171,7 +237,9 @@ BIASES = Kind(
     measures="bias by distance",
 )
 
-KINDS = {kind.name: kind for kind in (COMPARISON, LENGTHS, POSITIONS, PASSKEY, RETRIEVAL, BENCH, BIASES)}
+KINDS = {
+    kind.name: kind for kind in (COMPARISON, LENGTHS, POSITIONS, PASSKEY, RULER, RETRIEVAL, NEEDLES, BENCH, BIASES)
+}
 """Kinds by name. A gap is a row without a measured value, and with a note that gives the reason."""
 FAMILIES = tuple(dict.fromkeys((LENGTHS.family, AGREEMENT, *(kind.family for kind in KINDS.values()))))
 """Families of kinds in the order of their figures in a report."""

@@ -9,11 +9,20 @@ import pytest
 
 from tests.training import processes
 
-PARTS = 6
+PARTS = 10
 
 
 def command(output: Path, text: Path) -> list[str]:
-    measured = ["--lengths", "70,140,300", "--tokens", "1000", "--measure", "loss,positions", "--seed", "3"]
+    measured = [
+        "--lengths",
+        "70,140,300",
+        "--tokens",
+        "1000",
+        "--measure",
+        "loss,key-tokens,positions,sliding",
+        "--seed",
+        "3",
+    ]
     return ["evaluate", "demo:gpt2", "--text", str(text), *measured, "--output-dir", str(output)]
 
 

@@ -72,7 +72,11 @@ def interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-PARTS = ["windows-70", "windows-300", "same-targets-70", "same-targets-300", "passkey-70", "passkey-300"]
+PARTS = [
+    *("windows-70", "windows-300", "key-tokens-choice", "same-targets-70", "same-targets-300"),
+    *("passkey-70", "passkey-300"),
+]
+PROTOCOLS = ("windows", "same-targets", "key-tokens")
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +93,10 @@ def test_a_causal_model_is_measured_by_all_that_fits(whole: tuple[Path, dict[str
     assert names == sorted(f"{name}.{ending}" for name in results for ending in ("csv", "json"))
     assert list(results) == ["lengths", "positions", "passkey"]
     rows = {(row["protocol"], row["length"]): row for row in results["lengths"]["rows"]}
-    assert set(rows) == {(protocol, length) for protocol in ("windows", "same-targets") for length in (70, 300)}
+    assert set(rows) == {(protocol, length) for protocol in PROTOCOLS for length in (70, 300)}
     assert rows["windows", 70]["loss"] > 0
-    assert [rows[protocol, 300]["note"] for protocol in ("windows", "same-targets")] == ["longest position 256"] * 2
+    assert [rows[protocol, 300]["note"] for protocol in PROTOCOLS] == ["longest position 256"] * 3
+    assert rows["key-tokens", 70]["note"].startswith("none of 150 tokens is a key token")
     assert [row["length"] for row in results["positions"]["rows"]] == [70, 70, 300]
     assert [row["correct"] is None for row in results["passkey"]["rows"]] == [False, True]
 
@@ -116,7 +121,7 @@ def test_the_files_keep_the_contract(whole: tuple[Path, dict[str, Any], Recorder
         ]
 
 
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize("after", [1, 3, 5])
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     whole: tuple[Path, dict[str, Any], Recorder], tmp_path: Path, after: int
 ) -> None:
@@ -171,6 +176,16 @@ def test_a_disk_that_is_full_says_how_to_go_on(tmp_path: Path, monkeypatch: pyte
         run_evaluation(prepare_evaluation(settings(measurements=("positions",), lengths=(70,))), tmp_path)
 
 
+def test_sliding_windows_are_measured_if_they_are_named(tmp_path: Path) -> None:
+    given = settings(measurements=("sliding",), lengths=(64, 128), stride=16)
+    rows = run_evaluation(prepare_evaluation(given), tmp_path)["lengths"]["rows"]
+    assert [(row["protocol"], row["length"]) for row in rows] == [("sliding", 64), ("sliding", 128)]
+    assert len({row["tokens"] for row in rows}) == 1, "the same tokens at every length"
+    assert rows[1]["loss"] < rows[0]["loss"]
+    with pytest.raises(EvaluationError, match="the stride is 64 tokens, and the shortest window has 64"):
+        prepare_evaluation(settings(measurements=("sliding",), lengths=(64, 128), stride=64))
+
+
 def test_a_scheme_is_swapped_in_first(tmp_path: Path) -> None:
     swapped = settings(pos_scheme="alibi", measurements=("loss",), stage="calibrated")
     rows = run_evaluation(prepare_evaluation(swapped), tmp_path)["lengths"]["rows"]
@@ -215,9 +230,9 @@ def test_a_masked_language_model_is_measured_by_masked_tokens_too(tmp_path: Path
         (
             {"measurements": ("speed",)},
             EvaluationError,
-            "unknown value of measurements: 'speed'. Allowed: loss, masked",
+            "unknown value of measurements: 'speed'. Allowed: key-tokens, loss, masked",
         ),
-        ({"measurements": ("masked",)}, EvaluationError, "for it: loss, positions, passkey"),
+        ({"measurements": ("masked",)}, EvaluationError, "for it: loss, key-tokens, positions, passkey"),
         ({"model": "demo:bert", "measurements": ("loss",)}, EvaluationError, "for causal language models.*: retrieval"),
         ({"model": "demo:bert", "measurements": ("masked",)}, EvaluationError, "has no such head.*: retrieval"),
         (

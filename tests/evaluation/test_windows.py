@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_posswap.evaluation import EvaluationError, TextTooShortError
-from hf_posswap.evaluation.windows import PROTOCOLS, plan
+from hf_posswap.evaluation.windows import USUAL_PROTOCOLS, plan
 
 lengths_and_text = st.lists(st.integers(2, 300), min_size=1, max_size=5).flatmap(
     lambda lengths: st.tuples(st.just(lengths), st.integers(max(lengths), 3000), st.integers(1, 5000))
@@ -42,6 +42,30 @@ def test_the_same_tokens_are_targets_at_every_length(case: tuple[list[int], int,
         assert windows[-1].stop <= text_tokens
 
 
+@given(lengths_and_text, st.data())
+def test_sliding_windows_score_every_token_of_a_region_once_with_enough_context(
+    case: tuple[list[int], int, int], data: st.DataObject
+) -> None:
+    lengths, text_tokens, budget = case
+    longest, stride = max(lengths), data.draw(st.none() | st.integers(1, min(lengths) - 1))
+    planned = plan("sliding", text_tokens, lengths, budget, stride)
+    starts = [window.start for window in plan("windows", text_tokens, [longest], budget)[longest]]
+    targets = [token for start in starts for token in range(start + 1, start + longest)]
+    for length, windows in planned.items():
+        assert [token for w in windows for token in range(w.first_target, w.stop)] == targets
+        assert all(window.size == length for window in windows)
+        later = [window for window in windows if window.first_target - 1 not in starts]
+        context = length - (stride or min(lengths) // 2)
+        assert all(window.first_target - window.start >= context for window in later)
+        assert len(windows) - len(later) == len(starts)
+
+
+@pytest.mark.parametrize("stride", [0, 64, 100])
+def test_a_stride_that_leaves_no_context_is_refused(stride: int) -> None:
+    with pytest.raises(EvaluationError, match=f"the stride is {stride} tokens, and the shortest window has 64"):
+        plan("sliding", 1000, [64, 128], 100, stride)
+
+
 @given(lengths_and_text)
 def test_no_more_tokens_are_read_than_the_budget_allows(case: tuple[list[int], int, int]) -> None:
     lengths, text_tokens, budget = case
@@ -49,7 +73,7 @@ def test_no_more_tokens_are_read_than_the_budget_allows(case: tuple[list[int], i
         assert length * len(windows) <= max(budget, max(lengths))
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", USUAL_PROTOCOLS)
 def test_both_protocols_read_the_budget_at_every_length(protocol: str) -> None:
     planned = plan(protocol, 100_000, [64, 256, 1024], 8192)
     assert [length * len(windows) for length, windows in planned.items()] == [8192] * 3
@@ -85,7 +109,7 @@ def test_text_too_short_says_how_many_tokens_it_has_and_needs() -> None:
 @pytest.mark.parametrize(
     ("protocol", "lengths", "budget", "message"),
     [
-        ("sliding", [64], 100, "unknown protocol 'sliding'. Allowed: windows, same-targets"),
+        ("skating", [64], 100, "unknown protocol 'skating'. Allowed: windows, same-targets, sliding"),
         ("windows", [], 100, "no length given"),
         ("windows", [1, 64], 100, "length 1 is too short"),
         ("windows", [-5], 100, "length -5 is too short"),

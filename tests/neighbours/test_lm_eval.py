@@ -2,14 +2,18 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from hf_posswap.evaluation.ruler_tasks import LEAST_FREQUENT, TASKS, Material, score
+from hf_posswap.sources import load_tokenizer
 from hf_posswap.texts.sources import resolve_texts
 from tests.matrix.test_round_trip import ENVIRONMENT
 
@@ -58,3 +62,24 @@ def test_the_command_line_measures_a_swapped_model(gpt2_folder: str, tmp_path: P
         logits = model(torch.cat([start, target[:, :-1]], dim=1)).logits
     loss = torch.nn.functional.cross_entropy(logits[0], target[0], reduction="sum")
     assert measured == pytest.approx(float(torch.exp(loss / len(text.encode()))), rel=1e-4)
+
+
+def test_rulers_scoring_rule_and_frequencies_are_those_of_lm_eval() -> None:
+    from lm_eval.tasks.ruler.common_utils import postprocess_pred, string_match_all
+    from lm_eval.tasks.ruler.fwe_utils import generate_input_output
+
+    for text in ("1234567, and 7654321", "Seven: 123456 7", " aBc\n7654321", ""):
+        answers = ["1234567", "7654321", "abC"]
+        assert score(answers, text) == pytest.approx(string_match_all(postprocess_pred([text]), [answers]))
+    tokenizer = load_tokenizer("demo:gpt2")
+    theirs, answers, words = generate_input_output(100_000, tokenizer, num_words=300, vocab_size=20)
+    assert words == 300
+    material = Material([resolve_texts("demo:book/test")[0].read()[:40_000]])
+    made = TASKS["frequent-words"].make(random.Random(0), material, words - LEAST_FREQUENT, 1000)
+    counts = [
+        Counter(text.split(start)[1].split("\nQuestion")[0].split())
+        for text, start in ((theirs, "coded words. "), (made.prompt, "frequent ones. "))
+    ]
+    assert sorted(counts[0].values()) == sorted(counts[1].values())
+    assert len(answers) == len(made.answers)
+    assert score(answers, " ".join(word for word, _ in counts[0].most_common(4))) == 1.0
