@@ -116,9 +116,9 @@ def _made(scheme: type[Scheme], config: SchemeConfig, causal: bool) -> tuple[Sch
         return module, layer, ""
     curve = example_curve(causal)
     if layer.content_groups(curve.distances) is None:
-        layer.fit(curve)
-        module.fit([curve])
-        return module, layer, ", fitted to the dotted curves"
+        fitted = [layer.fit(curve), module.fit([curve])]
+        if any(fitted):
+            return module, layer, ", fitted to the dotted curves"
     with torch.no_grad():
         for parameter in parameters:
             parameter.normal_(std=0.5)

@@ -13,6 +13,10 @@ Mix = Callable[[Tensor, int], Tensor]
 """Maps the weights (B, H, n, Lk) of the queries start…start+n−1 to a summand of their context (B, H, n, D)."""
 
 
+LOWER_THAN_SCORES = -1000.0
+"""Values of an additive mask below this one hide a key as well as the minimum does: -10000 is in wide use."""
+
+
 @dataclass
 class AttentionInputs:
     """The inputs of one attention call, after projection, transformation and cache.
@@ -118,7 +122,7 @@ def visible_keys(inputs: AttentionInputs, start: int, stop: int) -> Tensor | Non
     mask: Tensor = inputs.mask[..., : inputs.key_length]
     if mask.shape[2] > 1:  # otherwise all queries have the same row
         mask = mask[:, :, start:stop]
-    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min
+    return mask if mask.dtype == torch.bool else mask > LOWER_THAN_SCORES
 
 
 def seen_rows(inputs: AttentionInputs, bias: Bias, start: int, stop: int) -> Tensor:

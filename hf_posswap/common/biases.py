@@ -55,11 +55,11 @@ class Bias(ABC):
     def scaled(self, share: Tensor) -> "Bias":
         """Return the bias times a share 0…1 (0-dim): of the same kind if `proportional_to` is set, otherwise dense."""
         if not self.proportional_to:
-            return DenseBias(lambda start, stop: _scaled(self.rows(start, stop), share))
-        return replace(self, **{self.proportional_to: _scaled(getattr(self, self.proportional_to), share)})  # type: ignore[type-var]
+            return DenseBias(lambda start, stop: at_share(self.rows(start, stop), share))
+        return replace(self, **{self.proportional_to: at_share(getattr(self, self.proportional_to), share)})  # type: ignore[type-var]
 
 
-def _scaled(values: Tensor, share: Tensor) -> Tensor:
+def at_share(values: Tensor, share: Tensor) -> Tensor:
     """Return share · values; −∞, which hides a key, becomes ln(1 − share), which multiplies exp(score) by 1 − share."""
     return torch.where(values.isneginf(), torch.log1p(-share), values * share)
 

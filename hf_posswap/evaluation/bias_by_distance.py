@@ -140,19 +140,28 @@ class _Places:
 
 def _bias(scheme: Any, attention: Any, places: _Places, query: Tensor | None) -> tuple[Tensor | None, bool]:
     """Return a layer's bias for the keys, float32, (H, keys), or None; and whether it depends on the query."""
-    facts, positions = scheme.facts, places.positions
-    zeros = torch.zeros(1, facts.num_heads, 1, facts.head_dim, device=positions.query.device)
-    prepared = scheme.prepare(positions)
+    facts, device = scheme.facts, places.distances.device
+    zeros = torch.zeros(1, facts.num_heads, 1, facts.head_dim, device=device)
 
-    def at(vector: Tensor) -> Tensor | None:
+    def made(places: _Places, vector: Tensor) -> Bias | None:
         queries = vector.float().expand(-1, -1, len(places), -1)
         keys, scaling = torch.zeros_like(queries[:, : facts.num_key_value_heads]), _scaling(attention, facts.head_dim)
-        inputs = ScoreInputs(queries, keys, positions, prepared, scaling, (queries, keys))
-        bias: Bias | None = attention.pos_scheme.bias(inputs)
+        prepared = scheme.prepare(places.positions)
+        bias: Bias | None = attention.pos_scheme.bias(
+            ScoreInputs(queries, keys, places.positions, prepared, scaling, (queries, keys))
+        )
+        return bias
+
+    def at(vector: Tensor) -> Tensor | None:
+        read, bias = places, made(places, vector)
+        if bias is not None and bias.reads_scores:  # such a bias may depend on the keys in between
+            read = _Places(facts.causal, torch.arange(int(places.distances[-1]) + 1, device=device))
+            bias = made(read, vector)
         if bias is None or isinstance(bias, ChosenScores):  # which is part of the cosine-sum
             return None
-        rows = bias.rows(places.query, places.query + 1)[0].expand(facts.num_heads, 1, len(places))
-        values, window = rows[:, 0].flip(-1).float(), attention.pos_scheme.window
+        rows = bias.rows(read.query, read.query + 1)[0].expand(facts.num_heads, 1, len(read))
+        values = rows[:, 0].flip(-1).float()[:, torch.searchsorted(read.distances, places.distances)]
+        window = attention.pos_scheme.window
         return values if window is None else values.masked_fill(places.distances.abs() >= window, -math.inf)
 
     bare, other = at(zeros), at(torch.ones_like(zeros))

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_posswap.attention.inputs import LOWER_THAN_SCORES
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import BackendError, PositionError
 
@@ -57,10 +58,6 @@ def shown_entries(mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool or mask.dim() == 2:
         return mask.bool()
     return mask > torch.finfo(mask.dtype).min
-
-
-LOWER_THAN_SCORES = -1000.0
-"""Values of an additive mask below this one hide a key as well as the minimum does: -10000 is in wide use."""
 
 
 def check_no_future(mask: Any, offset: int | Tensor, sizes: dict[int, tuple[int, int]] | None, scheme: str) -> None:

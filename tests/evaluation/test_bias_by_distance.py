@@ -85,10 +85,10 @@ def test_a_bias_that_reads_the_query_is_taken_at_the_mean_query() -> None:
         text = torch.arange(50, 90)[None]
         original = type(layers[0]).bias
 
-        def spy(self: Any, q: torch.Tensor, *rest: Any) -> Any:
+        def spy(self: Any, inputs: Any) -> Any:
             if self is layers[1]:
-                seen.append(q)
-            return original(self, q, *rest)
+                seen.append(inputs.q)
+            return original(self, inputs)
 
         rows = bias_by_distance(model, 8, text)
         with pytest.MonkeyPatch.context() as patch:
@@ -102,6 +102,20 @@ def test_a_bias_that_reads_the_query_is_taken_at_the_mean_query() -> None:
             assert row["value"] == pytest.approx(float(mean[row["head"]] @ vector), rel=1e-3, abs=1e-5)
             assert row["note"] == "at the mean query of a text"
     assert {row["value"] for row in bias_by_distance(model, 8)} == {0.0}
+
+
+def test_keys_between_the_shown_distances_are_counted() -> None:
+    """CoPE at keys of zero: each gate is a half, so that the key at Δ is at the position (Δ + 1)/2."""
+    model = swapped("demo:gpt2", "cope:positions=40")
+    layers = [module for module in model.modules() if type(module).__name__ == "CopeLayer"]
+    with torch.no_grad():
+        for layer in layers:
+            layer.position_vectors.copy_(torch.arange(40.0)[:, None].expand_as(layer.position_vectors))
+    rows = [row for row in bias_by_distance(model, 100, torch.arange(50, 90)[None]) if row["layer"] == 1]
+    for head in range(8):
+        values = {row["distance"]: row["value"] for row in rows if row["head"] == head}
+        for distance, value in values.items():
+            assert value == pytest.approx(min((distance + 1) / 2, 39) * 2 * values[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("scheme", list_schemes())

@@ -7,10 +7,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import hf_posswap
+from hf_posswap.common.positions import Positions
 from hf_posswap.errors import PositionError
-from hf_posswap.schemes import SchemeLayer
-from hf_posswap.swapped.plan import core_of
-from hf_posswap.swapped.questions import path_of
 from tests.matrix.cells import TRAIN_LENGTH, Cell, default_cells, given, random_tokens, small_model, supported_cells
 
 CAUSAL = [cell for cell in supported_cells() if cell.causal]
@@ -114,13 +112,12 @@ def test_padding_within_a_conversation_is_left_out_whatever_the_cache(cell: Cell
 
 
 def reads_distances(cell: Cell, model: Any) -> bool:
-    """Whether the scheme needs to know where cached keys stand: for a bias, or to turn them anew.
-
-    A bias that sums steps of tokens reads which tokens are between two others, and no positions.
-    """
-    layer = next((module for module in model.modules() if isinstance(module, SchemeLayer)), SchemeLayer())
-    stays = path_of(core_of(model).pos_scheme, layer, model).endswith("exactly as in the stock model")
-    return not (stays or layer.state_size) or "dynamic" in cell.label or "longrope" in cell.label
+    """Whether the scheme needs to know where cached keys stand: for a bias, or to turn them anew."""
+    asked: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(Positions, "require_known", lambda self: asked.append(True))
+        model.generate(random_tokens(1, 4), max_new_tokens=2, **SETTINGS)  # a text, and a token after it
+    return bool(asked) or "dynamic" in cell.label or "longrope" in cell.label
 
 
 @pytest.mark.parametrize("cell", CAUSAL, ids=str)
