@@ -7,6 +7,7 @@ description needs more than discovery has a file here with a subclass.
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -145,7 +146,7 @@ class Architecture:
     def position_table(self, base: Any) -> nn.Module | None:
         """Return the module in the place of the base model's position table; None if the family has no table."""
         path = self.table_path(base)
-        return None if path is None else base.get_submodule(path)
+        return None if path is None else attrgetter(path)(base)
 
     def first_row(self, base: Any) -> int:
         """Return the first row of the base model's position table that a text reads; 0 without a table."""

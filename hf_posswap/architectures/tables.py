@@ -58,9 +58,11 @@ class RetiredTable(nn.Module):
 
     def add(self, added: Tensor | None) -> None:
         """Let the next forward add what the scheme embeds, (B|1, L, D), or nothing."""
-        for part in self.modules():  # adapters hold copies of this module
-            if isinstance(part, RetiredTable):
-                part.added = added
+        self.added = added
+        if self._modules:  # adapters hold copies of this module
+            for part in self.modules():
+                if isinstance(part, RetiredTable):
+                    part.added = added
 
     def usable_rows(self) -> Tensor:
         """Return the rows of the stock table that a text reads, (L, D)."""

@@ -5,8 +5,6 @@ of the family (scaling, dropout, softcap, sinks). The swapped attention module a
 the layer's scheme.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,14 +24,19 @@ _CURRENT: ContextVar[Any] = ContextVar("posswap_current", default=None)
 """The value of the keyword, for families whose modules do not pass keywords on. Compiled graphs cannot read it."""
 
 
-@contextmanager
-def current(value: Any) -> Iterator[None]:
-    """Provide a context, or a call, to modules that get no keyword, within a `with` block."""
-    token = _CURRENT.set(value)
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)
+class current:
+    """Provides a context, or a call, to modules that get no keyword, within a `with` block."""
+
+    __slots__ = ("token", "value")
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __enter__(self) -> None:
+        self.token = _CURRENT.set(self.value)
+
+    def __exit__(self, *raised: object) -> None:
+        _CURRENT.reset(self.token)
 
 
 def handed_on(kwargs: dict[str, Any]) -> Any:

@@ -268,9 +268,8 @@ def _can_take_row(call: Call) -> bool:
 
 
 def _single_query(call: Call) -> Output:
-    bias = call.relative or call.bias
-    assert bias is not None
-    return single_query_attention(call.inputs, bias), None
+    assert call.bias is not None
+    return single_query_attention(call.inputs, call.bias), None
 
 
 EAGER = (Path(lambda call: True, lambda call: eager_attention(*call[:3]), "eager, scores written out"),)

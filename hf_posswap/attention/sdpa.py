@@ -5,6 +5,7 @@ block of queries at a time.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from hf_posswap.attention.eager import eager_block
 from hf_posswap.attention.inputs import AttentionInputs, Mix, bias_dtype, masked_rows, repeat_heads, seen_rows
 from hf_posswap.attention.visibility import learns
-from hf_posswap.common.biases import Bias, RelativeBias
+from hf_posswap.common.biases import Bias, LinearBias, RelativeBias
 
 QUERY_BLOCK = 256
 """Queries per block: the fastest of 64…L for a strided bias on a CPU, measured between 512 and 4096 tokens."""
@@ -102,26 +103,50 @@ def relative_attention(inputs: AttentionInputs, bias: RelativeBias) -> Tensor:
 
 
 def single_query_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:
-    """Return the context (B, H, 1, D) of one query; the bias is one row.
+    """Return the context (B, H, 1, D) of one query; the bias is one row, which other layers find by `known_row`."""
+    row = known_row(inputs.shared, inputs.q, inputs.k, bias, inputs.mask)
+    if row is None:
+        row = _single_row(inputs, bias)
+        if _is_shared(bias, inputs.mask):
+            key = _row_key(inputs.q, inputs.k, bias, inputs.mask)
+            inputs.shared[key] = row, bias, inputs.mask  # kept alive, so that their ids stay unique
+    return attend_to_row(inputs.q, inputs.k, inputs.v, row, inputs.scaling, inputs.dropout).transpose(1, 2)
 
-    Query heads that share a key head become the queries of that head, so keys and values are not repeated. All layers
-    that share the bias use the same row.
+
+def known_row(shared: dict[Any, Any], q: Tensor, k: Tensor, bias: Bias, mask: Any) -> Tensor | None:
+    """Return the row with which an earlier layer called `single_query_attention` for the same bias and mask, or None.
+
+    Args:
+        shared: values that all layers of the forward share.
+        q: query, (B, H, 1, D).
+        k: keys, (B, Hkv, Lk, D).
+        bias: the layer's bias.
+        mask: the layer's mask.
     """
-    batch, heads, _, dim = inputs.q.shape
-    key_heads = inputs.k.shape[1]
-    if _kept(bias) and not (isinstance(inputs.mask, Tensor) and learns(inputs.mask)):
-        rows = inputs.once("row", (bias, inputs.mask, inputs.q.dtype), lambda: _single_row(inputs, bias))
-    else:
-        rows = _single_row(inputs, bias)
-    context = F.scaled_dot_product_attention(
-        inputs.q if heads == key_heads else inputs.q.view(batch, key_heads, -1, dim),
-        inputs.k,
-        inputs.v,
-        attn_mask=rows,
-        dropout_p=inputs.dropout,
-        scale=inputs.scaling,
-    )
-    return context if heads == key_heads else context.view(batch, heads, 1, -1)
+    if torch.compiler.is_compiling() or not shared:
+        return None
+    known = shared.get(_row_key(q, k, bias, mask))
+    if known is None or (torch.is_grad_enabled() and not _is_shared(bias, mask)):
+        return None
+    row: Tensor = known[0]
+    return row
+
+
+def _row_key(q: Tensor, k: Tensor, bias: Bias, mask: Any) -> tuple[Any, ...]:
+    return "row", id(bias), id(mask), q.shape, k.shape, q.dtype
+
+
+def attend_to_row(q: Tensor, k: Tensor, v: Tensor, row: Tensor, scaling: float, dropout: float = 0.0) -> Tensor:
+    """Return the context (B, 1, H, D) of one query, given its row of the bias.
+
+    Query heads that share a key head become the queries of that head, so keys and values are not repeated.
+    """
+    batch, heads, _, dim = q.shape
+    key_heads = k.shape[1]
+    if heads != key_heads:
+        q = q.view(batch, key_heads, heads // key_heads, dim)
+    context = F.scaled_dot_product_attention(q, k, v, attn_mask=row, dropout_p=dropout, scale=scaling)
+    return context.reshape(batch, 1, heads, -1)
 
 
 def _single_row(inputs: AttentionInputs, bias: Bias) -> Tensor:
@@ -134,11 +159,14 @@ def _single_row(inputs: AttentionInputs, bias: Bias) -> Tensor:
     return rows.view(rows.shape[0], key_heads, heads // key_heads, -1).expand(batch, -1, -1, -1)
 
 
-def _kept(bias: Bias) -> bool:
-    """Return whether other layers may reuse values that depend on the bias: it is relative and needs no gradient."""
-    if torch.compiler.is_compiling() or not isinstance(bias, RelativeBias):
+def _is_shared(bias: Bias, mask: Any) -> bool:
+    """Return whether layers may share a row of the bias: it is relative, and neither it nor the mask learns."""
+    if torch.compiler.is_compiling() or not isinstance(bias, LinearBias | RelativeBias):
         return False
-    return not (torch.is_grad_enabled() and bias.values.requires_grad)
+    if not torch.is_grad_enabled():
+        return True
+    values = bias.slopes if isinstance(bias, LinearBias) else bias.values
+    return not (values.requires_grad or (isinstance(mask, Tensor) and learns(mask)))
 
 
 def blockwise_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:

@@ -185,6 +185,8 @@ class Scheme(nn.Module):
     supports_encoder: ClassVar[bool] = True
     encoder_refusal: ClassVar[str] = ""
     """Why an encoder cannot use the scheme; empty if it can."""
+    divided: ClassVar[bool] = False
+    """Whether the scheme consists of several `parts`."""
     calibration_refusal: str = ""
     """Why calibration can fit none of the scheme's parameters; empty if it can, or if the scheme has none. If the
     reason depends on the options, the scheme sets it on the instance."""

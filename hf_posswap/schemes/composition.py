@@ -145,6 +145,7 @@ class Composition(Scheme):
     config_class = CompositionConfig
     config: CompositionConfig
     formula = "by layer"
+    divided = True
 
     def __init__(self, config: CompositionConfig, facts: ModelFacts) -> None:
         super().__init__(config, facts)

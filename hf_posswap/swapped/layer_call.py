@@ -15,6 +15,7 @@ from hf_posswap.architectures.discovery import stock_class_of
 from hf_posswap.attention import attend
 from hf_posswap.attention.dispatch import BACKENDS, FLASH
 from hf_posswap.attention.inputs import AttentionInputs, Mix
+from hf_posswap.attention.sdpa import attend_to_row, known_row
 from hf_posswap.attention.visibility import learns
 from hf_posswap.attention.windows import SlidingWindow, check_windows, windowed
 from hf_posswap.common.biases import Bias
@@ -59,7 +60,7 @@ class LayerCall:
     def __init__(self, module: Any, scheme: SchemeLayer, context: Any) -> None:
         self.module = module
         self.scheme = scheme
-        self.context = _own_context(module, context)
+        self.context = _own_context(module, context) if context.learns else context
         self.stages: list[tuple[Any, Any]] = self.context.stages(scheme)
         """The scheme layers that act in the layer, each with its prepared values."""
         self.hidden_states: Tensor | None = None
@@ -168,6 +169,9 @@ class LayerCall:
         precision = full_precision(q, context.autocast)
         with precision:
             q, k, bias, mix = self._positioned(q, k, context, scaling, state)
+            row = None if bias is None or mix is not None else self._known_row(q, k, bias, mask, context, kwargs)
+            if row is not None:
+                return attend_to_row(q, k, v, row, scaling), None
         causal = kwargs.get("is_causal")
         causal = context.positions.causal if causal is None else causal
         backend = self.module.pos_backend(context, kwargs)
@@ -186,6 +190,22 @@ class LayerCall:
         with precision:
             output, weights = attend(inputs, bias, mix, backend, natively)
         return output.transpose(1, 2).contiguous(), weights  # as stock functions return it
+
+    def _known_row(
+        self, q: Tensor, k: Tensor, bias: Bias, mask: Any, context: Any, kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """Return the row of a single query's bias if an earlier layer of the forward attended with it; otherwise None.
+
+        While a text is decoded, all but the first layer then skip the checks and the search for a path.
+        """
+        shared = context.shared
+        if q.shape[2] != 1 or shared is None or ("own function", type(self.module)) not in shared:
+            return None
+        if self.scheme.window is not None or self.module.pos_backend(context, kwargs) != "sdpa":
+            return None
+        if kwargs.get("dropout") or kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+            return None
+        return known_row(shared, q, k, bias, mask)
 
     def _within(
         self,
@@ -273,15 +293,16 @@ class LayerCall:
             PositionError: the number of keys differs from the expected one, so their positions are unknown.
         """
         context = self.context
+        whole = context.positions.key_length
         if self.cached_length is None and self.has_cache:
-            self.cached_length, self.first = self._announced(key_length)
+            self.cached_length, self.first = (whole, 0) if key_length == whole else self._announced(key_length)
         expected = context.positions.query_length if self.cached_length is None else self.cached_length
         if key_length != expected:
             raise PositionError(
                 f"a layer attends to {key_length} keys where {expected} were expected, so their positions are unknown: "
                 "keys were added or evicted by something else. Run without a cache, or with one of transformers' own."
             )
-        if self.first == 0 and key_length == context.positions.key_length:
+        if self.first == 0 and key_length == whole:
             return context
         if context.shared is None or torch.compiler.is_compiling() or torch.is_grad_enabled():
             return self._made_for_keys(key_length)
@@ -296,10 +317,8 @@ class LayerCall:
         The values are those of any layer of the cache with this number of keys; if there is none, those of the whole
         text. The index of this layer in the cache is unknown, because its keys did not pass through `store`.
         """
-        whole = self.context.positions.key_length
-        if key_length == whole:
-            return whole, 0
         sizes = self.context.sizes or {}
+        whole = self.context.positions.key_length
         return next((size for size in sizes.values() if size[0] == key_length), (whole, 0))
 
     def _made_for_keys(self, key_length: int) -> Any:
@@ -318,7 +337,7 @@ def _own_context(module: Any, context: Any) -> Any:
     A reentrant checkpoint first runs a layer without gradients, then runs it again in the backward pass, with its own
     backward pass. With shared values, each layer's backward pass would run through the same graph again.
     """
-    if not context.learns or context.mode is not None or context.shared is None or torch.compiler.is_compiling():
+    if context.mode is not None or context.shared is None or torch.compiler.is_compiling():
         return context
     key = ("computed again", id(module))
     if not torch.is_grad_enabled():
@@ -340,7 +359,13 @@ def _attend_natively(
     module: Any, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: AttentionInputs
 ) -> tuple[Tensor, Tensor | None]:
     """Run the stock attention function: context (B, L, H, D), and the weights if the backend returns them."""
-    stock = stock_function(module, backend, module.pos_family)
+    key = ("stock function", type(module), backend)
+    if torch.compiler.is_compiling():
+        stock = stock_function(module, backend, module.pos_family)
+    elif key in inputs.shared:
+        stock = inputs.shared[key]
+    else:
+        stock = inputs.shared[key] = stock_function(module, backend, module.pos_family)
     if stock is None:
         context, weights = attend(inputs, None, None, backend)
         return context.transpose(1, 2).contiguous(), weights

@@ -20,7 +20,7 @@ from hf_posswap.common.positions import Positions
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.schemes.base import Scheme, SchemeLayer
 from hf_posswap.schemes.partial import PartialLayer
-from hf_posswap.swapped.angles import Turn, computed
+from hf_posswap.swapped.angles import NeutralAngles, Turn, computed
 from hf_posswap.swapped.cache_view import cache_among, check_whole
 from hf_posswap.swapped.direction import KEYWORD, check_direction
 from hf_posswap.swapped.forward_masks import check_no_future, document_mask, readable_mask
@@ -143,7 +143,7 @@ class ForwardContext(NamedTuple):
 
 def weights_in_memory(scheme: nn.Module) -> AbstractContextManager[Any]:
     """Load a scheme's weights into memory within a `with` block, if accelerate has offloaded them."""
-    if torch.compiler.is_compiling() or not (scheme._parameters or scheme._modules) or not is_offloaded(scheme):
+    if not (scheme._parameters or scheme._modules) or torch.compiler.is_compiling() or not is_offloaded(scheme):
         return NOTHING
     return in_memory(scheme)
 
@@ -158,6 +158,7 @@ def handing_on(value: Any) -> AbstractContextManager[Any]:
 
 PLAIN = frozenset({type(None), bool, int, float, str, dict})
 """Types of arguments that are neither a cache nor rotary angles. A tensor holds angles only if it is complex."""
+PLAIN_OR_NEUTRAL = PLAIN | {NeutralAngles}
 
 
 class SwappedAttention(nn.Module):
@@ -185,24 +186,32 @@ class SwappedAttention(nn.Module):
             )
         if context.entered is not None:
             context.entered.add(self)
-        context, scheme = context.of_part(self.pos_part), self.pos_scheme
+        scheme = self.pos_scheme
+        if context.scheme is not None and context.scheme.divided:
+            context = context.of_part(self.pos_part)
         call = LayerCall(self, scheme, context) if scheme.enters_attention or context.acts_everywhere else None
         if call is not None and scheme.state_size:
             call.hidden_states = hidden_states_among((*args, *kwargs.values()))
+        # Most arguments stay as they are. To test for it here takes less time than a call for each of them.
+        turn = self.pos_turn
+        plain = PLAIN_OR_NEUTRAL if context.ramp is None and (turn is None or not turn.own) else PLAIN
         given = [self._given(value, call, context) for value in args]
         for name, value in kwargs.items():
-            kwargs[name] = self._given(value, call, context)
+            kind = type(value)
+            if kind not in plain and (kind is not Tensor or value.is_complex()):
+                kwargs[name] = self._given(value, call, context)
         if call is None:
             return super().forward(*given, **kwargs)
         kwargs[CONTEXT] = call
         if torch.compiler.is_compiling():
             return super().forward(*given, **kwargs)
-        vars(self)[CALL] = call  # for families whose modules pass no keywords to their attention function
+        known = vars(self)
+        known[CALL] = call  # for families whose modules pass no keywords to their attention function
         try:
             with weights_in_memory(scheme):
                 outputs = super().forward(*given, **kwargs)
         finally:
-            vars(self).pop(CALL, None)
+            known[CALL] = None  # not deleted: Python finds attributes faster if their names stay
         if not (call.attended or context.mode is not None or context.record is not None):
             raise UnsupportedError(
                 f"{self.stock_class.__name__} did not come to its attention function, so {_named(context.scheme)} "
@@ -233,6 +242,8 @@ class SwappedBaseModel(nn.Module):
     """See `ForwardContext.record`."""
     pos_layers: tuple[nn.Module, ...] = ()
     """The attention modules that the swap changed."""
+    pos_prepares: bool = True
+    """Whether any layer reads what the scheme prepares."""
     pos_forwards: ProvedForwards
     pos_rewritten: bool = False
     """Whether calibration rewrote weights of queries and keys since the model was loaded."""
@@ -383,7 +394,8 @@ def _prepared(model: Any, positions: Positions) -> tuple[Tensor | None, ForwardC
         return None, ForwardContext(positions, None, None, {}, scheme, model.pos_mode, model.pos_record)
     added = scheme.embed(positions)
     if model.pos_ramp is None:
-        return added, ForwardContext(positions, scheme.prepare(positions), None, {}, scheme, None, model.pos_record)
+        prepared = scheme.prepare(positions) if model.pos_prepares else None
+        return added, ForwardContext(positions, prepared, None, {}, scheme, None, model.pos_record)
     share, native, layer = model.pos_ramp
     fading = None if layer is None else PartialLayer(layer, 1 - share)
     ramp = LayerRamp(share, None if native is None else native.prepare_at(positions, 1 - share), fading)

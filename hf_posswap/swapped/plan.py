@@ -14,6 +14,7 @@ from hf_posswap.architectures.base import Architecture
 from hf_posswap.architectures.discovery import core_path, rotary_modules, stock_class_of
 from hf_posswap.architectures.rotary import WIDE_LAYERS
 from hf_posswap.architectures.tables import RetiredTable
+from hf_posswap.attention.interface import CALL
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported
 from hf_posswap.schemes.base import ModelFacts, Scheme
@@ -329,6 +330,9 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
     if plan.retired is not None:
         core.set_submodule(*plan.retired)
     core.pos_layers = tuple(entry.module for entry in plan.layers)
+    core.pos_prepares = any(
+        entry.layer.enters_attention or (entry.turn is not None and entry.turn.own) for entry in plan.layers
+    )
     core.pos_scheme = plan.scheme
     _retype(core, plan.core_class)
     core.pos_forwards = ProvedForwards(core)
@@ -375,7 +379,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
         if module is not core and "stock_class" in vars(type(module)) and "pos_mixin" in vars(type(module)):
             show_config(module)
             _retype(module, type(module).stock_class)
-            for name in ("pos_scheme", "pos_part", "pos_turn", "pos_family", "pos_width"):
+            for name in ("pos_scheme", "pos_part", "pos_turn", "pos_family", "pos_width", CALL):
                 if name in module._modules or name in vars(module):
                     delattr(module, name)
     for _, rotary in rotary_modules(core):
@@ -385,7 +389,7 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
     if isinstance(table, RetiredTable) and path is not None:
         core.set_submodule(path, table.revive(_rest_learns(core, table)))
     del core.pos_scheme
-    for name in ("pos_ramp", "pos_place", "pos_layers", "pos_forwards", "pos_proof", "pos_whole"):
+    for name in ("pos_ramp", "pos_place", "pos_layers", "pos_forwards", "pos_proof", "pos_whole", "pos_prepares"):
         vars(core).pop(name, None)
     _retype(core, type(core).stock_class)
 

@@ -20,6 +20,7 @@ from hf_posswap.schemes import SchemeConfig, SchemeLayer, schemes
 from hf_posswap.swapped.cache_view import cache_keyword
 from hf_posswap.swapped.capabilities import CORE
 from hf_posswap.swapped.plan import core_of
+from tests.reference import layer_bias
 
 TRAIN_LENGTH = 32
 VOCABULARY = 97
@@ -197,7 +198,7 @@ def traced_cells() -> list[Cell]:
     return found
 
 
-HOOKS = ("transform_query", "transform_key", "transform_cached", "bias", "mix")
+HOOKS = ("transform_query", "transform_key", "transform_cached", "state", "bias", "mix")
 """What attention calls of a scheme."""
 
 
@@ -211,7 +212,7 @@ def _kind(cell: Cell) -> tuple[object, ...]:
     steps = torch.arange(8).unsqueeze(0)
     positions = Positions(steps, steps, 0, cell.causal)
     query = torch.zeros(1, HEADS, 8, HEAD_DIM)
-    bias = layer.bias(query, positions, scheme.prepare(positions), 1.0)
+    bias = layer_bias(layer, query, positions, scheme.prepare(positions))
     return scheme.acts_in_layers, scheme.name == scheme.facts.native, hooks, type(bias)
 
 
