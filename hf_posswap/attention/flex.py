@@ -65,9 +65,9 @@ def _summed(bias: SummedBias, inputs: AttentionInputs) -> ScoreMod:
     batch, device = inputs.q.shape[0], inputs.q.device
     sums = bias.sums().to(device).expand(batch, -1, -1)
     if bias.factors is None:
-        return lambda score, b, h, i, j: score - sums[b, h, j]
+        return lambda score, b, h, i, j: score + sums[b, h, j]
     factors = bias.factors.to(device).expand(batch, -1, -1)
-    return lambda score, b, h, i, j: score - factors[b, h, i] * sums[b, h, j]
+    return lambda score, b, h, i, j: score + factors[b, h, i] * sums[b, h, j]
 
 
 def flex_bias_attention(inputs: AttentionInputs, bias: Bias) -> Tensor:

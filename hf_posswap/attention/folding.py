@@ -85,7 +85,7 @@ def fold_summed(inputs: AttentionInputs, bias: SummedBias) -> AttentionInputs:
     q, k = inputs.q, inputs.k
     parts = SUM_PARTS if q.dtype.itemsize < 4 else 1
     unit = 2.0 ** round(math.log2(SUM_UNIT / inputs.scaling))  # a power of two, so that q holds it exactly
-    sums = bias.sums().to(k.device) / -(inputs.scaling * unit)
+    sums = bias.sums().to(k.device) / (inputs.scaling * unit)
     grouped = sums.expand(q.shape[0], -1, -1).unflatten(1, (k.shape[1], -1)).transpose(2, 3)
     key_parts = split_parts(grouped, k.dtype, parts)
     factors = torch.ones(1, device=q.device) if bias.factors is None else bias.factors.to(q.device)[..., None]

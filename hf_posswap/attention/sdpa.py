@@ -50,8 +50,9 @@ def _numbers(sizes: Sequence[int]) -> bool:
 
 def plain_attention(inputs: AttentionInputs) -> Tensor:
     """Return the context (B, H, Lq, D) of attention without a bias."""
-    k, v = inputs.k, inputs.v
-    if inputs.implicit_causal:
+    k, v, causal = inputs.k, inputs.v, False
+    if inputs.implicit_causal:  # a symbol while a graph is traced; torch's function takes a bool
+        causal = True
         k, v = k[:, :, : inputs.query_length], v[:, :, : inputs.query_length]
     mask = inputs.mask if inputs.mask is None else inputs.mask[..., : inputs.key_length]
     return F.scaled_dot_product_attention(
@@ -60,7 +61,7 @@ def plain_attention(inputs: AttentionInputs) -> Tensor:
         repeat_heads(v, inputs.q.shape[1]),
         attn_mask=mask,
         dropout_p=inputs.dropout,
-        is_causal=inputs.implicit_causal,
+        is_causal=causal,
         scale=inputs.scaling,
     )
 

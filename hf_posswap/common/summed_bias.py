@@ -13,7 +13,7 @@ class SummedBias(Bias):
     """Minus the sum of the steps of the tokens after the key up to the query, times a factor per query.
 
     If the key comes after the query, the sum is over the tokens after the query up to the key. With C_j, the sum of all
-    steps after token j, the bias of (i, j) is −f_i·|C_j − C_i|. In a causal softmax it differs from −f_i·C_j by a
+    steps up to token j, the bias of (i, j) is −f_i·|C_i − C_j|. In a causal softmax it differs from f_i·C_j by a
     constant of the row, so one extra channel of q and k adds it (`attention.folding`).
 
     Attributes:
@@ -39,17 +39,12 @@ class SummedBias(Bias):
         return self.uneven
 
     def sums(self) -> Tensor:
-        """Return C_j without the steps after the last query: float32, (B, H, Lk); 0 for keys after that query.
-
-        The sums are counted from the last query backwards, so that they are small near it.
-        """
-        index = torch.arange(self.steps.shape[-1], device=self.steps.device)
-        seen = self.steps.masked_fill(index >= self.offset + self.query_length, 0.0)
-        return _after(seen)
+        """Return C, float32, (B, H, Lk). No sum depends on later tokens, not even by rounding."""
+        return self.steps.cumsum(-1)
 
     def rows(self, start: int, stop: int) -> Tensor:
         """See `Bias.rows`: (B, H, stop − start, Lk)."""
-        sums = _after(self.steps)
+        sums = self.sums()
         own = sums.index_select(-1, self._places(start, stop))
         return self._weighted((sums[:, :, None] - own[..., None]).abs(), start, stop)
 
@@ -57,7 +52,7 @@ class SummedBias(Bias):
         """See `Bias.seen_rows`: (B, H, stop − start, Lk)."""
         if visible is None:
             return self.rows(start, stop)
-        sums = _after(torch.where(visible, self.steps[:, :, None], 0.0))
+        sums = torch.where(visible, self.steps[:, :, None], 0.0).cumsum(-1)
         own = self._places(start, stop)[:, None].expand(*sums.shape[:2], -1, -1)
         return self._weighted((sums - sums.gather(-1, own)).abs(), start, stop)
 
@@ -68,8 +63,3 @@ class SummedBias(Bias):
 
     def _weighted(self, distances: Tensor, start: int, stop: int) -> Tensor:
         return -distances if self.factors is None else -distances * self.factors[:, :, start:stop, None]
-
-
-def _after(steps: Tensor) -> Tensor:
-    """Return for each token the sum of the steps after it, along the last dimension."""
-    return steps.flip(-1).cumsum(-1).flip(-1) - steps

@@ -1,17 +1,19 @@
 """What speed rests on, counted instead of timed: no large tensor on a fast path, nothing done again in every layer."""
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
 
 import hf_posswap
-from hf_posswap.attention import attend, flex
+from hf_posswap.attention import attend, flex, sdpa
 from hf_posswap.attention.cpu import strided
 from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.benchmarking.memory import peak_bytes
 from hf_posswap.common.biases import LinearBias, RelativeBias
 from hf_posswap.common.positions import Positions
+from hf_posswap.common.summed_bias import SummedBias
 from hf_posswap.schemes import parse_scheme
 from hf_posswap.swapped.cache_view import cache_keyword
 from tests.attention.kinds import make_biased_call
@@ -65,6 +67,27 @@ def test_training_allocates_a_few_times_the_queries(kind, form, learned):
     mask = None if form == "none" else masks(LENGTH)[form][-1:, None]
     run = attended(inputs(mask, learns=True), bias_of(kind, learned == "text and bias"), learns=True)
     assert peak_bytes(run, "cpu") < 12 * QUERIES, "blocks of scores of 64 queries are 2 times the queries each"
+
+
+@pytest.mark.parametrize("factors", [False, True])
+@pytest.mark.parametrize("form", ["none", "left padding", "packed", "sliding window"])
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_summed_steps_allocate_a_few_times_the_queries(form, learns, factors, dtype):
+    mask = None if form == "none" else masks(LENGTH)[form][-1:, None]
+    steps = torch.rand(1, HEADS, LENGTH).requires_grad_(learns)
+    given = torch.rand(1, HEADS, LENGTH).requires_grad_(learns) if factors else None
+    run = attended(inputs(mask, dtype, learns), SummedBias(steps, 0, LENGTH, given), learns)
+    # Wider queries, keys and values, keys and values repeated for each query head, the context, and their gradients;
+    # 4 times the queries are the mask in float32, which torch makes.
+    assert peak_bytes(run, "cpu") < (20 if learns else 12) * QUERIES
+
+
+def test_summed_steps_of_an_encoder_allocate_a_block_at_a_time(monkeypatch):
+    monkeypatch.setattr(sdpa, "BLOCK_BYTES", QUERIES)  # the rows of 32 queries
+    bias = SummedBias(torch.rand(1, HEADS, LENGTH), 0, LENGTH, torch.rand(1, HEADS, LENGTH))
+    run = attended(replace(inputs(), causal=False), bias)
+    assert peak_bytes(run, "cpu") < 12 * QUERIES, "heads × length × length are 32 times the queries"
 
 
 @pytest.mark.parametrize("scheme", ["shaw", "transformer_xl"])
