@@ -13,7 +13,8 @@ from hf_posswap.common.biases import Bias
 def weights_of(inputs: AttentionInputs, bias: Bias | None, start: int, stop: int) -> Tensor:
     """Return the attention weights of the queries start…stop−1, float32, (B, H, stop − start, Lk)."""
     q, k = inputs.q[:, :, start:stop], repeat_heads(inputs.k, inputs.q.shape[1])
-    if q.dtype == torch.float16:  # float16 products of unscaled queries can overflow
+    # float16 products of unscaled queries can overflow, and what is computed from scores can magnify their rounding.
+    if q.dtype == torch.float16 or (bias is not None and bias.reads_scores and q.dtype == torch.bfloat16):
         scores = (q.float() * inputs.scaling) @ k.float().transpose(-1, -2)
     else:
         scores = (q @ k.transpose(-1, -2)).float() * inputs.scaling

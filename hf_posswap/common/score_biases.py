@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hf_posswap.common.biases import Bias, at_share
 
@@ -100,3 +101,42 @@ class CountedBias(ScoreBias):
         products = self.pairs.queries(start, stop).to(scores.dtype) @ self.table.t().to(scores.dtype)
         steps = products.diff(dim=-1).gather(-1, below)
         return products.gather(-1, below) + (count - below) * steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformedBias(ScoreBias):
+    """Another bias b, and a network that reads the scores s and b of all heads for each pair: b + W₂·φ(W₁·[s; b] + c).
+
+    φ is torch's leaky ReLU. For pairs that a mask or the bias hides, the network reads zeros: what is there instead is
+    arbitrary, and may be infinite.
+
+    Attributes:
+        under: b.
+        hidden_weight: W₁, float32, (W, 2H).
+        hidden_bias: c, float32, (W,).
+        output_weight: W₂, float32, (H, W).
+    """
+
+    under: Bias
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    output_weight: Tensor
+
+    def summand(self, scores: Tensor, start: int, stop: int, visible: Tensor | None) -> Tensor:
+        """See `ScoreBias.summand`."""
+        under = self.under.rows(start, stop).to(scores.dtype).expand(*scores.shape[:2], -1, -1)
+        read = under.isfinite() if visible is None else under.isfinite() & visible
+        scores, known = (torch.where(read, x, 0.0) for x in (scores, under))
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return under + self._network(scores, known)
+        width, heads = self.hidden_weight.shape[0], scores.shape[1]
+        step = max(1, (stop - start) * heads // (width + 2 * heads))  # the network then holds no more than the scores
+        parts = [self._network(*pair) for pair in zip(scores.split(step, 2), known.split(step, 2), strict=True)]
+        return under + torch.cat(parts, dim=2)
+
+    def _network(self, scores: Tensor, under: Tensor) -> Tensor:
+        """Return W₂·φ(W₁·[s; b] + c) for scores and a bias (B, H, n, Lk)."""
+        inputs = torch.cat((scores, under), dim=1).flatten(2)
+        constant, first, last = (x.to(scores.dtype) for x in (self.hidden_bias, self.hidden_weight, self.output_weight))
+        hidden = torch.baddbmm(constant[None, :, None], first.expand(len(inputs), -1, -1), inputs)
+        return (last @ F.leaky_relu(hidden)).view_as(scores)

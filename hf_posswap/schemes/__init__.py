@@ -11,7 +11,6 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
-from hf_posswap.common.options import to_text
 from hf_posswap.errors import SchemeConfigError
 from hf_posswap.schemes.base import (
     ModelFacts,
@@ -25,6 +24,7 @@ from hf_posswap.schemes.base import (
 )
 from hf_posswap.schemes.composition import CompositionConfig
 from hf_posswap.schemes.support import check_supported, in_entry
+from hf_posswap.schemes.texts import entry_text, parse_entry
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -47,7 +47,8 @@ def scheme_class(name: str) -> type[Scheme]:
 def parse_scheme(text: str) -> SchemeConfig:
     """Read a scheme written as `name[:variant][:option=value]…`, such as "rope:yarn:factor=4" or "t5".
 
-    Lists are written with `+`: "alibi:layers=0+1+2". Commas separate the entries of a composition:
+    Lists are written with `+`: "alibi:layers=0+1+2", and a scheme as an option's value in parentheses if it has options
+    itself: "dape:over=(kerple:power)". Commas separate the entries of a composition:
     "none:layers=3+7,rope". It may stand in brackets, as it has to in a list of schemes.
 
     Raises:
@@ -60,25 +61,6 @@ def parse_scheme(text: str) -> SchemeConfig:
     return _composed([entry.strip() for entry in text.split(",")])
 
 
-def _parse_entry(text: str) -> SchemeConfig:
-    name, *parts = text.split(":")
-    config_class = scheme_class(name).config_class
-    options: dict[str, str] = {}
-    for index, part in enumerate(parts):
-        key, equals, value = part.partition("=")
-        if not equals:
-            if index > 0 or config_class.variant_option is None:
-                raise SchemeConfigError(
-                    f"cannot read {part!r} in {text!r}: write options as option=value. "
-                    f"Options of {name!r}: {', '.join(config_class.option_names())}."
-                )
-            key, value = config_class.variant_option, part
-        if key in options:
-            raise SchemeConfigError(f"option {key!r} is given twice in {text!r}.")
-        options[key] = value
-    return config_class.from_texts(options)
-
-
 def scheme_text(config: SchemeConfig, facts: ModelFacts) -> str:
     """Return the shortest text for `config`: `parse_scheme`, then `resolve` with the same facts, returns `config`.
 
@@ -86,27 +68,12 @@ def scheme_text(config: SchemeConfig, facts: ModelFacts) -> str:
         config: a resolved config.
         facts: the facts of the model that `config` was resolved for.
     """
-    texts = [_entry_text(part, facts) for part in config.parts]
+    texts = [entry_text(part, lambda read: read.resolve(facts)) for part in config.parts]
     if config.layers is None and len(texts) > 1:  # one entry need not name its layers: the one that names the most
         widest = max(config.parts, key=lambda part: len(part.layers or ()))
         rest = dataclasses.replace(widest, layers=None)
-        texts[config.parts.index(widest)] = _entry_text(rest, facts)
+        texts[config.parts.index(widest)] = entry_text(rest, lambda read: read.resolve(facts))
     return ",".join(texts)
-
-
-def _entry_text(config: SchemeConfig, facts: ModelFacts) -> str:
-    kept = {name: getattr(config, name) for name in config.option_names()}
-    for name in config.option_names():
-        fewer = {other: value for other, value in kept.items() if other != name}
-        try:
-            resolved = type(config).from_options(fewer).resolve(facts)
-        except SchemeConfigError:  # another option requires this one, so it cannot be dropped
-            continue
-        if resolved == config:
-            kept = fewer
-    variant = config.variant_option
-    parts = [to_text(kept.pop(variant))] if variant in kept else []
-    return ":".join([config.name, *parts, *(f"{name}={to_text(value)}" for name, value in kept.items())])
 
 
 def as_config(pos_scheme: str | dict[str, Any] | SchemeConfig | Sequence[Any]) -> SchemeConfig:
@@ -166,7 +133,7 @@ def _composed(entries: Sequence[Any]) -> SchemeConfig:
             several = isinstance(entry, list | tuple | CompositionConfig)
             if several or (isinstance(entry, dict) and "entries" in entry):
                 raise SchemeConfigError("an entry of a list of schemes is one scheme, not a list.")
-            configs.append(_parse_entry(entry) if isinstance(entry, str) else as_config(entry))
+            configs.append(parse_entry(entry) if isinstance(entry, str) else as_config(entry))
     return configs[0] if len(configs) == 1 else CompositionConfig(entries=tuple(configs))
 
 

@@ -223,7 +223,7 @@ def describe(model: Any) -> Description:
         )  # fmt: skip
     base = core_of(model)
     check_direction(base)
-    layers = [layer for layer in _acting(base) if isinstance(layer, SchemeLayer)]
+    layers = [_in_force(module.pos_scheme) for module in base.pos_layers]
     table, proof, groups = architecture.position_table(base), proof_of(model), _groups(model, base)
     return Description(
         **shared,

@@ -1,5 +1,7 @@
 """Invariant 4: the backends agree, and in half precision none is worse than stock attention is."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -28,6 +30,16 @@ def test_eager_and_sdpa_agree_in_float32(cell: Cell, padded: bool) -> None:
     torch.testing.assert_close(outputs["eager"], outputs["sdpa"], atol=1e-4, rtol=1e-5)
 
 
+def biases_of(model: Any, tokens: torch.Tensor) -> list[tuple[Any, Any]]:
+    """The bias and the value side of each attention call of a forward."""
+    calls: list[tuple[Any, Any]] = []
+    attend = layer_call.attend
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(layer_call, "attend", lambda *call: (calls.append(call[1:3]), attend(*call))[1])
+        model(tokens)
+    return calls
+
+
 @pytest.mark.parametrize("cell", default_cells(), ids=str)
 def test_half_precision_is_no_worse_than_stock_attention(cell: Cell) -> None:
     tokens = random_tokens(4, 32)
@@ -45,27 +57,33 @@ def test_half_precision_is_no_worse_than_stock_attention(cell: Cell) -> None:
         model = model.bfloat16()
         # The truth for the weights that the half-precision model really has.
         half = model(tokens).logits.double()
+        model.set_attn_implementation("eager")
+        eager = model(tokens).logits.double()
+        model.set_attn_implementation("sdpa")
         exact = model.double()(tokens).logits
     truth_scale = exact.square().mean().sqrt() / cell.stock()(tokens).logits.square().mean().sqrt().double()
     # Stock's error here includes the rounding of the weights, ours does not: a strict bound but for its spread.
-    assert (half - exact).square().mean().sqrt() <= 1.25 * stock_error * max(1.0, float(truth_scale))
+    bound = 1.25 * stock_error * max(1.0, float(truth_scale))
+    if any(bias is not None and bias.reads_scores for bias, _ in biases_of(model, tokens)):
+        # What is computed from scores magnifies the rounding of q and k, by as much as its weights say. Nothing does
+        # better with the same q and k than eager attention, which computes in float32.
+        bound = max(bound, 1.1 * (eager - exact).square().mean().sqrt())
+    assert (half - exact).square().mean().sqrt() <= bound
 
 
 @pytest.mark.parametrize("cell", default_cells(), ids=str)
-def test_flex_attention_agrees_or_says_it_cannot(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_attention_agrees_or_says_it_cannot(cell: Cell) -> None:
     model = cell.swapped()
     if not type(model)._supports_flex_attn:
         pytest.skip(f"transformers has no flex_attention for {cell.architecture}")
     tokens = random_tokens(1, 24)
+    carries = all(mix is None and isinstance(bias, FLEX_BIASES) for bias, mix in biases_of(model, tokens))
     # Not compiled: torch 2.13's kernels for the CPU forget the causal mask at some lengths and head dimensions, which
     # differ by the CPU, in the stock model as in ours. What is ours, masks and biases, is the same either way.
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        calls = []
-        attend = layer_call.attend
-        monkeypatch.setattr(layer_call, "attend", lambda *call: (calls.append(call), attend(*call))[1])
         expected = model(tokens).logits
         model.set_attn_implementation("flex_attention")
-        if not all(mix is None and isinstance(bias, FLEX_BIASES) for _, bias, mix, *_ in calls):
+        if not carries:
             with pytest.raises(BackendError, match="Backends that work: eager, sdpa"):
                 model(tokens)
             return
