@@ -221,7 +221,7 @@ def test_half_precision_rounds_queries_keys_and_values_but_no_scores(backend):
     with torch.no_grad():
         expected = run_scheme(scheme, layer, exact, "eager")
         actual = run_scheme(scheme, layer, type(call)(**{**vars(call), **rounded}), backend)
-    # Weights, values and the result have 8 bits. A score that is rounded so is off by as much, times the network's gain.
+    # Weights, values and the result have 8 bits. Rounded scores would be off by as much times the network's gain.
     torch.testing.assert_close(actual.double(), expected, atol=2**-8, rtol=2**-7)
 
 
