@@ -11,7 +11,7 @@ from hf_posswap.common.biases import Bias, at_share
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ScoredPairs:
     """The pairs of query and key of one attention call, for reading a bias outside attention, as pictures do.
 
     Attributes:
@@ -56,7 +56,7 @@ class ScoreBias(Bias):
 
     reads_scores = True
 
-    pairs: Pairs
+    pairs: ScoredPairs
     share: Tensor | None = None
 
     @abstractmethod

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_posswap.common.biases import Bias
-from hf_posswap.common.score_biases import CountedBias, Pairs
+from hf_posswap.common.score_biases import CountedBias, ScoredPairs
 from hf_posswap.schemes.base import Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option, register_scheme
 
 
@@ -30,7 +30,7 @@ class CopeLayer(SchemeLayer):
     def bias(self, inputs: ScoreInputs) -> Bias:
         """Return q·e[p]/√D (section 4 of the paper)."""
         positions = inputs.positions
-        pairs = Pairs(inputs.q, inputs.k, inputs.scaling, positions.offset, positions.causal)
+        pairs = ScoredPairs(inputs.q, inputs.k, inputs.scaling, positions.offset, positions.causal)
         return CountedBias(pairs=pairs, table=self.position_vectors.float())
 
 

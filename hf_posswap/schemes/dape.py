@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
-from hf_posswap.common.score_biases import Pairs, TransformedBias
+from hf_posswap.common.score_biases import ScoredPairs, TransformedBias
 from hf_posswap.errors import PosSwapError, SchemeConfigError
 from hf_posswap.schemes.base import (
     ModelFacts,
@@ -82,7 +82,7 @@ class DapeLayer(SchemeLayer):
         under, positions = self.under.bias(inputs), inputs.positions
         assert under is not None, "the scheme refuses schemes without a bias"
         return TransformedBias(
-            pairs=Pairs(inputs.q, inputs.k, inputs.scaling, positions.offset, positions.causal),
+            pairs=ScoredPairs(inputs.q, inputs.k, inputs.scaling, positions.offset, positions.causal),
             under=under,
             hidden_weight=self.hidden_weight.float(),
             hidden_bias=self.hidden_bias.float(),

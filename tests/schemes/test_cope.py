@@ -7,7 +7,7 @@ import torch
 
 from hf_posswap.attention import attend, sdpa
 from hf_posswap.attention.inputs import AttentionInputs
-from hf_posswap.common.score_biases import CountedBias, Pairs
+from hf_posswap.common.score_biases import CountedBias, ScoredPairs
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.schemes import check_supported, scheme_class
 from hf_posswap.schemes.cope import CopeConfig
@@ -40,7 +40,7 @@ def made(length: int = 12, positions: int = 6) -> tuple[CountedBias, torch.Tenso
     """A bias of random queries, keys and vectors, and its scores."""
     query, key = torch.randn(2, 4, length, 8), torch.randn(2, 4, length, 8)
     table = torch.randn(positions, 8, requires_grad=True)
-    pairs = Pairs(query.requires_grad_(), key.requires_grad_(), 8**-0.5, 0, True)
+    pairs = ScoredPairs(query.requires_grad_(), key.requires_grad_(), 8**-0.5, 0, True)
     return CountedBias(pairs=pairs, table=table), pairs.scores(0, length)
 
 
@@ -88,7 +88,7 @@ def test_gates_read_scores_after_a_softcap():
     facts = model_facts(num_key_value_heads=4)
     call = make_call("whole", facts)
     layer = build(CopeConfig(positions=5), facts)[1]
-    pairs = Pairs(call.q * 5, call.k, 1.0, 0, True)
+    pairs = ScoredPairs(call.q * 5, call.k, 1.0, 0, True)
     bias = CountedBias(pairs=pairs, table=layer.position_vectors.float())
     inputs = AttentionInputs(call.q * 5, call.k, call.v, None, True, 1.0, softcap=2.0)
     visible = torch.ones(11, 11, dtype=torch.bool).tril()

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from hf_posswap.attention import sdpa
 from hf_posswap.common.biases import DenseBias, RelativeBias
-from hf_posswap.common.score_biases import Pairs, TransformedBias
+from hf_posswap.common.score_biases import ScoredPairs, TransformedBias
 from hf_posswap.errors import SchemeConfigError, UnknownNameError, UnsupportedError
 from hf_posswap.schemes import as_config, check_supported, parse_scheme, scheme_class, scheme_text
 from hf_posswap.schemes.curves import Curve
@@ -61,7 +61,7 @@ def transformed(rows: torch.Tensor, **options: bool) -> tuple[TransformedBias, t
     """A random network over bias rows (1, 4, 9, 9), and scores."""
     weights = [torch.randn(shape, **options) for shape in ((6, 8), (6,), (4, 6))]
     q, k = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 9, 8)
-    pairs = Pairs(q, k, 8**-0.5, 0, causal=False)
+    pairs = ScoredPairs(q, k, 8**-0.5, 0, causal=False)
     under = DenseBias(lambda start, stop: rows[:, :, start:stop])
     bias = TransformedBias(pairs=pairs, under=under, **dict(zip(NETWORK, weights, strict=True)))
     return bias, pairs.scores(0, 9)
