@@ -35,7 +35,7 @@ class Rerope(ChosenRotations):
 
     With `leak` k (Leaky ReRoPE) the distance beyond w is w + (Δ − w)/k, which stays below the train length T in texts
     of up to w + (T − w)·k tokens. The default w = T/4 is that of the author's results with Llama 2. His code also
-    multiplies queries by max(1, ln(i + 1)/ln T), as the option `log_n` does. In encoders the distance has the sign of Δ.
+    multiplies queries by max(1, ln(i + 1)/ln T), as the option `log_n` does. In encoders the distance keeps its sign.
     """
 
     name = "rerope"
