@@ -22,7 +22,8 @@ from hf_posswap.errors import NotSwappedError, PosSwapError
 from hf_posswap.schemes import scheme_class
 from hf_posswap.schemes.base import Scheme
 from hf_posswap.swapped.config_view import show_config, show_view
-from hf_posswap.swapped.modules import Ramp, SwappedAttention, SwappedBaseModel
+from hf_posswap.swapped.context import Ramp
+from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
 
 
 class RampError(PosSwapError):

@@ -12,9 +12,10 @@ from hf_posswap.architectures import architecture_of
 from hf_posswap.benchmarking.settings import BenchmarkSettings
 from hf_posswap.common.positions import Positions
 from hf_posswap.swapped.cache_view import cache_keyword
-from hf_posswap.swapped.layer_call import LayerCall, stock_function
-from hf_posswap.swapped.modules import ForwardContext
+from hf_posswap.swapped.context import ForwardContext
+from hf_posswap.swapped.layer_call import LayerCall
 from hf_posswap.swapped.plan import core_of
+from hf_posswap.swapped.stock_function import stock_function
 
 MakeMask = Callable[[int, int], Tensor]
 """Function that computes an additive mask (1, H, Lq, Lk) for the last Lq of Lk tokens."""

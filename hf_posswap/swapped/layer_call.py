@@ -1,29 +1,26 @@
 """One call of one swapped layer: stores new keys in the cache and computes attention with the scheme."""
 
-import inspect
-import sys
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
-from hf_posswap.architectures.base import Architecture
-from hf_posswap.architectures.discovery import stock_class_of
 from hf_posswap.attention import attend
-from hf_posswap.attention.dispatch import BACKENDS, FLASH
+from hf_posswap.attention.dispatch import FLASH
 from hf_posswap.attention.inputs import AttentionInputs, Mix
 from hf_posswap.attention.sdpa import attend_to_row, known_row
 from hf_posswap.attention.visibility import learns
 from hf_posswap.attention.windows import SlidingWindow, check_windows, windowed
 from hf_posswap.common.biases import Bias
 from hf_posswap.common.positions import Positions
-from hf_posswap.errors import BackendError, PositionError, UnsupportedError
+from hf_posswap.errors import PositionError, UnsupportedError
 from hf_posswap.schemes.base import SchemeLayer, ScoreInputs
 from hf_posswap.schemes.layer import log_n_factor
 from hf_posswap.swapped.cache_view import view_of
+from hf_posswap.swapped.context import ForwardContext
+from hf_posswap.swapped.stock_function import check_own_function, stock_function
 from hf_posswap.swapped.token_state import check_holds, with_state, without_state
 
 NOTHING = nullcontext()
@@ -57,7 +54,7 @@ class LayerCall:
         "attended", "cached_length", "context", "first", "has_cache", "hidden_states", "module", "scheme", "stages",
     )  # fmt: skip
 
-    def __init__(self, module: Any, scheme: SchemeLayer, context: Any) -> None:
+    def __init__(self, module: Any, scheme: SchemeLayer, context: ForwardContext) -> None:
         self.module = module
         self.scheme = scheme
         self.context = _own_context(module, context) if context.learns else context
@@ -97,7 +94,7 @@ class LayerCall:
         if state is None:
             return k
         keys = with_state(k, state)
-        check_holds(cache, layer_index, keys, self.context.scheme.name)
+        check_holds(cache, layer_index, keys, self.context.named)
         return keys
 
     def _new_state(self) -> Tensor | None:
@@ -110,7 +107,7 @@ class LayerCall:
             if stage.state_size:
                 if self.hidden_states is None:
                     raise UnsupportedError(
-                        f"scheme {self.context.scheme.name!r} reads hidden states, and "
+                        f"{self.context.named} reads hidden states, and "
                         f"{type(self.module).stock_class.__name__} got none as an argument."
                     )
                 return stage.state(self.hidden_states, self.context.positions, prepared)
@@ -126,7 +123,7 @@ class LayerCall:
             return without_state(k, head_dim, self.scheme.state_size)
         if self.has_cache:
             raise UnsupportedError(
-                f"scheme {self.context.scheme.name!r} stores values for each token beside a layer's keys, and a layer "
+                f"{self.context.named} stores values for each token beside a layer's keys, and a layer "
                 "of this model reads the keys of another layer. Leave that layer out, see option 'layers'."
             )
         with full_precision(k, self.context.autocast):
@@ -192,7 +189,7 @@ class LayerCall:
         return output.transpose(1, 2).contiguous(), weights  # as stock functions return it
 
     def _known_row(
-        self, q: Tensor, k: Tensor, bias: Bias, mask: Any, context: Any, kwargs: dict[str, Any]
+        self, q: Tensor, k: Tensor, bias: Bias, mask: Any, context: ForwardContext, kwargs: dict[str, Any]
     ) -> Tensor | None:
         """Return the row of a single query's bias if an earlier layer of the forward attended with it; otherwise None.
 
@@ -213,7 +210,7 @@ class LayerCall:
         mask: Any,
         q: Tensor,
         k: Tensor,
-        context: Any,
+        context: ForwardContext,
         causal: bool,
         backend: str,
         kwargs: dict[str, Any],
@@ -247,7 +244,7 @@ class LayerCall:
                 shared[key] = True
 
     def _positioned(
-        self, q: Tensor, k: Tensor, context: Any, scaling: float, state: Tensor | None
+        self, q: Tensor, k: Tensor, context: ForwardContext, scaling: float, state: Tensor | None
     ) -> tuple[Tensor, Tensor, Bias | None, Mix | None]:
         """Return transformed queries and keys, the scheme's bias, and the function of its value side."""
         if self.scheme.log_n_from is not None and context.mode is None:
@@ -274,19 +271,19 @@ class LayerCall:
         inputs = ScoreInputs(q, k, positions, ready, scaling, before, state, self.hidden_states)
         return q, k, acting.bias(inputs), mix
 
-    def _log_n_factor(self, context: Any, train_length: int) -> Tensor:
+    def _log_n_factor(self, context: ForwardContext, train_length: int) -> Tensor:
         """Return `log_n_factor`, computed once per forward; in a ramp, to the power of the scheme's share."""
-        ramped = context.ramp is not None
-        if ramped or context.shared is None or torch.compiler.is_compiling():
-            factor = log_n_factor(context.positions, train_length)
-            return factor**context.ramp.share if ramped else factor
+        if context.ramp is not None:
+            return log_n_factor(context.positions, train_length) ** context.ramp.share
+        if context.shared is None or torch.compiler.is_compiling():
+            return log_n_factor(context.positions, train_length)
         key = ("log n", train_length)
         if key not in context.shared:
             context.shared[key] = log_n_factor(context.positions, train_length)
         found: Tensor = context.shared[key]
         return found
 
-    def _context_of_keys(self, key_length: int) -> Any:
+    def _context_of_keys(self, key_length: int) -> ForwardContext:
         """Return the forward's context for this layer's keys: under a sliding window, the last keys of the text.
 
         Raises:
@@ -321,7 +318,7 @@ class LayerCall:
         whole = self.context.positions.key_length
         return next((size for size in sizes.values() if size[0] == key_length), (whole, 0))
 
-    def _made_for_keys(self, key_length: int) -> Any:
+    def _made_for_keys(self, key_length: int) -> ForwardContext:
         context = self.context
         positions: Positions = context.positions.of_keys(self.first, key_length)
         if context.mode is not None:
@@ -331,7 +328,7 @@ class LayerCall:
         return context._replace(positions=positions, prepared=context.prepared_for(positions))
 
 
-def _own_context(module: Any, context: Any) -> Any:
+def _own_context(module: Any, context: ForwardContext) -> ForwardContext:
     """Return the forward's context for a layer; a layer that is computed twice gets newly prepared values.
 
     A reentrant checkpoint first runs a layer without gradients, then runs it again in the backward pass, with its own
@@ -388,44 +385,3 @@ def _in_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tens
         return q, k, v
     dtype = torch.get_autocast_dtype(q.device.type)
     return q.to(dtype), k.to(dtype), v.to(dtype)
-
-
-def stock_function(module: Any, backend: str, family: Architecture) -> Any:
-    """Return the attention function that the stock module runs with a backend; None if it is unknown.
-
-    A family may register functions of its own with an `AttentionInterface` in its module.
-    """
-    if backend == "eager":
-        return family.eager_function(module)
-    interface = _interface_in(stock_class_of(module).__module__)
-    return None if interface is None else interface.get_interface(backend, None)
-
-
-def check_own_function(module: Any, backend: str) -> None:
-    """Refuse a bias if the function of a backend is neither of transformers nor of hf_posswap.
-
-    Attention with a bias runs our function. The results of an unknown function may differ from it.
-
-    Args:
-        module: an attention module.
-        backend: the attention backend that the user chose.
-
-    Raises:
-        BackendError: another function is registered under the backend's name, or replaces the stock function.
-    """
-    if torch.compiler.is_compiling() or backend not in BACKENDS:
-        return
-    function = stock_function(module, backend, module.pos_family)
-    home = getattr(inspect.unwrap(function), "__module__", None) if callable(function) else None
-    if function is not None and (home or "").partition(".")[0] not in ("transformers", "hf_posswap"):
-        raise BackendError(
-            f"attention function {backend!r} was replaced by {getattr(function, '__qualname__', function)!r} of "
-            f"{home}, which hf_posswap cannot give a bias. Register it under a name of its own, and choose eager or "
-            'sdpa for this model: model.set_attn_implementation("sdpa").'
-        )
-
-
-@cache
-def _interface_in(module_name: str) -> AttentionInterface | None:
-    names = vars(sys.modules[module_name])
-    return next((value for value in names.values() if isinstance(value, AttentionInterface)), None)

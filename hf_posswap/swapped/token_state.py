@@ -31,7 +31,7 @@ def check_holds(cache: Any, layer_index: Any, keys: Tensor, scheme: str) -> None
         cache: the cache.
         layer_index: index of the layer in the cache.
         keys: new keys with the values, (B, Hkv, L, D + channels).
-        scheme: name of the scheme.
+        scheme: the scheme as error messages name it.
 
     Raises:
         UnsupportedError: the cache rounds keys, or has keys of the layer without the values.
@@ -40,13 +40,13 @@ def check_holds(cache: Any, layer_index: Any, keys: Tensor, scheme: str) -> None
     layer = layers[layer_index] if isinstance(layer_index, int) and layer_index < len(layers) else None
     if isinstance(layer, ROUNDING):
         raise UnsupportedError(
-            f"scheme {scheme!r} stores values for each token beside the keys, and a {type(layer).__name__} would round "
+            f"{scheme} stores values for each token beside the keys, and a {type(layer).__name__} would round "
             "them to few bits. Use a cache that keeps what it is given: cache_implementation='dynamic' or 'static'."
         )
     held = getattr(layer, "keys", None)
     if isinstance(held, Tensor) and held.dim() == 4 and held.shape[-1] != keys.shape[-1]:
         raise UnsupportedError(
-            f"scheme {scheme!r} stores {keys.shape[-1]} numbers for each token and head, and the cache has keys of "
+            f"{scheme} stores {keys.shape[-1]} numbers for each token and head, and the cache has keys of "
             f"{held.shape[-1]}: they were stored without the scheme's values (by another model, in another dtype, or "
             "as the prefix of an adapter), or the cache was allocated before its first use (prefill_chunk_size). Start "
             "with an empty cache."

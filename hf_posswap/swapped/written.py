@@ -9,8 +9,9 @@ import torch
 from hf_posswap.attention.interface import handed_on
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.swapped.cache_view import cache_among
+from hf_posswap.swapped.context import ForwardContext
 from hf_posswap.swapped.layer_call import LayerCall
-from hf_posswap.swapped.modules import ForwardContext, SwappedAttention, weights_in_memory
+from hf_posswap.swapped.modules import SwappedAttention, weights_in_memory
 
 
 class WrittenAttention(SwappedAttention):

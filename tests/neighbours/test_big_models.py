@@ -10,7 +10,7 @@ import transformers
 
 import hf_posswap
 from hf_posswap.common.positions import Positions
-from hf_posswap.swapped.modules import ForwardContext
+from hf_posswap.swapped.context import ForwardContext
 from tests.matrix.cells import randomise
 
 SCHEMES = ["alibi", "sinusoidal", "rope", "t5:per_layer=true"]
