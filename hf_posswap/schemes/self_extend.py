@@ -29,10 +29,10 @@ class SelfExtend(ChosenRotations):
     """RoPE with the distance ⌊i/g⌋ − ⌊j/g⌋ + w − ⌊w/g⌋ for keys at Δ ≥ w, and the exact distance for nearer keys.
 
     Far tokens share positions in groups of g, so that a text of up to (T − w)·g + w tokens has no distance beyond the
-    train length T. With the defaults, w = T/4 and g = 6, which the authors use to read four times the length of Llama
-    2, it has 4.75·T tokens. They advise a group somewhat larger than the text's length needs, because the largest
-    distances are the least trained ones. In encoders, which the paper does not treat, keys after the query have the
-    same distances with the opposite sign.
+    train length T. With the defaults w = T/4 and g = 6, which are this package's, it has 4.75·T tokens. The authors
+    advise a group somewhat larger than the text's length needs, because the largest distances are the least trained
+    ones. In encoders, which the paper does not treat, keys after the query have the same distances with the opposite
+    sign.
     """
 
     name = "self_extend"
