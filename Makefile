@@ -6,8 +6,11 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 PYTEST_FLAGS ?= -n 2 --dist worksteal
 OLDEST_TRANSFORMERS ?= 5.17.*
+# A build of torch for CUDA, as the package index of Python has it for Linux: 6 GB.
+CUDA_TORCH ?= 2.14.1
 DEMO_DIR ?= outputs/demo
 DEMO_FLAGS ?=
+GPU_FLAGS ?=
 STUDY_DIR ?= outputs/study
 STUDY_SMALL_DIR ?= outputs/study-small
 STUDY_FLAGS ?=
@@ -19,6 +22,7 @@ VENV := .venv
 VENV_OLDEST := .venv-oldest
 VENV_NEWEST := .venv-newest
 VENV_NEIGHBOURS := .venv-neighbours
+VENV_CUDA := .venv-cuda
 # Python compiles what is imported when it is: compiling all of torch beforehand takes half of the installation.
 INSTALL_ANY = -m pip install --quiet --no-compile $(PIP_FLAGS)
 INSTALL = $(INSTALL_ANY) -c constraints.txt
@@ -39,7 +43,7 @@ TEST_ENV = OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 HF_HUB_OFFLINE=1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help env environments test test-newest test-neighbours test-transformers test-oldest lint families generate examples docs demo demo-swapped study-small study clean
+.PHONY: FORCE help env environments test test-newest test-neighbours test-transformers test-oldest rehearse-cuda gpu lint families generate examples docs demo demo-swapped study-small study clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +86,16 @@ $(VENV_NEIGHBOURS)/stamp: pyproject.toml constraints.txt
 	$(call UNPACK_TRANSFORMERS,$(VENV_NEIGHBOURS))
 	@touch $@
 
+# torch for CUDA, which needs no GPU: whatever index PIP_FLAGS names for builds for the CPU is left out.
+$(VENV_CUDA)/stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "Making the environment $(VENV_CUDA): 6 GB, some minutes the first time."
+	@test -x $(VENV_CUDA)/bin/python || $(PYTHON) -m venv $(VENV_CUDA)
+	grep -v '^torch==' constraints.txt > $(VENV_CUDA)/constraints.txt
+	$(VENV_CUDA)/bin/python -m pip install --quiet --no-compile 'torch==$(CUDA_TORCH)'
+	$(VENV_CUDA)/bin/python -m pip install --quiet --no-compile -c $(VENV_CUDA)/constraints.txt -e '.[test]'
+	@touch $@
+
 env: $(VENV)/stamp ## make the environment .venv
 
 environments: $(VENV)/stamp $(VENV_NEIGHBOURS)/stamp $(VENV_OLDEST)/stamp # of the tests; with --jobs side by side
@@ -117,6 +131,13 @@ test-oldest: $(VENV_OLDEST)/stamp ## what decides about a swap, every family, ex
 		tests/neighbours tests/hub/test_export.py tests/test_first_edition.py \
 		-k 'not ($(NOT_ON_OLDEST))'
 
+rehearse-cuda: $(VENV_CUDA)/stamp ## every scheme on a GPU that is not there: devices, dtypes, shapes and reads, no numbers
+	$(TEST_ENV) $(VENV_CUDA)/bin/python -m pytest $(PYTEST_FLAGS) tests/cuda
+
+# With any python that has torch for CUDA: hf_posswap need not be installed. GPU_FLAGS="--smollm2 FOLDER --books FOLDER".
+gpu: ## ten minutes on one GPU: what has only been tested or measured on a CPU, into docs/results/gpu
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(GPU_FLAGS)
+
 families: $(VENV)/stamp ## write hf_posswap/swapped/families.json: which model types take schemes, by running them all
 	$(TEST_ENV) $(VENV)/bin/python docs/families.py
 
@@ -150,5 +171,5 @@ study: $(VENV)/stamp ## every number of docs/what-we-learnt.md: a day on two cor
 	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/study.py --output-dir $(STUDY_DIR) $(STUDY_FLAGS)
 
 clean: ## remove environments, caches and outputs
-	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_NEIGHBOURS) outputs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_NEIGHBOURS) $(VENV_CUDA) outputs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
