@@ -54,7 +54,9 @@ PROTOCOL_WORDS = {
         "Same masked tokens at every length", "the same masked tokens at every length", "Masked-token perplexity"
     ),
     AGREEMENT: ProtocolWords(
-        "Mean cosine of text embeddings", "mean over windows of each length", "Cosine to the stock model's embeddings"
+        "Mean cosine of text embeddings",
+        "windows of each length",
+        "Mean cosine of text embeddings to the stock model's",
     ),
 }
 """The wording of each protocol, in the order of tables and figures."""

@@ -1,6 +1,7 @@
 """Sharing work: in order, in every process, errors too; and a launch that Accelerate does not join."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,23 @@ import torch
 
 from hf_posswap.errors import PositionError
 from hf_posswap.evaluation.errors import EvaluationError
+from hf_posswap.evaluation.key_token_choice import key_tokens
+from hf_posswap.evaluation.needle_retrieval import needle_rows
+from hf_posswap.evaluation.perplexity import perplexity_rows
 from hf_posswap.evaluation.processes import ALONE, Processes, join_processes
+from hf_posswap.evaluation.ruler import ruler_rows
+from hf_posswap.evaluation.texts import tokenise
+from hf_posswap.sources import load_model, load_tokenizer
+from hf_posswap.texts.sources import resolve_texts
+
+
+class Thirds(Processes):
+    """Three processes that take turns in this one: each computes its share, and all get everything."""
+
+    def share(self, work: Sequence[Any], do: Callable[[Any], Any]) -> list[Any]:
+        everyone = [Processes(index, 3) for index in range(3)]
+        found = [one._outcome(number, do, work[number]) for one in everyone for number in one._own(len(work))]
+        return [result for _, result in sorted(found, key=lambda pair: pair[0])]
 
 
 class Pool:
@@ -89,3 +106,20 @@ def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch: pytest
         join_processes()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert join_processes() == Processes(0, 1, torch.device("cpu"))
+
+
+def test_a_shared_measurement_has_the_numbers_of_one_process() -> None:
+    book = resolve_texts("demo:book/test")[0].read()[:30_000]
+    tokenizer, gpt2 = load_tokenizer("demo:gpt2"), load_model("demo:gpt2")
+    ids = tokenise(tokenizer, book)
+    rows = []
+    for processes in (ALONE, Thirds(0, 3)):
+        shared: dict[str, Any] = {"processes": processes, "batch_tokens": 256}
+        keys = key_tokens(gpt2, ids, [64, 128], budget=512, gain=0.2, least=-6.0, **shared)
+        protocols: Any = ("same-targets", "sliding")
+        losses = perplexity_rows(gpt2, ids, [64, 128], protocols, budget=512, keys=keys, stride=16, **shared)
+        tasks = ruler_rows(gpt2, tokenizer, [book], [240], tasks=["single-book"], trials=3, **shared)
+        found = needle_rows(load_model("demo:bert"), load_tokenizer("demo:bert"), [book], [32], documents=11, **shared)
+        rows.append([*(replace(row, seconds=0.0) for row in losses), *tasks, *found])
+        assert 0 < int(keys.sum()) < len(keys)
+    assert rows[0] == rows[1]
