@@ -1,6 +1,6 @@
 """RULER's synthetic tasks for causal models: exact matches, and the answer's log-probability against chance.
 
-Small models hardly ever give an exact answer. The log-probability of the right answer tells them apart nevertheless: it
+Weak models hardly ever give an exact answer. The log-probability of the right answer tells them apart nevertheless: it
 is compared with that of a wrong answer of the same form after the same prompt, such as another key's code number. A
 model that does not use the text gives both the same log-probability on average.
 """
