@@ -85,7 +85,7 @@ def gpt2_steps() -> list[Step]:
     positions = "--text demo:books --tokens 16384 --lengths 256,1024,4096"
     # compare keeps numbers, not models; some of a healed model's numbers need the model.
     recipe = (
-        "--train-file demo:books/train --tokens 224000 --distill --batch-size 16 --learning-rate 1e-3 "
+        "--train-file demo:books/train --tokens 224000 --supervise logits --batch-size 16 --learning-rate 1e-3 "
         "--scheme-learning-rate 2e-2 --resume"
     )
     models = {"alibi": ALIBI, "t5": T5, "t5-from-zeros": f"{T5} --no-calibrate"}
@@ -97,7 +97,7 @@ def gpt2_steps() -> list[Step]:
                 COMPARE,
                 f"compare --model demo:gpt2 --schemes {schemes_for_gpt2()} --text demo:books "
                 "--lengths 128,256,512,1024,2048,4096 --tokens 8192 --calibrate --heal-tokens 224000 "
-                f"--learning-rate {rate} --control --train-file demo:books/train --seeds 3",
+                f"--supervise logits --learning-rate {rate} --control --train-file demo:books/train --seeds 3",
             )
             for folder, rate in rates.items()
         ),
@@ -173,7 +173,7 @@ def llama_steps() -> list[Step]:
             "models/llama-t5-healed",
             HEALED,
             f"finetune --model demo:llama --pos-scheme {T5} --train-file demo:books/train --calibration-tokens 4096 "
-            "--tokens 100000 --length 512 --batch-size 2 --distill --resume",
+            "--tokens 100000 --length 512 --batch-size 2 --supervise logits --learning-rate 3e-4 --resume",
         ),
         *(
             Step("llama", f"llama-passkey/{name}", PASSKEY, f"evaluate {model} {passkey} --lengths 256,1024,2048")
@@ -185,16 +185,16 @@ def llama_steps() -> list[Step]:
             "llama-healed-little",
             COMPARE,
             f"compare --model demo:llama --schemes {T5},{ALIBI} {texts} --lengths 512,2048 --tokens 4096 "
-            "--calibration-tokens 4096 --heal-tokens 100000 --heal-length 512 --batch-size 2 --learning-rate 3e-4 "
-            "--scheme-learning-rate 1e-2 --control",
+            "--calibration-tokens 4096 --heal-tokens 100000 --heal-length 512 --batch-size 2 --supervise logits "
+            "--learning-rate 3e-4 --scheme-learning-rate 1e-2 --control",
         ),
         Step(
             "llama",
             "llama-healed",
             COMPARE,
             f"compare --model demo:llama --schemes {ALIBI},{T5},none {texts} --lengths 512,2048,8192,32768 "
-            "--tokens 32768 --heal-tokens 20000000 --heal-length 2048 --batch-size 4 --learning-rate 3e-4 "
-            "--scheme-learning-rate 1e-2 --control",
+            "--tokens 32768 --heal-tokens 20000000 --heal-length 2048 --batch-size 4 --supervise logits "
+            "--learning-rate 3e-4 --scheme-learning-rate 1e-2 --control",
             cuda=True,
         ),
     ]
@@ -216,7 +216,7 @@ def bert_steps() -> list[Step]:
                 "bert",
                 f"bert/{name}",
                 HEALED,
-                f"finetune --model demo:bert --pos-scheme {scheme} --objective embedding --distill --tokens {tokens} "
+                f"finetune --model demo:bert --pos-scheme {scheme} --supervise logits,hidden=6 --tokens {tokens} "
                 f"{healing}",
             )
             for name, (scheme, tokens) in schemes.items()

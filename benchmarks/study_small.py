@@ -39,7 +39,9 @@ GENTLE_CONTROL, GENTLE_RATE = "control at a third of the rate", 3e-4
 LIGHTER = ("scheme-only", "lora", "gentle")
 """Calibrated too, but healing moves less: the scheme's own parameters, these and adapters of rank 16, or all weights at
 a third of the rate."""
-STARTS = ("stock", "calibrated", "uncalibrated", *LIGHTER)
+SUPERVISED = "supervised"
+"""Calibrated too, and healed by what healing chooses for itself: hidden states, attention first, the rate by start."""
+STARTS = ("stock", "calibrated", "uncalibrated", *LIGHTER, SUPERVISED)
 LLAMA_SCHEMES = ("relative_bias", "t5:per_layer=true", "alibi:trainable=true:per_layer=true", "alibi", "none")
 BERT_SCHEMES = ("rope", "alibi:form=two-slope:trainable=true:per_layer=true")
 FIELDS = ("study", "scheme", "start", "tokens", "seed", "length", "value", "above_stock", "seconds")
@@ -88,7 +90,7 @@ class Gpt2Study:
         model = load_model("demo:gpt2")
         if start != "stock":
             swap(model, scheme)
-        if start == "calibrated" or start in LIGHTER:
+        if start in ("calibrated", *LIGHTER, SUPERVISED):
             calibrate(model, self.windows)
         return add_lora(model, rank=16) if start == "lora" else model
 
@@ -97,13 +99,15 @@ class Gpt2Study:
         model = self.start(scheme, start)
         if tokens == 0:
             return model
+        gentle = scheme == GENTLE_CONTROL or start == "gentle"
+        chosen = start == SUPERVISED
         options = HealingOptions(
             tokens=tokens,
             length=256,
-            batch_size=16,
+            batch_size=2 if chosen else 16,
             # A model that is its own teacher learns nothing: the control learns the text itself.
-            distill=0.0 if start == "stock" else 1.0,
-            learning_rate=GENTLE_RATE if scheme == GENTLE_CONTROL or start == "gentle" else 1e-3,
+            supervise=() if chosen else ("labels",) if start == "stock" else ("logits",),
+            learning_rate=None if chosen else GENTLE_RATE if gentle else 1e-3,
             scheme_learning_rate=2e-2,
             train="scheme" if start == "scheme-only" else "all",
             precision=self.precision,
@@ -130,7 +134,7 @@ def gpt2(table: Table, arguments: argparse.Namespace) -> None:
     """Measure the cells asked for; by default every scheme, start, share and seed, and the control."""
     study = Gpt2Study(table, arguments)
     cells = [("control", "stock"), (GENTLE_CONTROL, "stock")] if "stock" in arguments.starts else []
-    whole = [start for start in arguments.starts if start not in ("stock", *LIGHTER)]
+    whole = [start for start in arguments.starts if start in ("calibrated", "uncalibrated")]
     cells += [(scheme, start) for start in whole for scheme in GPT2_SCHEMES]
     for scheme, start in cells:
         study.measure(scheme, start)
@@ -138,8 +142,8 @@ def gpt2(table: Table, arguments: argparse.Namespace) -> None:
         for seed in range(arguments.seeds):
             for scheme, start in cells:
                 study.measure(scheme, start, round(share * PRETRAINING_TOKENS), seed)
-    for start in (start for start in LIGHTER if start in arguments.starts):
-        for seed in range(arguments.seeds if start == "gentle" else 1):
+    for start in (start for start in (*LIGHTER, SUPERVISED) if start in arguments.starts):
+        for seed in range(arguments.seeds if start in ("gentle", SUPERVISED) else 1):
             for scheme in GPT2_SCHEMES:
                 study.measure(scheme, start, PRETRAINING_TOKENS // 100, seed)
 
@@ -195,7 +199,7 @@ def bert(table: Table, arguments: argparse.Namespace) -> None:
         tokens=arguments.bert_tokens,
         length=256,
         batch_size=4,
-        distill=1.0,
+        supervise=("logits", "hidden=6"),  # each layer weighs as much as the embedding
         learning_rate=5e-4,
         precision=arguments.precision,
         checkpoint_every=0,

@@ -259,12 +259,12 @@ def test_the_recipe_in_the_help_is_the_one_that_heals() -> None:
     recipe = settings.recipe(1)
     for start, value in (
         ("Windows in a batch of one process.", recipe.batch_size),
-        ("cannot fit the scheme.", recipe.learning_rate),
         ("Peak learning rate of the scheme's parameters.", recipe.scheme_learning_rate),
         ("Number of tokens to calibrate on.", settings.CALIBRATION_TOKENS),
     ):
         assert f"{start} Default: {value}." in told
-    assert f"the objective's own loss. Default: {recipe.distill:g}." in told
+    assert (recipe.supervise, recipe.learning_rate) == ((), None)
+    assert "Default: 0.0003 for a causal model that starts near the stock model" in told
 
 
 @pytest.mark.parametrize(

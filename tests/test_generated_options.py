@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 import hf_posswap
 from hf_posswap.commands.generated import takes
-from hf_posswap.common.options import REQUIRED, check_options, choices_of, declared, option, option_types
+from hf_posswap.common.options import REQUIRED, allowed_types, check_options, choices_of, declared, option, option_types
 from hf_posswap.errors import PosSwapError
 from hf_posswap.training.options import HealingOptions
 from tests.documents.blocks import ROOT
@@ -38,6 +39,9 @@ def typed(*arguments: str, **how: Any) -> tuple[dict[str, Any], str]:
 def example(field: dataclasses.Field[Any]) -> Any:
     """A value of an option other than its default."""
     kind = option_types(HealingOptions)[field.name]
+    lists = [one for one in allowed_types(kind) if typing.get_origin(one) is tuple]
+    if lists:
+        return (64, 32) if typing.get_args(lists[0])[0] is int else ("labels=2", "hidden=3")
     choices = choices_of(field, kind)
     if choices:
         return next(choice for choice in choices if choice != field.default)
@@ -48,11 +52,14 @@ def example(field: dataclasses.Field[Any]) -> Any:
 def test_every_option_is_typed_checked_and_explained(field: dataclasses.Field[Any]) -> None:
     value, switch = example(field), field.metadata["switch"]
     flag = f"--{field.name.replace('_', '-')}"
-    words = [flag] if value is True else [flag, str(value)] if switch is None else [switch.name, switch.number, "0.25"]
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    words = [flag] if value is True else [flag, text] if switch is None else [switch.name, switch.number, "0.25"]
     found, output = typed(*words)
     assert found == {field.name: value}, output
-    budget = {} if field.name in ("tokens", "steps") else {"steps": 1}
-    assert getattr(HealingOptions(**found, **budget), field.name) == value
+    needed = {} if field.name in ("tokens", "steps") else {"steps": 1}
+    if field.name == "target_length":
+        needed["positions"] = "skipped"
+    assert getattr(HealingOptions(**found, **needed), field.name) == value
     help = " ".join(typed("--help")[1].replace("│", " ").split())
     for sentence in (field.metadata["help"], field.metadata["group"]):
         assert sentence in help
@@ -67,7 +74,7 @@ def test_what_is_not_typed_is_left_to_the_dataclass() -> None:
 
 def test_a_command_may_rename_leave_out_and_have_defaults_of_its_own() -> None:
     how = {"only": ("length", "distill"), "names": {"length": "--heal-length", "distill": "--weight"}}
-    assert typed("--heal-length", "64", "--weight", "0.5", **how)[0] == {"length": 64, "distill": 0.5}
+    assert typed("--heal-length", "64", "--weight", "0.5", **how)[0] == {"length": (64,), "distill": 0.5}
     assert "No such option" in typed("--steps", "3", **how)[1]
     help = typed("--help", defaults={"batch_size": 24}, group="Elsewhere", **how)[1]
     assert "Elsewhere" in help

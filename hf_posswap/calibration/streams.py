@@ -5,6 +5,7 @@ have to be computed separately.
 """
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +32,18 @@ class Stream:
         inputs: further arguments and keywords of each block, which may differ by the kind of layer.
         context: the context of the swapped model's forward; None in the stock model.
         done: number of blocks that have run.
+        entered: the hidden states that each block got in the whole forward; empty unless `enter` keeps them.
     """
 
     hidden: Tensor
     inputs: list[tuple[tuple[Any, ...], dict[str, Any]]]
     context: ForwardContext | None
     done: int = 0
+    entered: tuple[Tensor, ...] = ()
+
+    def at(self, layer: int) -> "Stream":
+        """Return the stream before a block, if `enter` kept the hidden states."""
+        return Stream(self.entered[layer], self.inputs, self.context, layer)
 
     def step(self, block: nn.Module) -> None:
         """Run the next block."""
@@ -112,38 +119,47 @@ def compared_queries(length: int, device: torch.device | None = None) -> Tensor:
     return torch.arange((length - 1) % QUERY_STEP, length, QUERY_STEP, device=device)
 
 
-def enter(base: Any, blocks: list[nn.Module], text: Tensor) -> Stream:
-    """Run the base model on a text; return the input of its first block and the further arguments of each block."""
+def enter(base: Any, blocks: list[nn.Module], text: Tensor | Mapping[str, Tensor], every: bool = False) -> Stream:
+    """Run the base model on a text; return the input of its first block and the further arguments of each block.
+
+    Args:
+        base: the base model.
+        blocks: its blocks.
+        text: token ids (B, L), or arguments of the base model by name.
+        every: keep the input of every block, as `Stream.entered`.
+    """
     inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    first: list[Tensor] = []
+    entered: list[Tensor] = []
     contexts: list[Any] = []
 
     def keep(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         hidden = keywords["hidden_states"] if "hidden_states" in keywords else arguments[0]
-        if not first:
-            first.append(hidden)
+        if not entered:
             contexts.append(handed_on(dict(keywords)))
+        if every or not entered:
+            entered.append(hidden)
         rest = {name: None if name == "hidden_states" else value for name, value in keywords.items()}
         inputs.append(((None, *arguments[1:]) if arguments else (), rest))
 
     handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
     try:
-        base(text, **({"use_cache": False} if "use_cache" in _parameters(base) else {}))
+        uncached = {"use_cache": False} if "use_cache" in _parameters(base) else {}
+        base(text, **uncached) if isinstance(text, Tensor) else base(**text, **uncached)
     finally:
         for handle in handles:
             handle.remove()
-    if not first:
+    if not entered:
         raise RuntimeError("the base model's forward did not reach its first block")
     context = contexts[0] if isinstance(contexts[0], ForwardContext) else None
-    return Stream(first[0], inputs, context)
+    return Stream(entered[0], inputs, context, entered=tuple(entered) if every else ())
 
 
 def _parameters(base: Any) -> tuple[str, ...]:
     return getattr(base, "stock_arguments", None) or tuple(inspect.signature(base.forward).parameters)
 
 
-def _stock_record(architecture: Any, block: nn.Module, attention: Any, stream: Stream) -> Recorded:
-    """Return the queries and keys of a stock layer after the native mechanism, and its bias if it has one."""
+def stock_record(architecture: Any, block: nn.Module, attention: Any, stream: Stream) -> Recorded:
+    """Return the queries and keys of a stock layer after the native mechanism, and its mask, and its bias if any."""
     if architecture.writes_attention:
         return _written_record(architecture, block, attention, stream)
     with seen_through(attention, RECORDER):
@@ -155,12 +171,13 @@ def _stock_record(architecture: Any, block: nn.Module, attention: Any, stream: S
 
 
 def _written_record(architecture: Any, block: nn.Module, attention: Any, stream: Stream) -> Recorded:
-    """Return what `_stock_record` returns, for a family whose attention does not use transformers' interface."""
+    """Return what `stock_record` returns, for a family whose attention does not use transformers' interface."""
 
     def stop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = named(type(module), args, kwargs)
         q, k, _ = architecture.project(module, arguments["hidden_states"])
-        raise Recorded(q, k, q.shape[-1] ** -0.5, (q, k), architecture.native_scores(module, arguments))
+        bias = architecture.native_scores(module, arguments)
+        raise Recorded(q, k, q.shape[-1] ** -0.5, (q, k), bias, arguments.get("attention_mask"))
 
     handle = attention.register_forward_pre_hook(stop, with_kwargs=True)
     try:
@@ -197,7 +214,7 @@ def projections(
 ) -> Projections:
     """Return the queries and keys that a layer computes for one batch, as the stock layer and as the swapped one."""
     with natively(base, architecture):
-        stock = _stock_record(architecture, block, attention, teacher)
+        stock = stock_record(architecture, block, attention, teacher)
     ours = _swapped_record(block, attention, student)
     compared = compared_queries(ours.q.shape[2], ours.q.device)
     # Copy slices and make keys contiguous, so that the rest of a fused projection does not stay in memory.

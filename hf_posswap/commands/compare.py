@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hf_posswap.commands.progress import LineObserver
     from hf_posswap.experiments.preparation import Prepared
 
-NAMES = {"tokens": "--heal-tokens", "length": "--heal-length", "distill": "--distill-weight"}
+NAMES = {"tokens": "--heal-tokens", "length": "--heal-length"}
 """Options of healing that have another name in this command."""
 
 
@@ -26,7 +26,7 @@ NAMES = {"tokens": "--heal-tokens", "length": "--heal-length", "distill": "--dis
 @takes(
     HealingOptions,
     "healing",
-    only=("tokens", "length", "precision", *RECIPE),
+    only=("tokens", "length", "precision", "supervise", "learning_rate", *RECIPE),
     names=NAMES,
     help={"tokens": "Also heal each swapped model on this number of tokens.", "precision": PRECISION_HELP},
     defaults=RECIPE | {"precision": None},

@@ -58,7 +58,8 @@ class BarObserver(LineObserver):
 
 def describe(row: dict[str, Any]) -> str:
     """Return a step's row in words."""
-    return f"loss {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"
+    what = "loss of attention" if row.get("stage") == "attention" else "loss"
+    return f"{what} {row['loss']:.4f}, {row['tokens_per_second']:,.0f} tokens/s"
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Tables of a healing experiment's results."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -11,17 +12,21 @@ from hf_posswap.results.kinds import STAGES
 def print_result(result: dict[str, Any]) -> None:
     """Print the losses of healing, and the measurements by length."""
     rows = [
-        (name, f"{run['history'][0]['loss']:.4f}", f"{run['history'][-1]['loss']:.4f}", f"{run['tokens']:,}")
+        row
         for name, run in (("healed", result["healing"]), ("control", result["control"]))
-        if run is not None and run["history"]
+        if run is not None
+        for row in _stages(name, run)
     ]
     processes = "1 process" if result["processes"] == 1 else f"{result['processes']} processes"
+    numbers = ["first step", "last step", "tokens", "µs a token"]
     print_table(
         f"Loss of healing on {processes} (nats a token, or what the objective counts)",
-        ["model", "first step", "last step", "tokens"],
+        ["model", *numbers],
         rows,
-        ["first step", "last step", "tokens"],
+        numbers,
     )
+    learnt = result["healing"]["supervision"]
+    typer.echo(f"Learnt from {', '.join(learnt)}.")
     measured = [name for name in STAGES if name in result["evaluation"]]
     if not measured:
         return
@@ -32,6 +37,20 @@ def print_result(result: dict[str, Any]) -> None:
     notes = {f"{name}: {row['note']}" for name in measured for row in result["evaluation"][name] if row["note"]}
     for line in sorted(notes):
         typer.echo(f"— {line}")
+
+
+def _stages(name: str, run: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each stage of a run: its losses, its tokens and what a token cost."""
+    for stage, cost in run["costs"].items():
+        losses = [row["loss"] for row in run["history"] if row["stage"] == stage]
+        label = f"{name}, attention" if stage == "attention" else name
+        yield (
+            label,
+            f"{losses[0]:.4f}",
+            f"{losses[-1]:.4f}",
+            f"{cost['tokens']:,}",
+            f"{cost['microseconds_per_token']:,.0f}",
+        )
 
 
 def _quantity(row: dict[str, Any]) -> tuple[str, str]:

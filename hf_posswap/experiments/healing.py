@@ -34,7 +34,7 @@ from hf_posswap.swapping import restore
 from hf_posswap.training.distribution import SHARDED, make_accelerator
 from hf_posswap.training.documents import Texts, from_dataset, from_files, require_apart
 from hf_posswap.training.folders import require_room
-from hf_posswap.training.loop import healing_length
+from hf_posswap.training.loop import HealingReport, healing_lengths
 from hf_posswap.training.objectives import objective_for, objectives
 from hf_posswap.training.options import HealingError
 from hf_posswap.training.teacher import require_same_shape, require_stock_inside
@@ -134,7 +134,9 @@ class _Run:
         del subject
         control = None
         if experiment.control:
-            subject = Subject(replace(self.plan, load=self._load_stock), self.observer)
+            # The rate that was chosen for the swapped model: the control learns on the same schedule.
+            same = replace(self.options, learning_rate=healing.learning_rate)
+            subject = Subject(replace(self.plan, load=self._load_stock, healing=same), self.observer)
             control = subject.reach(CONTROL)
             self._measure(CONTROL, self._whole(subject.model, None if folder is None else folder / CONTROL_FOLDER))
         self.accelerator.end_training()
@@ -146,7 +148,7 @@ class _Run:
             "pos_scheme": entry,
             "train_length": length,
             "texts": self.facts,
-            "options": self.options.to_dict(),
+            "options": self.options.to_dict() | _chosen(healing),
             "lora_rank": experiment.lora_rank,
             "evaluation": self.evaluations,
             "evaluation_texts": self.measured_facts,
@@ -218,20 +220,20 @@ class _Run:
                 f"model {experiment.model!r} is stock, so it is its own stock model: leave out --stock "
                 f"{experiment.stock}."
             )
-        if experiment.stock is None and (experiment.control or self.measured or self.options.distill > 0):
+        if experiment.stock is None and (experiment.control or self.measured or self.options.supervision().has_teacher):
             require_stock_inside(model)
         if experiment.control:
             stock_limit = stock_longest_position(model)
-            length = healing_length(self.options.length, train_length(model))
+            length = max(healing_lengths(self.options, train_length(model)))
             if stock_limit is not None and length > stock_limit:
                 raise HealingError(
                     f"length is {length}, and the control, the stock model, reads at most {stock_limit} tokens. Give a "
                     f"length of at most {stock_limit}, or leave out --control."
                 )
         objective = objective_for(model, self.options.objective)
-        if experiment.control and objective.name == "embedding" and self.options.distill > 0:
+        if experiment.control and objective.name == "embedding" and self.options.supervision().has_teacher:
             raise HealingError(
-                "a control says nothing for objective 'embedding' with distill: the stock model is its own teacher, "
+                "a control says nothing for objective 'embedding' with a teacher: the stock model is its own teacher, "
                 "and its cosine to itself is 1. Leave out --control."
             )
 
@@ -309,7 +311,7 @@ class _Run:
         objective = objective_for(stock, self.options.objective).name
         lengths: Sequence[int] = experiment.lengths
         if not lengths:
-            usual = healing_length(self.options.length, train_length(stock))
+            usual = max(healing_lengths(self.options, train_length(stock)))
             around = 0 if objective == "lm" else sum(map(len, special_tokens(self.tokenizer)))
             counts = [len(ids) for ids in self.evaluation_ids]
             whole = sum(counts) >= usual  # otherwise there is too little text in total
@@ -335,6 +337,11 @@ class _Run:
         if remember:
             self.measure.remember(model)
         self.evaluations[name] = [asdict(row) for row in self.measure.rows(model)]
+
+
+def _chosen(healing: HealingReport) -> dict[str, Any]:
+    """Return the options that a run chose for itself."""
+    return {"supervise": healing.supervision, "distill": 0.0, "learning_rate": healing.learning_rate}
 
 
 def _identity(experiment: Experiment, texts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from hf_posswap.sources import load_config, load_model, load_tokenizer
 from hf_posswap.swapped.capabilities import capability
 from hf_posswap.texts.files import read_files
 from hf_posswap.training.documents import from_files, require_apart
-from hf_posswap.training.loop import healing_length
+from hf_posswap.training.loop import healing_lengths
+from hf_posswap.training.options import HealingOptions
 from hf_posswap.training.texts import Windows
 
 if TYPE_CHECKING:
@@ -73,9 +74,8 @@ class Prepared:
 
     @property
     def healing_length(self) -> int:
-        """Number of tokens of a window in healing."""
-        healing = self.settings.healing
-        return healing_length(None if healing is None else healing.length, self.train_length)
+        """Number of tokens of the longest window in healing."""
+        return max(healing_lengths(self.settings.healing or HealingOptions(steps=1), self.train_length))
 
     def learning_lengths(self) -> tuple[list[int], int | None]:
         """Return the lengths of a sample of the training documents, and the number of documents; None: unknown."""

@@ -103,7 +103,8 @@ class ComparisonSettings(MeasuringSettings):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values, equal to those read from a result file."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = asdict(self) | {"healing": None if self.healing is None else self.healing.to_dict()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def all_seeds(self) -> range:
         """Return all seeds of the comparison."""

@@ -20,6 +20,7 @@ from hf_posswap.swapping import swap
 from hf_posswap.training.distribution import make_accelerator
 from hf_posswap.training.loop import HealingObserver, HealingReport, heal
 from hf_posswap.training.options import HealingOptions
+from hf_posswap.training.supervision import LABELS
 from hf_posswap.training.texts import Documents, Windows
 
 CALIBRATION_WORK, HEALING_WORK = 5.0, 2.0
@@ -245,10 +246,21 @@ def calibration_length(train_length: int) -> int:
 def control_options(options: HealingOptions) -> HealingOptions:
     """Return the options of the control: the stock model, trained on the same tokens with the same schedule.
 
-    The control uses no distillation, because a model that is its own teacher has a loss of zero. It uses no ramp,
-    because its mechanism is not replaced. It uses dropout if the swapped model does.
+    The control learns from the text, because a model that is its own teacher has a loss of zero. It uses no ramp,
+    because its mechanism is not replaced, and its positions do not skip. It uses dropout if the swapped model does.
 
     Args:
         options: the options of healing for the swapped model.
     """
-    return dataclasses.replace(options, distill=0.0, ramp=0.0, dropout=options.drops_out)
+    # Documents are cut as for the swapped model, which packs none if its positions skip.
+    packing = False if options.positions == "skipped" else options.packing
+    return dataclasses.replace(
+        options,
+        supervise=LABELS,
+        distill=0.0,
+        ramp=0.0,
+        dropout=options.drops_out,
+        positions="counted",
+        target_length=None,
+        packing=packing,
+    )

@@ -89,6 +89,8 @@ def _options(options: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator
         name, value = field.metadata["card"], options.get(field.name)
         if name is None:
             continue
+        if isinstance(value, list) and value:
+            value = ",".join(map(str, value))
         if isinstance(value, str):
             yield name, code(value)
         elif number(value) is not None and (value or field.metadata["switch"] is None):

@@ -34,8 +34,10 @@ def _training(file: ResultFile) -> str:
     healing = file.settings.get("healing")
     if not isinstance(healing, dict) or not isinstance(healing.get("tokens"), int):
         return ""
-    weight = healing.get("distill")
+    weight, words = healing.get("distill"), healing.get("supervise")
     teacher = f", distilled from the stock model with weight {weight}" if weight else ""
+    if isinstance(words, list) and not weight:
+        teacher = f", learning from {', '.join(map(str, words)) or 'what suits each start'}"
     return f"{healing['tokens']:,} tokens of other texts{teacher}"
 
 

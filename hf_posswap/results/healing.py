@@ -14,17 +14,22 @@ AVERAGED = ("loss", "gradient_norm", "tokens_per_second")
 
 
 def thinned(history: Sequence[Mapping[str, Any]], most: int = MOST_STEPS) -> list[dict[str, Any]]:
-    """Return the history of a run's steps in a few rows, which include the first and the last step.
+    """Return the history of a run's steps in a few rows, which include the first and the last step of each stage.
 
     The steps between are divided into stretches of about equal length. The row of a stretch is that of its last step,
     with loss, gradient norm and speed averaged over the stretch.
 
     Args:
         history: a row for each step.
-        most: maximum number of rows to return; at least 3.
+        most: maximum number of rows to return; at least 3 for each stage.
     """
     if len(history) <= most:
         return [dict(row) for row in history]
+    stages = [list(rows) for _, rows in itertools.groupby(history, key=lambda row: row.get("stage"))]
+    if len(stages) > 1:
+        room = [max(3, most * len(rows) // len(history)) for rows in stages]
+        room[-1] = max(3, most - sum(room[:-1]))
+        return [row for rows, most in zip(stages, room, strict=True) for row in thinned(rows, most)]
     inner, stretches = history[1:-1], most - 2
     ends = [len(inner) * place // stretches for place in range(stretches + 1)]
     means = (_mean_step(inner[first:last]) for first, last in itertools.pairwise(ends))

@@ -24,20 +24,34 @@ class Recorded(Exception):
         scaling: factor on q·k.
         projected: queries and keys before the scheme is applied, in a swapped layer.
         bias: bias that a stock layer adds to its scaled scores, broadcastable to (B, H, L, L), or None.
+        mask: the mask that the stock layer got, see `AttentionInputs.mask`; not recorded in a swapped layer.
+        softcap: see `AttentionInputs.softcap`; not recorded in a swapped layer.
+        sinks: see `AttentionInputs.sinks`; not recorded in a swapped layer.
     """
 
     def __init__(
-        self, q: Tensor, k: Tensor, scaling: float, projected: tuple[Tensor, Tensor], bias: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        scaling: float,
+        projected: tuple[Tensor, Tensor],
+        bias: Tensor | None = None,
+        mask: Any = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
     ) -> None:
         super().__init__("an attention function was reached")
         self.q, self.k, self.scaling, self.projected, self.bias = q, k, scaling, projected, bias
+        self.mask, self.softcap, self.sinks = mask, softcap, sinks
         self.hidden_states: Tensor | None = None
         """Input of the attention module (B, L, hidden size), if the caller knows it."""
 
 
 def _record(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
     scaling = kwargs.get("scaling")
-    raise Recorded(query, key, query.shape[-1] ** -0.5 if scaling is None else scaling, (query, key))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    more = {"mask": mask, "softcap": kwargs.get("softcap"), "sinks": kwargs.get("s_aux")}
+    raise Recorded(query, key, scaling, (query, key), **more)
 
 
 AttentionInterface.register(RECORDER, _record)

@@ -51,7 +51,8 @@ class LayerCall:
     """
 
     __slots__ = (
-        "attended", "cached_length", "context", "first", "has_cache", "hidden_states", "module", "scheme", "stages",
+        "attended", "cached_length", "context", "first", "has_cache", "hidden_states", "module", "scheme", "score_inputs",
+        "stages",
     )  # fmt: skip
 
     def __init__(self, module: Any, scheme: SchemeLayer, context: ForwardContext) -> None:
@@ -62,6 +63,8 @@ class LayerCall:
         """The scheme layers that act in the layer, each with its prepared values."""
         self.hidden_states: Tensor | None = None
         """Input of the module (B, L, hidden size), for a scheme with a state."""
+        self.score_inputs: ScoreInputs | None = None
+        """What the scheme's bias depends on, for `ForwardContext.record`; None: the scheme has no bias."""
         self.cached_length: int | None = None
         """Number of keys that the cache will return; None: the keys did not pass through a cache."""
         self.first = 0
@@ -260,16 +263,17 @@ class LayerCall:
         for stage, prepared in transforming:
             before = q, k
             q, k = stage.transform_cached(q, k, positions, prepared)
+        acting, ready = stages[-1] if stages else (None, None)
+        inputs = None
+        if acting is not None and acting.adds_bias:
+            inputs = ScoreInputs(q, k, positions, ready, scaling, before, state, self.hidden_states)
         if context.record is not None:
+            self.score_inputs = inputs
             context.record(self, (q, k), scaling, projected)
-        if not stages:
+        if acting is None:
             return q, k, None, None
-        acting, ready = stages[-1]
         mix = partial(_mixed, acting, positions, ready) if acting.mixes_values else None
-        if not acting.adds_bias:
-            return q, k, None, mix
-        inputs = ScoreInputs(q, k, positions, ready, scaling, before, state, self.hidden_states)
-        return q, k, acting.bias(inputs), mix
+        return q, k, None if inputs is None else acting.bias(inputs), mix
 
     def _log_n_factor(self, context: ForwardContext, train_length: int) -> Tensor:
         """Return `log_n_factor`, computed once per forward; in a ramp, to the power of the scheme's share."""

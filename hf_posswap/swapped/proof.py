@@ -217,7 +217,8 @@ def _failures_refused(core: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _mode(core: Any, mode: str) -> Iterator[None]:
+def in_mode(core: Any, mode: str) -> Iterator[None]:
+    """Run a swapped core in a mode, see `ForwardContext.mode`, within a `with` block."""
     core.pos_mode = mode
     try:
         yield
@@ -243,7 +244,7 @@ def _prove_untouched(core: Any, architecture: Architecture, texts: _Texts, stock
     try:
         if isinstance(table, RetiredTable) and path is not None:
             core.set_submodule(path, table.revive())
-        with _mode(core, "idle"):
+        with in_mode(core, "idle"):
             idle = texts.hidden()
     finally:
         if isinstance(table, RetiredTable) and path is not None:
@@ -260,7 +261,7 @@ def _prove_removed(texts: _Texts) -> bool:
     """Check that without the stock scheme outputs do not depend on positions or, in an encoder, on the token order."""
     core = texts.core
     steps = torch.arange(texts.length, device=texts.tokens.device).unsqueeze(0)
-    with _mode(core, "bare"):
+    with in_mode(core, "bare"):
         if not core.pos_scheme.facts.causal:
             tokens = texts.tokens[:, :WITHIN_WINDOW]
             order = torch.randperm(tokens.shape[1], generator=torch.Generator().manual_seed(SEED))
@@ -287,9 +288,9 @@ def _prove_angles_read(texts: _Texts, stock: Tensor | None) -> None:
     """Check that attention modules use the rotary angles in their arguments, because the swap changes them there."""
     core = texts.core
     if stock is None:
-        with _mode(core, "idle"):
+        with in_mode(core, "idle"):
             stock = texts.hidden()
-    with _mode(core, "bare"):
+    with in_mode(core, "bare"):
         bare = texts.hidden()
     if not torch.equal(bare, stock):
         return
@@ -306,7 +307,7 @@ def _queries(texts: _Texts, mode: str) -> list[Tensor]:
     def record(call: Any, pair: tuple[Tensor, Tensor], scaling: float, projected: Any) -> None:
         queries.append(projected[0])
 
-    with _mode(texts.core, mode), _recorded(texts.core, record):
+    with in_mode(texts.core, mode), _recorded(texts.core, record):
         texts.hidden()
     return queries
 

@@ -6,7 +6,7 @@ order of the text depend only on the options and the step, so they are not saved
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,16 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.name.removeprefix(PREFIX).isdigit())
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, run: Mapping[str, Any]) -> RunState:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizer_at: Callable[[int], Any], run: Mapping[str, Any]
+) -> RunState:
     """Load a checkpoint's weights and optimizer state into a prepared model and optimizer.
+
+    Args:
+        path: the checkpoint's folder.
+        model: the model as Accelerate prepared it.
+        optimizer_at: returns the optimizer that had taken a number of steps of the run when it was saved.
+        run: identity of the run.
 
     Raises:
         TrainingCheckpointError: the checkpoint is broken, or is of a run with other options, texts or model; neither
@@ -129,7 +137,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: Any, run: Mapping[s
     _require_same_tensors(path, weights, aliases)
     weights |= {name: weights[first] for name, first in aliases.items() if name not in weights}
     set_model_state_dict(model, weights, options=options)
-    set_optimizer_state_dict(model, _inner(optimizer), optimizer_state, options=options)
+    # A head has no optimizer state if the model learns from its hidden states alone.
+    lenient = StateDictOptions(full_state_dict=True, strict=False)
+    set_optimizer_state_dict(model, _inner(optimizer_at(state.step)), optimizer_state, options=lenient)
     return state
 
 

@@ -1,40 +1,35 @@
 """The healing loop on Accelerate; the same code runs on a CPU, on one or several GPUs, and with sharded weights."""
 
-import contextlib
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.nn import functional as F
 
-from hf_posswap.loading.entry import is_healed
+from hf_posswap.architectures import architecture_of
 from hf_posswap.results.healing import thinned
-from hf_posswap.swapped.questions import is_swapped, plain_model, train_length, without_scheme
+from hf_posswap.swapped.plan import core_of
+from hf_posswap.swapped.questions import plain_model, train_length
 from hf_posswap.training.checkpoints import (
     RunState,
     save_checkpoint,
 )
-from hf_posswap.training.distribution import make_accelerator, settle
+from hf_posswap.training.distribution import SHARDED, make_accelerator, settle
 from hf_posswap.training.folders import require_room
-from hf_posswap.training.objectives import IGNORED, LanguageModelling, Objective, objective_for
+from hf_posswap.training.objectives import LanguageModelling, Objective, objective_for
 from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.phases import plan_phases
 from hf_posswap.training.precision import warn_if_slow
-from hf_posswap.training.teacher import readable_length
-from hf_posswap.training.texts import Documents, Window, Windows, batches, check_padding, check_vocabulary, collate
+from hf_posswap.training.start import MEASURED_TOKENS, Start, choose_options
+from hf_posswap.training.texts import Documents, Window, Windows, batches, check_padding, check_vocabulary
 from hf_posswap.training.trainer import Trainer
 
 LONGEST_BY_DEFAULT = 512
 TRACKED = ("loss", "learning_rate", "gradient_norm")
 """Values of a step that are sent to trackers."""
-LANGUAGE_TOKENS = 1024
-"""Approximate number of tokens with which the model's knowledge of the text's language is checked."""
-WORSE_THAN_GUESSING = 1.0
-"""Nats above ln(vocabulary): a stock model with a larger loss does not know the language of the text."""
 
 
 @dataclass(frozen=True)
@@ -44,21 +39,31 @@ class HealingReport:
     Attributes:
         tokens: number of tokens read, without padding.
         steps: number of optimizer steps.
-        length: tokens of a window.
+        length: tokens of the longest window.
         parameters: number of trained parameters.
+        supervision: what the model learnt from, each with its weight, see `Supervision`.
+        learning_rate: peak learning rate of the weights.
+        start: how far from the stock model the run started; None: it was not measured.
+        costs: for each stage, "attention" and "outputs": tokens, seconds and microseconds_per_token.
         history: for each step: step, tokens (so far), loss (the step's mean), learning_rate (of the weights, or of the
-            scheme if it is trained alone), gradient_norm and tokens_per_second.
+            scheme if it is trained alone), gradient_norm, tokens_per_second and stage. The loss of the attention stage
+            is the KL divergence of a query's attention, the mean over heads and layers, in nats.
     """
 
     tokens: int
     steps: int
     length: int
     parameters: int
+    supervision: list[str]
+    learning_rate: float
+    start: Start | None
+    costs: dict[str, dict[str, float]]
     history: list[dict[str, Any]] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values as result files keep them, with a few rows of the history, see `thinned`."""
-        return asdict(self) | {"history": thinned(self.history)}
+        start = None if self.start is None else asdict(self.start) | {"missing": self.start.missing}
+        return asdict(self) | {"start": start, "history": thinned(self.history)}
 
 
 class HealingObserver:
@@ -96,8 +101,8 @@ def heal(
         documents: texts to train on; see `Windows`.
         tokenizer: the model's tokenizer.
         options: options of healing.
-        teacher: the stock model to distil from if `options.distill` is not 0. Default: the stock model inside `model`,
-            which exists until the model is healed.
+        teacher: the stock model, if the model learns from it. Default: the stock model inside `model`, which exists
+            until the model is healed.
         output_dir: folder for the healed model, its tokenizer and checkpoints. None: nothing is written.
         resume: resume from the newest checkpoint in `output_dir`, if there is one.
         run: the run's identity besides its options (texts, model); a checkpoint of another run is refused.
@@ -126,30 +131,30 @@ def heal(
     plain = plain_model(model)
     folder = None if output_dir is None else Path(output_dir)
     present = [] if folder is None else require_room(folder, resume, adapter=model is not plain)
-    length = healing_length(options.length, train_length(plain))
+    lengths = healing_lengths(options, train_length(plain))
     objective_class = objective_for(plain, options.objective)
-    windows = Windows(documents, tokenizer, length, _packs(options, objective_class), options.seed, column)
+    packing = _packs(options, objective_class)
+    windows = {n: Windows(documents, tokenizer, n, packing, options.seed, column) for n in lengths}
     check_vocabulary(tokenizer, plain)
-    if objective_class is LanguageModelling:
-        _check_language(plain, windows.first(max(1, LANGUAGE_TOKENS // length)))
-    else:
+    if objective_class is not LanguageModelling:
         check_padding(tokenizer, plain)
-    identity = {"options": options.identity(), "length": length, "processes": accelerator.num_processes, **(run or {})}
-    with Trainer(model, objective_class, tokenizer, options, teacher, accelerator, length) as trainer:
+    size, whole = accelerator.num_processes, accelerator.distributed_type not in SHARDED
+    beginning = windows[lengths[0]].first(max(1, MEASURED_TOKENS // lengths[0]))
+    options, start = choose_options(options, model, objective_class, beginning, teacher=teacher, whole=whole)
+    supervision = options.supervision(objective_class.name, len(architecture_of(plain.config).blocks(core_of(plain))))
+    phases = plan_phases(options, supervision, lengths, lambda length: windows[length].typical_length(), size)
+    identity = {"options": options.identity(), "length": list(lengths), "processes": size, **(run or {})}
+    with Trainer(model, objective_class, tokenizer, options, supervision, phases, teacher, accelerator) as trainer:
         state = trainer.load(present[-1], identity) if present else RunState(0, [], identity)
-        size = accelerator.num_processes
-        skip = state.step * options.accumulation
-        source = batches(windows, options.batch_size, accelerator.process_index, size, skip)
-        steps = options.steps_for(windows.typical_length(), size)
-        report = _run(trainer, source, steps, state, folder, observer or HealingObserver(), tracked_as)
+        report = _run(trainer, windows, start, state, folder, observer or HealingObserver(), tracked_as)
     if folder is not None:
         trainer.save(folder, tokenizer)
     return report
 
 
-def healing_length(given: int | None, train_length: int) -> int:
-    """Return the tokens of a window: the given number, or the model's train length but at most 512."""
-    return given or min(train_length, LONGEST_BY_DEFAULT)
+def healing_lengths(options: HealingOptions, train_length: int) -> tuple[int, ...]:
+    """Return the tokens of a window, in turn: those given, or the model's train length but at most 512."""
+    return options.lengths or (min(train_length, LONGEST_BY_DEFAULT),)
 
 
 def _packs(options: HealingOptions, objective: type[Objective]) -> bool:
@@ -164,7 +169,7 @@ def _packs(options: HealingOptions, objective: type[Objective]) -> bool:
             f"packing=True does not fit objective {objective.name!r}: stock encoders, which teach and control, cannot "
             "keep packed documents apart. Leave packing out."
         )
-    return causal if options.packing is None else options.packing
+    return causal and options.positions == "counted" if options.packing is None else options.packing
 
 
 def _check_types(model: Any) -> None:
@@ -177,48 +182,10 @@ def _check_types(model: Any) -> None:
         )
 
 
-@torch.no_grad()
-def _check_language(model: Any, windows: list[Window]) -> None:
-    """Refuse texts on which the stock or healed model is worse than a uniform guess: it cannot be healed on them.
-
-    Raises:
-        HealingError: it is worse; the message gives the loss and possible reasons.
-    """
-    training = model.training
-    model.eval()
-    try:
-        stock_inside = is_swapped(model) and not is_healed(model.config)
-        with without_scheme(model) if stock_inside else contextlib.nullcontext():
-            loss = _mean_loss(model, windows, readable_length(model))
-    finally:
-        model.train(training)
-    guess = math.log(model.get_input_embeddings().num_embeddings)
-    if loss > guess + WORSE_THAN_GUESSING:
-        raise HealingError(
-            f"the {'stock ' if stock_inside else ''}model cannot read this text: its loss is {loss:.2f} nats a token, "
-            f"and {guess:.2f} would be guessing. Either the tokenizer is not the model's own, or the text is in a "
-            "language it has not learned, of which the stock model can teach nothing. Give the model's own tokenizer, "
-            "or other texts."
-        )
-
-
-def _mean_loss(model: Any, windows: list[Window], readable: int) -> float:
-    """Return the mean loss over the beginnings of windows; documents do not attend to each other."""
-    losses, scored = 0.0, 0
-    for window in windows:
-        cut = Window(window.ids[:readable], window.positions[:readable])
-        batch = LanguageModelling.labelled(collate([cut], 0))
-        labels = batch.pop("labels").to(model.device)
-        logits = model(**{name: value.to(model.device) for name, value in batch.items()}, use_cache=False).logits
-        losses += float(F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum"))
-        scored += int((labels != IGNORED).sum())
-    return losses / max(1, scored)
-
-
 def _run(
     trainer: Trainer,
-    source: Iterator[list[Window]],
-    steps: int,
+    windows: Mapping[int, Windows],
+    start: Start | None,
     state: RunState,
     folder: Path | None,
     observer: HealingObserver,
@@ -226,12 +193,12 @@ def _run(
 ) -> HealingReport:
     options, accelerator = trainer.options, trainer.accelerator
     history = list(state.history)
-    main = accelerator.is_main_process
+    main, steps = accelerator.is_main_process, trainer.phases[-1].end
     if main:
         observer.started(steps, state.step)
-    for number in range(state.step, steps):
+    for number, read_batch in _batches(trainer, windows, state.step):
         began = time.perf_counter()
-        row = trainer.step(number, steps, [next(source) for _ in range(options.accumulation)])
+        row = trainer.step(number, read_batch)
         seconds = time.perf_counter() - began
         read = row["tokens"]
         before = history[-1]["tokens"] if history else 0
@@ -243,9 +210,58 @@ def _run(
         last = number + 1 == steps
         if folder is not None and options.checkpoint_every and ((number + 1) % options.checkpoint_every == 0 or last):
             now = RunState(number + 1, history, state.run)
-            save_checkpoint(folder, trainer.model, trainer.optimizer, now, options.keep_checkpoints, main)
+            optimizer = trainer.optimizer_at(number + 1)
+            save_checkpoint(folder, trainer.model, optimizer, now, options.keep_checkpoints, main)
             if main:
                 observer.saved(number + 1)
             accelerator.wait_for_everyone()
     tokens = history[-1]["tokens"] if history else 0
-    return HealingReport(tokens, steps, trainer.length, trainer.parameters, history)
+    return HealingReport(
+        tokens=tokens,
+        steps=steps,
+        length=trainer.length,
+        parameters=trainer.parameters,
+        supervision=list(trainer.supervision.words),
+        learning_rate=options.peak_rate,
+        start=start,
+        costs=stage_costs(history),
+        history=history,
+    )
+
+
+def _batches(trainer: Trainer, windows: Mapping[int, Windows], done: int) -> Iterator[tuple[int, list[list[Window]]]]:
+    """Yield the number of each step that is not done, and the batches that this process reads in it.
+
+    Each phase begins at the beginning of the text, except for a length that an earlier phase of its stage read.
+    """
+    accelerator, accumulation = trainer.accelerator, trainer.options.accumulation
+    read: dict[tuple[str, int], int] = {}
+    for phase in trainer.phases:
+        key = (phase.stage, phase.length)
+        before = read.get(key, 0)
+        read[key] = before + phase.steps
+        skip = (before + max(0, done - phase.first)) * accumulation
+        source = batches(
+            windows[phase.length], phase.batch_size, accelerator.process_index, accelerator.num_processes, skip
+        )
+        for number in range(max(done, phase.first), phase.end):
+            yield number, [next(source) for _ in range(accumulation)]
+
+
+def stage_costs(history: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return for each stage of a run its tokens, seconds and microseconds a token.
+
+    Args:
+        history: a row for each step, with the tokens so far.
+    """
+    costs: dict[str, dict[str, float]] = {}
+    before = 0
+    for row in history:
+        cost = costs.setdefault(row["stage"], {"tokens": 0, "seconds": 0.0})
+        read, before = row["tokens"] - before, row["tokens"]
+        cost["tokens"] += read
+        cost["seconds"] += read / max(row["tokens_per_second"], 1e-9)
+    for cost in costs.values():
+        cost["microseconds_per_token"] = round(1e6 * cost["seconds"] / max(1, cost["tokens"]), 1)
+        cost["seconds"] = round(cost["seconds"], 1)
+    return costs

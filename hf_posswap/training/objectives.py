@@ -14,12 +14,17 @@ from torch.nn import functional as F
 from hf_posswap.architectures import architecture_of
 from hf_posswap.common.registry import Registry
 from hf_posswap.texts.masking import MASKED_SHARE
+from hf_posswap.training.hidden_states import hidden_states, mean_distance
 from hf_posswap.training.options import HealingError
+from hf_posswap.training.supervision import Supervision
 from hf_posswap.training.texts import Window, collate
 
 IGNORED = -100
 """Label of a token that is not scored, as in transformers."""
 TEMPERATURE = 0.05
+
+SKIPPED = "skipped_positions"
+"""Name in a batch of the positions that only the student reads, int64 (B, L)."""
 
 Inputs = dict[str, Tensor]
 
@@ -28,7 +33,7 @@ class Objective(ABC):
     """One objective.
 
     Args:
-        distill: weight in [0, 1] of the teacher's outputs as the target.
+        supervision: weights of the own loss and of the distances to the teacher's outputs and hidden states.
         readable: length of the longest text that the teacher can read.
         tokenizer: the model's tokenizer.
     """
@@ -36,11 +41,13 @@ class Objective(ABC):
     name: ClassVar[str]
     auto_class: ClassVar[str]
     """The Auto class that loads a model for this objective."""
+    has_head: ClassVar[bool] = True
+    """Whether a head turns the last hidden states into the outputs."""
     shortest_length: ClassVar[int | None] = None
     """Default length of the shortest training texts, in tokens; None: windows are not cut into shorter texts."""
 
-    def __init__(self, distill: float, readable: int, tokenizer: Any) -> None:
-        self.distill, self.readable, self.tokenizer = distill, readable, tokenizer
+    def __init__(self, supervision: Supervision, readable: int, tokenizer: Any) -> None:
+        self.supervision, self.readable, self.tokenizer = supervision, readable, tokenizer
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.pad_token_id = 0 if pad is None else pad
 
@@ -54,8 +61,12 @@ class Objective(ABC):
         return collate(windows, self.pad_token_id)
 
     @abstractmethod
+    def counts(self, batch: Inputs) -> Tensor:
+        """Return the number of tokens or texts that the loss of each row sums over, int64, (B,)."""
+
     def count(self, batch: Inputs) -> int:
         """Return the number of tokens or texts that the batch's loss sums over."""
+        return int(self.counts(batch).sum())
 
     @abstractmethod
     def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
@@ -101,9 +112,13 @@ def _has_token_head(model: Any) -> bool:
     return model.get_output_embeddings() is not None
 
 
-def _labelled(model: Any, batch: Inputs) -> tuple[Inputs, Tensor]:
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
-    return inputs, batch["labels"]
+def _inputs_of(batch: Inputs) -> tuple[Inputs, Inputs]:
+    """Return the model's inputs and the teacher's: with skipped positions, and without."""
+    stock = {name: value for name, value in batch.items() if name not in ("labels", SKIPPED)}
+    if SKIPPED not in batch:
+        return stock, stock
+    # With a mask, a jump of the positions does not begin a new document.
+    return stock | {"position_ids": batch[SKIPPED], "attention_mask": _tokens(batch)}, stock
 
 
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
@@ -137,28 +152,36 @@ class LanguageModelling(Objective):
             labels = labels.masked_fill(F.pad(inputs["position_ids"][:, 1:], (0, 1)) == 0, IGNORED)
         return inputs | {"labels": labels}
 
-    def count(self, batch: Inputs) -> int:
-        return int((batch["labels"] != IGNORED).sum())
+    def counts(self, batch: Inputs) -> Tensor:
+        return (batch["labels"] != IGNORED).sum(1)
 
     def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
         """Return the sum of losses; tokens beyond the teacher's length have the objective's own loss only."""
-        inputs, labels = _labelled(model, batch)
-        logits = model(**inputs, use_cache=False).logits
+        (inputs, stock_inputs), labels = _inputs_of(batch), batch["labels"]
+        weights, taught = self.supervision, teacher is not None
+        with hidden_states(model, taught and weights.hidden > 0) as own:
+            logits = model(**inputs, use_cache=False).logits
         scored = labels != IGNORED
-        weight = torch.zeros_like(labels, dtype=torch.float32)
-        if teacher is not None:
-            weight[:, : self.readable] = self.distill
+        weight = torch.ones_like(labels, dtype=torch.float32)
+        weight[:, : self.readable] = weights.labels
         losses = logits.new_zeros(labels.shape, dtype=torch.float32)
-        if bool((weight[scored] < 1).any()):
+        if bool((weight[scored] > 0).any()):
             flat = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
-            losses = losses + (1 - weight) * flat.view_as(losses)
-        if teacher is not None:
-            readable = {name: value[:, : self.readable] for name, value in inputs.items()}
-            with torch.no_grad():
-                target = teacher(**readable, use_cache=False).logits
-            kl = divergence(logits[:, : self.readable], target)
-            losses = losses + weight * F.pad(kl, (0, losses.shape[1] - kl.shape[1]))
-        return losses[scored].sum()
+            losses = losses + weight * flat.view_as(losses)
+        if not taught:
+            return losses[scored].sum()
+        readable = {name: value[:, : self.readable] for name, value in stock_inputs.items()}
+        with torch.no_grad(), hidden_states(teacher, weights.hidden > 0) as stock:
+            target = teacher(**readable, use_cache=False).logits
+        if weights.logits > 0:
+            kl = weights.logits * divergence(logits[:, : self.readable], target)
+            losses = losses + F.pad(kl, (0, losses.shape[1] - kl.shape[1]))
+        total = losses[scored].sum()
+        if weights.hidden > 0:
+            near = [states[:, : self.readable] for states in own]
+            counts = scored[:, : self.readable].sum(1)
+            total = total + weights.hidden * (counts * mean_distance(near, stock, _tokens(readable))).sum()
+        return total
 
 
 @register_objective
@@ -191,21 +214,25 @@ class MaskedLanguageModelling(Objective):
         labels = ids.masked_fill(~chosen, IGNORED)
         return inputs | {"input_ids": torch.where(chosen, hidden, ids), "labels": labels}
 
-    def count(self, batch: Inputs) -> int:
-        return int((batch["labels"] != IGNORED).sum())
+    def counts(self, batch: Inputs) -> Tensor:
+        return (batch["labels"] != IGNORED).sum(1)
 
     def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
-        inputs, labels = _labelled(model, batch)
-        chosen = labels != IGNORED
-        logits = model(**inputs).logits[chosen]
+        (inputs, stock_inputs), labels = _inputs_of(batch), batch["labels"]
+        weights, chosen = self.supervision, labels != IGNORED
+        with hidden_states(model, weights.hidden > 0) as own:
+            logits = model(**inputs).logits[chosen]
         total = logits.new_zeros((), dtype=torch.float32)
-        if self.distill < 1:
-            own = F.cross_entropy(logits.float(), labels[chosen], reduction="sum")
-            total = total + (1 - self.distill) * own
-        if teacher is not None:
-            with torch.no_grad():
-                target = teacher(**inputs).logits[chosen]
-            total = total + self.distill * divergence(logits, target).sum()
+        if weights.labels > 0:
+            loss = F.cross_entropy(logits.float(), labels[chosen], reduction="sum")
+            total = total + weights.labels * loss
+        if weights.logits > 0 or weights.hidden > 0:
+            with torch.no_grad(), hidden_states(teacher, weights.hidden > 0) as stock:
+                target = teacher(**stock_inputs).logits[chosen]
+            total = total + weights.logits * divergence(logits, target).sum()
+        if weights.hidden > 0:
+            distance = mean_distance(own, stock, _tokens(inputs))
+            total = total + weights.hidden * (self.counts(batch) * distance).sum()
         return total
 
     def check(self, length: int, batch_size: int) -> None:
@@ -218,14 +245,15 @@ class Embedding(Objective):
 
     Without the teacher it is contrastive: the embeddings of two halves of a text should be closer than those of halves
     of different texts in the batch (independent cropping, Izacard et al., 2112.09118, with an in-batch softmax at
-    temperature 0.05). With the teacher it is 1 − cosine to the stock model's embedding, plus, for each layer, the mean
-    over the text's tokens of 1 − cosine to the stock model's hidden state (hidden-state distillation, Jiao et al.,
-    TinyBERT, 1909.10351, section 3.2). A text has one embedding but a hidden state for each token and layer, so the
-    second term has many more targets per text, and a separate one for each layer.
+    temperature 0.05). "logits" is 1 − cosine to the stock model's embedding, and "hidden" the mean over the text's
+    tokens and the layers of 1 − cosine to the stock model's hidden state (hidden-state distillation, Jiao et al.,
+    TinyBERT, 1909.10351, section 3.2). A text has one embedding but a hidden state for each token and layer, so
+    "hidden" has many more targets per text.
     """
 
     name = "embedding"
     auto_class = "AutoModel"
+    has_head = False
     shortest_length = 32
 
     @classmethod
@@ -239,33 +267,32 @@ class Embedding(Objective):
             if "pooler" in name.split("."):
                 weight.requires_grad_(False)
 
-    def count(self, batch: Inputs) -> int:
-        return batch["input_ids"].shape[0]
+    def counts(self, batch: Inputs) -> Tensor:
+        return torch.ones_like(batch["input_ids"][:, 0])
 
     def loss(self, model: Any, teacher: Any, batch: Inputs) -> Tensor:
-        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-        distilled = teacher is not None
-        outputs = model(**batch, output_hidden_states=distilled)
-        hidden = outputs.last_hidden_state.float()
+        weights, mask = self.supervision, _tokens(batch)
+        inputs, stock_inputs = _inputs_of(batch)
+        with hidden_states(model, weights.hidden > 0) as own:
+            hidden = model(**inputs).last_hidden_state.float()
         total = hidden.new_zeros(())
-        if self.distill < 1:
-            total = total + (1 - self.distill) * _contrast(hidden, mask)
-        if distilled:
-            with torch.no_grad():
-                target = teacher(**batch, output_hidden_states=True)
-            wanted = pooled(target.last_hidden_state.float(), mask)
-            distance = 1 - F.cosine_similarity(pooled(hidden, mask), wanted, dim=-1)
-            for own, stock in zip(outputs.hidden_states[1:], target.hidden_states[1:], strict=True):
-                distance = distance + _mean_distance(own, stock, mask)
-            total = total + self.distill * distance.sum()
+        if weights.labels > 0:
+            total = total + weights.labels * _contrast(hidden, mask)
+        if weights.logits > 0 or weights.hidden > 0:
+            with torch.no_grad(), hidden_states(teacher, weights.hidden > 0) as stock:
+                target = teacher(**stock_inputs).last_hidden_state.float()
+            distance = 1 - F.cosine_similarity(pooled(hidden, mask), pooled(target, mask), dim=-1)
+            total = total + weights.logits * distance.sum()
+        if weights.hidden > 0:
+            total = total + weights.hidden * mean_distance(own, stock, mask).sum()
         return total
 
     def check(self, length: int, batch_size: int) -> None:
         _require_readable(self, length)
-        if self.distill < 1 and batch_size < 2:
+        if self.supervision.labels > 0 and batch_size < 2:
             raise HealingError(
-                f"batch_size is {batch_size}; objective 'embedding' with distill={self.distill} contrasts texts, so it "
-                "must be at least 2, or distill 1."
+                f"batch_size is {batch_size}; objective 'embedding' with supervision {str(self.supervision)!r} "
+                "contrasts texts, so it must be at least 2, or leave labels out."
             )
 
 
@@ -275,10 +302,10 @@ def pooled(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * kept).sum(1) / kept.sum(1).clamp(min=1)
 
 
-def _mean_distance(hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of 1 − cosine over each text's tokens, (B,), of hidden states (B, L, D)."""
-    apart = 1 - F.cosine_similarity(hidden.float(), target.float(), dim=-1)
-    return (apart * mask).sum(1) / mask.sum(1)
+def _tokens(inputs: Inputs) -> Tensor:
+    """Return 1 for tokens and 0 for padding, int64, (B, L)."""
+    mask = inputs.get("attention_mask")
+    return torch.ones_like(inputs["input_ids"]) if mask is None else mask
 
 
 def _contrast(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -291,8 +318,8 @@ def _contrast(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def _require_readable(objective: Objective, length: int) -> None:
-    if objective.distill > 0 and length > objective.readable:
+    if objective.supervision.has_teacher and length > objective.readable:
         raise HealingError(
             f"the stock model reads {objective.readable} tokens, so it cannot teach objective {objective.name!r} at "
-            f"length {length}. Give a length of at most {objective.readable}, or distill=0."
+            f"length {length}. Give a length of at most {objective.readable}, or supervise=('labels',)."
         )

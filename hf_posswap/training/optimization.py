@@ -1,6 +1,7 @@
 """The optimizer and its learning rates."""
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -44,14 +45,22 @@ def choose_trained(model: nn.Module, options: HealingOptions) -> None:
         weight.requires_grad_(True)
 
 
-def parameter_groups(model: nn.Module, options: HealingOptions) -> list[dict[str, Any]]:
-    """Return optimizer groups, each with its peak learning rate: the scheme's parameters, matrices, and the rest."""
+def parameter_groups(
+    model: nn.Module, options: HealingOptions, only: Collection[nn.Parameter] | None = None
+) -> list[dict[str, Any]]:
+    """Return optimizer groups, each with its peak learning rate: the scheme's parameters, matrices, and the rest.
+
+    Args:
+        model: the model.
+        options: learning rates and weight decay.
+        only: the parameters that learn. Default: all that require a gradient.
+    """
     own = {id(weight) for weight in scheme_parameters(model).values()}
-    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    learning = [weight for weight in model.parameters() if weight.requires_grad] if only is None else list(only)
     scheme = [weight for weight in learning if id(weight) in own]
     matrices = [weight for weight in learning if id(weight) not in own and weight.dim() >= 2]
     vectors = [weight for weight in learning if id(weight) not in own and weight.dim() < 2]
-    rate = options.learning_rate
+    rate = options.peak_rate
     groups = [
         {"params": scheme, "peak": options.scheme_learning_rate, "weight_decay": 0.0},
         {"params": matrices, "peak": rate, "weight_decay": options.weight_decay},
@@ -60,9 +69,11 @@ def parameter_groups(model: nn.Module, options: HealingOptions) -> list[dict[str
     return [group | {"lr": group["peak"]} for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, options: HealingOptions) -> torch.optim.Optimizer:
-    """Return AdamW with β = (0.9, 0.95) over the trainable parameters."""
-    return torch.optim.AdamW(parameter_groups(model, options), betas=(0.9, 0.95))
+def make_optimizer(
+    model: nn.Module, options: HealingOptions, only: Collection[nn.Parameter] | None = None
+) -> torch.optim.Optimizer:
+    """Return AdamW with β = (0.9, 0.95) over the trainable parameters; see `parameter_groups`."""
+    return torch.optim.AdamW(parameter_groups(model, options, only), betas=(0.9, 0.95))
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:

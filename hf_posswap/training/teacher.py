@@ -38,7 +38,8 @@ def require_stock_inside(model: Any) -> None:
     if is_healed(config):
         raise HealingError(
             f"{healed_before(config)} To heal it further, load that model too and pass it as teacher= "
-            "(on the command line: --stock NAME)."
+            "(on the command line: --stock NAME), or learn from the text alone: supervise=('labels',) (--supervise "
+            "labels)."
         )
 
 

@@ -1,8 +1,9 @@
 """The model, teacher and optimizer of one healing run, and its optimizer step."""
 
 import contextlib
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hf_posswap.loading.entry import healed_before, is_healed, mark_healed
 from hf_posswap.ramp import set_ramp
 from hf_posswap.swapped.questions import is_swapped, longest_position, plain_model
 from hf_posswap.swapped.tokenizers import fit_tokenizer
+from hf_posswap.training.attention_transfer import AttentionTransfer
 from hf_posswap.training.checkpoints import (
     RunState,
     TrainingCheckpointError,
@@ -24,9 +26,12 @@ from hf_posswap.training.checkpoints import (
 )
 from hf_posswap.training.distribution import SHARDED
 from hf_posswap.training.lengths import Lengths
-from hf_posswap.training.objectives import Inputs, LanguageModelling, Objective
+from hf_posswap.training.objectives import SKIPPED, Inputs, LanguageModelling, Objective
 from hf_posswap.training.optimization import choose_trained, make_optimizer, rate_factor, set_learning_rate
 from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.phases import Phase
+from hf_posswap.training.skipping import TIMES_AS_FAR, skipped_positions
+from hf_posswap.training.supervision import Supervision
 from hf_posswap.training.teacher import readable_length, stock_copy
 from hf_posswap.training.texts import Window
 
@@ -44,9 +49,10 @@ class Trainer:
         objective: the training objective.
         tokenizer: the model's tokenizer.
         options: options of healing.
+        supervision: what the model learns from.
+        phases: the phases of the run.
         teacher: the stock model; None: the one inside the model.
         accelerator: the Accelerator to run on.
-        length: tokens of a window.
 
     Raises:
         HealingError: options that do not fit the model. The model is unchanged.
@@ -58,13 +64,19 @@ class Trainer:
         objective: type[Objective],
         tokenizer: Any,
         options: HealingOptions,
+        supervision: Supervision,
+        phases: Sequence[Phase],
         teacher: Any,
         accelerator: Accelerator,
-        length: int,
     ) -> None:
-        self.plain, self.options, self.accelerator, self.length = plain_model(model), options, accelerator, length
-        self.lengths = Lengths(length, _shortest_length(options, objective, length), tokenizer)
-        _check(model, options, length)
+        self.plain, self.options, self.accelerator = plain_model(model), options, accelerator
+        self.supervision, self.phases = supervision, phases
+        self.length = max(phase.length for phase in phases)
+        self.lengths = {n: Lengths(n, _shortest_length(options, objective, n), tokenizer) for n in _lengths(phases)}
+        _check(model, options, supervision, self.length)
+        if accelerator.num_processes > 1 and supervision.trains_outputs:
+            _require_every_gradient(supervision, objective)
+        self.target_length = _target_length(self.plain, options, self.length)
         self._learned = {name: weight.requires_grad for name, weight in model.named_parameters()}
         self._training = model.training
         self._teaching = teacher is not None and teacher.training
@@ -82,23 +94,51 @@ class Trainer:
         options, accelerator = self.options, self.accelerator
         choose_trained(model, options)
         objective.freeze_idle(model)
-        if options.distill > 0:
+        if self.supervision.has_teacher:
             if teacher is None:
                 teacher = stock_copy(model, share=accelerator.distributed_type not in SHARDED)
             self.teacher = teacher.to(accelerator.device).eval()
         readable = self.length if self.teacher is None else readable_length(self.teacher)
-        self.objective = objective(options.distill, readable, tokenizer)
-        self.objective.check(self.length, options.batch_size)
-        if options.gradient_checkpointing:
-            self.plain.gradient_checkpointing_enable({"use_reentrant": False})
+        self.objective = objective(self.supervision, readable, tokenizer)
+        self.objective.check(self.length, min(phase.batch_size for phase in self.phases))
         model.train()
         if not options.drops_out:
             self.dropouts.turn_off()
+        self.transfer, self._transfer_optimizer = self._attention_stage(model, readable)
+        if options.gradient_checkpointing:
+            self.plain.gradient_checkpointing_enable({"use_reentrant": False})
         self.parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         self.tied = tied_names(model)
         # Training only adapters or the scheme leaves the stock weights unchanged; any other training changes them.
         self.changes_weights = is_swapped(model) and model is self.plain and options.train == "all"
         self.model, self.optimizer = accelerator.prepare(model, make_optimizer(model, options))
+
+    def _attention_stage(self, model: Any, readable: int) -> tuple[AttentionTransfer | None, Any]:
+        """Return the attention stage and its optimizer, or None twice.
+
+        Raises:
+            HealingError: the weights will be sharded, or nothing learns in it.
+        """
+        if not self.supervision.attention:
+            return None, None
+        if self.accelerator.distributed_type in SHARDED:
+            raise HealingError(
+                "supervision 'attention' runs layers apart, which sharded weights do not permit. Leave attention out, "
+                "or run without FSDP and DeepSpeed."
+            )
+        model.to(self.accelerator.device)
+        transfer = AttentionTransfer(model, self.teacher, readable)
+        # Without weight decay: fused projections hold the values' weights too, which get no gradient here.
+        options = dataclasses.replace(self.options, weight_decay=0.0)
+        return transfer, make_optimizer(model, options, list(transfer.learning.values()))
+
+    def optimizer_at(self, steps: int) -> Any:
+        """Return the optimizer that took the last of a number of steps of the run, or will take the first."""
+        return self.optimizer if self.phase_of(max(0, steps - 1)).stage == "outputs" else self._transfer_optimizer
+
+    def phase_of(self, number: int) -> Phase:
+        """Return the phase of step `number` (from 0)."""
+        return next((phase for phase in self.phases if number < phase.end), self.phases[-1])
 
     def __enter__(self) -> "Trainer":
         return self
@@ -120,48 +160,75 @@ class Trainer:
 
     def load(self, checkpoint: Path, run: dict[str, Any]) -> RunState:
         """Resume from a checkpoint; see `load_checkpoint`."""
-        state = load_checkpoint(checkpoint, self.model, self.optimizer, run)
+        state = load_checkpoint(checkpoint, self.model, self.optimizer_at, run)
         if self.changes_weights and state.step > 0:
             mark_healed(self.plain.config)
         return state
 
-    def step(self, number: int, steps: int, batches_of_windows: list[list[Window]]) -> dict[str, Any]:
-        """Take optimizer step `number` (from 0) of `steps`; return its loss, gradient norm, learning rate and tokens.
+    def step(self, number: int, batches_of_windows: list[list[Window]]) -> dict[str, Any]:
+        """Take optimizer step `number` (from 0); return its loss, gradient norm, learning rate, tokens and stage.
 
         Raises:
             HealingError: the loss or the gradient is not finite; the step has not changed the weights.
         """
-        accelerator, options = self.accelerator, self.options
+        options, phase = self.options, self.phase_of(number)
         # Seed masked tokens and dropout by the step, so that a resumed run draws the same as an uninterrupted one.
-        seed = (options.seed * 1_000_003 + number) * 4099 + accelerator.process_index
+        seed = (options.seed * 1_000_003 + number) * 4099 + self.accelerator.process_index
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
-        texts = (self.lengths.cut(windows, generator) for windows in batches_of_windows)
-        inputs = [self.objective.batch(windows, generator) for windows in texts]
-        counts = self._sum(
-            [sum(map(self.objective.count, inputs)), sum(len(w.ids) for b in batches_of_windows for w in b)]
-        )
-        scored, tokens = int(counts[0]), int(counts[1])
-        factor = rate_factor(number, steps, options.warmup)
-        set_learning_rate(self.optimizer, factor)
-        self._ramp(number, steps)
-        total = 0.0
-        for batch in inputs:
-            total += self._accumulate(batch, scored)
-        loss = float(self._sum([total])[0]) / max(1, scored)
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), options.clip)
+        texts = (self.lengths[phase.length].cut(windows, generator) for windows in batches_of_windows)
+        inputs = [self._skipping(self.objective.batch(windows, generator), phase, generator) for windows in texts]
+        tokens = int(self._sum([sum(len(w.ids) for b in batches_of_windows for w in b)])[0])
+        optimizer = self.optimizer_at(number + 1)
+        same = [other for other in self.phases if other.stage == phase.stage]
+        first, steps = same[0].first, sum(other.steps for other in same)
+        set_learning_rate(optimizer, rate_factor(number - first, steps, options.warmup))
+        attends = phase.stage == "attention"
+        loss, norm = self._transferred(inputs) if attends else self._learned_from(inputs, number, steps)
         self._require_finite(number, loss, norm)
         if self.changes_weights:
             mark_healed(self.plain.config)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        rate = self.optimizer.param_groups[-1]["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
         return {
             "loss": loss,
             "gradient_norm": None if norm is None else float(norm),
-            "learning_rate": rate,
+            "learning_rate": optimizer.param_groups[-1]["lr"],
             "tokens": tokens,
+            "stage": phase.stage,
         }
+
+    def _skipping(self, batch: Inputs, phase: Phase, generator: torch.Generator) -> Inputs:
+        """Return a batch with skipped positions, if the options ask for them and the whole model runs."""
+        if self.options.positions == "counted" or phase.stage == "attention":
+            return batch
+        shape = batch["input_ids"].shape
+        return batch | {SKIPPED: skipped_positions(shape, max(self.target_length, shape[1]), generator)}
+
+    def _learned_from(self, inputs: list[Inputs], number: int, steps: int) -> tuple[float, Any]:
+        """Add the gradient of the step's mean loss; return the loss and the gradient's norm."""
+        scored = int(self._sum([sum(map(self.objective.count, inputs))])[0])
+        self._ramp(number, steps)
+        total = sum(self._accumulate(batch, scored) for batch in inputs)
+        loss = float(self._sum([total])[0]) / max(1, scored)
+        return loss, self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.clip)
+
+    def _transferred(self, inputs: list[Inputs]) -> tuple[float, Any]:
+        """Add the gradient of the attention stage's mean loss; return the loss and the gradient's norm."""
+        transfer, accelerator = self.transfer, self.accelerator
+        assert transfer is not None
+        texts = [{k: v.to(accelerator.device) for k, v in batch.items() if k != "labels"} for batch in inputs]
+        compared = int(self._sum([sum(int(transfer.counted(text).sum()) for text in texts)])[0])
+        total = 0.0
+        for text in texts:  # the layers run apart, not through Accelerate's model, so processes are joined here
+            with accelerator.no_sync(self.model), self._precision():
+                total += transfer.accumulate(text, 1 / max(1, compared))
+        learning = list(transfer.learning.values())
+        if accelerator.num_processes > 1:
+            for weight in learning:
+                weight.grad = accelerator.reduce(weight.grad, "sum")
+        norm = torch.nn.utils.clip_grad_norm_(learning, self.options.clip)
+        return float(self._sum([total])[0]) / max(1, compared), norm
 
     def _accumulate(self, batch: Inputs, scored: int) -> float:
         """Add one batch's share of the gradient of the step's mean loss; return the batch's sum of losses."""
@@ -196,7 +263,7 @@ class Trainer:
     def _require_finite(self, number: int, loss: float, norm: Any) -> None:
         if math.isfinite(loss) and (norm is None or math.isfinite(float(norm))):
             return
-        self.optimizer.zero_grad()
+        self.plain.zero_grad()
         raise HealingError(
             f"step {number + 1}: the loss is {loss} and the gradient's norm {norm}; training has diverged. Earlier "
             f"checkpoints are intact. Lower learning_rate ({self.options.learning_rate}) or scheme_learning_rate "
@@ -243,10 +310,19 @@ def _shortest_length(options: HealingOptions, objective: type[Objective], length
     return options.shortest_length
 
 
-def _check(model: Any, options: HealingOptions, length: int) -> None:
+def _lengths(phases: Sequence[Phase]) -> set[int]:
+    return {phase.length for phase in phases}
+
+
+def _check(model: Any, options: HealingOptions, supervision: Supervision, length: int) -> None:
     """Refuse options that do not fit the model; raise `HealingError`."""
     plain = plain_model(model)
     require_positions(plain, length)
+    if supervision.attention and not is_swapped(plain):
+        raise HealingError(
+            "supervision 'attention' brings a swapped model's attention to the stock model's; this model is stock. "
+            "Leave attention out."
+        )
     if options.ramp > 0 and not is_swapped(plain):
         raise HealingError(f"ramp={options.ramp} fades a swapped model's old mechanism out; this model is stock.")
     if options.ramp > 0 and is_healed(plain.config):
@@ -256,6 +332,32 @@ def _check(model: Any, options: HealingOptions, length: int) -> None:
             "train='scheme' would leave the adapters as they are, and these are what LoRA is for. Leave one of the two "
             "out: adapters train beside the scheme's parameters, with train='all'."
         )
+
+
+def _require_every_gradient(supervision: Supervision, objective: type[Objective]) -> None:
+    """Refuse supervision that leaves a head without a gradient, for which other processes would wait."""
+    if objective.has_head and not (supervision.labels or supervision.logits):
+        raise HealingError(
+            f"supervision {str(supervision)!r} gives the model's head no gradient, and several processes wait for each "
+            "other's gradients. Add logits, or run one process."
+        )
+
+
+def _target_length(plain: Any, options: HealingOptions, length: int) -> int:
+    """Return the length that skipped positions reach; raise `HealingError` if the model does not have it."""
+    if options.positions == "counted":
+        return length
+    if not is_swapped(plain):
+        raise HealingError(
+            "positions='skipped' trains a scheme at far distances; this model is stock. Leave positions out."
+        )
+    limit = longest_position(plain)
+    most = TIMES_AS_FAR * length if limit is None else min(limit, TIMES_AS_FAR * length)
+    target = options.target_length or most
+    if target < length or (limit is not None and target > limit):
+        at_most = "" if limit is None else f" and, with this scheme, at most {limit}"
+        raise HealingError(f"target_length is {target}; at length {length} it must be at least {length}{at_most}.")
+    return target
 
 
 def require_positions(model: Any, length: int) -> None:

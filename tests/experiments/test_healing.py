@@ -30,7 +30,7 @@ def test_one_command_swaps_calibrates_heals_and_measures_beside_a_control(tmp_pa
     measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32,300", "--eval-tokens", "600"]
     steps = tmp_path / "steps" / "all.json"
     result = run(
-        *(*what, *SHORT, *measured, "--distill", "--control", "--output-dir", str(out), "--history", str(steps)),
+        *(*what, *SHORT, *measured, "--control", "--output-dir", str(out), "--history", str(steps)),
         "--json",
     )
     assert result.exit_code == 0, result.output
@@ -44,6 +44,12 @@ def test_one_command_swaps_calibrates_heals_and_measures_beside_a_control(tmp_pa
     assert losses["stock"][300] is None
     assert losses["healed"][300] is not None
     assert len(report["healing"]["history"]) == len(report["control"]["history"]) == 3
+    healing = report["healing"]
+    assert 0.3 < healing["start"]["missing"] < 0.57  # calibrated, it starts near
+    assert healing["supervision"] == ["logits=1", "hidden=10", "attention=0.25"]
+    assert {name: cost["tokens"] for name, cost in healing["costs"].items()} == {"attention": 64, "outputs": 128}
+    assert healing["learning_rate"] == report["control"]["learning_rate"] == report["options"]["learning_rate"] == 3e-4
+    assert report["control"]["supervision"] == ["labels=1"]
     assert report["pos_scheme"]["name"] == "t5"
     assert report["texts"][0]["name"] == "jos-boys.txt"
     assert report["environment"]["versions"]["torch"] == torch.__version__
@@ -52,8 +58,12 @@ def test_one_command_swaps_calibrates_heals_and_measures_beside_a_control(tmp_pa
     assert hf_posswap.is_swapped(healed)
     assert not hf_posswap.is_swapped(control)
     assert transformers.AutoTokenizer.from_pretrained(out).vocab_size == 4096
-    again = run("--model", str(out), "--train-file", "demo:book/train", *SHORT, "--output-dir", str(tmp_path / "more"))
+    further = ["--model", str(out), "--train-file", "demo:book/train", *SHORT, "--supervise", "labels"]
+    again = run(*further, "--output-dir", str(tmp_path / "more"))
     assert again.exit_code == 0, again.output
+    printed = " ".join(again.stdout.split())
+    assert "µs a token" in printed
+    assert "Learnt from labels=1." in printed
 
 
 def test_masked_tokens_are_measured_by_length(tmp_path: Path) -> None:
@@ -202,7 +212,7 @@ def test_a_healed_model_is_healed_further_beside_the_stock_model_it_came_from(
     first = run("--model", "demo:gpt2", "--pos-scheme", "t5", *what, *measured, "--output-dir", str(tmp_path / "one"))
     assert first.exit_code == 0, first.output
     further = ["--model", str(tmp_path / "one"), *what, "--output-dir", str(tmp_path / "two")]
-    for needs in (["--distill"], ["--control"], measured):
+    for needs in ([], ["--supervise", "labels", "--control"], measured):
         refused = run(*further, *needs)
         assert refused.exit_code == 2
         assert "healed before" in refused.output

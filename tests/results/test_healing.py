@@ -113,7 +113,26 @@ def test_a_long_history_is_kept_in_few_rows_that_stand_for_all_steps(number: int
         assert (row["tokens"], row["learning_rate"]) == (stretch[-1]["tokens"], stretch[-1]["learning_rate"])
 
 
+def test_each_stage_keeps_its_first_and_last_step() -> None:
+    rows = [row | {"stage": "attention" if row["step"] <= 30 else "outputs"} for row in steps(200)]
+    kept = thinned(rows)
+    assert len(kept) <= 25
+    ends = {row["step"]: row["stage"] for row in kept}
+    assert {1: "attention", 30: "attention", 31: "outputs", 200: "outputs"}.items() <= ends.items()
+    assert all(stage == ("attention" if step <= 30 else "outputs") for step, stage in ends.items())
+
+
 def test_a_healing_report_is_written_with_few_rows_and_holds_all_steps() -> None:
-    report = HealingReport(1600, 100, 16, 7, steps(100))
+    report = HealingReport(
+        tokens=1600,
+        steps=100,
+        length=16,
+        parameters=7,
+        supervision=["logits=1"],
+        learning_rate=3e-4,
+        start=None,
+        costs={},
+        history=steps(100),
+    )
     assert report.to_dict()["history"] == thinned(steps(100))
     assert len(report.history) == 100

@@ -17,6 +17,12 @@ WORDS = 61
 SPECIAL = {"[PAD]": 0, "[CLS]": 1, "[SEP]": 2, "[MASK]": 3, "[END]": 4}
 
 
+def learning(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of healing that learn from the text alone, unless they name what to learn from."""
+    named = settings.get("distill") or settings.get("supervise")
+    return settings if named else settings | {"supervise": ("labels",), "distill": 0.0}
+
+
 class WordTokenizer:
     """What healing uses of a transformers tokenizer, over the words "w0" … ; BERT-like or GPT-like."""
 

@@ -10,7 +10,7 @@ from hf_posswap.training import checkpoints
 from hf_posswap.training.checkpoints import TrainingCheckpointError, checkpoints_in
 from hf_posswap.training.loop import heal
 from hf_posswap.training.options import HealingOptions
-from tests.training.helpers import WordTokenizer, bert, gpt2, text
+from tests.training.helpers import WordTokenizer, bert, gpt2, learning, llama, text
 
 TEXTS = [text(1500)]
 
@@ -32,7 +32,7 @@ def stop_after(step):
 
 def run(model, folder, resume=False, bert=False, observer=None, identity=None, **changes):
     settings = {"steps": 8, "length": 16, "batch_size": 2, "checkpoint_every": 2, "learning_rate": 1e-2} | changes
-    options = HealingOptions(**settings)
+    options = HealingOptions(**learning(settings))
     return heal(
         model,
         TEXTS,
@@ -56,17 +56,21 @@ CASES = {
     "scheme": (lambda: hf_posswap.swap(gpt2(), "relative_bias"), {"train": "scheme", "distill": 1.0}),
     "accumulation": (lambda: hf_posswap.swap(gpt2(), "alibi"), {"accumulation": 3}),
     "control": (gpt2, {}),
+    "supervised": (lambda: hf_posswap.swap(llama(), "t5"), {"supervise": ("attention=0.375", "logits", "hidden")}),
+    "lengths": (lambda: hf_posswap.swap(gpt2(), "t5"), {"length": (8, 16), "supervise": ("attention=0.25", "hidden")}),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_resumed_run_continues_to_the_losses_and_weights_of_an_unbroken_one(case, tmp_path):
+@pytest.mark.parametrize(("case", "stop"), [*((case, 5) for case in CASES), ("supervised", 3), ("supervised", 2)])
+def test_a_resumed_run_continues_to_the_losses_and_weights_of_an_unbroken_one(case, stop, tmp_path):
+    """Also a run that stops in its attention stage, at its end (3 of 8 steps), and in a later phase."""
     make, changes = CASES[case]
     unbroken = make()
     expected = run(unbroken, tmp_path / "unbroken", **changes)
     with pytest.raises(Interrupted):
-        run(make(), tmp_path / "broken", observer=stop_after(5), **changes)
-    assert [path.name for path in checkpoints_in(tmp_path / "broken")] == ["checkpoint-0000002", "checkpoint-0000004"]
+        run(make(), tmp_path / "broken", observer=stop_after(stop + 1), **{"checkpoint_every": 1} | changes)
+    written = [path.name for path in checkpoints_in(tmp_path / "broken")]
+    assert written == [f"checkpoint-{number:07}" for number in (stop - 1, stop)]
     resumed = make()
     report = run(resumed, tmp_path / "broken", resume=True, **changes)
     assert losses(report) == losses(expected)

@@ -7,20 +7,20 @@ from transformers import get_wsd_schedule
 
 import hf_posswap
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.training import loop
 from hf_posswap.training.checkpoints import checkpoints_in
 from hf_posswap.training.loop import HealingObserver, heal
 from hf_posswap.training.optimization import parameter_groups, rate_factor, scheme_parameters
 from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.start import mean_loss
 from hf_posswap.training.texts import Windows
-from tests.training.helpers import WORDS, WordTokenizer, bert, gpt2, llama, text
+from tests.training.helpers import WORDS, WordTokenizer, bert, gpt2, learning, llama, text
 
 TEXTS = [text(1500), text(700, 1)]
 
 
 def options(**changes):
     settings = {"steps": 4, "length": 16, "batch_size": 4, "learning_rate": 1e-2, "checkpoint_every": 0} | changes
-    return HealingOptions(**settings)
+    return HealingOptions(**learning(settings))
 
 
 def swapped(scheme="t5", model=gpt2):
@@ -386,5 +386,5 @@ def test_whether_a_model_knows_the_language_is_asked_of_each_document_alone() ->
             losses.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
     assert len(losses) > 4
     with torch.no_grad():
-        found = loop._mean_loss(model, windows, 18)
+        found = mean_loss(model, windows, 18)
     assert found == pytest.approx(float(torch.cat(losses).mean()), abs=1e-5)

@@ -14,6 +14,7 @@ from hf_posswap.training.objectives import (
     objectives,
 )
 from hf_posswap.training.options import HealingError
+from hf_posswap.training.supervision import Supervision
 from hf_posswap.training.texts import Window
 from tests.training.helpers import SPECIAL, WordTokenizer, bert, gpt2, llama
 
@@ -25,8 +26,8 @@ def window(length: int, seed: int = 0, bert: bool = False) -> Window:
     return Window(ids, list(range(length)))
 
 
-def make(objective, distill=0.0, readable=32, bert=False):
-    return objective(distill, readable, WordTokenizer(bert=bert))
+def make(objective, *words, readable=32, bert=False):
+    return objective(Supervision.of(words or ("labels",)), readable, WordTokenizer(bert=bert))
 
 
 def batch_of(objective, windows, seed=0):
@@ -67,7 +68,7 @@ def test_packed_documents_count_and_lose_what_they_do_apart(scheme):
 @pytest.mark.parametrize(("objective", "model"), [(LanguageModelling, gpt2), (Embedding, bert)])
 def test_padding_changes_nothing(objective, model):
     is_bert = objective is Embedding
-    objective = make(objective, distill=1.0 if is_bert else 0.0, bert=is_bert)
+    objective = make(objective, *(("logits", "hidden") if is_bert else ()), bert=is_bert)
     model, teacher = model(), noisy(model())
     long, short = window(12, 0, is_bert), window(5, 1, is_bert)
     together = batch_of(objective, [long, short])
@@ -95,14 +96,15 @@ def test_distillation_mixes_the_teacher_in_where_it_can_read():
     kl = divergence(model(batch["input_ids"]).logits, teacher(batch["input_ids"]).logits)[0]
     expected = own.clone()
     expected[:8] = 0.25 * own[:8] + 0.75 * kl[:8]
-    found = make(LanguageModelling, distill=0.75, readable=8).loss(model, teacher, batch)
+    found = make(LanguageModelling, "labels=0.25", "logits=0.75", readable=8).loss(model, teacher, batch)
     torch.testing.assert_close(found, expected[:11].sum(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_teacher_that_is_the_student_has_nothing_to_teach():
     model = gpt2()
     batch = batch_of(make(LanguageModelling), [window(12)])
-    assert float(make(LanguageModelling, distill=1.0).loss(model, model, batch)) == 0
+    loss = make(LanguageModelling, "logits", "hidden").loss(model, model, batch)
+    assert loss.item() == pytest.approx(0, abs=1e-4)
 
 
 def test_masking_follows_bert_and_the_generator():
@@ -134,13 +136,14 @@ def test_masked_language_modelling_is_transformers_own_loss():
 
 
 def layer_outputs(model, ids):
-    """What each layer of an encoder gives, in float64, found by hooks."""
+    """What each layer gives, in float64, found by hooks."""
     found = []
+    layers = next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
     hooks = [
         layer.register_forward_hook(
             lambda _, __, output: found.append(output[0] if isinstance(output, tuple) else output)
         )
-        for layer in model.encoder.layer
+        for layer in layers
     ]
     model(ids)
     for hook in hooks:
@@ -149,7 +152,7 @@ def layer_outputs(model, ids):
 
 
 def test_embedding_distillation_is_cosine_of_texts_and_of_tokens_in_each_layer():
-    objective = make(Embedding, distill=1.0, bert=True)
+    objective = make(Embedding, "logits", "hidden=2", bert=True)  # the mean over two layers, twice
     model, teacher = bert(), noisy(bert())
     batch = batch_of(objective, [window(9, seed, bert=True) for seed in range(3)])
     pairs = list(zip(*(layer_outputs(m, batch["input_ids"]) for m in (model, teacher)), strict=True))
@@ -163,6 +166,26 @@ def test_embedding_distillation_is_cosine_of_texts_and_of_tokens_in_each_layer()
     assert float(objective.loss(model, teacher, batch)) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("make_model", [gpt2, llama, lambda: bert(head=True)])
+def test_hidden_states_are_compared_by_their_cosine_at_every_layer_and_token(make_model):
+    """Also where texts differ in length: each counts as often as it has scored tokens."""
+    is_bert = make_model not in (gpt2, llama)
+    kind = MaskedLanguageModelling if is_bert else LanguageModelling
+    objective = make(kind, "hidden=3", bert=is_bert)
+    model, teacher = make_model(), noisy(make_model())
+    windows = [window(9, 0, is_bert), window(6, 1, is_bert)]
+    batch = batch_of(objective, windows)
+    expected = 0.0
+    for row, length in enumerate((9, 6)):
+        ids = batch["input_ids"][row : row + 1, :length]
+        scored = int((batch["labels"][row] != -100).sum())
+        pairs = list(zip(*(layer_outputs(m, ids) for m in (model, teacher)), strict=True))
+        assert len(pairs) == 2
+        apart = sum(1 - float(F.cosine_similarity(h[0, i], t[0, i], dim=0)) for h, t in pairs for i in range(length))
+        expected += 3 * scored * apart / (2 * length)
+    assert objective.loss(model, teacher, batch).item() == pytest.approx(expected, abs=1e-5)
+
+
 def test_contrast_prefers_halves_of_one_text():
     objective = make(Embedding, bert=True)
     model = bert()
@@ -172,13 +195,13 @@ def test_contrast_prefers_halves_of_one_text():
     assert low < high
 
 
-@pytest.mark.parametrize("distill", [0.0, 0.5])
-def test_contrast_needs_two_texts(distill):
-    objective = make(Embedding, distill=distill, bert=True)
+@pytest.mark.parametrize("words", [("labels",), ("labels=0.5", "logits=0.5")])
+def test_contrast_needs_two_texts(words):
+    objective = make(Embedding, *words, bert=True)
     objective.check(12, 2)
-    with pytest.raises(HealingError, match=f"batch_size is 1; objective 'embedding' with distill={distill}"):
+    with pytest.raises(HealingError, match="batch_size is 1; objective 'embedding' with supervision 'labels="):
         objective.check(12, 1)
-    make(Embedding, distill=1.0, bert=True).check(12, 1)
+    make(Embedding, "logits", bert=True).check(12, 1)
 
 
 def test_some_token_is_masked_in_every_batch():
@@ -199,7 +222,7 @@ def test_the_objective_follows_the_head():
 
 @pytest.mark.parametrize("objective", [o for o in objectives if o is not LanguageModelling])
 def test_an_encoder_cannot_learn_from_a_teacher_that_cannot_read_its_text(objective):
-    make(objective, distill=1.0, bert=True).check(32, 4)
-    make(objective, distill=0.0, bert=True).check(99, 4)
+    make(objective, "logits", bert=True).check(32, 4)
+    make(objective, bert=True).check(99, 4)
     with pytest.raises(HealingError, match="the stock model reads 32 tokens.*length 33"):
-        make(objective, distill=1.0, bert=True).check(33, 4)
+        make(objective, "logits", bert=True).check(33, 4)

@@ -18,7 +18,7 @@ from hf_posswap.training.checkpoints import TrainingCheckpointError
 from hf_posswap.training.loop import HealingReport, heal
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.refinement import refine
-from tests.training.helpers import WordTokenizer, bert, gpt2, text
+from tests.training.helpers import WordTokenizer, bert, gpt2, learning, text
 
 TEXTS = [text(1500), text(700, 1)]
 
@@ -26,7 +26,7 @@ TEXTS = [text(1500), text(700, 1)]
 def run(model: Any, *, is_bert: bool = False, **arguments: Any) -> HealingReport:
     given = {key: arguments.pop(key) for key in ("teacher", "output_dir", "resume", "accelerator") if key in arguments}
     settings = {"steps": 4, "length": 16, "batch_size": 4, "learning_rate": 1e-2, "checkpoint_every": 0} | arguments
-    return heal(model, TEXTS, WordTokenizer(bert=is_bert), HealingOptions(**settings), **given)
+    return heal(model, TEXTS, WordTokenizer(bert=is_bert), HealingOptions(**learning(settings)), **given)
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -133,7 +133,7 @@ def test_only_a_swapped_model_has_a_mechanism_to_fade_out():
 
 def test_the_control_drops_out_if_the_swapped_model_does():
     assert not control_options(HealingOptions(steps=1, distill=1.0)).drops_out
-    assert control_options(HealingOptions(steps=1)).drops_out
+    assert control_options(HealingOptions(steps=1, supervise=("labels",))).drops_out
     assert control_options(HealingOptions(steps=1, distill=1.0, dropout=True)).drops_out
 
 
