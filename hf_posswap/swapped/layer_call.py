@@ -51,8 +51,8 @@ class LayerCall:
     """
 
     __slots__ = (
-        "attended", "cached_length", "context", "first", "has_cache", "hidden_states", "module", "scheme", "score_inputs",
-        "stages",
+        "attended", "cached_length", "context", "first", "has_cache", "hidden_states", "module", "scheme",
+        "score_inputs", "stages",
     )  # fmt: skip
 
     def __init__(self, module: Any, scheme: SchemeLayer, context: ForwardContext) -> None:
