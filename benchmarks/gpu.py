@@ -259,8 +259,11 @@ def run_step(step: Step, folder: Path, ends: float, box: float) -> tuple[str, fl
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     process = multiprocessing.get_context("fork").Process(target=_in_process, args=(step, folder))
+    # What the libraries do around a fork swallows a Ctrl-C that comes then: it waits until the process has started.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process.start()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         process.join(max(0.0, min(box, ends - GRACE - began)))
     finally:
         in_time = process.exitcode is not None
@@ -276,6 +279,7 @@ def _in_process(step: Step, folder: Path) -> None:
     """Run a step; what it prints goes into a file."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     with (folder.parent / f"{step.name}.log").open("a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
