@@ -292,7 +292,10 @@ def _stop(process: BaseProcess) -> None:
     assert process.pid is not None
     for how in (signal.SIGINT, signal.SIGKILL):
         if process.is_alive():
-            os.killpg(process.pid, how)
+            try:
+                os.killpg(process.pid, how)
+            except ProcessLookupError:  # it has only just started, and leads no group yet
+                os.kill(process.pid, how)
             process.join(GRACE)
 
 
