@@ -136,10 +136,14 @@ def heal(
     packing = _packs(options, objective_class)
     windows = {n: Windows(documents, tokenizer, n, packing, options.seed, column) for n in lengths}
     check_vocabulary(tokenizer, plain)
-    if objective_class is not LanguageModelling:
+    for each in windows.values():
+        each.require_one()
+    beginning: list[Window] = []
+    if objective_class is LanguageModelling:
+        beginning = _beginning(documents, tokenizer, train_length(plain), column)
+    else:
         check_padding(tokenizer, plain)
     size, whole = accelerator.num_processes, accelerator.distributed_type not in SHARDED
-    beginning = windows[lengths[0]].first(max(1, MEASURED_TOKENS // lengths[0]))
     options, start = choose_options(options, model, objective_class, beginning, teacher=teacher, whole=whole)
     supervision = options.supervision(objective_class.name, len(architecture_of(plain.config).blocks(core_of(plain))))
     phases = plan_phases(options, supervision, lengths, lambda length: windows[length].typical_length(), size)
@@ -150,6 +154,13 @@ def heal(
     if folder is not None:
         trainer.save(folder, tokenizer)
     return report
+
+
+def _beginning(documents: Documents, tokenizer: Any, train_length: int, column: str) -> list[Window]:
+    """Return windows to measure a model on; of one length for all options: shorter texts need positions less."""
+    length = min(train_length, LONGEST_BY_DEFAULT)
+    windows = Windows(documents, tokenizer, length, packing=False, column=column)
+    return windows.first(max(1, MEASURED_TOKENS // length))
 
 
 def healing_lengths(options: HealingOptions, train_length: int) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from hf_posswap.training.texts import Window
 from tests.training.helpers import WordTokenizer, bert, gpt2, llama, text
 
 TEXTS = [text(600)]
-NEAR, FAR = Start(stock=3.0, swapped=3.5, bare=4.0), Start(stock=3.0, swapped=3.6, bare=4.0)
+NEAR, FAR = Start(stock=3.0, swapped=3.5, bare=4.0), Start(stock=3.0, swapped=3.7, bare=4.0)
 
 
 def run(model: Any, bert: bool = False, teacher: Any = None, **changes: Any) -> Any:
