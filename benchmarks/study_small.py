@@ -40,7 +40,7 @@ LIGHTER = ("scheme-only", "lora", "gentle")
 """Calibrated too, but healing moves less: the scheme's own parameters, these and adapters of rank 16, or all weights at
 a third of the rate."""
 SUPERVISED = "supervised"
-"""Calibrated too, and healed by what healing chooses for itself: hidden states, attention first, the rate by start."""
+"""Calibrated too, and healed by attention first, then outputs and hidden states, at the rate that the start chooses."""
 STARTS = ("stock", "calibrated", "uncalibrated", *LIGHTER, SUPERVISED)
 LLAMA_SCHEMES = ("relative_bias", "t5:per_layer=true", "alibi:trainable=true:per_layer=true", "alibi", "none")
 BERT_SCHEMES = ("rope", "alibi:form=two-slope:trainable=true:per_layer=true")
@@ -106,7 +106,7 @@ class Gpt2Study:
             length=256,
             batch_size=2 if chosen else 16,
             # A model that is its own teacher learns nothing: the control learns the text itself.
-            supervise=() if chosen else ("labels",) if start == "stock" else ("logits",),
+            supervise=("attention", "logits", "hidden") if chosen else ("labels",) if start == "stock" else ("logits",),
             learning_rate=None if chosen else GENTLE_RATE if gentle else 1e-3,
             scheme_learning_rate=2e-2,
             train="scheme" if start == "scheme-only" else "all",

@@ -17,7 +17,7 @@ from hf_posswap.training.checkpoints import (
     RunState,
     save_checkpoint,
 )
-from hf_posswap.training.distribution import SHARDED, make_accelerator, settle
+from hf_posswap.training.distribution import make_accelerator, settle
 from hf_posswap.training.folders import require_room
 from hf_posswap.training.objectives import LanguageModelling, Objective, objective_for
 from hf_posswap.training.options import HealingError, HealingOptions
@@ -143,8 +143,8 @@ def heal(
         beginning = _beginning(documents, tokenizer, train_length(plain), column)
     else:
         check_padding(tokenizer, plain)
-    size, whole = accelerator.num_processes, accelerator.distributed_type not in SHARDED
-    options, start = choose_options(options, model, objective_class, beginning, teacher=teacher, whole=whole)
+    size = accelerator.num_processes
+    options, start = choose_options(options, model, objective_class, beginning, teacher=teacher)
     supervision = options.supervision(objective_class.name, len(architecture_of(plain.config).blocks(core_of(plain))))
     phases = plan_phases(options, supervision, lengths, lambda length: windows[length].typical_length(), size)
     identity = {"options": options.identity(), "length": list(lengths), "processes": size, **(run or {})}

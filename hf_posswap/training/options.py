@@ -80,8 +80,8 @@ class HealingOptions:
     )
     supervise: tuple[str, ...] = option(
         (),
-        f"What the model learns from, with weights. {supervision_help()}. Default: logits and hidden, and attention "
-        "first if a causal model starts near the stock model; for a stock model labels.",
+        f"What the model learns from, with weights. {supervision_help()}. Default: logits; "
+        "for encoders logits and hidden; for a stock model labels.",
         metavar="NAME[=WEIGHT],…",
         group=HEALING,
         card="learns from",

@@ -13,7 +13,6 @@ from hf_posswap.loading.entry import is_healed
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.proof import in_mode
 from hf_posswap.swapped.questions import is_swapped, plain_model, without_scheme
-from hf_posswap.training.attention_transfer import READABLE_BACKENDS
 from hf_posswap.training.objectives import IGNORED, LanguageModelling, Objective
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.supervision import LABELS
@@ -66,12 +65,11 @@ def choose_options(
     windows: list[Window],
     *,
     teacher: Any = None,
-    whole: bool = True,
 ) -> tuple[HealingOptions, Start | None]:
     """Return the options with everything chosen that they leave open, and the start if it was measured.
 
-    Supervision: a stock model learns from the labels, a swapped one from the outputs and hidden states of the stock
-    model, and first from its attention if it starts near it. The peak rate of the weights: see `NEAR`.
+    Supervision: a stock model learns from the labels, a swapped causal one from the stock model's outputs, an encoder
+    from its hidden states too. The peak rate of the weights: see `NEAR`.
 
     Args:
         options: the options as given.
@@ -79,7 +77,6 @@ def choose_options(
         objective: the training objective.
         windows: the beginning of the text.
         teacher: the stock model, if it is given.
-        whole: whether the weights are not sharded.
 
     Raises:
         HealingError: there is no stock model to learn from, or the stock model cannot read the text.
@@ -95,24 +92,18 @@ def choose_options(
     if causal and is_swapped(plain) and not is_healed(plain.config):
         start = measure_start(plain, windows)
     if not given:
-        options = dataclasses.replace(options, supervise=_words(options, plain, start, teacher, whole))
+        options = dataclasses.replace(options, supervise=_words(plain, causal, teacher))
     if options.learning_rate is None:
         options = dataclasses.replace(options, learning_rate=_rate(model, causal, start))
     return options, start
 
 
-def _words(options: HealingOptions, plain: Any, start: Start | None, teacher: Any, whole: bool) -> tuple[str, ...]:
+def _words(plain: Any, causal: bool, teacher: Any) -> tuple[str, ...]:
     if not is_swapped(plain):
         return LABELS
     if teacher is None:
         require_stock_inside(plain)
-    words = ("logits", "hidden")
-    acts = bool(core_of(plain).pos_layers)
-    reads = plain.config._attn_implementation in READABLE_BACKENDS
-    learns = options.train == "all" and options.ramp == 0
-    if start is not None and start.is_near and acts and reads and learns and whole:
-        return ("attention", *words)
-    return words
+    return ("logits",) if causal else ("logits", "hidden")
 
 
 def _rate(model: Any, causal: bool, start: Start | None) -> float:

@@ -32,7 +32,7 @@ def test_one_command_swaps_calibrates_heals_and_measures_beside_a_control(tmp_pa
     steps = tmp_path / "steps" / "all.json"
     result = run(
         *(*what, *SHORT, *measured, "--control", "--output-dir", str(out), "--history", str(steps)),
-        "--json",
+        *("--supervise", "attention,logits,hidden", "--json"),
     )
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)

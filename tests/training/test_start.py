@@ -53,8 +53,8 @@ def gpt2_like(model: Any) -> Any:
 @pytest.mark.parametrize(
     ("start", "rate", "words"),
     [
-        (NEAR, NEAR_RATE, ["logits=1", "hidden=10", "attention=0.25"]),
-        (FAR, FAR_RATE, ["logits=1", "hidden=10"]),
+        (NEAR, NEAR_RATE, ["logits=1"]),
+        (FAR, FAR_RATE, ["logits=1"]),
     ],
 )
 def test_the_start_chooses_the_rate_and_the_supervision(
@@ -73,14 +73,6 @@ def test_positions_that_are_worth_nothing_are_not_missed() -> None:
     assert Start(stock=3.0, swapped=3.5, bare=2.9).is_near
 
 
-@pytest.mark.parametrize("changes", [{"ramp": 0.5}, {"train": "scheme"}])
-def test_the_attention_stage_is_left_out_where_it_does_not_fit(
-    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(start_module, "measure_start", lambda *_: NEAR)
-    assert run(hf_posswap.swap(llama(), "t5"), **changes).supervision == ["logits=1", "hidden=10"]
-
-
 def test_stock_models_adapters_and_encoders_have_their_own_defaults() -> None:
     control = run(gpt2())
     assert (control.learning_rate, control.supervision, control.start) == (NEAR_RATE, ["labels=1"], None)
@@ -97,4 +89,4 @@ def test_a_healed_model_learns_from_a_stock_model_that_is_given_or_from_the_text
         run(model)
     assert run(model, supervise=("labels",)).supervision == ["labels=1"]
     report = run(model, teacher=gpt2())
-    assert (report.supervision, report.start, report.learning_rate) == (["logits=1", "hidden=10"], None, NEAR_RATE)
+    assert (report.supervision, report.start, report.learning_rate) == (["logits=1"], None, NEAR_RATE)
