@@ -118,7 +118,7 @@ def _made(scheme: type[Scheme], config: SchemeConfig, causal: bool) -> tuple[Sch
     if layer.content_groups(curve.distances) is None:
         fitted = [layer.fit(curve), module.fit([curve])]
         if any(fitted):
-            return module, layer, ", fitted to the dotted curves"
+            return module, layer, ", fitted to the dots"
     with torch.no_grad():
         for parameter in parameters:
             parameter.normal_(std=0.5)
