@@ -15,9 +15,11 @@ import typer
 from typer.testing import CliRunner
 
 import hf_posswap
+from hf_posswap import commands
 from hf_posswap.commands.generated import takes
 from hf_posswap.common.options import REQUIRED, allowed_types, check_options, choices_of, declared, option, option_types
 from hf_posswap.errors import PosSwapError
+from hf_posswap.loading.settings import SCHEME_HELP, SCHEMES_HELP
 from hf_posswap.training.options import HealingOptions
 from tests.documents.blocks import ROOT
 
@@ -46,6 +48,12 @@ def example(field: dataclasses.Field[Any]) -> Any:
     if choices:
         return next(choice for choice in choices if choice != field.default)
     return True if kind in (bool, bool | None) else 64 if kind in (int, int | None) else 0.25
+
+
+@pytest.mark.parametrize(("command", "words"), [("compare", SCHEMES_HELP), ("swap", SCHEME_HELP)])
+def test_help_is_printed_in_full_with_its_brackets(command: str, words: str) -> None:
+    output = CliRunner(env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).invoke(commands.app, [command, "--help"]).output
+    assert "".join(words.split()) in "".join(output.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(HealingOptions), ids=lambda field: field.name)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from hf_posswap.common.options import (
     REQUIRED,
@@ -137,7 +138,9 @@ class _Offered:
             text = f"{text} Default: {default}."
         metavar = self.field.metadata["metavar"] or ("|".join(choices) if choices else None)
         required = self.default is REQUIRED
-        made = typer.Argument(help=text, metavar=metavar) if self.argument else self._option(flag, text, metavar)
+        made = (
+            typer.Argument(help=escape(text), metavar=metavar) if self.argument else self._option(flag, text, metavar)
+        )
         return [
             _parameter(
                 _name(self.flag), kind if required else kind | None, made, inspect.Parameter.empty if required else None
@@ -176,7 +179,7 @@ class _Offered:
             ) from error
 
     def _option(self, flag: str, help: str, metavar: str | None = None) -> Any:
-        return typer.Option(flag, help=help, metavar=metavar, rich_help_panel=self.panel)
+        return typer.Option(flag, help=escape(help), metavar=metavar, rich_help_panel=self.panel)
 
 
 def _parameter(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:
