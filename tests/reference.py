@@ -172,10 +172,10 @@ def oracle(name: str) -> ModuleType:
 def run_oracle(name: str, call: Call, **parameters: Any) -> Tensor:
     """Return the context (B, H, Lq, d) that a scheme's oracle computes in float64.
 
-    An oracle with a parameter `hidden` also gets a row's hidden states, (L, D).
+    An oracle with a parameter `hidden_states` also gets a row's hidden states, (L, D).
     """
     attention = oracle(name).attention_oracle
-    reads_hidden = "hidden" in inspect.signature(attention).parameters
+    reads_hidden = "hidden_states" in inspect.signature(attention).parameters
     arrays = [x.double().numpy() for x in (call.q[:, :, call.offset :], call.k, call.v)]
     rows = [
         attention(
@@ -184,7 +184,7 @@ def run_oracle(name: str, call: Call, **parameters: Any) -> Tensor:
             key_at=call.at[b].tolist(),
             visible=call.visible[b, call.offset :].tolist(),
             scaling=call.q.shape[-1] ** -0.5,
-            **({"hidden": call.hidden[b].double().numpy()} if reads_hidden else {}),
+            **({"hidden_states": call.hidden[b].double().numpy()} if reads_hidden else {}),
             **parameters,
         )
         for b in range(call.q.shape[0])

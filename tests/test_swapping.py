@@ -323,7 +323,7 @@ def test_three_ways_to_say_a_scheme(llama: Any, make: Callable[[], Any]) -> None
     assert (llama.config.pos_scheme["name"], options["scaling"], options["factor"]) == ("rope", "linear", 2.0)
 
 
-@pytest.mark.parametrize("scheme", ["alibi", "rope", "transformer_xl"])
+@pytest.mark.parametrize("scheme", ["alibi", "rope:linear", "transformer_xl"])
 def test_schemes_run_outside_of_autocast(llama: Any, scheme: str) -> None:
     """Under autocast a product of float32 angles or biases would come out in bfloat16."""
     hf_posswap.swap(llama, scheme)

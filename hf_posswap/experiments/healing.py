@@ -73,7 +73,7 @@ class _Run:
         scheme = None if experiment.pos_scheme is None else parse_scheme(experiment.pos_scheme)
         self.accelerator = make_accelerator(self.options, **_tracking(experiment.log_with, folder))
         if experiment.log_with is not None:
-            self.accelerator.init_trackers("hf_posswap", self.options.to_dict())
+            self.accelerator.init_trackers("hf_posswap", _as_texts(self.options.to_dict()))
         self.main = self.accelerator.is_main_process
         self.observer = observer if self.main else Observer()
         self.tokenizer = load_tokenizer(experiment.model)
@@ -387,3 +387,10 @@ def _tracking(log_with: str | None, folder: Path | None) -> dict[str, Any]:
             "one of them, or install its package."
         )
     return {"log_with": log_with, "project_dir": str((folder or Path()) / "logs")}
+
+
+def _as_texts(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options with lists as texts, because trackers such as TensorBoard's take no lists."""
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value for name, value in options.items()
+    }

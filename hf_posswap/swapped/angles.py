@@ -41,7 +41,7 @@ class SwappedRotary(nn.Module):
         if self.pos_computes or hidden is None or positions is None:
             return super().forward(*args, **kwargs)
         # Expanded views: full tensors would need memory that the stock model does not need.
-        shape = (*positions.shape, self.pos_width)
+        shape = (*positions.shape[-2:], self.pos_width)  # M-RoPE has positions (3, B, L), and angles (B, L, w) too
         return NeutralAngles(hidden.new_ones(()).expand(shape), hidden.new_zeros(()).expand(shape))
 
 

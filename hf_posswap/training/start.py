@@ -16,7 +16,7 @@ from hf_posswap.swapped.questions import is_swapped, plain_model, without_scheme
 from hf_posswap.training.objectives import IGNORED, LanguageModelling, Objective
 from hf_posswap.training.options import HealingError, HealingOptions
 from hf_posswap.training.supervision import LABELS
-from hf_posswap.training.teacher import readable_length, require_stock_inside
+from hf_posswap.training.teacher import readable_length
 from hf_posswap.training.texts import Window, collate
 
 MEASURED_TOKENS = 2048
@@ -68,8 +68,9 @@ def choose_options(
 ) -> tuple[HealingOptions, Start | None]:
     """Return the options with everything chosen that they leave open, and the start if it was measured.
 
-    Supervision: a stock model learns from the labels, a swapped causal one from the stock model's outputs, an encoder
-    from its hidden states too. The peak rate of the weights: see `NEAR`.
+    Supervision: a stock model, and one that was healed before and has no teacher, learn from the labels; a swapped
+    causal model from the stock model's outputs, an encoder from its hidden states too. The peak rate of the weights:
+    see `NEAR`.
 
     Args:
         options: the options as given.
@@ -99,10 +100,8 @@ def choose_options(
 
 
 def _words(plain: Any, causal: bool, teacher: Any) -> tuple[str, ...]:
-    if not is_swapped(plain):
-        return LABELS
-    if teacher is None:
-        require_stock_inside(plain)
+    if not is_swapped(plain) or (teacher is None and is_healed(plain.config)):
+        return LABELS  # there is no stock model to learn from
     return ("logits",) if causal else ("logits", "hidden")
 
 

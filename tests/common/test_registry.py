@@ -64,6 +64,6 @@ def test_a_scheme_declares_what_cards_and_docs_need(name):
     assert scheme.config_class.name == name
     for fact in (scheme.pretty_name, scheme.paper, scheme.formula, scheme.summary, scheme.__doc__):
         assert fact.strip()
-    assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", scheme.paper_url)
+    assert re.fullmatch(r"https://(arxiv\.org/abs/\d{4}\.\d{5}|github\.com/\w+/\w+)", scheme.paper_url)
     assert scheme.supports_encoder or scheme.encoder_refusal
     assert scheme in list(schemes)

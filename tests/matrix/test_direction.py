@@ -118,6 +118,7 @@ REASONS = (
     "is for causal models",  # ALiBi's causal form, FIRE's learned threshold
     "has no position table",
     "turns keys otherwise",
+    "only if the model rotates whole heads",
     "backend 'flex_attention' cannot carry",
 )
 """Why such a model refuses a scheme: what an encoder, this family or the backend refuses too."""

@@ -22,6 +22,7 @@ from tests.matrix.cells import (
     small_model,
     traced_cells,
 )
+from tests.matrix.test_decoding import reads_distances
 
 CAUSAL = [cell for cell in default_cells() if cell.causal]
 TRACED_CAUSAL = [cell for cell in traced_cells() if cell.causal]
@@ -245,10 +246,9 @@ def test_positions_that_do_not_continue_the_cache_come_to_the_same_when_compiled
     model = cell.swapped(layers=TRACED_LAYERS)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
-    biased = any(module.pos_scheme.adds_bias for module in model.base_model.pos_layers)
     assert outcome(model, compiled, [6, 7]) == outcome(model, model, [6, 7]) == "as without a cache"
     assert outcome(model, compiled, [9, 10]) == outcome(model, model, [9, 10])
-    assert (outcome(model, model, [9, 10]) == "refused") == biased
+    assert (outcome(model, model, [9, 10]) == "refused") == reads_distances(cell, model)
 
 
 @pytest.mark.parametrize("scheme", ["alibi", "t5", "shaw", "rope:dynamic"])

@@ -13,7 +13,7 @@ def attention_oracle(
     key_at: list[int],
     visible: list[list[bool]],
     scaling: float,
-    hidden: Array,
+    hidden_states: Array,
     weight: Array,
     shift: Array,
     factor_weight: Array | None = None,
@@ -24,12 +24,12 @@ def attention_oracle(
     first = k.shape[1] - q.shape[1]
 
     def step(h: int, t: int) -> float:
-        return max(0.0, dot(weight[h], hidden[t]) + float(shift[h]))
+        return max(0.0, dot(weight[h], hidden_states[t]) + float(shift[h]))
 
     def factor(h: int, t: int) -> float:
         if factor_weight is None or factor_shift is None:
             return 1.0
-        return math.log(1 + math.exp(dot(factor_weight[h], hidden[t]) + float(factor_shift[h])))
+        return math.log(1 + math.exp(dot(factor_weight[h], hidden_states[t]) + float(factor_shift[h])))
 
     def score(h: int, i: int, j: int) -> float:
         at = first + i

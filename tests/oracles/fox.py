@@ -13,16 +13,16 @@ def attention_oracle(
     key_at: list[int],
     visible: list[list[bool]],
     scaling: float,
-    hidden: Array,
+    hidden_states: Array,
     weight: Array,
     shift: Array,
 ) -> Array:
-    """Return the context (H, Lq, d); a gate is σ(weight[h]·hidden[t] + shift[h]), of the tokens that the query sees."""
+    """Return the context (H, Lq, d); gates σ(weight[h]·hidden_states[t] + shift[h]) of the tokens that a query sees."""
     group = q.shape[0] // k.shape[0]
     first = k.shape[1] - q.shape[1]
 
     def log_gate(h: int, t: int) -> float:
-        return -math.log(1 + math.exp(-(dot(weight[h], hidden[t]) + float(shift[h]))))
+        return -math.log(1 + math.exp(-(dot(weight[h], hidden_states[t]) + float(shift[h]))))
 
     def score(h: int, i: int, j: int) -> float:
         between = [t for t in range(j + 1, first + i + 1) if visible[i][t]]

@@ -19,13 +19,15 @@ from hf_posswap.results.kinds import KINDS
 from hf_posswap.results.reading import read_result
 
 FOLDER = Path(__file__).parent / "first_edition"
+LATER = {"ruler", "needle-retrieval"}
+"""Kinds that the first edition did not write."""
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "gpt2-t5"
 
 
 def test_every_file_is_read_with_all_its_rows() -> None:
     files = [file for group in read_results(FOLDER).groups for file in group.files]
     assert {file.path for file in files} == {path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.json")}
-    assert {file.kind.name for file in files} == set(KINDS)
+    assert {file.kind.name for file in files} == set(KINDS) - LATER
     for file in files:
         written = json.loads((FOLDER / file.path).read_text(encoding="utf-8"))
         if "rows" in written:

@@ -20,6 +20,7 @@ from hf_posswap.training import distribution
 from hf_posswap.training.checkpoints import checkpoints_in
 from hf_posswap.training.objectives import objective_for
 from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.supervision import Supervision
 from hf_posswap.training.texts import Window
 from tests.training import processes
 from tests.training.helpers import WordTokenizer, bert, gpt2, llama
@@ -28,7 +29,7 @@ from tests.training.processes import arguments, broken_by, launched, run, start,
 TWO_ON_CPU = launched("cpu_two_processes.yaml")
 FSDP_ON_CPU = launched("fsdp2.yaml", str(Path(__file__).with_name("fsdp_on_cpu.py")))
 KILLED = -signal.SIGKILL
-SHARED = ("--steps", "6", "--distill", "--distill-weight", "0.5", "--ramp", "--keep-checkpoints", "3")
+SHARED = tuple("--steps 6 --distill --distill-weight 0.5 --ramp --keep-checkpoints 3 --learning-rate 3e-4".split())
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +178,7 @@ def test_every_weight_that_learns_has_a_gradient(model: str, scheme: str, ramp: 
     objective.freeze_idle(swapped)
     tokenizer = WordTokenizer(bert=model in ("masked", "encoder"))
     windows = [Window([5 + (7 * row + place) % 50 for place in range(16)], list(range(16))) for row in range(4)]
-    made = objective(0.0, 16, tokenizer)
+    made = objective(Supervision.of(["labels"]), 16, tokenizer)
     made.loss(swapped, None, made.batch(windows, torch.Generator().manual_seed(0))).backward()
     idle = [name for name, weight in swapped.named_parameters() if weight.requires_grad and weight.grad is None]
     assert idle == []
