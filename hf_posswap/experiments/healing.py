@@ -220,7 +220,8 @@ class _Run:
                 f"model {experiment.model!r} is stock, so it is its own stock model: leave out --stock "
                 f"{experiment.stock}."
             )
-        if experiment.stock is None and (experiment.control or self.measured or self.options.supervision().has_teacher):
+        taught = self.options.names_supervision and self.options.supervision().has_teacher
+        if experiment.stock is None and (experiment.control or self.measured or taught):
             require_stock_inside(model)
         if experiment.control:
             stock_limit = stock_longest_position(model)

@@ -194,6 +194,11 @@ class HealingOptions:
         assert self.learning_rate is not None
         return self.learning_rate
 
+    @property
+    def names_supervision(self) -> bool:
+        """Whether the options say what the model learns from; otherwise `choose_options` chooses it."""
+        return bool(self.supervise) or self.distill > 0
+
     def supervision(self, objective: str | None = None, layers: int = 1) -> Supervision:
         """Return what the model learns from; without words, the stock model's outputs and hidden states.
 

@@ -86,7 +86,7 @@ def choose_options(
     causal = objective is LanguageModelling
     if causal:
         _check_language(plain, windows)
-    given = bool(options.supervise) or options.distill > 0
+    given = options.names_supervision
     if given and options.learning_rate is not None:
         return options, None
     start = None

@@ -29,7 +29,8 @@ from tests.training.processes import arguments, broken_by, launched, run, start,
 TWO_ON_CPU = launched("cpu_two_processes.yaml")
 FSDP_ON_CPU = launched("fsdp2.yaml", str(Path(__file__).with_name("fsdp_on_cpu.py")))
 KILLED = -signal.SIGKILL
-SHARED = tuple("--steps 6 --distill --distill-weight 0.5 --ramp --keep-checkpoints 3 --learning-rate 3e-4".split())
+RATE = ("--learning-rate", "3e-4")
+SHARED = ("--steps", "6", "--distill", "--distill-weight", "0.5", "--ramp", "--keep-checkpoints", "3", *RATE)
 
 
 @pytest.fixture(scope="module")
