@@ -213,7 +213,7 @@ def test_a_healed_model_is_healed_further_beside_the_stock_model_it_came_from(
     first = run("--model", "demo:gpt2", "--pos-scheme", "t5", *what, *measured, "--output-dir", str(tmp_path / "one"))
     assert first.exit_code == 0, first.output
     further = ["--model", str(tmp_path / "one"), *what, "--output-dir", str(tmp_path / "two")]
-    for needs in ([], ["--supervise", "labels", "--control"], measured):
+    for needs in (["--distill"], ["--supervise", "labels", "--control"], measured):
         refused = run(*further, *needs)
         assert refused.exit_code == 2
         assert "healed before" in refused.output
