@@ -136,7 +136,7 @@ rehearse-cuda: $(VENV_CUDA)/stamp ## every scheme on a GPU that is not there: de
 
 # With any python that has torch for CUDA: hf_posswap need not be installed. GPU_FLAGS="--smollm2 FOLDER --books FOLDER".
 gpu: ## ten minutes on one GPU: what has only been tested or measured on a CPU, into docs/results/gpu
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(GPU_FLAGS)
+	HF_HUB_OFFLINE=1 $(PYTHON) -m benchmarks.gpu $(GPU_FLAGS)
 
 families: $(VENV)/stamp ## write hf_posswap/swapped/families.json: which model types take schemes, by running them all
 	$(TEST_ENV) $(VENV)/bin/python docs/families.py

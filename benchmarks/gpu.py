@@ -1,8 +1,9 @@
 """Ten minutes on one GPU: what has only been tested or measured on a CPU, most valuable first.
 
-    python benchmarks/gpu.py [--smollm2 MODEL] [--books FOLDER] [--only backends bench-gpt2] [--seconds 570]
+    python -m benchmarks.gpu [--smollm2 MODEL] [--books FOLDER] [--only backends bench-gpt2] [--seconds 570]
 
-It runs from a checkout, without network and without an installed hf_posswap. Each step is a process with a time box;
+It runs from the root of a checkout, without network (HF_HUB_OFFLINE=1) and without an installed hf_posswap. Each step
+is a process with a time box;
 what it writes goes to `--work-dir`, and the result files without models to `--output-dir`, with hardware and versions.
 Run again, it passes over what is done and goes on with the rest. SmolLM2's weights are not in the checkout: without
 `--smollm2` its step is left out. `--rehearse` runs every step on the CPU in tiny sizes, as a test of this script.
@@ -26,18 +27,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu_backends
+from hf_posswap.benchmarking.settings import BenchmarkSettings
+from hf_posswap.results.environment import collect_environment
+from hf_posswap.results.files import write_text
+from hf_posswap.results.writing import to_json
+from hf_posswap.schemes import schemes
+from hf_posswap.texts.sources import resolve_texts
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-from benchmarks import gpu_backends  # noqa: E402  # the checkout is on the path from here on
-from hf_posswap.benchmarking.settings import BenchmarkSettings  # noqa: E402
-from hf_posswap.results.environment import collect_environment  # noqa: E402
-from hf_posswap.results.files import write_text  # noqa: E402
-from hf_posswap.results.writing import to_json  # noqa: E402
-from hf_posswap.schemes import schemes  # noqa: E402
-from hf_posswap.texts.sources import resolve_texts  # noqa: E402
-
 RECORD = "gpu.json"
 DONE, UNFINISHED, FAILED, LEFT_OUT = "done", "out of time", "failed", "left out"
 INTERRUPTED = 130
@@ -220,7 +218,7 @@ def heal_smollm2(sizes: Sizes, model: str, books: str, ends: float) -> Callable[
 
 def describe_machine(folder: Path) -> int:
     """Write versions and hardware. In a process of its own: one that has used the GPU cannot start others on it."""
-    write_text(folder / "environment.json", to_json(collect_environment(["python", "benchmarks/gpu.py"])))
+    write_text(folder / "environment.json", to_json(collect_environment(["python", "-m", "benchmarks.gpu"])))
     return 0
 
 

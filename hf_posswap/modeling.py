@@ -28,10 +28,11 @@ from hf_posswap.errors import CheckpointError, UnsupportedError
 from hf_posswap.loading.auto_classes import auto_classes
 from hf_posswap.loading.configuration import config_class_of, register_config, stock_config_class
 from hf_posswap.loading.entry import config_from_entry, make_entry
+from hf_posswap.swapped.applying import apply_plan, give_own_config
 from hf_posswap.swapped.direction import check_direction
 from hf_posswap.swapped.modules import SwappedBaseModel
 from hf_posswap.swapped.paged import check_continuous_batching
-from hf_posswap.swapped.plan import apply_plan, core_of, give_own_config, plan_swap, scheme_keys
+from hf_posswap.swapped.plan import core_of, plan_swap, scheme_keys
 from hf_posswap.swapped.proof import prove_loaded
 from hf_posswap.swapped.starting import start_scheme, table_for_its_owner
 from hf_posswap.swapped.stated_length import state_own_length, stating_stock_length

@@ -14,16 +14,9 @@ from hf_posswap.loading.entry import healed_before, is_healed, make_entry
 from hf_posswap.loading.origin import origin_of
 from hf_posswap.modeling import register_models, swapped_class
 from hf_posswap.schemes import SchemeConfig, as_config
+from hf_posswap.swapped.applying import apply_plan, give_own_config, remove_scheme, undone_on_error
 from hf_posswap.swapped.modules import longest_position_of
-from hf_posswap.swapped.plan import (
-    Plan,
-    apply_plan,
-    core_of,
-    give_own_config,
-    plan_swap,
-    remove_scheme,
-    undone_on_error,
-)
+from hf_posswap.swapped.plan import Plan, core_of, plan_swap
 from hf_posswap.swapped.proof import can_run, check_undivided, prove, stock_outputs
 from hf_posswap.swapped.questions import config_of, is_swapped, plain_model, planned_path
 from hf_posswap.swapped.stated_length import state_own_length

@@ -17,7 +17,7 @@ from hf_posswap.calibration.key_shift import key_shift
 from hf_posswap.calibration.streams import enter, projected, projections, turned_units
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.sources import load_model, load_tokenizer
-from hf_posswap.swapped.plan import natively
+from hf_posswap.swapped.applying import natively
 from hf_posswap.texts.sources import resolve_texts
 from hf_posswap.training.adapters import add_lora
 from hf_posswap.training.texts import Windows

@@ -18,7 +18,8 @@ from hf_posswap.calibration.texts import hold_back, together
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.loading.entry import healed_before, is_healed
 from hf_posswap.schemes.curves import Curve
-from hf_posswap.swapped.plan import core_of, natively
+from hf_posswap.swapped.applying import natively
+from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.questions import (
     is_swapped,
     longest_position,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hf_posswap.architectures import Architecture
 from hf_posswap.attention.interface import CONTEXT, IMPLEMENTATION, current, handed_on
+from hf_posswap.swapped.applying import natively
 from hf_posswap.swapped.attention_probe import RECORDER, Recorded, seen_through
 from hf_posswap.swapped.context import ForwardContext
-from hf_posswap.swapped.plan import natively
 from hf_posswap.swapped.written import named
 
 QUERY_STEP = 4

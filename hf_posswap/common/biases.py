@@ -56,7 +56,8 @@ class Bias(ABC):
         """Return the bias times a share 0…1 (0-dim): of the same kind if `proportional_to` is set, otherwise dense."""
         if not self.proportional_to:
             return DenseBias(lambda start, stop: at_share(self.rows(start, stop), share))
-        return replace(self, **{self.proportional_to: at_share(getattr(self, self.proportional_to), share)})  # type: ignore[type-var]
+        scaled = {self.proportional_to: at_share(getattr(self, self.proportional_to), share)}
+        return replace(self, **scaled)  # type: ignore[type-var]  # every kind is a dataclass, and this base is none
 
 
 def at_share(values: Tensor, share: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The layer of schemes whose bias sums a learned step per head and token over the tokens between a query and a key."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,7 +38,7 @@ class HeadLinear(nn.Module):
         self.shift.copy_(values)
 
 
-class StepLayer(SchemeLayer):
+class StepLayer(SchemeLayer, ABC):
     """Holds the function whose value a subclass turns into a token's step.
 
     The steps are the layer's state, and not their running sums: so they stay right if a window drops tokens.
@@ -51,13 +53,13 @@ class StepLayer(SchemeLayer):
         self.function = HeadLinear(facts, start)
         self.state_size = facts.num_heads
 
+    @abstractmethod
     def step(self, values: Tensor) -> Tensor:
         """Return the steps, at least 0, for values of the function, in any shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def value_of(self, steps: Tensor) -> Tensor:
         """Return values of the function for steps above 0: the inverse of `step`."""
-        raise NotImplementedError
 
     def factors(self, inputs: ScoreInputs) -> Tensor | None:
         """Return the factors on each query's sums, float32, (B, H, Lq), or None for 1."""

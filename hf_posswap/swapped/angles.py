@@ -38,10 +38,11 @@ class SwappedRotary(nn.Module):
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         hidden = next((value for value in given if value.is_floating_point()), None)
         positions = next((value for value in given if not value.is_floating_point()), None)
-        if self.pos_computes or hidden is None or positions is None:
+        if self.pos_computes or hidden is None or positions is None or positions.dim() != 2:
+            # The shape was found for positions (B, L). M-RoPE has (3, B, L), and angles whose shape differs by family.
             return super().forward(*args, **kwargs)
         # Expanded views: full tensors would need memory that the stock model does not need.
-        shape = (*positions.shape[-2:], self.pos_width)  # M-RoPE has positions (3, B, L), and angles (B, L, w) too
+        shape = (*positions.shape, self.pos_width)
         return NeutralAngles(hidden.new_ones(()).expand(shape), hidden.new_zeros(()).expand(shape))
 
 

@@ -1,10 +1,8 @@
-"""Puts a scheme into the modules of a model and removes it again; after an error the model is unchanged."""
+"""Plans a swap: makes the modules and classes that put a scheme into a model, and refuses what cannot be."""
 
-import copy
 import dataclasses
 import reprlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,16 +12,14 @@ from hf_posswap.architectures.base import Architecture
 from hf_posswap.architectures.discovery import core_path, rotary_modules, stock_class_of
 from hf_posswap.architectures.rotary import WIDE_LAYERS
 from hf_posswap.architectures.tables import RetiredTable
-from hf_posswap.attention.interface import CALL
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.schemes import SchemeConfig, SchemeLayer, check_supported
 from hf_posswap.schemes.base import ModelFacts, Scheme
 from hf_posswap.schemes.support import in_entry
 from hf_posswap.swapped.angles import SwappedRotary, Turn
-from hf_posswap.swapped.config_view import own_config, real_config, show_config, show_view
 from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
 from hf_posswap.swapped.offloading import device_of, in_memory
-from hf_posswap.swapped.replaced import ProvedForwards, is_replaced
+from hf_posswap.swapped.replaced import is_replaced
 from hf_posswap.swapped.starting import mark_started
 from hf_posswap.swapped.written import WrittenAttention
 
@@ -143,13 +139,13 @@ def _plan_table(
     table = architecture.position_table(core)
     assert path is not None
     assert table is not None
-    rest_learns = _rest_learns(core, table)
+    learns = rest_learns(core, table)
     mean = None
     if isinstance(table, RetiredTable):
         mean = table.weight if table.use_mean else None
-        table = table.revive(rest_learns)
+        table = table.revive(learns)
     assert isinstance(table, nn.Embedding)
-    retired = RetiredTable(table, first_row, use_mean=not scheme.brings_whole_table(), rest_learns=rest_learns)
+    retired = RetiredTable(table, first_row, use_mean=not scheme.brings_whole_table(), rest_learns=learns)
     if mean is not None and retired.use_mean:  # healing may have trained it
         with torch.no_grad():
             retired.weight.copy_(mean)
@@ -158,7 +154,7 @@ def _plan_table(
     return path, retired
 
 
-def _rest_learns(core: Any, table: nn.Module) -> bool:
+def rest_learns(core: Any, table: nn.Module) -> bool:
     """Return whether any weight of a core requires a gradient, except those of its position table and of schemes."""
     own = [table, *(module for module in core.modules() if isinstance(module, OWN))]
     skipped = {weight for module in own for weight in module.parameters()}
@@ -295,129 +291,3 @@ def _check_forward(module: nn.Module) -> None:
             f"the forward of {type(module).__name__} was replaced on the instance by another tool, so a swap would not "
             "take effect. Swap before that tool patches the model, or load the model anew."
         )
-
-
-def _retype(module: nn.Module, new_class: type) -> None:
-    module.__class__ = new_class
-    if "_old_forward" in vars(module):
-        # accelerate's hook calls `_old_forward`; mypy does not know the attributes of a class made at run time.
-        module._old_forward = new_class.forward.__get__(module)  # type: ignore[attr-defined]
-
-
-def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
-    """Apply a plan to the model: only assignments, which cannot fail half-way."""
-    core = plan.core
-    if hasattr(core, "pos_scheme"):
-        remove_scheme(core, architecture)
-    core.pos_whole = stock_class_of(model)
-    core.pos_place = architecture.place(core)
-    for entry in plan.layers:
-        module: Any = entry.module
-        module.pos_scheme = entry.layer
-        module.pos_part = entry.part
-        module.pos_family = architecture
-        if entry.turn is not None:
-            module.pos_turn = entry.turn
-        if entry.views:
-            show_view(module)
-        _retype(module, entry.new_class)
-    for _, rotary in rotary_modules(core):
-        show_view(rotary, None)
-    if plan.rotary is not None:
-        unread, new_class, width = plan.rotary
-        unread.pos_width = width
-        _retype(unread, new_class)
-    if plan.retired is not None:
-        core.set_submodule(*plan.retired)
-    core.pos_layers = tuple(entry.module for entry in plan.layers)
-    core.pos_prepares = any(
-        entry.layer.enters_attention or (entry.turn is not None and entry.turn.own) for entry in plan.layers
-    )
-    core.pos_scheme = plan.scheme
-    _retype(core, plan.core_class)
-    core.pos_forwards = ProvedForwards(core)
-
-
-def give_own_config(model: Any) -> None:
-    """Replace a model's config with a deep copy, on every module that shares it.
-
-    Several models may share one config object, and a swap must change the config of one model only.
-    """
-    shared = model.config
-    own = copy.deepcopy(shared)
-    for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if value is shared:
-                setattr(module, name, own)
-
-
-@contextmanager
-def undone_on_error(model: Any) -> Iterator[None]:
-    """Restore the classes, modules, attributes and config of a model if a `with` block raises an error.
-
-    Weights are not copied, because a swap does not write to them.
-    """
-    owners = [*model.modules(), model.config]
-    kept = [(owner, type(owner), _contents(vars(owner))) for owner in owners]
-    try:
-        yield
-    except BaseException:
-        for owner, kind, contents in kept:
-            vars(owner).clear()
-            vars(owner).update(_contents(contents))
-            owner.__class__ = kind
-        raise
-
-
-def _contents(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.copy() if type(value) is dict else value for name, value in attributes.items()}
-
-
-def remove_scheme(core: Any, architecture: Architecture) -> None:
-    """Restore the stock modules and classes of a swapped core."""
-    for module in core.modules():
-        if module is not core and "stock_class" in vars(type(module)) and "pos_mixin" in vars(type(module)):
-            show_config(module)
-            _retype(module, type(module).stock_class)
-            for name in ("pos_scheme", "pos_part", "pos_turn", "pos_family", "pos_width", CALL):
-                if name in module._modules or name in vars(module):
-                    delattr(module, name)
-    for _, rotary in rotary_modules(core):
-        show_config(rotary)
-    path = architecture.table_path(core)
-    table = None if path is None else core.get_submodule(path)
-    if isinstance(table, RetiredTable) and path is not None:
-        core.set_submodule(path, table.revive(_rest_learns(core, table)))
-    del core.pos_scheme
-    for name in ("pos_ramp", "pos_place", "pos_layers", "pos_forwards", "pos_proof", "pos_whole", "pos_prepares"):
-        vars(core).pop(name, None)
-    _retype(core, type(core).stock_class)
-
-
-@contextmanager
-def natively(core: Any, architecture: Architecture) -> Iterator[None]:
-    """Run a swapped core with its stock mechanism within a `with` block; scheme modules stay in place."""
-    swapped = [(module, type(module)) for module in core.modules() if "pos_mixin" in vars(type(module))]
-    layers = [module for module, _ in swapped if isinstance(module, SwappedAttention)]
-    viewed = [module for module in layers if own_config(module) is not None and _has_view(module)]
-    path = architecture.table_path(core)
-    table = None if path is None else core.get_submodule(path)
-    try:
-        for module, swapped_type in swapped:
-            _retype(module, swapped_type.stock_class)
-        for module in viewed:
-            show_config(module)
-        if isinstance(table, RetiredTable) and path is not None:
-            core.set_submodule(path, table.revive())
-        yield
-    finally:
-        if isinstance(table, RetiredTable) and path is not None:
-            core.set_submodule(path, table)
-        for module in viewed:
-            show_view(module)
-        for module, swapped_type in swapped:
-            _retype(module, swapped_type)
-
-
-def _has_view(module: nn.Module) -> bool:
-    return any(real_config(value) is not value for value in vars(module).values())

@@ -13,9 +13,10 @@ from hf_posswap.attention.windows import check_windows
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes import Scheme, SchemeLayer, ScoreInputs
+from hf_posswap.swapped.applying import natively
 from hf_posswap.swapped.modules import SwappedBaseModel, longest_position_of
 from hf_posswap.swapped.offloading import device_of
-from hf_posswap.swapped.plan import Plan, core_of, natively
+from hf_posswap.swapped.plan import Plan, core_of
 from hf_posswap.swapped.proof import Proof
 
 

@@ -23,8 +23,8 @@ MODEL = ROOT / "hf_posswap" / "assets" / "gpt2-books"
 
 def started(output: Path, *options: str) -> "subprocess.Popen[str]":
     folders = ["--output-dir", str(output), "--work-dir", str(output / "work")]
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--rehearse", *folders, *options]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", *folders, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=output, start_new_session=True

@@ -114,7 +114,7 @@ def forward(model: Any, work: str, length: int, device: str) -> Callable[[], Ten
         name = cache_keyword(first)
         arguments = {"input_ids": tokens[:, -1:], "attention_mask": mask, "position_ids": places[:, -1:]}
         arguments |= {"use_cache": True, str(name): first[name]}
-    return lambda: model(**arguments).logits  # type: ignore[no-any-return]
+    return lambda: model(**arguments).logits  # type: ignore[no-any-return]  # the model is of any class
 
 
 @contextmanager
@@ -141,6 +141,7 @@ def uncompiled_flex_attention() -> Iterator[None]:
             return flex_attention(q, k, v, score_mod=score_mod, **given)
 
     kept = flex.compiled_flex_attention, flex._creator
+    # mypy takes an assignment to a function for a mistake; here it is the point.
     flex.compiled_flex_attention, flex._creator = lambda: checked, lambda device: create_block_mask  # type: ignore[assignment]
     flex.causal_block_mask.cache_clear()
     try:

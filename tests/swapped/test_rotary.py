@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_posswap
@@ -80,3 +81,18 @@ def test_a_restored_model_computes_its_angles_and_a_ramp_fades_them() -> None:
     hf_posswap.restore(model)
     assert [type(module) for module in model.modules()] == [type(module) for module in stock.modules()]
     assert torch.equal(hidden(model), hidden(stock))
+
+
+def test_positions_of_another_form_get_the_stock_angles() -> None:
+    """M-RoPE gives positions (3, B, L), and the shape of its angles differs by family."""
+
+    class Stock(nn.Module):
+        def forward(self, x: Tensor, position_ids: Tensor) -> str:
+            return "stock"
+
+    class Both(SwappedRotary, Stock):
+        pos_width = 8
+
+    hidden = torch.zeros(1, 5, 16)
+    assert Both()(hidden, torch.zeros(3, 1, 5, dtype=torch.long)) == "stock"
+    assert Both()(hidden, torch.zeros(1, 5, dtype=torch.long)).cos.shape == (1, 5, 8)

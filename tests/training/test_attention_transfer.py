@@ -35,7 +35,7 @@ def sharp(family: str) -> Any:
                     weight.copy_(0.4 * torch.randn(weight.shape, generator=generator))
         table = architecture_of(model.config).position_table(core_of(model))
         if table is not None:
-            table.weight.mul_(20)  # type: ignore[operator]
+            table.weight.mul_(20)  # type: ignore[operator]  # a table's weight is a tensor
     return model
 
 
