@@ -104,16 +104,19 @@ class LayerCall:
         """Return the scheme's values for the new tokens, float32, (B, S, L), or None if it has no state.
 
         Raises:
-            UnsupportedError: the hidden states are not among the arguments of the attention module.
+            UnsupportedError: the model's hidden states are not among the arguments of the attention module.
         """
         for stage, prepared in self.stages:
             if stage.state_size:
-                if self.hidden_states is None:
+                hidden, scheme = self.hidden_states, self.context.scheme
+                assert scheme is not None
+                if hidden is None or hidden.shape[-1] != scheme.facts.hidden_size:
+                    got = "none" if hidden is None else f"some of size {hidden.shape[-1]}"
                     raise UnsupportedError(
-                        f"{self.context.named} reads hidden states, and "
-                        f"{type(self.module).stock_class.__name__} got none as an argument."
+                        f"{self.context.named} reads hidden states of size {scheme.facts.hidden_size}, and "
+                        f"{type(self.module).stock_class.__name__} got {got} as an argument."
                     )
-                return stage.state(self.hidden_states, self.context.positions, prepared)
+                return stage.state(hidden, self.context.positions, prepared)
         return None
 
     def _split(self, k: Tensor, head_dim: int) -> tuple[Tensor, Tensor | None]:

@@ -38,6 +38,7 @@ class WrittenAttention(SwappedAttention):
         if context.idle:
             return super(SwappedAttention, self).forward(*args, **kwargs)
         call = LayerCall(self, self.pos_scheme, context.of_part(self.pos_part))
+        call.hidden_states = arguments["hidden_states"]
         q, k, v = family.project(self, arguments["hidden_states"])
         cache = cache_among(arguments.values())
         if cache is not None:

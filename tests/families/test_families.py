@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import transformers
 
+import hf_posswap
+from hf_posswap.errors import UnsupportedError
 from hf_posswap.swapped.capabilities import FAMILIES_FILE, Family, families
 from tests.families.checks import SCHEMES, outcome
-from tests.families.configs import CANNOT, model_types
+from tests.families.configs import CANNOT, model_types, tiny_model
 
 KNOWN = {(model_type, "causal" if causal else "encoder") for model_type, causal, _ in model_types()}
 """What the installed transformers has; an older one lacks some types."""
@@ -37,6 +39,20 @@ def test_a_supported_family_takes_the_scheme_exactly_or_refuses_it(family: Famil
     if found.kind == "refused" and transformers.__version__ == recorded_with():  # another release may refuse more
         assert scheme not in NEEDED, found.reason
         assert scheme in (family.reason or ""), f"families.json does not say so: {found.reason}"
+
+
+@pytest.mark.parametrize("family", SUPPORTED, ids=name_of)
+def test_a_scheme_with_a_state_gets_the_hidden_states_of_every_family(family: Family) -> None:
+    """Some cannot keep its state: their cache holds latents, or layers read the keys of another layer."""
+    causal = family.mode == "causal"
+    model = tiny_model(family.model_type, causal)
+    refusal = ""
+    try:
+        hf_posswap.swap(model, "fox" if causal else "cable")
+    except UnsupportedError as error:
+        refusal = str(error)
+    assert "got none as an argument" not in refusal
+    assert hf_posswap.is_swapped(model) == (not refusal)
 
 
 @pytest.mark.parametrize("family", REFUSED, ids=name_of)
