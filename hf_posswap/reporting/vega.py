@@ -57,6 +57,10 @@ CONFIG: Spec = {
 }
 
 
+BACKGROUND_WIDTH, BACKGROUND_OPACITY = 9.0, 0.28
+"""Width in pixels and opacity of the lines of background series."""
+
+
 def css_colour(colour: str) -> str:
     """Return a colour for CSS; black becomes the colour of the text."""
     return "var(--ink)" if colour == INK else colour
@@ -93,8 +97,10 @@ def scales_of(panels: Sequence[Panel], styles: Mapping[str, Look]) -> dict[str, 
         "fillOpacity": scale(lambda one, look: 0.45 if one.pale or look.hollow else 1.0),
         "shape": scale(lambda _, look: look.marker),
         "strokeDash": scale(lambda _, look: list(look.dash or SOLID)),
-        "strokeWidth": scale(lambda one, _: 9.0 if one.background else round(3.4 - 1.8 * place[id(one)], 2)),
-        "strokeOpacity": scale(lambda one, _: 0.28 if one.background else 1.0),
+        "strokeWidth": scale(
+            lambda one, _: BACKGROUND_WIDTH if one.background else round(3.4 - 1.8 * place[id(one)], 2)
+        ),
+        "strokeOpacity": scale(lambda one, _: BACKGROUND_OPACITY if one.background else 1.0),
         "size": scale(lambda one, _: 0.0 if one.background else round((8.5 - 4 * place[id(one)]) ** 2, 1)),
     }
 
@@ -150,10 +156,18 @@ def _rows(series: Series, panel: LinePanel | BarPanel) -> list[Spec]:
             row["name"] = series.name
         if index in runs:
             row |= {"low": series.low[index], "high": series.high[index], "run": f"{series.label} {runs[index]}"}
+        if index in _alone(series):
+            row["alone"] = True
         if series.end and index == known[-1]:
             row["end"] = series.end
         rows.append(row)
     return rows
+
+
+def _alone(series: Series) -> set[int]:
+    """Return the points of a background series without neighbours: a line does not show them, and it has no markers."""
+    known = set(series.known() if series.background else ())
+    return {index for index in known if not {index - 1, index + 1} & known}
 
 
 def _runs(series: Series) -> list[list[int]]:
@@ -180,6 +194,12 @@ def _lines(panel: LinePanel, scales: Mapping[str, Spec], bounds: tuple[float, fl
     layers = [_bands(x, y, scales), line] if any(_runs(series) for series in panel.series) else [line]
     if marked:
         layers.append(_markers(x, y, scales, 0.4 if many > MANY_POINTS else 1.0))
+    if any(_alone(series) for series in panel.series):
+        layers.append({
+            "transform": [{"filter": "isValid(datum.alone)"}],
+            "mark": {"type": "point", "filled": True, "size": BACKGROUND_WIDTH**2, "opacity": BACKGROUND_OPACITY},
+            "encoding": {"x": x, "y": y} | styled(scales, "color"),
+        })  # fmt: skip
     if any(series.end and series.known() for series in panel.series):
         layers.append({
             "transform": [{"filter": "isValid(datum.end)"}],

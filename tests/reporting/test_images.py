@@ -83,6 +83,17 @@ def test_lines_on_top_of_one_another_all_show(tmp_path: Path) -> None:
     assert widths[-1] >= 1.5
 
 
+def test_a_stock_model_measured_at_one_length_shows(tmp_path: Path) -> None:
+    """A line of one point is not drawn, and lines in the background have no markers."""
+    record = fixtures.lengths(["windows"])
+    rows = [row for row in record["rows"] if row["scheme"] == "stock"]
+    for kept, dots in ((rows[:1], 1), (rows[:2], 0)):
+        figure = length_figures(as_group(result_file(record | {"rows": kept})))[0]
+        draw(figure, tmp_path / "figure.svg")
+        elements = ElementTree.parse(tmp_path / "figure.svg").iter()
+        assert sum(element.get("opacity") == "0.28" for element in elements) == dots
+
+
 def test_a_series_has_one_place_in_the_legend(figures: dict[str, Figure]) -> None:
     """A line that is equal to another in one panel only is named without it."""
     figure = figures["length-made-up-healed"]
