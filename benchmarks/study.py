@@ -5,7 +5,8 @@
 Each command writes its result files, with seed, versions, hardware and itself, into a folder of its own. A step whose
 result is there, complete and made by the same command, is passed over; one that was interrupted goes on where it
 stopped. So running the study again does what is missing, and a finished study runs nothing. On two cores the parts
-take: gpt2 ten hours, llama four, bert two, speed one; the steps marked `cuda` run only where torch sees a GPU.
+take: gpt2 fifteen hours, llama four, bert two, mpnet three, speed one; the steps marked `cuda` run only where torch
+sees a GPU.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from hf_posswap.results.writing import to_json
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
-STUDIES = ("gpt2", "llama", "bert", "speed")
+STUDIES = ("gpt2", "llama", "bert", "mpnet", "speed")
 COMPARE, HEALED, POSITIONS, PASSKEY = "compare.json", "healing.json", "positions.json", "passkey.json"
 RETRIEVAL, BIASES, BENCH = "retrieval.json", "biases.json", "bench.json"
 
@@ -70,18 +71,25 @@ class Step:
         return bool(result.get("complete", True)) and made_by[-len(words) :] == words
 
 
-def schemes_for_gpt2() -> str:
-    """Return every registered scheme that fits, and the forms that another default keeps out of sight."""
+THREE_SEEDS = (
+    *("alibi", "kerple", "learned", "none", "relative_bias", "rope", "sandwich", "shaw", "sinusoidal", "t5"),
+    *("transformer_xl", *(f"learned:{extend}:length=4096" for extend in EXTENSIONS), ALIBI, T5),
+)
+"""The schemes of demo:gpt2 that are healed with three seeds; every other registered one is healed with one."""
+
+
+def one_seed() -> list[str]:
+    """Return every registered scheme that fits demo:gpt2 and is not among those of three seeds."""
     from hf_posswap import capabilities
 
     fitting = [cell.scheme for cell in capabilities() if cell.architecture == "gpt2" and cell.supported]
-    return ",".join([*fitting, *(f"learned:{extend}:length=4096" for extend in EXTENSIONS), ALIBI, T5])
+    return [scheme for scheme in fitting if scheme not in THREE_SEEDS]
 
 
 def gpt2_steps() -> list[Step]:
     """Return the steps of demo:gpt2: every scheme at every stage, to 16 times the train length, rates and seeds."""
     # What starts near the stock model heals best at the lower rate, what starts far from it at the higher one.
-    rates = {"gpt2": "3e-4", "gpt2-higher-rate": "1e-3"}
+    rates = {"": "3e-4", "-higher-rate": "1e-3"}
     positions = "--text demo:books --tokens 16384 --lengths 256,1024,4096"
     # compare keeps numbers, not models; some of a healed model's numbers need the model.
     recipe = (
@@ -93,13 +101,14 @@ def gpt2_steps() -> list[Step]:
         *(
             Step(
                 "gpt2",
-                folder,
+                f"{folder}{suffix}",
                 COMPARE,
-                f"compare --model demo:gpt2 --schemes {schemes_for_gpt2()} --text demo:books "
+                f"compare --model demo:gpt2 --schemes {','.join(schemes)} --text demo:books "
                 "--lengths 128,256,512,1024,2048,4096 --tokens 8192 --calibrate --heal-tokens 224000 "
-                f"--supervise logits --learning-rate {rate} --control --train-file demo:books/train --seeds 3",
+                f"--supervise logits --learning-rate {rate} --control --train-file demo:books/train --seeds {seeds}",
             )
-            for folder, rate in rates.items()
+            for folder, schemes, seeds in (("gpt2", THREE_SEEDS, 3), ("gpt2-one-seed", one_seed(), 1))
+            for suffix, rate in rates.items()
         ),
         *(
             Step(
@@ -200,37 +209,53 @@ def llama_steps() -> list[Step]:
     ]
 
 
-def bert_steps() -> list[Step]:
-    """Return the steps of demo:bert: healed by its embeddings, and finding long documents."""
+def encoder_steps(study: str, layers: int, tokens: dict[str, int]) -> list[Step]:
+    """Return the steps of an encoder, `demo:` and the study's name: healed by its embeddings, finding long documents.
+
+    Args:
+        study: the part of the study.
+        layers: the model's layers: the hidden states of each weigh as much as the embedding.
+        tokens: how many to heal each scheme on.
+    """
+    model = f"demo:{study}"
     healing = (
         "--length 256 --batch-size 4 --learning-rate 5e-4 --train-file demo:books/train --eval-file demo:books "
         "--eval-lengths 32,64,128,256 --resume"
     )
     retrieval = "--text demo:books --measure retrieval --lengths 128,256,512,1024,4096 --most-documents 40"
-    # ALiBi needs more tokens than RoPE to agree with the stock model as well.
-    schemes = {"rope": ("rope", 2_000_000), "alibi": (BOTH_WAYS, 5_500_000)}
+    names = {scheme: scheme.partition(":")[0] for scheme in tokens}
     return [
-        Step("bert", "bert-retrieval/stock", RETRIEVAL, f"evaluate demo:bert {retrieval}"),
+        Step(study, f"{study}-retrieval/stock", RETRIEVAL, f"evaluate {model} {retrieval}"),
         *(
             Step(
-                "bert",
-                f"bert/{name}",
+                study,
+                f"{study}/{names[scheme]}",
                 HEALED,
-                f"finetune --model demo:bert --pos-scheme {scheme} --supervise logits,hidden=6 --tokens {tokens} "
-                f"{healing}",
+                f"finetune --model {model} --pos-scheme {scheme} --supervise logits,hidden={layers} "
+                f"--tokens {tokens[scheme]} {healing}",
             )
-            for name, (scheme, tokens) in schemes.items()
+            for scheme in tokens
         ),
         *(
             Step(
-                "bert",
-                f"bert-retrieval/{name}",
+                study,
+                f"{study}-retrieval/{name}",
                 RETRIEVAL,
-                f"evaluate {{study}}/bert/{name} --stage healed {retrieval}",
+                f"evaluate {{study}}/{study}/{name} --stage healed {retrieval}",
             )
-            for name in schemes
+            for name in names.values()
         ),
     ]
+
+
+def bert_steps() -> list[Step]:
+    """Return the steps of demo:bert; ALiBi needs more tokens than RoPE to agree with the stock model as well."""
+    return encoder_steps("bert", 6, {"rope": 2_000_000, BOTH_WAYS: 5_500_000})
+
+
+def mpnet_steps() -> list[Step]:
+    """Return the steps of demo:mpnet, which is five times as large as demo:bert and has T5's bias beside its table."""
+    return encoder_steps("mpnet", 12, {"rope": 500_000, BOTH_WAYS: 500_000})
 
 
 def speed_steps() -> list[Step]:
@@ -252,7 +277,7 @@ def speed_steps() -> list[Step]:
 
 def all_steps() -> list[Step]:
     """Return the whole study in the order in which it runs."""
-    return [*gpt2_steps(), *llama_steps(), *bert_steps(), *speed_steps()]
+    return [*gpt2_steps(), *llama_steps(), *bert_steps(), *mpnet_steps(), *speed_steps()]
 
 
 Run = Callable[[Sequence[str]], int]

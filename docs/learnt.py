@@ -40,6 +40,8 @@ from hf_posswap.results.reading import read_result
 DOCS = Path(__file__).parent
 RESULTS, SCRIPT = DOCS / "results", Path(__file__).name
 STUDY = RESULTS / "study"
+COMPARED = ("gpt2", "gpt2-higher-rate", "gpt2-one-seed", "gpt2-one-seed-higher-rate")
+"""The comparisons of schemes on demo:gpt2; the first has the most seeds and the stock model's text."""
 RUNS = {
     "stock": (STOCK, STOCK),
     "none": ("none", "swapped"),
@@ -56,7 +58,7 @@ FALLS_SHORT, RISES = 0.1, 0.05
 
 def main() -> int:
     """Write figure and tables, or check the tables under `--check`; return the exit status."""
-    studies = [Comparison(STUDY / folder / "compare.json") for folder in ("gpt2", "gpt2-higher-rate")]
+    studies = [Comparison(path) for folder in COMPARED if (path := STUDY / folder / "compare.json").is_file()]
     small = SmallStudy(RESULTS / "study-small" / "gpt2.csv")
     evidence = Evidence(studies, small, TOKENS)
     llama = Comparison(RESULTS / "compare-llama.json", base=2048)
