@@ -1,4 +1,4 @@
-"""Draw the figure of docs/what-we-learnt.md and write its tables, and those of the README, from docs/results.
+"""Draw the figures and write the tables of what was learnt, here and in the README, from docs/results.
 
 Run `python docs/learnt.py`. With `--check` it writes nothing and fails if a page is not up to date.
 """
@@ -67,6 +67,13 @@ def main() -> int:
             "measured": measured(evidence),
             "goals": goals(evidence),
             "schemes": schemes(evidence),
+            "llama": swaps(STUDY / "llama"),
+            "untrained": untrained(llama),
+            "llama-healed": healed(STUDY / "llama-healed-little"),
+            "llama-passkey": passkeys(STUDY / "llama-passkey"),
+            "retrieval": retrieval(STUDY / "bert-retrieval"),
+        },
+        DOCS / "study-in-detail.md": {
             "rates": rates(evidence),
             "tokens": tokens(small),
             "saved": saved(small),
@@ -74,11 +81,6 @@ def main() -> int:
             "positions": positions(),
             "t5": far_keys(small) + "\n" + far_bias(),
             "failed": failed(evidence),
-            "llama": swaps(STUDY / "llama"),
-            "untrained": untrained(llama),
-            "llama-healed": healed(STUDY / "llama-healed-little"),
-            "llama-passkey": passkeys(STUDY / "llama-passkey"),
-            "retrieval": retrieval(STUDY / "bert-retrieval"),
         },
         DOCS / "healing.md": {
             "given": given(small),
