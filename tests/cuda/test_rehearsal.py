@@ -16,10 +16,12 @@ from hf_posswap.attention.inputs import AttentionInputs
 from hf_posswap.common.biases import RelativeBias
 from hf_posswap.errors import BackendError
 from tests.cuda.rehearsal import WORK, Seen, answers_to, rehearse
-from tests.matrix.cells import TRACED_LAYERS, TRAIN_LENGTH, Cell, default_cells, small_model, supported_cells
+from tests.matrix.cells import TRAIN_LENGTH, Cell, default_cells, small_model, supported_cells
 
 BACKENDS = ("eager", "sdpa", "flex_attention")
 DTYPES = (torch.bfloat16, torch.float32)
+REHEARSED_LAYERS = 2
+"""Layers of the models: more than one, to see what is read in each of them."""
 LONGER = TRAIN_LENGTH + 8
 """Past the train length, where some schemes compute otherwise."""
 
@@ -31,13 +33,13 @@ cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="torch is bui
 
 @cache
 def stock_seen(architecture: str, causal: bool, work: str, dtype: torch.dtype, backend: str, device: str) -> Seen:
-    stock = small_model(architecture, causal, layers=TRACED_LAYERS)
+    stock = small_model(architecture, causal, layers=REHEARSED_LAYERS)
     return rehearse(stock, work, TRAIN_LENGTH, [], dtype, backend, device)
 
 
 def faults(cell: Cell, work: str, dtype: torch.dtype, backend: str, device: str = "cuda") -> list[str]:
     """What is wrong with a forward on fake tensors, beside the stock model's."""
-    model = cell.swapped(layers=TRACED_LAYERS)
+    model = cell.swapped(layers=REHEARSED_LAYERS)
     length = min(longest_position(model) or LONGER, LONGER)
     answers = answers_to(model, work, length)
     seen = rehearse(model, work, length, answers, dtype, backend, device)
@@ -62,7 +64,7 @@ def works_of(cell: Cell, backend: str) -> list[str]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_forwards_run_on_a_gpu_as_far_as_torch_checks_without_one(cell: Cell, backend: str) -> None:
-    if backend == "flex_attention" and not type(cell.swapped(layers=TRACED_LAYERS))._supports_flex_attn:
+    if backend == "flex_attention" and not type(cell.swapped(layers=REHEARSED_LAYERS))._supports_flex_attn:
         pytest.skip(f"transformers has no flex_attention for {cell.architecture}")
     if backend == "flex_attention":
         try:
@@ -98,9 +100,9 @@ def test_the_rehearsal_runs_on_fake_tensors_of_a_cpu(cell: Cell) -> None:
 
 
 def test_the_rehearsal_notices_a_read_in_a_layer() -> None:
-    model: Any = small_model("llama", True, layers=TRACED_LAYERS)
+    model: Any = small_model("llama", True, layers=REHEARSED_LAYERS)
     for layer in model.model.layers:
         layer.register_forward_hook(lambda module, given, output: output * float(output[0, 0, 0]))
     stock = stock_seen("llama", True, "prefill", torch.float32, "eager", "cpu")
     seen = rehearse(model, "prefill", TRAIN_LENGTH, [], torch.float32, "eager", "cpu")
-    assert len(seen.reads) == len(stock.reads) + TRACED_LAYERS
+    assert len(seen.reads) == len(stock.reads) + REHEARSED_LAYERS

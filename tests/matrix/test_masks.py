@@ -12,20 +12,20 @@ from transformers import DynamicCache, StaticCache
 import hf_posswap
 from hf_posswap.errors import BackendError, PositionError
 from tests.matrix.cells import (
-    TRACED_LAYERS,
     Cell,
     default_cells,
     given,
+    one_of_each_kind,
     random_tokens,
     randomise,
     small_config,
     small_model,
-    traced_cells,
+    traced_layers,
 )
 from tests.matrix.test_decoding import reads_distances
 
 CAUSAL = [cell for cell in default_cells() if cell.causal]
-TRACED_CAUSAL = [cell for cell in traced_cells() if cell.causal]
+TRACED_CAUSAL = [cell for cell in one_of_each_kind() if cell.causal]
 LENGTH = 16
 LOWEST = torch.finfo(torch.float32).min
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -103,9 +103,9 @@ def test_packed_texts_under_a_4d_mask_stay_apart(cell: Cell) -> None:
     torch.testing.assert_close(packed, separate, **CLOSE)
 
 
-@pytest.mark.parametrize("cell", traced_cells(), ids=str)
+@pytest.mark.parametrize("cell", one_of_each_kind(), ids=str)
 def test_a_compiled_model_does_not_count_hidden_tokens(cell: Cell) -> None:
-    model, tokens = cell.swapped(layers=TRACED_LAYERS), random_tokens(2, LENGTH)
+    model, tokens = cell.swapped(layers=traced_layers(cell.architecture)), random_tokens(2, LENGTH)
     rows = (shown_tokens(), torch.arange(LENGTH) >= 3)  # hidden in the middle; padded on the left
     mask = torch.stack(rows).long()
     torch._dynamo.reset()
@@ -120,7 +120,7 @@ def test_a_compiled_model_does_not_count_hidden_tokens(cell: Cell) -> None:
 @pytest.mark.parametrize("scheme", ["alibi", "t5", "shaw", "rope:dynamic"])
 @pytest.mark.parametrize("form", ["2D", "4D"])
 def test_a_compiled_decoding_step_does_not_count_hidden_tokens(scheme: str, form: str) -> None:
-    model = hf_posswap.swap(small_model("llama", True, layers=TRACED_LAYERS), scheme)
+    model = hf_posswap.swap(small_model("llama", True, layers=traced_layers("llama")), scheme)
     randomise(model)
     tokens, shown = random_tokens(2, LENGTH), shown_tokens()
     keys = LENGTH + 4
@@ -204,7 +204,7 @@ def test_flash_attention_refuses_a_4d_mask() -> None:
     ids=str,
 )
 def test_a_4d_mask_that_shows_a_causal_bias_the_future_is_refused(cell: Cell, backend: str) -> None:
-    model, tokens = cell.swapped(layers=TRACED_LAYERS), random_tokens(2, LENGTH)
+    model, tokens = cell.swapped(layers=traced_layers(cell.architecture)), random_tokens(2, LENGTH)
     biased = any(module.pos_scheme.adds_bias for module in model.base_model.pos_layers)
     run: Any = model
     if backend == "compiled":
@@ -243,7 +243,7 @@ def outcome(model: Any, compiled: Any, positions: list[int]) -> str:
 
 @pytest.mark.parametrize("cell", TRACED_CAUSAL, ids=str)
 def test_positions_that_do_not_continue_the_cache_come_to_the_same_when_compiled(cell: Cell) -> None:
-    model = cell.swapped(layers=TRACED_LAYERS)
+    model = cell.swapped(layers=traced_layers(cell.architecture))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert outcome(model, compiled, [6, 7]) == outcome(model, model, [6, 7]) == "as without a cache"
@@ -254,7 +254,7 @@ def test_positions_that_do_not_continue_the_cache_come_to_the_same_when_compiled
 @pytest.mark.parametrize("scheme", ["alibi", "t5", "shaw", "rope:dynamic"])
 def test_a_compiled_model_refuses_positions_that_do_not_continue_the_cache(scheme: str) -> None:
     """Also where a compiler might drop what refuses, as its result is not used: one scheme of each kind that does."""
-    model = hf_posswap.swap(small_model("llama", True, layers=TRACED_LAYERS), scheme)
+    model = hf_posswap.swap(small_model("llama", True, layers=traced_layers("llama")), scheme)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert outcome(model, compiled, [9]) == "refused"
@@ -262,7 +262,7 @@ def test_a_compiled_model_refuses_positions_that_do_not_continue_the_cache(schem
 
 @pytest.mark.slow
 def test_inductors_one_graph_takes_positions_that_fit_and_refuses_others() -> None:
-    model = hf_posswap.swap(small_model("llama", True, layers=TRACED_LAYERS), "t5")
+    model = hf_posswap.swap(small_model("llama", True, layers=traced_layers("llama")), "t5")
     randomise(model)
     torch._dynamo.reset()
     counters.clear()
@@ -274,7 +274,7 @@ def test_inductors_one_graph_takes_positions_that_fit_and_refuses_others() -> No
 
 @pytest.mark.slow
 def test_inductors_graph_refuses_positions_past_the_longest() -> None:
-    model = hf_posswap.swap(small_model("gpt2", True, layers=TRACED_LAYERS), "learned")
+    model = hf_posswap.swap(small_model("gpt2", True, layers=traced_layers("gpt2")), "learned")
     limit = hf_posswap.longest_position(model)
     assert limit is not None
     torch._dynamo.reset()

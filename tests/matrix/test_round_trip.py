@@ -17,15 +17,15 @@ from torch._dynamo.testing import CompileCounter
 
 import hf_posswap
 from tests.matrix.cells import (
-    EVERY_SCHEME_TRACED_IN,
-    TRACED_LAYERS,
+    EVERY_SCHEME_IN,
     Cell,
     default_cells,
     random_tokens,
+    representative_cells,
     scheme_parameters,
     small_model,
     supported_cells,
-    traced_cells,
+    traced_layers,
 )
 
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -120,9 +120,9 @@ def test_dtype_round_trip(cell: Cell) -> None:
 LENGTHS_COMPILED = (16, 24, 11, 29, 20)
 
 
-@pytest.mark.parametrize("cell", traced_cells(), ids=str)
+@pytest.mark.parametrize("cell", representative_cells(), ids=str)
 def test_compiled_as_one_graph_for_all_lengths(cell: Cell) -> None:
-    model = cell.swapped(layers=TRACED_LAYERS)
+    model = cell.swapped(layers=traced_layers(cell.architecture))
     # Asked for one graph for any length, torch traces once. By itself it makes a first graph for one length alone, and
     # then one for any, which takes twice the time: one scheme of each kind is traced so, in one family.
     dynamic = None if cell.architecture == "gpt2" else True
@@ -143,7 +143,7 @@ def stock_graphs(architecture: str, causal: bool, dynamic: bool | None) -> int:
     """How many graphs the stock model is compiled to at these lengths."""
     torch._dynamo.reset()
     graphs = CompileCounter()
-    stock = small_model(architecture, causal, layers=TRACED_LAYERS)
+    stock = small_model(architecture, causal, layers=traced_layers(architecture))
     compiled = torch.compile(stock, fullgraph=True, backend=graphs, dynamic=dynamic)
     with torch.no_grad():
         for length in LENGTHS_COMPILED:
@@ -219,13 +219,13 @@ def test_another_process_computes_the_same(tmp_path: Path) -> None:
 
 DISTRIBUTED = """
 import os, sys, torch, torch.distributed as dist
-from tests.matrix.cells import EVERY_SCHEME_TRACED_IN, all_cells, random_tokens, refusal
+from tests.matrix.cells import EVERY_SCHEME_IN, all_cells, random_tokens, refusal
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 worst = 0.0
 # Gradients are summed parameter by parameter, whatever family they belong to.
-cells = [cell for cell in all_cells() if cell.is_default and (cell.architecture, cell.causal) in EVERY_SCHEME_TRACED_IN]
+cells = [cell for cell in all_cells() if cell.is_default and (cell.architecture, cell.causal) in EVERY_SCHEME_IN]
 cells = [cell for cell in cells if refusal(cell) is None]
 for cell in cells:
     tokens = random_tokens(2, 16)
@@ -253,7 +253,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    cells = [cell for cell in default_cells() if (cell.architecture, cell.causal) in EVERY_SCHEME_TRACED_IN]
+    cells = [cell for cell in default_cells() if (cell.architecture, cell.causal) in EVERY_SCHEME_IN]
     assert done.stdout.split("cells ")[1].split() == [str(cell) for cell in cells]
 
 

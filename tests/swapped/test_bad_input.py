@@ -19,10 +19,10 @@ from hf_posswap.errors import BackendError, PositionError, UnsupportedError
 from hf_posswap.schemes import SchemeLayer
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.questions import path_of
-from tests.matrix.cells import Cell, default_cells, given, random_tokens
+from tests.matrix.cells import Cell, default_cells, given, one_of_each_kind, random_tokens
 
-CELLS = default_cells()
-CAUSAL = [cell for cell in CELLS if cell.causal]
+CELLS = one_of_each_kind()
+CAUSAL = [cell for cell in default_cells() if cell.causal]
 MINE = "of_the_user"
 HUB = "kernels-community/flash-attn2"
 """A kernel from the Hub, under whose name transformers registers a function when it loads it."""

@@ -12,10 +12,10 @@ import hf_posswap
 from hf_posswap.errors import BackendError, UnsupportedError
 from hf_posswap.schemes import SchemeLayer
 from tests.families.configs import tiny_model
-from tests.matrix.cells import Cell, default_cells, random_tokens, randomise, small_model
+from tests.matrix.cells import Cell, default_cells, random_tokens, randomise, representative_cells, small_model
 
 # Options change what a scheme computes, not where it acts, which is what decides here.
-CAUSAL = [cell for cell in default_cells() if cell.causal and cell.architecture != "bert"]
+CAUSAL = [cell for cell in representative_cells() if cell.causal and cell.architecture != "bert"]
 """BERT's decoders are not among the models that transformers batches so."""
 SIZES: dict[str, Any] = {"num_blocks": 4, "max_batch_tokens": 64}
 """A small cache; by default transformers takes all memory there is."""
