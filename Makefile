@@ -122,7 +122,7 @@ test-transformers: $(VENV_NEIGHBOURS)/stamp ## transformers' own model tests on 
 # Left to `make test` and `make test-neighbours`: what torch alone decides, as graphs and sums over processes, and the
 # longest tests of real models, whose code the small ones run too.
 NOT_ON_OLDEST = compiled_as_one_graph or two_processes or reads_4096_tokens or real_weights or inductor or onnxruntime \
-	or lm_eval
+	or lm_eval or mteb
 
 test-oldest: $(VENV_OLDEST)/stamp ## what decides about a swap, every family, exports and neighbours with the oldest transformers
 	$(TEST_ENV) REQUIRE_NEIGHBOURS=1 MATRIX_CELLS=default $(VENV_OLDEST)/bin/python -m pytest $(PYTEST_FLAGS) \
