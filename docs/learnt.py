@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from learnt_figure import CONTROL, GENTLE_CONTROL, stages_figure, tokens_figure
-from learnt_healing import encoders, given, recipes, retrieval
+from learnt_healing import encoders, given, other_encoders, recipes, retrieval
 from learnt_llama import healed, passkeys, swaps
 from marked import between, markdown
 from study_values import (
@@ -86,6 +86,9 @@ def main() -> int:
             "given": given(small),
             "recipes": recipes(small),
             "encoders": encoders(STUDY / "bert"),
+        },
+        DOCS / "other-tools.md": {
+            "encoders": other_encoders(RESULTS / "other-tools" / "encoders.json", STUDY),
         },
         DOCS.parent / "README.md": {
             "caption": caption(small),

@@ -1,5 +1,6 @@
 """What healing gives, at which budget, to decoders and encoders: tables that docs/learnt.py puts into the pages."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -16,6 +17,9 @@ from hf_posswap.results.reading import read_result
 
 ENCODERS = {"rope": "`rope`", "alibi": "`alibi:form=two-slope:trainable=true:per_layer=true`"}
 """The healed encoders: their folders in results/study/bert."""
+NDCG = "ndcg@10"
+AGREED_AT, RANKED_AT = (32, 256), (256, 512, 1024, 4096)
+"""Lengths at which other tools' encoders are compared with the healed ones."""
 
 
 def _start(scheme: str, start: str) -> str:
@@ -91,10 +95,43 @@ def retrieval(folder: Path) -> str:
         path = folder / name / "retrieval.json"
         if not path.is_file():
             continue
-        found = [row for row in read_result(path).rows if row["metric"] == "ndcg@10"]
+        found = [row for row in read_result(path).rows if row["metric"] == NDCG]
         lengths = [row["length"] for row in found]
         rows.append((scheme, *map(_with_interval, found)))
     return markdown(Table(("nDCG@10", *map(str, lengths)), tuple(rows)))
+
+
+def other_encoders(measured: Path, study: Path) -> str:
+    """Return how encoders that other tools make longer compare with the healed ones: agreement, retrieval and time.
+
+    Args:
+        measured: file of benchmarks/other_encoders.py.
+        study: folder with the results of healing, and with those of retrieval beside it.
+    """
+    entries = json.loads(measured.read_text(encoding="utf-8"))["measured"]
+    rows = []
+    for name in dict.fromkeys(entry["model"] for entry in entries):
+        own = [entry for entry in entries if entry["model"] == name]
+        agreed = {entry["length"]: entry["value"] for entry in own if entry["metric"] == AGREEMENT}
+        found = {entry["length"]: entry for entry in own if entry["metric"] == NDCG}
+        used = next((f"{entry['value']:.1f}" for entry in own if entry["metric"] == "seconds"), "—")
+        shown = f"`{name}`" if name.startswith("learned") else name
+        rows.append((shown, "—", *_compared(agreed, found), used))
+    for name, scheme in ENCODERS.items():
+        healing = read_result(study / "bert" / name / "healing.json")
+        curve = next(curve for curve in curves_of(healing.rows, AGREEMENT) if curve.stage == "healed")
+        agreed = {int(point.x): 1.0 - point.y for point in curve.points if point.y is not None}
+        ranked = read_result(study / "bert-retrieval" / name / "retrieval.json").rows
+        found = {row["length"]: row for row in ranked if row["metric"] == NDCG}
+        rows.append((scheme, f"{healing.settings['healing']['tokens']:,}", *_compared(agreed, found), "—"))
+    columns = (*(f"cosine, {n}" for n in AGREED_AT), *(f"nDCG@10, {n}" for n in RANKED_AT))
+    return markdown(Table(("", "trained tokens", *columns, "seconds, 4096"), tuple(rows)))
+
+
+def _compared(agreed: Mapping[int, float], found: Mapping[int, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the cells of agreement and retrieval."""
+    cosines = (f"{agreed[length]:.3f}" for length in AGREED_AT)
+    return (*cosines, *(_with_interval(found[length]) for length in RANKED_AT))
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:
