@@ -21,7 +21,7 @@ from hf_posswap.swapped.applying import natively
 from hf_posswap.texts.sources import resolve_texts
 from hf_posswap.training.adapters import add_lora
 from hf_posswap.training.texts import Windows
-from tests.matrix.cells import random_tokens, small_model
+from tests.matrix.cells import random_tokens, randomise, small_model
 
 CELLS = [("gpt2", True), ("bert", False)]
 SCHEMES = ["rope", "rope:interleaved=true", "rope:partial_rotary_factor=0.5", "rope:yarn", "rope:dynamic"]
@@ -164,15 +164,18 @@ def test_the_mismatch_is_the_variance_of_differences_in_rows() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [*SCHEMES, "rope:frequencies=fope:fourier_sums=true:base=10"])
 def test_turned_units_are_what_the_scheme_makes_of_any_key(scheme: str) -> None:
     model, tokens = hf_posswap.swap(lively_model("gpt2", True), scheme), random_tokens(1, 24)
+    randomise(model)
     architecture, block, attention = first_layer(model)
     stream = enter(model.base_model, [block], tokens)
     _, k = projected(block, attention, stream)
     turned = projections(model.base_model, architecture, block, attention, stream, stream).swapped_key
-    units = turned_units(attention, stream, k.shape[-1])
-    torch.testing.assert_close(torch.einsum("bhle,led->bhld", k, units), turned, atol=1e-5, rtol=1e-5)
+    units = turned_units(attention, stream, k.shape[-1], k.shape[1])
+    assert len(units) == (k.shape[1] if "sums" in scheme else 1)
+    turned_keys = torch.einsum("bhle,hled->bhld", k, units.expand(k.shape[1], -1, -1, -1))
+    torch.testing.assert_close(turned_keys, turned, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -201,8 +204,9 @@ def test_a_shift_of_keys_is_taken_back_bit_for_bit() -> None:
     torch.testing.assert_close(now[1::2], bias[1::2] + 1 / 3)
 
 
+@pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_vector_that_all_keys_share_is_found(causal: bool) -> None:
+def test_a_vector_that_all_keys_share_is_found(causal: bool, alike: bool) -> None:
     """Two query heads share the keys of each head; the stock keys are the swapped ones and a vector in common."""
     generator = torch.Generator().manual_seed(0)
     length, heads, dimension = 32, 2, 8
@@ -210,14 +214,15 @@ def test_a_vector_that_all_keys_share_is_found(causal: bool) -> None:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    units = torch.linalg.qr(normal(length, dimension, dimension)).Q
+    units = torch.linalg.qr(normal(1 if alike else heads, length, dimension, dimension)).Q
+    of_heads = units.expand(heads, -1, -1, -1)
     query, key, shift = (
         normal(3, 2 * heads, length, dimension),
         normal(3, heads, length, dimension),
         normal(heads, 1, 8),
     )
-    stock = torch.einsum("bhle,led->bhld", key + shift, units)
-    swapped = torch.einsum("bhle,led->bhld", key, units)
+    stock = torch.einsum("bhle,hled->bhld", key + shift, of_heads)
+    swapped = torch.einsum("bhle,hled->bhld", key, of_heads)
     compared = query[:, :, compared_queries(length)]
     sample = Projections(compared, stock, compared, swapped, 0.3)
     found = key_shift([sample], {length: units}, causal, FitSettings())
@@ -227,7 +232,7 @@ def test_a_vector_that_all_keys_share_is_found(causal: bool) -> None:
 def test_where_queries_read_nothing_keys_stay() -> None:
     none = torch.zeros(1, 2, 8, 4)
     sample = Projections(none[:, :, compared_queries(8)], none, none[:, :, compared_queries(8)], none, 0.5)
-    found = key_shift([sample], {8: torch.eye(4).expand(8, 4, 4)}, True, FitSettings())
+    found = key_shift([sample], {8: torch.eye(4).expand(1, 8, 4, 4)}, True, FitSettings())
     assert torch.equal(found, torch.zeros(2, 4, dtype=torch.float64))
 
 

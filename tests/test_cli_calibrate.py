@@ -8,8 +8,9 @@ import transformers
 from typer.testing import CliRunner, Result
 
 import hf_posswap
+from hf_posswap.calibration import CalibrationReport
 from hf_posswap.commands import app
-from hf_posswap.commands.calibrate import read_batches
+from hf_posswap.commands.calibrate import _print_report, read_batches
 from hf_posswap.hub import card_of
 from hf_posswap.sources import load_tokenizer
 from hf_posswap.texts.files import read_files
@@ -38,6 +39,17 @@ def test_calibrated_checkpoint(tmp_path: Path) -> None:
     assert (record["kind"], record["model"], record["texts"][0]["name"]) == ("calibration", "demo:gpt2", "jos-boys.txt")
     assert record["report"] == {key: value for key, value in report.items() if key != "refinement"}
     assert f"calibrated {report['loss_after']:.3f}" in str(card_of(tmp_path / "out"))
+
+
+def test_a_model_that_could_not_run_before_has_no_row_before(capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {"loss_stock": 1.0, "loss_before": None, "loss_after": 1.5}
+    _print_report(
+        CalibrationReport(tokens=8, quantity="loss", held_back=0, kept_start=False, explained=[[0.5]], **losses)
+    )
+    printed = capsys.readouterr().out
+    assert "+0.500" in printed
+    assert "calibrated" in printed
+    assert "swapped" not in printed
 
 
 @pytest.mark.parametrize(

@@ -98,14 +98,14 @@ class CarriedModule(ModulesToSaveWrapper):
     modules_to_save: Any
 
     def adapter_state_dict_load_map(self, adapter_name: str) -> dict[str, str]:
-        """Return a mapping from names on disk to the adapter's parameter names."""
+        """Return a mapping from names on disk to the names of the adapter's parameters and saved buffers."""
         if adapter_name not in self.modules_to_save:
             return {}
-        own = self.modules_to_save[adapter_name].named_parameters()
-        return {name: f"modules_to_save.{adapter_name}.{name}" for name, _ in own}
+        own = self.modules_to_save[adapter_name].state_dict()
+        return {name: f"modules_to_save.{adapter_name}.{name}" for name in own}
 
     def adapter_state_dict(self, adapter_name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a mapping from names on disk to the adapter's parameters."""
+        """Return a mapping from names on disk to the adapter's parameters and saved buffers."""
         return {name: state_dict[inside] for name, inside in self.adapter_state_dict_load_map(adapter_name).items()}
 
     def kept(self, merge: bool, adapter_names: list[str] | None) -> nn.Module:
@@ -167,11 +167,11 @@ def require_base_as_loaded(model: nn.Module) -> None:
 
 
 def places(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Yield (parent, name) of each module with parameters of the scheme, mean rows of retired tables included."""
+    """Yield (parent, name) of each module of the scheme with values to save, and of retired tables with a mean row."""
     for module in model.modules():
         if not isinstance(module, SwappedBaseModel | SwappedAttention):
             continue
-        if next(module.pos_scheme.parameters(), None) is not None:
+        if module.pos_scheme.state_dict():
             yield module, SCHEME
         if isinstance(module, SwappedAttention) or module.pos_scheme.brings_whole_table():
             continue

@@ -11,8 +11,9 @@ from torch import Tensor
 from hf_posswap.architectures.discovery import head_dim_of, number_of, rotary_modules, stock_class_of, stock_config
 from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import ModelFacts
-from hf_posswap.schemes.rope import Rope, Rotation
+from hf_posswap.schemes.rope import Rope
 from hf_posswap.schemes.rope_config import OPTIONS_OF_SCALING, RopeConfig
+from hf_posswap.schemes.rope_layers import Rotation
 
 OPTION_OF_KEY = {
     "rope_theta": "base",

@@ -28,7 +28,7 @@ def key_shift(
 
     Args:
         samples: a layer's queries and keys of each batch.
-        units: by length L of the texts, the scheme's transform of every unit vector as a key, (L, d, d), see
+        units: by length L of the texts, the scheme's transform of every unit vector as a key, (1|Hkv, L, d, d), see
             `turned_units`.
         causal: whether keys after the query are masked.
         settings: weights of the pairs.
@@ -38,13 +38,13 @@ def key_shift(
     products = torch.zeros(heads, dimension, dimension, dtype=torch.float64, device=device)
     targets = products.new_zeros(heads, dimension)
     for sample in samples:
-        turned = units[sample.length]
+        turned = units[sample.length].expand(heads, -1, -1, -1)
         for text in range(len(sample)):
             pairs = pairs_of(sample, text, causal, settings)
             group = len(pairs.weight) // heads
             of_text = (x[:, ::EVERY] for x in (sample.scaled_queries(text), pairs.weight, pairs.difference))
             for head, (query, weight, difference) in enumerate(zip(*of_text, strict=True)):
-                product, target = _normal_equations(query, weight, difference, turned)
+                product, target = _normal_equations(query, weight, difference, turned[head // group])
                 products[head // group] += product
                 targets[head // group] += target
     scale = products.diagonal(dim1=1, dim2=2).mean(1).clamp(min=torch.finfo(torch.float32).tiny)

@@ -68,7 +68,7 @@ class FittedLayer:
         coordinates.put_back(self._mismatch(self.samples(), settings) >= left)
         samples = self.samples()
         left = self._mismatch(samples, settings)
-        units = self._turned_units(len(order))
+        units = self._turned_units(len(order), samples[0].stock_key.shape[1])
         for _ in range(settings.rounds):
             unshifted = coordinates.shift_keys(key_shift(samples, units, self._causal, settings))
             samples = self.samples()
@@ -106,10 +106,10 @@ class FittedLayer:
                 "coordinates cannot be chosen by the weights. Heal this scheme without calibration."
             )
 
-    def _turned_units(self, head_dim: int) -> "_TurnedUnits":
+    def _turned_units(self, head_dim: int, heads: int) -> "_TurnedUnits":
         """Return a mapping from text length to `turned_units`. Texts of one length have the same positions."""
         by_length = {student.hidden.shape[1]: student for _, student in self.pairs}
-        return _TurnedUnits(lambda length: turned_units(self.attention, by_length[length], head_dim))
+        return _TurnedUnits(lambda length: turned_units(self.attention, by_length[length], head_dim, heads))
 
     @property
     def _causal(self) -> bool:

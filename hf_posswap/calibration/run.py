@@ -19,12 +19,14 @@ from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.loading.entry import healed_before, is_healed
 from hf_posswap.schemes.curves import Curve
 from hf_posswap.swapped.applying import natively
+from hf_posswap.swapped.modules import is_unfitted, unfitted_too
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.swapped.questions import (
     is_swapped,
     longest_position,
     plain_model,
     stock_longest_position,
+    unfitted_reason,
 )
 
 
@@ -44,7 +46,8 @@ class CalibrationReport:
         held_back: number of held-back tokens that the losses were measured on. 0: there were too few texts to hold
             some back, and the losses were measured on the texts that the scheme was fitted to.
         loss_stock: loss of the stock model.
-        loss_before: loss of the swapped model before calibration.
+        loss_before: loss of the swapped model before calibration; None if it cannot run before, as `rope` with
+            `frequencies=chosen`, which is then never undone.
         loss_after: loss of the swapped model after calibration, whether calibration was kept or not.
         kept_start: whether the loss did not fall, so that calibration was undone.
         explained: for each layer and head, the share of the weighted variance of score differences that the curve
@@ -82,6 +85,8 @@ def calibrate(
     `hf_posswap.calibration.alignment`, and adds a vector to all keys of a head, see `hf_posswap.calibration.key_shift`.
     This changes the weights of the query and key projections, but not the output of the stock model, except for
     rounding.
+
+    With `frequencies=chosen`, calibration of RoPE chooses the pairs that turn, see `hf_posswap.schemes.rope`.
 
     Calibration then measures the model on texts that were held back: by its loss, or by the agreement of its embeddings
     with the stock model's. If calibration made the model worse, it is undone.
@@ -130,14 +135,16 @@ def calibrate(
     kept_start = False
     try:
         yardstick = Yardstick(model, together(held or fitted), tokenizer) if measure else None
-        if yardstick is not None:
+        if yardstick is not None and unfitted_reason(model) is None:
             before = yardstick.measure(model)
         start = _Start(model)
         try:
-            explained = _fit_layers(model, fitted, progress, settings or FitSettings())
-            if yardstick is not None and before is not None:
+            with unfitted_too(core_of(model)):
+                explained = _fit_layers(model, fitted, progress, settings or FitSettings())
+            core_of(model).pos_fitted = not is_unfitted(core_of(model))
+            if yardstick is not None:
                 after = yardstick.measure(model)
-                kept_start = not after <= before
+                kept_start = before is not None and not after <= before
         except BaseException:
             start.put_back()
             raise
@@ -187,7 +194,7 @@ class _Start:
         self.rewritten = self.base.pos_rewritten
         swapped = [m for _, m in architecture_of(model.config).blocks(self.base) if _is_swapped(m)]
         schemes = (self.base.pos_scheme, *(module.pos_scheme for module in swapped))
-        tensors = [tensor for scheme in schemes for tensor in scheme.parameters()]
+        tensors = [tensor for scheme in schemes for tensor in (*scheme.parameters(), *scheme.buffers())]
         if rewrites_weights(model):
             parts = (architecture_of(model.config).query_and_key(module) for module in swapped)
             tensors += [tensor for pair in parts if pair is not None for part in pair for tensor in part]
@@ -198,6 +205,7 @@ class _Start:
         for tensor, before in self.tensors:
             tensor.copy_(before)
         self.base.pos_rewritten = self.rewritten
+        self.base.pos_fitted = not is_unfitted(self.base)
 
 
 def _checked(batch: Any) -> Tensor:
@@ -238,7 +246,7 @@ def calibration_refusal(model: Any) -> str | None:
     base = core_of(model)
     if rewrites_weights(model):
         return None
-    learning = [part for number, part in enumerate(base.pos_scheme.parts) if _has_parameters(base, number)]
+    learning = [part for number, part in enumerate(base.pos_scheme.parts) if _can_learn(base, number)]
     if not learning:
         return _nothing_to_fit(base.pos_scheme.name)
     if all(part.calibration_refusal for part in learning):
@@ -246,11 +254,12 @@ def calibration_refusal(model: Any) -> str | None:
     return None
 
 
-def _has_parameters(base: Any, number: int) -> bool:
-    """Return whether one part of the scheme has parameters, either shared ones or in its layers."""
+def _can_learn(base: Any, number: int) -> bool:
+    """Return whether one part of the scheme has parameters, shared ones or in its layers, or layers with a choice."""
     blocks = architecture_of(base.config).blocks(base)
-    layers = [m.pos_scheme for _, m in blocks if _is_swapped(m) and m.pos_part == number]
-    return any(True for part in (base.pos_scheme.part(number), *layers) for _ in part.parameters())
+    layers: list[Any] = [m.pos_scheme for _, m in blocks if _is_swapped(m) and m.pos_part == number]
+    chooses = any(layer.unfitted() is not None for layer in layers)
+    return chooses or any(True for part in (base.pos_scheme.part(number), *layers) for _ in part.parameters())
 
 
 def rewrites_weights(model: Any) -> bool:
@@ -303,6 +312,8 @@ def _fit_layers(
             layer = FittedLayer(base, architecture, block, attention, pairs)
             order = _new_order(base, architecture, attention)
             samples = layer.samples() if order is None else layer.aligned_samples(order, settings)
+            if attention.pos_scheme.choose([(sample.stock_query, sample.stock_key) for sample in samples]):
+                fitted, samples = True, layer.samples()
             curve, share = layer.curve(samples, settings)
             del samples
             fitted = attention.pos_scheme.fit(curve) or fitted

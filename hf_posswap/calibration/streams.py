@@ -227,13 +227,21 @@ def projections(
     )  # fmt: skip
 
 
-def turned_units(attention: Any, student: Stream, head_dim: int) -> Tensor:
-    """Return the scheme's transform of unit vector e as the key at position j, float32, (L, d, d)[j, e]."""
+def turned_units(attention: Any, student: Stream, head_dim: int, heads: int) -> Tensor:
+    """Return the scheme's transform of unit vector e as the key at position j, float32, (1|Hkv, L, d, d)[h, j, e].
+
+    Args:
+        attention: the swapped attention module.
+        student: the swapped model's stream before the layer.
+        head_dim: d.
+        heads: Hkv, the number of key heads. If they all transform keys alike, the result has one entry for all.
+    """
     assert student.context is not None
     hidden = student.hidden
-    units = torch.eye(head_dim, device=hidden.device)[:, None, None].expand(-1, -1, hidden.shape[1], -1)
+    different = heads if attention.pos_scheme.by_head else 1
+    units = torch.eye(head_dim, device=hidden.device)[:, None, None].expand(-1, different, hidden.shape[1], -1)
     _, turned = _positioned(attention, units, units, student.context)
-    return turned[:, 0].transpose(0, 1)
+    return turned.permute(1, 2, 0, 3)
 
 
 def _positioned(attention: Any, q: Tensor, k: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:

@@ -136,10 +136,10 @@ def _print_refinement(report: "HealingReport") -> None:
 
 def _print_report(report: "CalibrationReport") -> None:
     assert report.loss_stock is not None
-    assert report.loss_before is not None
     assert report.loss_after is not None
     after = "calibrated (not kept)" if report.kept_start else "calibrated"
-    rows = [("stock", report.loss_stock), ("swapped", report.loss_before), (after, report.loss_after)]
+    swapped = [] if report.loss_before is None else [("swapped", report.loss_before)]  # None: it could not run before
+    rows = [("stock", report.loss_stock), *swapped, (after, report.loss_after)]
     where = f"{report.held_back} tokens held back" if report.held_back else f"the {report.tokens} tokens of calibration"
     if report.quantity == "agreement":
         print_table(

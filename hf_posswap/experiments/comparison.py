@@ -14,6 +14,7 @@ from hf_posswap.experiments.observer import Observer
 from hf_posswap.experiments.preparation import Prepared
 from hf_posswap.experiments.record import Record
 from hf_posswap.experiments.stages import Subject
+from hf_posswap.swapped.questions import unfitted_reason
 from hf_posswap.training.optimization import scheme_parameters
 
 
@@ -94,7 +95,11 @@ def _reached(prepared: Prepared, subject: Subject, cell: Cell) -> Outcome:
         absent = calibration_refusal(subject.model) if cell.stage == "calibrated" else None
         if absent is not None:  # the scheme does not have this stage; the next stages start from the stage before
             return Outcome(cell, "absent", absent)
-        return Outcome(cell, "measured", facts=_facts(subject, subject.reach(cell.stage)))
+        facts = _facts(subject, subject.reach(cell.stage))
+        unfitted = unfitted_reason(subject.model)
+        if unfitted is not None:
+            return Outcome(cell, "absent", unfitted)
+        return Outcome(cell, "measured", facts=facts)
     except SourceError:  # the model cannot be loaded, so the error concerns all cells
         raise
     except PosSwapError as error:

@@ -16,8 +16,9 @@ from hf_posswap.common.biases import Bias
 from hf_posswap.common.chosen_scores import Alternative, ChosenScores, Reach, index_offset
 from hf_posswap.common.positions import Positions
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, ScoreInputs, option
-from hf_posswap.schemes.rope import Rope, Rotation, rotate
+from hf_posswap.schemes.rope import Rope
 from hf_posswap.schemes.rope_config import RopeConfig
+from hf_posswap.schemes.rope_layers import Rotation, rotate
 
 
 class Places(NamedTuple):

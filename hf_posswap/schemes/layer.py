@@ -1,6 +1,7 @@
 """The part of a scheme in one attention layer: the hooks through which it acts, and what a bias may depend on."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -64,6 +65,11 @@ class SchemeLayer(nn.Module):
     """Whether `mix` adds to the output, which then needs the attention weights."""
     scales_in_prepare: ClassVar[bool] = False
     """Whether `Scheme.prepare_at` alone applies a ramp's share, to the transforms and to a bias, see there."""
+
+    by_head: ClassVar[bool] = False
+    """Whether the transforms of queries and keys differ by head."""
+    awaits: ClassVar[str] = ""
+    """What the layer has not got before calibration, in words, if `unfitted` can be true."""
 
     enters_attention: bool = False
     """Whether the layer's attention calls the scheme: the class overrides a hook below, or `takes` set an option."""
@@ -172,6 +178,23 @@ class SchemeLayer(nn.Module):
         `Curve.content`. None: `fit` needs only the curve.
         """
         return None
+
+    def unfitted(self) -> Tensor | None:
+        """Return whether the layer cannot run before calibration, bool, 0-dim; None: it always can."""
+        return None
+
+    def choose(self, stock: Sequence[tuple[Tensor, Tensor]]) -> bool:
+        """Choose what the layer does by the stock model's queries and keys; return whether there is such a choice.
+
+        Args:
+            stock: for each batch of texts, queries (B, H, n, D), a sample of them, and all keys (B, Hkv, L, D), after
+                the native mechanism.
+        """
+        return False
+
+    def state_in_words(self) -> str:
+        """Return what calibration has made of the layer, in words for `describe`; empty if there is nothing to say."""
+        return ""
 
     def fit(self, curve: Curve) -> bool:
         """Fit the layer's own parameters to `curve`; return whether the layer has any."""

@@ -1,7 +1,6 @@
 """RoPE and its scalings: rotates q and k by angles that grow with the position (Su et al., 2104.09864)."""
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,8 +8,15 @@ from torch import Tensor
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.schemes import rope_frequencies as frequencies
-from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, register_scheme
+from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, register_scheme
 from hf_posswap.schemes.rope_config import BY_LENGTH, OPTIONS_OF_SCALING, STRETCHED, RopeConfig
+from hf_posswap.schemes.rope_layers import (
+    ChosenPairsLayer,
+    RopeLayer,
+    Rotation,
+    Rotations,
+    SummedFrequenciesLayer,
+)
 from hf_posswap.schemes.stock_forms import RotaryAngles
 
 BY_LENGTH_NOTE = (
@@ -19,98 +25,29 @@ BY_LENGTH_NOTE = (
 )
 
 
-class Rotation(NamedTuple):
-    """cos and sin of the angle of each pair of dimensions, float32, (B|1, 1, L, r/2); r is the number that rotates."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-class Rotations(NamedTuple):
-    """The rotation of the queries, and of all keys if they are cached unrotated.
-
-    Attributes:
-        query: rotation of the queries and of the new keys.
-        key: rotation of all keys, if they are cached unrotated; otherwise None.
-        step: for a text that is read token by token and heads that rotate whole, by halves: the query's rotation as
-            (cos, cos) and (−sin, sin), (B|1, 1, 1, D) each, for `rotate_step`; otherwise None.
-    """
-
-    query: Rotation
-    key: Rotation | None
-    step: Rotation | None = None
-
-
-def rotate(x: Tensor, rotation: Rotation, interleaved: bool) -> Tensor:
-    """Return x (B, H, L, D) with its first r dimensions rotated, computed in float32 and returned in x's dtype.
-
-    This is equation 34 of the paper.
-
-    Args:
-        x: queries or keys.
-        rotation: cos and sin for the positions of x.
-        interleaved: whether pairs are neighbouring dimensions; otherwise a pair is dimensions n and n + r/2.
-    """
-    cos, sin = rotation
-    half = cos.shape[-1]
-    turning, rest = x[..., : 2 * half], x[..., 2 * half :]
-    # One half after the other, so that only a half is in memory in float32 at a time.
-    places = (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(0, half), slice(half, None))
-    left, right = (turning[..., place].float() for place in places)
-    turned = [(left * cos - right * sin).to(x.dtype), (right * cos + left * sin).to(x.dtype)]
-    if interleaved:
-        turned = [torch.stack(turned, dim=-1).flatten(-2)]
-    return torch.cat((*turned, rest), dim=-1) if rest.shape[-1] or not interleaved else turned[0]
-
-
-def rotate_step(x: Tensor, step: Rotation) -> Tensor:
-    """Return what `rotate` returns, bit for bit, with a third of the operations; all of x is in memory in float32.
-
-    Args:
-        x: query or key of one token, (B, H, 1, D).
-        step: see `Rotations.step`.
-    """
-    wide = x.float()
-    return (wide * step.cos + wide.roll(wide.shape[-1] // 2, -1) * step.sin).to(x.dtype)
-
-
-class RopeLayer(SchemeLayer):
-    """Rotates q and k of one layer."""
-
-    scales_in_prepare = True
-
-    def __init__(self, interleaved: bool) -> None:
-        super().__init__()
-        self.interleaved = interleaved
-
-    def transform_query(self, q: Tensor, positions: Positions, prepared: Rotations) -> Tensor:
-        """Rotate q, unless keys are cached unrotated."""
-        if prepared.step is not None:
-            return rotate_step(q, prepared.step)
-        return q if prepared.key is not None else rotate(q, prepared.query, self.interleaved)
-
-    def transform_key(self, k: Tensor, positions: Positions, prepared: Rotations) -> Tensor:
-        """Rotate the new keys, unless keys are cached unrotated."""
-        return self.transform_query(k, positions, prepared)
-
-    def transform_cached(
-        self, q: Tensor, k: Tensor, positions: Positions, prepared: Rotations
-    ) -> tuple[Tensor, Tensor]:
-        """Rotate q and all keys after the cache, if keys are cached unrotated."""
-        if prepared.key is None:
-            return q, k
-        return rotate(q, prepared.query, self.interleaved), rotate(k, prepared.key, self.interleaved)
-
-
 @register_scheme
 class Rope(Scheme):
     """Rotates pairs of dimensions of q and k by pos·θ_n, so that scores depend on the distance.
 
     `frequencies=fope` does not rotate pairs that make less than one full turn over the train length T, as in Fourier
     Position Embedding (Hua et al. 2024, 2412.17739), because training covers only a part of their turn. The
-    frequencies before the scaling decide which pairs these are. FoPE's sums of several frequencies in a pair are not
-    included. HoPE (Chen et al. 2024, 2410.21216) keeps the same high frequencies, and p-RoPE (`scaling=proportional`)
-    a given share of them.
+    frequencies before the scaling decide which pairs these are. HoPE (Chen et al. 2024, 2410.21216) keeps the same high
+    frequencies, and p-RoPE (`scaling=proportional`) a given share of them.
+
+    `fourier_sums` is the other half of FoPE (equation 13): cos and sin of each pair that turns become sums over the
+    frequencies of all of them, cos(pos·θ_m) + Σ_ω a_ω·cos(pos·θ_ω), with coefficients of their own for cos and sin, in
+    each layer and key head, as in the authors' code. There the coefficients are drawn from a normal distribution and do
+    not learn, because the model is trained from scratch with them. Here they start at 0 and learn in healing, so that a
+    swapped model starts as `frequencies=fope` without sums. The authors' code also divides by the sum of the
+    coefficients; equation 13 does not, and neither does this. With sums, scores depend on both positions and not only
+    on their distance: a product of two sums has terms of two different frequencies. And q and k change their lengths.
+
+    `frequencies=chosen` is the partial RoPE of MHA2MLA (Ji et al. 2025, 2502.14837, section 3.1, S_2-norm): in each
+    head those pairs go on turning whose queries and keys have the largest product of mean norms, ‖q‖·‖k‖, a bound on
+    their part of the scores. All others stand still. As in the authors' code, the means are taken over all positions
+    before the product, and products are summed over the query heads that share keys. Calibration measures the norms in
+    the stock model, of every fourth query and of all keys; before it a forward is refused. The model must have RoPE,
+    because a model without it has learnt to turn no pair.
 
     Scalings: `linear` (position interpolation, 2306.15595), `ntk` (base·s^(r/(r−2))), `dynamic` (NTK by the text's
     length), `yarn` (2309.00071), `longrope` (2402.13753), `llama3`, `proportional` (p-RoPE, 2410.06205).
@@ -130,6 +67,13 @@ class Rope(Scheme):
     config: RopeConfig
     stock_form = RotaryAngles
 
+    def __init__(self, config: SchemeConfig, facts: ModelFacts) -> None:
+        super().__init__(config, facts)
+        if self.config.fourier_sums:
+            self.calibration_refusal = (
+                "calibration fits biases by distance, and sums of frequencies depend on both positions. Heal the model."
+            )
+
     @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
         """Refuse an unknown RoPE with options, an odd number of rotated dimensions, and lists of a wrong length."""
@@ -147,6 +91,11 @@ class Rope(Scheme):
                 f"dimensions turn in pairs, but {rotated} of the head dimension {facts.head_dim} would turn "
                 f"(partial_rotary_factor={config.partial_rotary_factor}). It must be even and at least 2."
             )
+        if config.frequencies == "chosen":
+            return _no_choice(config, facts)
+        if config.fourier_sums and not frequencies.turning_pairs(config, facts):
+            length = frequencies.learnt_length(config, facts)
+            return f"fourier_sums needs a pair that turns once over T, and none does over {length} tokens."
         if config.scaling in ("ntk", "dynamic") and rotated == 2:
             return f"scaling {config.scaling!r} needs more than 2 rotated dimensions."
         for name in ("short_factor", "long_factor"):
@@ -186,12 +135,16 @@ class Rope(Scheme):
 
     def enters_as_angles(self) -> bool:
         """See `Scheme.enters_as_angles`: true if the pairs are those of the model, and keys are cached rotated."""
-        if self.config.keep_native or self.config.interleaved or self.keeps_raw_keys():
+        if self.config.keep_native or self.config.interleaved or self.keeps_raw_keys() or self._by_head():
             return False
         if self.facts.native_rope is None:
             return self.facts.native_rope_unread is not None
         turning = RopeConfig(**self.facts.native_rope).rotated(self.facts.head_dim)
         return self.config.rotated(self.facts.head_dim) == turning
+
+    def _by_head(self) -> bool:
+        """Return whether heads turn by angles of their own."""
+        return self.config.frequencies == "chosen" or self.config.fourier_sums
 
     def is_native(self) -> bool:
         """See `Scheme.is_native`."""
@@ -211,13 +164,9 @@ class Rope(Scheme):
     def frequencies(self, lengths: Tensor) -> Tensor:
         """Return θ_n, float32, (r/2,); if the scaling depends on the text lengths (B, 1), (B, r/2)."""
         theta = self._scaled_frequencies(lengths)
-        if self.config.frequencies == "all":
+        if self.config.frequencies != "fope":
             return theta
-        assert self.config.base is not None
-        rotated = self.config.rotated(self.facts.head_dim)
-        learnt = frequencies.plain_frequencies(rotated, self.config.base, device=lengths.device)
-        length = self.config.original_length or self.facts.train_length
-        return theta.masked_fill(learnt < 2 * math.pi / length, 0.0)
+        return theta.masked_fill(~frequencies.turn_once(self.config, self.facts, lengths.device), 0.0)
 
     def _scaled_frequencies(self, lengths: Tensor) -> Tensor:
         """Return θ_n of the scaling, for all pairs, see `frequencies`."""
@@ -269,20 +218,28 @@ class Rope(Scheme):
         theta = self.frequencies(positions.row_lengths() if self.length_dependent() else positions.query)
         query = self.rotation(positions.query, theta, share)
         if self.keeps_raw_keys():
-            return Rotations(query, self.rotation(positions.key, theta, share))
-        return Rotations(query, None, self._step(query) if positions.query_length == 1 else None)
+            return Rotations(query, self.rotation(positions.key, theta, share), share=share)
+        return Rotations(query, None, self._step(query) if positions.query_length == 1 else None, share)
 
     def _step(self, rotation: Rotation) -> Rotation | None:
         """Return `Rotations.step`; None also if the model rotates by itself, and while a graph is traced."""
         cos, sin = rotation
         whole = 2 * cos.shape[-1] == self.facts.head_dim and not self.config.interleaved
-        if not whole or self.facts.native_rope is not None or torch.compiler.is_compiling():
+        alone = self.facts.native_rope is not None or self._by_head()
+        if not whole or alone or torch.compiler.is_compiling():
             return None
         return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
 
     def make_layer(self, layer_index: int) -> RopeLayer:
         """See `Scheme.make_layer`."""
-        return RopeLayer(self.config.interleaved)
+        config, facts = self.config, self.facts
+        if config.frequencies == "chosen":
+            kept, factor = frequencies.kept_pairs(config, facts), frequencies.attention_factor(config)
+            return ChosenPairsLayer(kept, facts.num_key_value_heads, facts.head_dim // 2, factor)
+        if config.fourier_sums:
+            turning = frequencies.turning_pairs(config, facts)
+            return SummedFrequenciesLayer(config.interleaved, turning, facts.num_key_value_heads)
+        return RopeLayer(config.interleaved)
 
     def as_stock(self) -> RotaryAngles:
         """See `Scheme.as_stock`."""
@@ -332,3 +289,22 @@ class Rope(Scheme):
         assert self.config.base is not None
         assert self.config.factor is not None
         return self.config.base * self.config.factor ** (rotated / (rotated - 2))
+
+
+def _no_choice(config: RopeConfig, facts: ModelFacts) -> str | None:
+    """Return why a model cannot choose which of its pairs go on turning, or None if it can."""
+    pairs = facts.head_dim // 2
+    if facts.native_rope is None:
+        return (
+            "frequencies='chosen' lets those of the model's own pairs turn that contribute most to the scores, and a "
+            "model without RoPE has learnt to turn none. scaling='proportional' with partial_rotary_factor turns a "
+            "share of the pairs."
+        )
+    if config.rotated(facts.head_dim) != facts.head_dim:
+        return (
+            f"frequencies='chosen' chooses among all pairs of a head, and partial_rotary_factor="
+            f"{config.partial_rotary_factor} leaves some out. The option 'kept' says how many turn."
+        )
+    if not frequencies.kept_pairs(config, facts):
+        return f"kept={config.kept} of {pairs} pairs is none; {1 / pairs:.3g} keeps one."
+    return None

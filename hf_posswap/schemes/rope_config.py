@@ -19,6 +19,7 @@ OPTIONS_OF_SCALING: dict[str, tuple[str, ...]] = {
     "proportional": ("factor",),
 }
 DEFAULT_FACTOR = 4.0
+DEFAULT_KEPT = 0.5
 BY_LENGTH = ("dynamic", "longrope")
 STRETCHED = ("linear", "ntk", "dynamic", "yarn", "longrope", "llama3")
 """Scalings whose factor is the ratio of the new to the old text length. The factor of `proportional` is not."""
@@ -45,9 +46,14 @@ class RopeConfig(SchemeConfig):
     )
     interleaved: bool = option(False, "Pairs are neighbours (GPT-J); otherwise halves (Llama).")
     frequencies: str = option(
-        "all", "Pairs that turn. fope: those that turn once over T at least; all others stand still.",
-        choices=("all", "fope"),
+        "all", "Pairs that turn; the others stand still. fope: those that turn once over T at least. chosen: in each "
+        "head those that contribute most to the scores, found by calibration.",
+        choices=("all", "fope", "chosen"),
     )  # fmt: skip
+    kept: float | None = option(None, "chosen: share of a head's pairs that turn. None: 0.5.", above=0, maximum=1)
+    fourier_sums: bool = option(
+        False, "fope: cos and sin of a pair become sums over the frequencies of all pairs that turn, which learn."
+    )
     beta_fast: float = option(32.0, "yarn: dimensions with more turns over T keep their frequency.", above=0)
     beta_slow: float = option(1.0, "yarn: dimensions with fewer turns over T are divided by the factor.", above=0)
     truncate: bool = option(True, "yarn: round the ends of the ramp to whole dimensions.")
@@ -68,6 +74,7 @@ class RopeConfig(SchemeConfig):
                     f"rope option {field.name!r} has no effect with scaling={self.scaling!r}. It is read by scaling "
                     f"{', '.join(readers)}."
                 )
+        self._check_frequencies()
         needs_more = self.scaling in ("linear", "ntk", "yarn", "llama3")  # a factor of 1 would have no effect
         if needs_more and self.factor is not None and self.factor <= 1:
             raise SchemeConfigError(
@@ -84,6 +91,21 @@ class RopeConfig(SchemeConfig):
                 "rope with scaling='longrope' needs short_factor and long_factor, lists of numbers."
             )
 
+    def _check_frequencies(self) -> None:
+        """Refuse options that the frequencies do not read, and those that `chosen` cannot act with."""
+        for name, reader in (("kept", "chosen"), ("fourier_sums", "fope")):
+            if getattr(self, name) and self.frequencies != reader:
+                raise SchemeConfigError(
+                    f"rope option {name!r} has no effect with frequencies={self.frequencies!r}. It is read by "
+                    f"frequencies={reader!r}."
+                )
+        for name in ("interleaved", "keep_native"):
+            if self.frequencies == "chosen" and getattr(self, name):
+                raise SchemeConfigError(
+                    f"rope with frequencies='chosen' lets some of the model's own pairs go on turning, and no others; "
+                    f"{name}=True turns others too. Leave {name} out."
+                )
+
     def resolve(self, facts: ModelFacts) -> "RopeConfig":
         """Return the config with the model's base and train length; for `native`, with the model's whole scaling."""
         if facts.native_rope_unread is not None and not self.keep_native:
@@ -91,12 +113,15 @@ class RopeConfig(SchemeConfig):
         native = facts.native_rope or {"scaling": "none", "base": 10000.0}
         if self.scaling == "native":
             own = {field.name: getattr(self, field.name) for field in dataclasses.fields(SchemeConfig)}
-            own |= {"interleaved": self.interleaved, "frequencies": self.frequencies}
+            names = ("interleaved", "frequencies", "kept", "fourier_sums")
+            own |= {name: getattr(self, name) for name in names}
             own |= {"base": self.base} if self.base is not None else {}
             share = self.partial_rotary_factor
             own |= {"partial_rotary_factor": share} if share is not None else {}
             return RopeConfig(**(native | own)).resolve(facts)
         values: dict[str, Any] = {"base": self.base or native["base"]}
+        if self.frequencies == "chosen":
+            values["kept"] = self.kept or DEFAULT_KEPT
         if self.partial_rotary_factor is None:  # `proportional` gives this option another meaning
             same = (self.scaling == "proportional") is (native["scaling"] == "proportional")
             values["partial_rotary_factor"] = native.get("partial_rotary_factor") if same else None

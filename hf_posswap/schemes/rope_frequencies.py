@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from hf_posswap.schemes.base import ModelFacts
 from hf_posswap.schemes.rope_config import RopeConfig
 
 
@@ -111,3 +112,26 @@ def attention_factor(config: RopeConfig) -> float:
         assert config.original_length is not None
         return math.sqrt(1 + math.log(config.factor) / math.log(config.original_length))
     return 1.0
+
+
+def learnt_length(config: RopeConfig, facts: ModelFacts) -> int:
+    """Return T, the length over which pairs have been trained."""
+    return config.original_length or facts.train_length
+
+
+def turn_once(config: RopeConfig, facts: ModelFacts, device: torch.device | None = None) -> Tensor:
+    """Return which pairs make a full turn over T before the scaling, bool (r/2,): the first ones (FoPE's floor)."""
+    assert config.base is not None
+    learnt = plain_frequencies(config.rotated(facts.head_dim), config.base, device=device)
+    return learnt >= 2 * math.pi / learnt_length(config, facts)
+
+
+def turning_pairs(config: RopeConfig, facts: ModelFacts) -> int:
+    """Return the number of pairs that make a full turn over T before the scaling."""
+    return int(turn_once(config, facts, torch.device("cpu")).sum())  # a model may be under construction without values
+
+
+def kept_pairs(config: RopeConfig, facts: ModelFacts) -> int:
+    """Return r, the number of pairs of a head that turn with `frequencies=chosen`."""
+    assert config.kept is not None
+    return round(config.kept * (facts.head_dim // 2))

@@ -11,8 +11,8 @@ from torch import Tensor
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import PositionError
 from hf_posswap.schemes.base import ModelFacts, Scheme, SchemeConfig, SchemeLayer, option, register_scheme
-from hf_posswap.schemes.rope import Rotation, rotate
 from hf_posswap.schemes.rope_frequencies import plain_frequencies
+from hf_posswap.schemes.rope_layers import Rotation, rotate
 
 GAMMA = 0.4
 """γ in ζ_n = (2n/d + γ)/(1 + γ), the paper's value. The pair that decays fastest has the factor ζ_0 = 0.29 per

@@ -53,6 +53,7 @@ def apply_plan(model: Any, architecture: Architecture, plan: Plan) -> None:
     core.pos_prepares = any(
         entry.layer.enters_attention or (entry.turn is not None and entry.turn.own) for entry in plan.layers
     )
+    core.pos_fitted = all(entry.layer.unfitted() is None for entry in plan.layers)
     core.pos_scheme = plan.scheme
     _retype(core, plan.core_class)
     core.pos_forwards = ProvedForwards(core)
@@ -109,7 +110,16 @@ def remove_scheme(core: Any, architecture: Architecture) -> None:
     if isinstance(table, RetiredTable) and path is not None:
         core.set_submodule(path, table.revive(rest_learns(core, table)))
     del core.pos_scheme
-    for name in ("pos_ramp", "pos_place", "pos_layers", "pos_forwards", "pos_proof", "pos_whole", "pos_prepares"):
+    for name in (
+        "pos_ramp",
+        "pos_place",
+        "pos_layers",
+        "pos_forwards",
+        "pos_proof",
+        "pos_whole",
+        "pos_prepares",
+        "pos_fitted",
+    ):
         vars(core).pop(name, None)
     _retype(core, type(core).stock_class)
 

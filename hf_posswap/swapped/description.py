@@ -24,6 +24,7 @@ from hf_posswap.swapped.questions import (
     proof_of,
     stock_longest_position,
     train_length,
+    unfitted_reason,
     without_scheme,
 )
 
@@ -89,7 +90,8 @@ class Description:
         longest_after: number of positions now; None: no limit.
         attention: the attention path of the model.
         healed: whether the weights were trained with the scheme, so that they differ from the stock model's.
-        probe: the difference that the swap makes to the output; None for a stock model and on the meta device.
+        probe: the difference that the swap makes to the output; None for a stock model, on the meta device, and before
+            a calibration without which the model cannot run.
         proof: the result of the proof, in words; None for a stock model.
         groups: the layers of each scheme, if several act in the model.
     """
@@ -176,7 +178,7 @@ def _limit(longest: int | None) -> str:
 
 def _verdict(probe: Probe | None, healed: bool) -> str:
     if probe is None:
-        return "not run, the model has no weights yet"
+        return "not run, the model has no weights yet or has to be calibrated first"
     # A healed model without its scheme is not the stock model: the difference only shows that the scheme acts.
     reference = "these healed weights' under the stock mechanism" if healed else "the stock model's"
     if probe.largest == 0:
@@ -279,10 +281,10 @@ def _added(base: Any, layers: list[SchemeLayer]) -> str:
     inside = sum(p.numel() for layer in layers for p in layer.parameters())
     modules = (shared, *layers)
     weights = [weight.detach() for module in modules for weight in module.parameters()]
-    silent = (
-        len(shared.parts) == 1 and bool(weights) and not any(weight.is_meta or bool(weight.any()) for weight in weights)
-    )
+    alone = len(shared.parts) == 1 and not shared.turns_keys()
+    silent = alone and bool(weights) and not any(weight.is_meta or bool(weight.any()) for weight in weights)
     note = ", all zero: no position until trained or calibrated" if silent else ""
+    note += "".join(f"; {words}" for words in dict.fromkeys(layer.state_in_words() for layer in layers) if words)
     if not base.pos_scheme.acts_in_layers:
         return f"at the embeddings, {count:,} parameters{note}"
     return f"in {len(layers)} layers, {count:,} shared parameters and {inside:,} in the layers{note}"
@@ -324,14 +326,14 @@ def probe(model: Any) -> Probe | None:
     A healed model without its scheme is not the stock model. Its probe only shows that the scheme acts.
 
     Returns:
-        The differences; None for a model on the meta device.
+        The differences; None for a model on the meta device, and for one that cannot run before calibration.
 
     Raises:
         NotSwappedError: the model is not swapped.
     """
     model = plain_model(model)
     device = device_of(model.get_input_embeddings())
-    if device.type == "meta":
+    if device.type == "meta" or unfitted_reason(model) is not None:
         return None
     limit = longest_position(model)
     length = min(PROBE_LENGTH, train_length(model), PROBE_LENGTH if limit is None else limit)

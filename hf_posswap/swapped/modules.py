@@ -6,7 +6,8 @@ transforms new keys before they are stored, it replaces rotary angles with neutr
 it passes a `LayerCall` to the attention function.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +36,11 @@ from hf_posswap.swapped.token_state import hidden_states_among
 
 def weights_in_memory(scheme: nn.Module) -> AbstractContextManager[Any]:
     """Load a scheme's weights into memory within a `with` block, if accelerate has offloaded them."""
-    if not (scheme._parameters or scheme._modules) or torch.compiler.is_compiling() or not is_offloaded(scheme):
+    if (
+        not (scheme._parameters or scheme._buffers or scheme._modules)
+        or torch.compiler.is_compiling()
+        or not is_offloaded(scheme)
+    ):
         return NOTHING
     return in_memory(scheme)
 
@@ -137,6 +142,10 @@ class SwappedBaseModel(nn.Module):
     pos_prepares: bool = True
     """Whether any layer reads what the scheme prepares."""
     pos_forwards: ProvedForwards
+    pos_fitted: bool = False
+    """Whether it is known that no layer needs calibration before it can run, see `check_fitted`."""
+    pos_fitting: bool = False
+    """Whether layers that need calibration run nevertheless, see `unfitted_too`."""
     pos_rewritten: bool = False
     """Whether calibration rewrote weights of queries and keys since the model was loaded."""
 
@@ -198,6 +207,7 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
         PositionError: positions are not integers or do not have the shape of the tokens, a position is beyond the
             scheme's longest, or the mask does not fit.
         UnsupportedError: attention is called as causal but was bidirectional at the swap, or the reverse.
+        UnsupportedError: the scheme needs calibration first.
         BackendError: the attention function needs a paged cache, but there is none.
     """
     scheme: Scheme = model.pos_scheme
@@ -205,6 +215,8 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     given = tokens if tokens is not None else embeds
     if given is None:
         return  # the stock forward raises the error
+    if not (model.pos_fitted or model.pos_fitting or given.is_meta or model.pos_mode is not None):
+        check_fitted(model)
     causal = scheme.facts.causal
     backend = str(model.config._attn_implementation)
     check_paged_function(backend, arguments)
@@ -242,6 +254,48 @@ def prepare_arguments(model: Any, arguments: dict[str, Any]) -> None:
     _embed(model, arguments, added)
     learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in scheme.parameters())
     arguments[CONTEXT] = context._replace(sizes=sizes, backend=backend, learns=learns, autocast=autocast)
+
+
+def is_unfitted(core: Any) -> bool:
+    """Return whether a swapped core cannot run before calibration; False on the meta device, where this is unknown."""
+    found = [module.pos_scheme.unfitted() for module in core.pos_layers]
+    return any(bool(layer) for layer in found if layer is not None and not layer.is_meta)
+
+
+def check_fitted(core: Any) -> None:
+    """Refuse a forward before calibration, and remember if none is needed: to know reads from the device.
+
+    Raises:
+        UnsupportedError: a layer needs calibration. A traced graph raises torch's RuntimeError instead.
+    """
+    waiting = [module.pos_scheme for module in core.pos_layers if module.pos_scheme.unfitted() is not None]
+    if torch.compiler.is_compiling():
+        for layer in waiting:
+            torch._assert_async(~layer.unfitted(), unfitted_words(core))
+        return
+    if is_unfitted(core):
+        raise UnsupportedError(unfitted_words(core))
+    core.pos_fitted = True
+
+
+def unfitted_words(core: Any) -> str:
+    """Return why a model cannot run before calibration, and what to do."""
+    reason = next(module.pos_scheme.awaits for module in core.pos_layers if module.pos_scheme.awaits)
+    return (
+        f"scheme {core.pos_scheme.name!r} cannot run before calibration: {reason}. Calibrate first: "
+        "hf_posswap.calibrate(model, batches), from_pretrained(..., pos_scheme=..., calibration=texts) or "
+        "`hf-posswap calibrate`."
+    )
+
+
+@contextmanager
+def unfitted_too(core: Any) -> Iterator[None]:
+    """Run a core although its layers may need calibration, within a `with` block."""
+    core.pos_fitting = True
+    try:
+        yield
+    finally:
+        del core.pos_fitting
 
 
 def _embed(model: Any, arguments: dict[str, Any], added: Tensor | None) -> None:

@@ -242,8 +242,8 @@ def _plan_layers(
             raise UnsupportedError(
                 f"scheme {config.name!r} cannot enter {facts.architecture!r} ({facts.mode}): with these options it "
                 "turns keys otherwise than the model's own rotation does, which only models that turn every head whole "
-                "take, such as Llama. Choose a scaling such as yarn or linear, leave out interleaved, and leave "
-                "out partial_rotary_factor, or give the model's own."
+                "take, such as Llama. Choose a scaling such as yarn or linear; leave out interleaved, fourier_sums and "
+                "frequencies='chosen'; leave out partial_rotary_factor, or give the model's own."
             )
         return [(module, scheme.make_layer(index), neutral) for index, module in chosen]
     own = None if scheme.is_native() else Turn(layout, own=True)

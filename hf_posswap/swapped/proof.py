@@ -22,7 +22,7 @@ from hf_posswap.architectures.tables import RetiredTable
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.swapped.cache_view import cache_keyword
 from hf_posswap.swapped.config_view import show_config, show_view
-from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel
+from hf_posswap.swapped.modules import SwappedAttention, SwappedBaseModel, is_unfitted, unfitted_too
 from hf_posswap.swapped.offloading import device_of, is_offloaded
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def prove(model: Any, architecture: Architecture, stock: Tensor | None, limit: i
     """
     core = next(module for module in model.modules() if isinstance(module, SwappedBaseModel))
     texts = _Texts(core, limit)
-    with quietly(model), _failures_refused(core):
+    with quietly(model), unfitted_too(core), _failures_refused(core):
         untouched = None if stock is None else _prove_untouched(core, architecture, texts, stock)
         config = core.pos_scheme.config
         stays = config.keep_native or config.layers is not None
@@ -160,6 +160,7 @@ def prove(model: Any, architecture: Architecture, stock: Tensor | None, limit: i
             _prove_angles_read(texts, stock)
         hidden, layers = _prove_layers(core, texts)
         cached = _prove_cached(texts, hidden) if core.pos_scheme.facts.causal else None
+    core.pos_fitted = not is_unfitted(core)
     return Proof(untouched, removed, layers, cached)
 
 

@@ -14,7 +14,7 @@ from hf_posswap.common.positions import Positions
 from hf_posswap.errors import NotSwappedError, UnsupportedError
 from hf_posswap.schemes import Scheme, SchemeLayer, ScoreInputs
 from hf_posswap.swapped.applying import natively
-from hf_posswap.swapped.modules import SwappedBaseModel, longest_position_of
+from hf_posswap.swapped.modules import SwappedBaseModel, is_unfitted, longest_position_of, unfitted_words
 from hf_posswap.swapped.offloading import device_of
 from hf_posswap.swapped.plan import Plan, core_of
 from hf_posswap.swapped.proof import Proof
@@ -50,6 +50,12 @@ def is_swapped(model: Any) -> bool:
 def proof_of(model: Any) -> Proof | None:
     """Return the proof of a swapped model, or None if it was not run."""
     return vars(core_of(plain_model(model))).get("pos_proof")
+
+
+def unfitted_reason(model: Any) -> str | None:
+    """Return why a model cannot run before calibration, and what to do; None if it can run, as a stock model can."""
+    core = core_of(plain_model(model))
+    return unfitted_words(core) if is_swapped(model) and is_unfitted(core) else None
 
 
 @contextmanager

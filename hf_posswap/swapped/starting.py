@@ -45,7 +45,7 @@ def start_scheme(model: Any) -> None:
     _start(scheme, fresh)
     for index, module in architecture.attention_modules(core):
         layer = getattr(module, "pos_scheme", None)
-        if layer is not None and next(layer.parameters(), None) is not None:
+        if layer is not None and layer.state_dict():
             _start(layer, fresh.make_layer(index))
 
 

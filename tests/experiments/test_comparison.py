@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from hf_posswap import is_swapped
 from hf_posswap.errors import UnsupportedError
-from hf_posswap.experiments import stages
+from hf_posswap.experiments import comparison, stages
 from hf_posswap.experiments.comparison import run
 from hf_posswap.experiments.preparation import prepare
 from hf_posswap.training import HealingError
@@ -121,6 +122,23 @@ def test_a_swap_that_is_refused_becomes_stated_rows(healed: Make, monkeypatch: p
         "absent",
         "absent",
     ]
+
+
+def test_a_scheme_that_cannot_run_before_calibration_has_no_stage_before(
+    healed: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reason(model: Any) -> str | None:
+        own = {name: weight for name, weight in scheme_parameters(model).items() if "pos_scheme" in name}
+        waits = is_swapped(model) and not any(weight.any() for weight in own.values())
+        return "calibrate first" if waits else None
+
+    monkeypatch.setattr(comparison, "unfitted_reason", reason)
+    settings = healed(schemes=("t5",), lengths=(64,), control=False, healing=None)
+    result = run(prepare(settings))
+    found = statuses(result)
+    assert [found["t5", stage, 0] for stage in ("swapped", "calibrated")] == ["absent", "measured"]
+    assert [cell["reason"] for cell in result["cells"] if cell["status"] == "absent"] == ["calibrate first"]
+    assert all(row["loss"] is not None for row in result["rows"])
 
 
 def test_healing_that_diverges_becomes_stated_rows_and_the_rest_goes_on(

@@ -19,6 +19,7 @@ from hf_posswap.schemes import SchemeConfig, SchemeLayer, schemes
 from hf_posswap.swapped.cache_view import cache_keyword
 from hf_posswap.swapped.capabilities import CORE
 from hf_posswap.swapped.plan import core_of
+from hf_posswap.swapped.questions import unfitted_reason
 
 TRAIN_LENGTH = 32
 VOCABULARY = 97
@@ -79,8 +80,15 @@ def _swapped_once(cell: Cell, layers: int) -> Any:
     """
     key = (str(cell), layers)
     if key not in _MADE:
-        _MADE[key] = hf_posswap.swap(cell.stock(layers), cell.config)
+        _MADE[key] = fitted(hf_posswap.swap(cell.stock(layers), cell.config))
     return _MADE[key]
+
+
+def fitted(model: Any) -> Any:
+    """The same swapped model, calibrated if it cannot run before."""
+    if unfitted_reason(model) is not None:
+        hf_posswap.calibrate(model, [random_tokens(2, TRAIN_LENGTH)], measure=False)
+    return model
 
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -122,6 +130,8 @@ EXTRA_VARIANTS = (
     "alibi:trainable=true:per_layer=true",
     "rope:partial_rotary_factor=0.5",
     "rope:frequencies=fope",
+    "rope:frequencies=fope:fourier_sums=true:base=10",
+    "rope:frequencies=chosen",
     "learned:length=48",
     "none:recalibration=0.5",
 )

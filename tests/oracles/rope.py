@@ -6,7 +6,9 @@ the authors' code, where the paper's γ runs over its number of turns), longrope
 3), llama3 (Meta's released code of Llama 3.1), proportional (p-RoPE, Barbero et al. 2024, 2410.06205).
 
 With `cycles_within`, pairs whose unscaled frequency is below 2π over that length stand still (FoPE, Hua et al. 2024,
-2412.17739).
+2412.17739, equation 13); with `cos_sums` and `sin_sums` the others are the sums of that equation, whose real and
+imaginary parts have coefficients of their own. With `turning`, only the named pairs of each key head turn (partial
+RoPE, Ji et al. 2025, 2502.14837, section 3.1), which `chosen_pairs` chooses as S_2-norm does.
 """
 
 import cmath
@@ -90,12 +92,49 @@ def attention_factor(scaling_type: str, factor: float | None, train_length: int)
 
 def turn(x: Array, position: float, thetas: list[float], interleaved: bool, factor: float) -> Array:
     """Return one vector x (d,) with its first 2·len(thetas) dimensions turned and multiplied by `factor`."""
-    turned = np.array(x, dtype=np.float64)
-    for n, theta in enumerate(thetas):
-        a, b = (2 * n, 2 * n + 1) if interleaved else (n, n + len(thetas))
-        number = complex(x[a], x[b]) * cmath.exp(1j * position * theta) * factor
-        turned[a], turned[b] = number.real, number.imag
-    return turned
+    return times(x, [cmath.exp(1j * position * theta) * factor for theta in thetas], interleaved)
+
+
+def times(x: Array, numbers: list[complex], interleaved: bool) -> Array:
+    """Return one vector x (d,) whose pairs, as complex numbers, are multiplied by `numbers`."""
+    product = np.array(x, dtype=np.float64)
+    for n, number in enumerate(numbers):
+        a, b = (2 * n, 2 * n + 1) if interleaved else (n, n + len(numbers))
+        pair = complex(x[a], x[b]) * number
+        product[a], product[b] = pair.real, pair.imag
+    return product
+
+
+def fourier_sums(position: float, thetas: list[float], cos_sums: Array, sin_sums: Array) -> list[complex]:
+    """Return f(ω_m) of equation 13 for each pair m; `cos_sums` and `sin_sums` are one head's a_ω, [ω, m]."""
+    numbers = []
+    for m, theta in enumerate(thetas):
+        number = cmath.exp(1j * position * theta)
+        if m < cos_sums.shape[1]:
+            for w in range(cos_sums.shape[0]):
+                real, imaginary = math.cos(position * thetas[w]), math.sin(position * thetas[w])
+                number += complex(cos_sums[w, m] * real, sin_sums[w, m] * imaginary)
+        numbers.append(number)
+    return numbers
+
+
+def chosen_pairs(queries: Array, keys: Array, kept: int) -> list[list[int]]:
+    """Return the pairs of each key head with the largest ‖q‖·‖k‖, for queries (B, H, n, d) and keys (B, Hkv, L, d).
+
+    The norms are means over texts and positions; products are summed over the query heads that share keys.
+    """
+    half, group = keys.shape[-1] // 2, queries.shape[1] // keys.shape[1]
+
+    def mean_norm(x: Array, head: int, n: int) -> float:
+        vectors = x[:, head].reshape(-1, x.shape[-1])
+        return sum(math.hypot(v[n], v[n + half]) for v in vectors) / len(vectors)
+
+    chosen = []
+    for h in range(keys.shape[1]):
+        of_group = range(h * group, (h + 1) * group)
+        contribution = [sum(mean_norm(queries, g, n) * mean_norm(keys, h, n) for g in of_group) for n in range(half)]
+        chosen.append(sorted(range(half), key=lambda n: -contribution[n])[:kept])
+    return chosen
 
 
 def attention_oracle(
@@ -113,6 +152,9 @@ def attention_oracle(
     factor: float | None = None,
     train_length: int = 0,
     cycles_within: int | None = None,
+    cos_sums: Array | None = None,
+    sin_sums: Array | None = None,
+    turning: list[list[int]] | None = None,
     **options: Any,
 ) -> Array:
     """Return the context (H, Lq, d); the text's length is its last position plus one."""
@@ -124,9 +166,17 @@ def attention_oracle(
         thetas = [t if own * cycles_within >= 2 * math.pi else 0.0 for t, own in zip(thetas, plain, strict=True)]
     multiplier = attention_factor(scaling_type, factor, train_length)
 
+    def turned(x: Array, position: int, key_head: int) -> Array:
+        own = thetas
+        if turning is not None:
+            own = [theta if n in turning[key_head] else 0.0 for n, theta in enumerate(thetas)]
+        if cos_sums is None or sin_sums is None:
+            return turn(x, position, own, interleaved, multiplier)
+        sums = fourier_sums(position, own, cos_sums[key_head], sin_sums[key_head])
+        return times(x, [number * multiplier for number in sums], interleaved)
+
     def score(h: int, i: int, j: int) -> float:
-        query = turn(q[h, i], query_at[i], thetas, interleaved, multiplier)
-        key = turn(k[h // group, j], key_at[j], thetas, interleaved, multiplier)
+        query, key = turned(q[h, i], query_at[i], h // group), turned(k[h // group, j], key_at[j], h // group)
         return dot(query, key) * scaling
 
     return loop_attention(q, k, v, visible, score)

@@ -12,9 +12,9 @@ from transformers.models.llama import modeling_llama as llama
 from hf_posswap.common.positions import Positions
 from hf_posswap.errors import SchemeConfigError, UnsupportedError
 from hf_posswap.schemes import check_supported
-from hf_posswap.schemes.rope import rotate
 from hf_posswap.schemes.rope_config import RopeConfig
 from hf_posswap.schemes.rope_frequencies import attention_factor
+from hf_posswap.schemes.rope_layers import rotate
 from tests.oracles.rope import attention_factor as oracle_attention_factor
 from tests.oracles.rope import frequencies, turn
 from tests.reference import (
