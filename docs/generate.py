@@ -15,7 +15,7 @@ from scheme_pages import options_table, overview_page, scheme_page, scheme_pictu
 import hf_posswap
 from hf_posswap.benchmarking.settings import BenchmarkSettings
 from hf_posswap.evaluation.settings import BiasSettings, EvaluationSettings
-from hf_posswap.experiments.settings import CalibrationOptions, ComparisonSettings, Experiment
+from hf_posswap.experiments.settings import CalibrationOptions, ComparisonSettings, Experiment, SearchSettings
 from hf_posswap.schemes import scheme_class
 from hf_posswap.swapped.capabilities import FAMILIES_FILE, families
 from hf_posswap.training.options import HealingOptions
@@ -27,6 +27,7 @@ OPTIONS = {
     "healing options": HealingOptions,
     "settings of evaluate": EvaluationSettings,
     "settings of compare": ComparisonSettings,
+    "settings of search": SearchSettings,
     "settings of finetune": Experiment,
     "settings of calibrate": CalibrationOptions,
     "settings of bias": BiasSettings,

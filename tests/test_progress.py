@@ -15,9 +15,7 @@ STEP = {"step": 1, "loss": 2.0, "tokens_per_second": 100.0}
 @pytest.fixture
 def prepared() -> Any:
     """What progress needs to know of a comparison, of which nothing runs here."""
-    return SimpleNamespace(
-        settings=SimpleNamespace(seeds=1), work=lambda cell: 1000.0 if cell.stage == "healed" else 100.0
-    )
+    return SimpleNamespace(number_of_seeds=1, work=lambda cell: 1000.0 if cell.stage == "healed" else 100.0)
 
 
 def test_lines_count_the_points(prepared: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,7 +41,7 @@ def test_lines_count_the_points(prepared: Any, capsys: pytest.CaptureFixture[str
 
 
 def test_a_seed_is_named_if_there_are_several(prepared: Any) -> None:
-    prepared.settings.seeds = 2
+    prepared.number_of_seeds = 2
     observer = LineObserver(prepared)
     observer.planned(CELLS, [])
     assert observer.place(CELLS[1]) == "(2/3) alibi swapped, seed 0"

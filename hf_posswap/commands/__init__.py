@@ -21,6 +21,7 @@ from hf_posswap.commands import (
     models,
     push,
     report,
+    search,
 )
 from hf_posswap.commands.console import interruptible
 from hf_posswap.errors import PosSwapError
@@ -99,6 +100,7 @@ app.command("bias")(bias.bias)
 app.command("finetune")(finetune.finetune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("search")(search.search)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)
 app.command("card")(push.card)

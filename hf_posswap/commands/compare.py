@@ -1,22 +1,16 @@
 """`hf-posswap compare`: several schemes on one model, measured by length: swapped, calibrated and healed."""
 
-import contextlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from hf_posswap.commands.console import JsonOption, interruptible, note_documents, quiet_libraries
 from hf_posswap.commands.generated import takes
-from hf_posswap.commands.precision import PRECISION_HELP, begun_precision, decide_precision
+from hf_posswap.commands.precision import PRECISION_HELP, precision_of_experiment
 from hf_posswap.experiments.settings import ComparisonSettings, recipe
 from hf_posswap.training.options import HEALING, RECIPE, HealingOptions
-
-if TYPE_CHECKING:
-    from hf_posswap.commands.progress import LineObserver
-    from hf_posswap.experiments.preparation import Prepared
 
 NAMES = {"tokens": "--heal-tokens", "length": "--heal-length"}
 """Options of healing that have another name in this command."""
@@ -49,9 +43,10 @@ def compare(
 ) -> None:
     """Measure how well a model reads, by length: as it is, and with each scheme swapped in, calibrated and healed."""
     quiet_libraries()
+    from hf_posswap.commands.progress import cell_progress
     from hf_posswap.experiments.comparison import run
     from hf_posswap.experiments.preparation import prepare
-    from hf_posswap.experiments.record import remove_comparison
+    from hf_posswap.experiments.record import remove_record
     from hf_posswap.reporting.comparison_figure import draw_comparison
     from hf_posswap.results.files import prepare_folder, write_atomically
     from hf_posswap.results.kinds import COMPARISON
@@ -60,7 +55,7 @@ def compare(
 
     if "tokens" in healing:
         earlier = None if overwrite else output_dir / "compare.json"
-        healing["precision"] = _precision(healing.get("precision"), given.get("device"), earlier)
+        healing["precision"] = precision_of_experiment(healing.get("precision"), given.get("device"), earlier)
         given["healing"] = recipe(**healing)
     else:
         _refuse_unread(
@@ -75,9 +70,9 @@ def compare(
         note_documents("Learning from", *prepared.learning_lengths())
     prepare_folder(output_dir)
     if overwrite:
-        remove_comparison(output_dir)
+        remove_record(output_dir)
     way_on = f"The same command goes on from {output_dir / 'compare.json'}."
-    with interruptible(lambda: way_on), _progress(prepared) as observer:
+    with interruptible(lambda: way_on), cell_progress(prepared) as observer:
         result = run(prepared, observer, output_dir)
     record = output_dir / f"{COMPARISON.file}.json"
     figure = write_atomically(record.with_suffix(".png"), lambda path: draw_comparison(read_result(record), path))
@@ -100,22 +95,3 @@ def _refuse_unread(given: Mapping[str, object], switch: str) -> None:
                 f"{value} has no effect without {switch}. Give {switch} too, or leave it out.",
                 param_hint=name,
             )
-
-
-def _precision(given: str | None, device: str | None, earlier: Path | None) -> str:
-    import torch
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return decide_precision(given, device, begun_precision(earlier, ("settings", "healing")))
-
-
-@contextlib.contextmanager
-def _progress(prepared: "Prepared") -> "Iterator[LineObserver]":
-    """Show progress on stderr: a bar on a terminal, otherwise some lines."""
-    from hf_posswap.commands.progress import BarObserver, LineObserver
-
-    if not sys.stderr.isatty():
-        yield LineObserver(prepared)
-        return
-    with BarObserver(prepared) as observer:
-        yield observer

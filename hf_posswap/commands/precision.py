@@ -48,3 +48,17 @@ def begun_precision(path: Path | None, keys: Sequence[str]) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None
+
+
+def precision_of_experiment(given: str | None, device: str | None, earlier: Path | None) -> str:
+    """Return the precision of healing in an experiment that a results folder records, see `decide_precision`.
+
+    Args:
+        given: the value of --precision, if it was given.
+        device: the value of --device, if it was given.
+        earlier: JSON file of the experiment to resume; None: there is none.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return decide_precision(given, device, begun_precision(earlier, ("settings", "healing")))

@@ -1,9 +1,11 @@
-"""Progress of a comparison on stderr."""
+"""Progress of a comparison or a search on stderr."""
 
+import contextlib
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,16 +14,26 @@ from hf_posswap.commands.console import note
 from hf_posswap.commands.healing_progress import describe
 from hf_posswap.experiments.cells import Cell, Outcome
 from hf_posswap.experiments.observer import Observer
-from hf_posswap.experiments.preparation import Prepared
 
 HEALING_LINES = 4
 """Number of lines that a run of healing prints if there is no terminal."""
 
 
+class Planned(Protocol):
+    """What observers need to know of an experiment."""
+
+    @property
+    def number_of_seeds(self) -> int:
+        """Number of seeds; with several, the seed of a cell is told."""
+
+    def work(self, cell: Cell) -> float:
+        """Return the approximate work for a cell."""
+
+
 class LineObserver(Observer):
     """Some lines for each cell, for logs and pipes."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Planned) -> None:
         self.prepared = prepared
         self.cells: list[Cell] = []
         self.current: Cell | None = None
@@ -58,14 +70,14 @@ class LineObserver(Observer):
 
     def place(self, cell: Cell) -> str:
         """Return the text of a cell with its number among all cells, and its seed if there are several."""
-        seed = f", seed {cell.seed}" if self.prepared.settings.seeds > 1 else ""
+        seed = f", seed {cell.seed}" if self.prepared.number_of_seeds > 1 else ""
         return f"({self.cells.index(cell) + 1}/{len(self.cells)}) {cell}{seed}"
 
 
 class BarObserver(LineObserver):
     """A bar over the work of all cells, healing steps included; use it as a context manager."""
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Planned) -> None:
         super().__init__(prepared)
         self.before, self.within = 0.0, 0.0
         self.progress = Progress(
@@ -112,3 +124,13 @@ class BarObserver(LineObserver):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.progress.stop()
+
+
+@contextlib.contextmanager
+def cell_progress(prepared: Planned) -> Iterator[LineObserver]:
+    """Show progress on stderr: a bar on a terminal, otherwise some lines."""
+    if not sys.stderr.isatty():
+        yield LineObserver(prepared)
+        return
+    with BarObserver(prepared) as observer:
+        yield observer

@@ -95,7 +95,7 @@ def _reached(prepared: Prepared, subject: Subject, cell: Cell) -> Outcome:
         absent = calibration_refusal(subject.model) if cell.stage == "calibrated" else None
         if absent is not None:  # the scheme does not have this stage; the next stages start from the stage before
             return Outcome(cell, "absent", absent)
-        facts = _facts(subject, subject.reach(cell.stage))
+        facts = facts_of(subject, subject.reach(cell.stage))
         unfitted = unfitted_reason(subject.model)
         if unfitted is not None:
             return Outcome(cell, "absent", unfitted)
@@ -106,7 +106,7 @@ def _reached(prepared: Prepared, subject: Subject, cell: Cell) -> Outcome:
         return Outcome(cell, "refused", str(error), _labelled(prepared, cell, prepared.measure.gaps(str(error))))
 
 
-def _facts(subject: Subject, report: Any) -> dict[str, Any]:
+def facts_of(subject: Subject, report: Any) -> dict[str, Any]:
     """Return JSON-ready facts about the step that took the model to its stage.
 
     Args:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from hf_posswap.errors import UnsupportedError
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.preparation import chosen_device
 from hf_posswap.evaluation.texts import MeasuredText, tokenise_files
+from hf_posswap.evaluation.windows import USUAL_PROTOCOLS, Protocol
 from hf_posswap.experiments.cells import Cell, Lane
 from hf_posswap.experiments.measuring import AUTO_CLASSES, Measure, objective_of
 from hf_posswap.experiments.settings import ComparisonSettings
@@ -73,6 +75,11 @@ class Prepared:
         return int(self.config.max_position_embeddings)
 
     @property
+    def number_of_seeds(self) -> int:
+        """Number of seeds."""
+        return self.settings.seeds
+
+    @property
     def healing_length(self) -> int:
         """Number of tokens of the longest window in healing."""
         return max(healing_lengths(self.settings.healing or HealingOptions(steps=1), self.train_length))
@@ -117,8 +124,13 @@ class Prepared:
         return self.measure.tokens
 
 
-def prepare(settings: ComparisonSettings) -> Prepared:
+def prepare(settings: ComparisonSettings, losses: Sequence[Protocol] = USUAL_PROTOCOLS, keys: bool = True) -> Prepared:
     """Check the settings against the model and the texts, and tokenise the texts.
+
+    Args:
+        settings: the settings.
+        losses: protocols of the loss of causal models.
+        keys: whether the loss of key tokens of causal models is measured too.
 
     Raises:
         PosSwapError: a scheme or the model is unknown; the model is swapped or not supported; a text is missing, too
@@ -150,7 +162,8 @@ def prepare(settings: ComparisonSettings) -> Prepared:
     tokenizer = load_tokenizer(settings.model)
     texts = tokenise_files(tokenizer, files)
     ids = [ids for text in texts for ids in text.ids]
-    measure = Measure(objective, tokenizer, ids, settings.lengths, budget=settings.tokens, seed=settings.seed)
+    how: dict[str, Any] = {"budget": settings.tokens, "seed": settings.seed, "losses": losses, "keys": keys}
+    measure = Measure(objective, tokenizer, ids, settings.lengths, **how)
     prepared = Prepared(settings, config, tokenizer, texts, *training, refusals, measure)
     _check_training_texts(prepared)
     return prepared

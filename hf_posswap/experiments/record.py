@@ -1,15 +1,16 @@
-"""The record of a comparison, written to its results folder after every cell, so that an interrupted run can resume."""
+"""The record of an experiment, written to its folder after every cell, so that an interrupted run can resume."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hf_posswap.experiments.cells import Cell, Outcome, in_order
 from hf_posswap.experiments.preparation import Prepared
 from hf_posswap.experiments.settings import GROWING
 from hf_posswap.results.environment import collect_environment
 from hf_posswap.results.files import OutputError
-from hf_posswap.results.kinds import COMPARISON
+from hf_posswap.results.kinds import COMPARISON, Kind
 from hf_posswap.results.parts import first_difference
 from hf_posswap.results.reading import ResultFile, read_result, result_file
 from hf_posswap.results.writing import make_result, write_result
@@ -21,16 +22,20 @@ WAY_OUT = "Use the settings of that run to continue it, another --output-dir, or
 
 
 class Record:
-    """The results of all cells so far.
+    """The results of all cells so far, of a comparison or, in a subclass, of another experiment.
 
     Args:
         prepared: the result of `prepare`.
-        folder: the results folder, in which compare.json and compare.csv are rewritten after every cell; None: nothing
-            is written.
+        folder: the results folder, in which the JSON and CSV file are rewritten after every cell; None: nothing is
+            written.
 
     Raises:
-        OutputError: the folder contains a comparison with other settings, or a comparison that cannot be read.
+        OutputError: the folder contains an experiment with other settings, or one that cannot be read.
     """
+
+    kind: ClassVar[Kind] = COMPARISON
+    growing: ClassVar[tuple[str, ...]] = GROWING
+    """Settings that a later run may extend."""
 
     def __init__(self, prepared: Prepared, folder: Path | None) -> None:
         self.prepared, self.folder = prepared, folder
@@ -38,10 +43,10 @@ class Record:
         self.outcomes: dict[Cell, Outcome] = {}
         if folder is None:
             return
-        path = folder / f"{COMPARISON.file}.json"
+        path = folder / f"{self.kind.file}.json"
         if path.exists():
             self._take_over(path)
-        for unfinished in folder.glob(f".{COMPARISON.file}-*"):  # left by a run that was killed while writing
+        for unfinished in folder.glob(f".{self.kind.file}-*"):  # left by a run that was killed while writing
             unfinished.unlink(missing_ok=True)
 
     def __contains__(self, cell: Cell) -> bool:
@@ -73,37 +78,57 @@ class Record:
             write_result(self.result(), self.folder)
         except OSError as error:
             raise OutputError(
-                f"cannot write {str(self.folder / COMPARISON.file)!r}.json and .csv: {error}. What was written before "
+                f"cannot write {str(self.folder / self.kind.file)!r}.json and .csv: {error}. What was written before "
                 "is intact: make room, then run the same command again."
             ) from error
 
     def result(self) -> dict[str, Any]:
-        """Return the content of compare.json."""
+        """Return the content of the JSON file."""
         settings = self.prepared.settings
-        cells = in_order(settings)
-        known = [self.outcomes[cell] for cell in cells if cell in self.outcomes]
+        known = self.known()
         return make_result(
-            COMPARISON,
+            self.kind,
             [row for outcome in known for row in outcome.rows],
             model=settings.model,
             seed=settings.seed,
-            settings=settings.to_dict(),
+            settings=self.settings(),
             texts=[text.to_dict() for text in self.prepared.texts],
             environment=self.environment,
             train_length=self.prepared.train_length,
             training_texts=self.prepared.training_facts,
-            complete=len(known) == len(cells),
+            complete=self.is_complete(),
+            **self.facts(),
             cells=[_entry(outcome) for outcome in known],
         )
 
+    def known(self) -> list[Outcome]:
+        """Return the outcomes so far, in the order of the result."""
+        return [self.outcomes[cell] for cell in in_order(self.prepared.settings) if cell in self.outcomes]
+
+    def is_complete(self) -> bool:
+        """Return whether every cell has its outcome."""
+        return all(cell in self.outcomes for cell in in_order(self.prepared.settings))
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return self.prepared.settings.to_dict()
+
+    def facts(self) -> dict[str, Any]:
+        """Return further entries of the JSON file."""
+        return {}
+
+    def cell_of(self, row: Mapping[str, Any]) -> Cell:
+        """Return the cell that a row belongs to."""
+        return Cell(row["scheme"], row["stage"], row["seed"])
+
     def _take_over(self, path: Path) -> None:
-        """Load the results of an earlier run from its compare.json.
+        """Load the results of an earlier run from its JSON file.
 
         Raises:
             OutputError: the earlier run has other settings, or is of an earlier version of hf_posswap.
         """
         saved = read_result(path)
-        if saved.kind != COMPARISON or not isinstance(saved.facts.get("cells"), list):
+        if saved.kind != self.kind or not isinstance(saved.facts.get("cells"), list):
             raise OutputError(
                 f"{str(path)!r} is of an earlier version of hf_posswap and cannot be gone on from. Give another "
                 "--output-dir, or --overwrite to start anew."
@@ -111,36 +136,46 @@ class Record:
         self._require_same(path, saved)
         rows: dict[Cell, list[dict[str, Any]]] = {}
         for row in saved.rows:
-            rows.setdefault(Cell(row["scheme"], row["stage"], row["seed"]), []).append(row)
+            rows.setdefault(self.cell_of(row), []).append(row)
         for entry in saved.facts["cells"]:
             cell = Cell(*(entry[name] for name in _CELL))
             facts = {name: value for name, value in entry.items() if name not in (*_CELL, "status", "reason")}
             self.outcomes[cell] = Outcome(cell, entry["status"], entry["reason"], rows.get(cell, []), facts)
-        self.environment = dict(saved.environment) if self._is_complete() else self.environment
-
-    def _is_complete(self) -> bool:
-        return all(cell in self.outcomes for cell in in_order(self.prepared.settings))
+        self.environment = dict(saved.environment) if self.is_complete() else self.environment
 
     def _require_same(self, path: Path, saved: ResultFile) -> None:
         now = result_file(self.result(), str(path))
-        difference = first_difference(_identity(saved), _identity(now))
+        difference = first_difference(self._identity(saved), self._identity(now))
         if difference is not None:
             name, before, after = difference
             raise OutputError(
-                f"{str(path)!r} holds a comparison with another {name}: {before!r} there, {after!r} now. {WAY_OUT}"
+                f"{str(path)!r} holds a {self.kind.name} with another {name}: {before!r} there, {after!r} now. "
+                f"{WAY_OUT}"
             )
-        for name in GROWING:
+        for name in self.growing:
             before, after = saved.settings[name], now.settings[name]
             if _shrinks(before, after):
                 raise OutputError(
-                    f"{str(path)!r} holds a comparison with more {name}: {before!r} there, {after!r} now. {WAY_OUT}"
+                    f"{str(path)!r} holds a {self.kind.name} with more {name}: {before!r} there, {after!r} now. "
+                    f"{WAY_OUT}"
                 )
 
+    def _identity(self, result: ResultFile) -> dict[str, Any]:
+        """Return the parts of a result that determine its numbers."""
+        versions = result.environment["versions"]
+        return {
+            "settings": {"documents": None}
+            | {n: value for n, value in result.settings.items() if n not in self.growing},
+            "texts": list(result.texts),
+            "training_texts": result.facts["training_texts"],
+            "versions": {name: versions.get(name) for name in DECIDING_PACKAGES},
+        }
 
-def remove_comparison(folder: Path) -> None:
-    """Remove the files of a comparison from a folder."""
+
+def remove_record(folder: Path, kind: Kind = COMPARISON) -> None:
+    """Remove the files of an experiment from a folder."""
     for ending in ("csv", "json", "png"):
-        (folder / f"{COMPARISON.file}.{ending}").unlink(missing_ok=True)
+        (folder / f"{kind.file}.{ending}").unlink(missing_ok=True)
 
 
 def _shrinks(before: Any, now: Any) -> bool:
@@ -149,14 +184,3 @@ def _shrinks(before: Any, now: Any) -> bool:
 
 def _entry(outcome: Outcome) -> dict[str, Any]:
     return asdict(outcome.cell) | {"status": outcome.status, "reason": outcome.reason} | outcome.facts
-
-
-def _identity(result: ResultFile) -> dict[str, Any]:
-    """Return the parts of a result that determine its numbers."""
-    versions = result.environment["versions"]
-    return {
-        "settings": {"documents": None} | {n: value for n, value in result.settings.items() if n not in GROWING},
-        "texts": list(result.texts),
-        "training_texts": result.facts["training_texts"],
-        "versions": {name: versions.get(name) for name in DECIDING_PACKAGES},
-    }

@@ -6,7 +6,7 @@ from typing import Any
 
 from hf_posswap.common.options import REQUIRED, check_options, option
 from hf_posswap.evaluation.errors import EvaluationError
-from hf_posswap.evaluation.settings import DOCUMENTS_HELP, SPLITS, WHAT, MeasuringSettings
+from hf_posswap.evaluation.settings import DOCUMENTS_HELP, SPLITS, TEXTS_HELP, WHAT, MeasuringSettings
 from hf_posswap.loading.settings import MODEL_HELP, SCHEME_HELP, SCHEMES_HELP, StoredDtype, SwapSettings
 from hf_posswap.results.kinds import STOCK
 from hf_posswap.training.options import HEALING, RECIPE, RUN, TEXTS, HealingError, HealingOptions
@@ -16,7 +16,7 @@ EVALUATION_TOKENS = 16384
 """Tokens that `finetune` reads at each length to measure a stage."""
 GROWING = ("schemes", "seeds", "control")
 """Settings that a later run in the same folder may extend; the later run keeps the cells that are already measured."""
-LEARNING, MEASURING = "What else to measure", "Measuring"
+LEARNING, MEASURING, CANDIDATES = "What else to measure", "Measuring", "What to try"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,93 @@ class ComparisonSettings(MeasuringSettings):
     def all_seeds(self) -> range:
         """Return all seeds of the comparison."""
         return range(self.seed, self.seed + self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """The settings of a search for the best scheme of a model.
+
+    Attributes:
+        healing: options of healing; its tokens are those of all candidates together. Its seed is set for each round.
+
+    Raises (on construction):
+        EvaluationError: a value that is not allowed; the message gives the allowed ones.
+    """
+
+    model: str = option(REQUIRED, MODEL_HELP, metavar="MODEL", group=WHAT)
+    texts: tuple[str, ...] = option(REQUIRED, TEXTS_HELP, flag="--text", metavar="FILE", repeated=True, group=WHAT)
+    train_texts: tuple[str, ...] = option(
+        (),
+        "A text to calibrate and heal on, or demo:books/train; repeatable.",
+        flag="--train-file",
+        metavar="FILE",
+        repeated=True,
+        group=WHAT,
+    )
+    length: int = option(REQUIRED, "Target length in tokens, longer than the train length.", minimum=2, group=WHAT)
+    lost: float = option(
+        0.05, "Nats a token that may be lost at the train length against stock.", minimum=0, metavar="X", group=WHAT
+    )
+    schemes: tuple[str, ...] = option(
+        (),
+        f"{SCHEMES_HELP} Default: every scheme that the model can take and that reads the target length, in the form "
+        "with the most parameters.",
+        metavar="S,S,…",
+        group=CANDIDATES,
+    )
+    hybrids: bool = option(
+        False,
+        "Also measure what each layer costs, and try the best scheme in all layers but the most costly ones, which "
+        "keep the model's own mechanism.",
+        group=CANDIDATES,
+    )
+    healing: HealingOptions
+    documents: str | None = option(None, DOCUMENTS_HELP, metavar=SPLITS, group=WHAT)
+    calibration_tokens: int = option(
+        CALIBRATION_TOKENS, "Number of tokens to calibrate on.", minimum=2, metavar="N", group=HEALING
+    )
+    eval_tokens: int = option(
+        8192, "Approximate number of tokens to read at each length to measure a candidate.", minimum=1, group=MEASURING
+    )
+    seed: int = option(0, "Seed of all random numbers.", minimum=0, group=RUN)
+    device: str | None = option(
+        None, "Device, such as cpu or cuda. Default: cuda if it is available.", metavar="DEVICE", group=RUN
+    )
+
+    def __post_init__(self) -> None:
+        check_options(self, EvaluationError)
+
+    @property
+    def tokens(self) -> int:
+        """Number of healing tokens of all candidates together."""
+        assert self.healing.tokens is not None
+        return self.healing.tokens
+
+    def comparison(self, schemes: tuple[str, ...], train_length: int) -> ComparisonSettings:
+        """Return the settings of a comparison of the candidates, which has the same models, texts and measure.
+
+        Raises:
+            EvaluationError: settings that cannot be combined.
+        """
+        return ComparisonSettings(
+            model=self.model,
+            schemes=schemes,
+            texts=self.texts,
+            lengths=(train_length, self.length),
+            documents=self.documents,
+            tokens=self.eval_tokens,
+            seed=self.seed,
+            device=self.device,
+            calibrate=True,
+            healing=self.healing,
+            train_texts=self.train_texts,
+            calibration_tokens=self.calibration_tokens,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values, equal to those read from a result file."""
+        values = asdict(self) | {"healing": self.healing.to_dict()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

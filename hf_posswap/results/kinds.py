@@ -210,6 +210,21 @@ NEEDLES = Kind(
     + _NOTE,
     measures="retrieval of needles",
 )
+SEARCH = Kind(
+    name="search",
+    file="search",
+    family="search",
+    columns=_MODEL
+    + _keys("protocol", holds=str)
+    + (Column("round", identifies=True, nullable=True),)
+    + _keys("length")
+    + _details("healing_tokens")
+    + _measured("loss")
+    + _details("perplexity", "loss_low", "loss_high", "tokens", "windows")
+    + _NOTE,
+    measures="a search for the best scheme",
+    of_weights=False,
+)
 BENCH = Kind(
     name="bench",
     file="bench",
@@ -240,7 +255,8 @@ BIASES = Kind(
 )
 
 KINDS = {
-    kind.name: kind for kind in (COMPARISON, LENGTHS, POSITIONS, PASSKEY, RULER, RETRIEVAL, NEEDLES, BENCH, BIASES)
+    kind.name: kind
+    for kind in (COMPARISON, LENGTHS, SEARCH, POSITIONS, PASSKEY, RULER, RETRIEVAL, NEEDLES, BENCH, BIASES)
 }
 """Kinds by name. A gap is a row without a measured value, and with a note that gives the reason."""
 FAMILIES = tuple(dict.fromkeys((LENGTHS.family, AGREEMENT, *(kind.family for kind in KINDS.values()))))

@@ -9,6 +9,8 @@ from hf_posswap.experiments.settings import ComparisonSettings
 
 Make = Callable[..., ComparisonSettings]
 """Makes settings, with some of them changed."""
+STEP = 2 * 16
+"""Tokens of a step of healing in the tests of searches."""
 
 
 def numbers(result: dict[str, Any]) -> list[object]:

@@ -12,7 +12,7 @@ from hf_posswap.experiments import comparison
 from hf_posswap.experiments.cells import Outcome
 from hf_posswap.experiments.comparison import run
 from hf_posswap.experiments.preparation import prepare
-from hf_posswap.experiments.record import Record, remove_comparison
+from hf_posswap.experiments.record import Record, remove_record
 from hf_posswap.experiments.settings import ComparisonSettings, recipe
 from hf_posswap.results.files import OutputError
 from hf_posswap.results.writing import write_result
@@ -191,5 +191,5 @@ def test_a_comparison_is_written_once_for_each_cell(
 def test_the_files_of_a_comparison_are_removed_and_others_stay(tmp_path: Path) -> None:
     for name in ("compare.json", "compare.csv", "compare.png", "notes.txt"):
         (tmp_path / name).write_text("")
-    remove_comparison(tmp_path)
+    remove_record(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
