@@ -17,7 +17,7 @@ def print_result(result: Mapping[str, Any]) -> None:
         f"{budget['tokens']:,} healing tokens used)"
     )
     numeric = ("healed on", f"loss at {length}", f"lost at {train_length}")
-    columns = ("", "scheme", "healed on", f"loss at {length}", "95% interval", f"lost at {train_length}", "")
+    columns = ("", "scheme", "healed on", f"loss at {length}", "95% interval", f"lost at {train_length}", "outcome")
     print_table(heading, columns, map(_row, result["ranking"]), numeric)
     typer.echo(result["objective"])
     for entry in result["ranking"]:

@@ -12,7 +12,7 @@ from transformers import AutoModel
 from hf_posswap.architectures import architecture_of
 from hf_posswap.errors import PosSwapError
 from hf_posswap.experiments.preparation import Refusal
-from hf_posswap.schemes import ModelFacts, SchemeConfig, check_supported, parse_scheme, scheme_text, schemes
+from hf_posswap.schemes import ModelFacts, Scheme, SchemeConfig, check_supported, parse_scheme, scheme_text, schemes
 from hf_posswap.swapped.plan import core_of
 
 if TYPE_CHECKING:
@@ -66,14 +66,18 @@ def unsuited(names: Sequence[str], facts: ModelFacts, length: int) -> list[Refus
         try:
             resolved = config.resolve(facts)
             check_supported(resolved, facts)
-            with torch.device("meta"):
-                limit = resolved.scheme_type()(resolved, facts).longest_position()
+            limit = _without_weights(resolved, facts).longest_position()
         except PosSwapError as error:
             found.append(Refusal(name, str(error)))
             continue
         if limit is not None and limit < length:
             found.append(Refusal(name, f"it reads at most {limit} tokens, and the target length is {length}"))
     return found
+
+
+def _without_weights(config: SchemeConfig, facts: ModelFacts) -> Scheme:
+    with torch.device("meta"):
+        return config.scheme_type()(config, facts)
 
 
 def mixing_refusal(facts: ModelFacts, rows: int | None, length: int) -> str | None:
@@ -94,10 +98,11 @@ def mixing_refusal(facts: ModelFacts, rows: int | None, length: int) -> str | No
     return None
 
 
-def mixable(name: str) -> bool:
-    """Return whether a scheme can act in some of the layers: it acts in layers, and names none itself."""
-    config = parse_scheme(name)
-    return len(config.parts) == 1 and config.layers is None and config.scheme_type().acts_in_layers
+def mixable(name: str, facts: ModelFacts) -> bool:
+    """Return whether a scheme can be mixed with the native mechanism: it is another one, and acts in all layers."""
+    config = parse_scheme(name).resolve(facts)
+    whole = len(config.parts) == 1 and config.layers is None and config.scheme_type().acts_in_layers
+    return whole and not _without_weights(config, facts).is_native()
 
 
 def numbers_kept(layers: int) -> list[int]:

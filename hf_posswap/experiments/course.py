@@ -87,7 +87,8 @@ class Course:
         """Return the scheme of the mixes: the best of round 0 that can act in some of the layers; None: no mixes."""
         if self.search.mixing_refusal is not None:
             return None
-        return next(iter(best(self.scores(0, [name for name in self.search.candidates if mixable(name)]), 1)), None)
+        names = [name for name in self.search.candidates if mixable(name, self.search.facts)]
+        return next(iter(best(self.scores(0, names), 1)), None)
 
     def layer_cells(self, base: str) -> list[Cell]:
         """Return the cells that measure what swapping each layer alone costs."""

@@ -173,8 +173,8 @@ def _require_one_process() -> None:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1:
         raise EvaluationError(
-            f"a comparison runs in one process, and {started} were started. Start it without accelerate launch; "
-            "hf-posswap finetune heals on several."
+            f"a comparison or a search runs in one process, and {started} were started. Start it without accelerate "
+            "launch; hf-posswap finetune heals on several."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hf_posswap.experiments.cells import Cell
 from hf_posswap.experiments.course import Course
 from hf_posswap.experiments.recipe import recipe_of, way_on
-from hf_posswap.experiments.record import WAY_OUT, Record, remove_record
+from hf_posswap.experiments.record import Record, remove_record
 from hf_posswap.experiments.search_preparation import ONE_LAYER, PreparedSearch, stage_of_round
 from hf_posswap.results.files import OutputError
 from hf_posswap.results.kinds import SEARCH, STOCK, Kind
@@ -210,7 +210,7 @@ class Models:
         if not path.is_dir():
             raise OutputError(
                 f"the model of {scheme!r} after round {number} is not in {str(path)!r} any more, so the search cannot "
-                f"go on from there. {WAY_OUT}"
+                "go on from there. Give another --output-dir, or --overwrite to start anew."
             )
         return path
 
@@ -222,9 +222,13 @@ class Models:
                 shutil.rmtree(path)
 
     def finish(self, scheme: str, number: int) -> None:
-        """Move the winner's model to its own folder, and remove the others."""
-        path = self.path(scheme, number)
-        if path.is_dir():
+        """Move the winner's model to its own folder, and remove the others.
+
+        Raises:
+            OutputError: it is in neither folder.
+        """
+        if self.path(scheme, number).is_dir() or not self.winner.is_dir():
+            path = self.known(scheme, number)
             shutil.rmtree(self.winner, ignore_errors=True)
             path.replace(self.winner)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from hf_posswap.training.options import HEALING, RECIPE, RUN, TEXTS, HealingErro
 
 CALIBRATION_TOKENS = 8192
 EVALUATION_TOKENS = 16384
-"""Tokens that `finetune` reads at each length to measure a stage."""
+"""Tokens that `finetune` and `search` read at each length to measure a model."""
 GROWING = ("schemes", "seeds", "control")
 """Settings that a later run in the same folder may extend; the later run keeps the cells that are already measured."""
 LEARNING, MEASURING, CANDIDATES = "What else to measure", "Measuring", "What to try"
@@ -155,7 +155,10 @@ class SearchSettings:
         CALIBRATION_TOKENS, "Number of tokens to calibrate on.", minimum=2, metavar="N", group=HEALING
     )
     eval_tokens: int = option(
-        8192, "Approximate number of tokens to read at each length to measure a candidate.", minimum=1, group=MEASURING
+        EVALUATION_TOKENS,
+        "Approximate number of tokens to read at each length to measure a candidate.",
+        minimum=1,
+        group=MEASURING,
     )
     seed: int = option(0, "Seed of all random numbers.", minimum=0, group=RUN)
     device: str | None = option(

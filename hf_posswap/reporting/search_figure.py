@@ -44,6 +44,7 @@ def search_figures(group: Group) -> list[Figure]:
         *common_axis([_panel(group, rows, length, winner) for length in lengths]),
         *_enlarged(group, rows, winner),
     ]
+    enlarged = "; the last rounds are enlarged without them" if len(panels) > len(lengths) else ""
     marked = f" The wide pale line is the winner, {winner}." if winner else ""
     objective = group.files[0].facts.get("objective") or ""
     return [
@@ -56,7 +57,7 @@ def search_figures(group: Group) -> list[Figure]:
             caption=(
                 f"{quantity.subject} of the candidates after each round, at the target length and at the train "
                 "length, over the healing tokens of each candidate so far. × marks where a candidate was dropped."
-                f"{marked} Bands are 95% bootstrap intervals over windows; the last rounds are enlarged without them. "
+                f"{marked} Bands are 95% bootstrap intervals over windows{enlarged}. "
                 f"{objective}"
             ).strip(),
             table=_table(rows, lengths, quantity),

@@ -117,5 +117,5 @@ def test_too_little_text_to_learn_from_says_how_much_there_is(healed: Make, tmp_
 
 def test_several_processes_are_refused(changed: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(PosSwapError, match="a comparison runs in one process, and 2 were started"):
+    with pytest.raises(PosSwapError, match="a comparison or a search runs in one process, and 2 were started"):
         prepare(changed())

@@ -139,6 +139,9 @@ def test_a_search_that_is_interrupted_everywhere_comes_to_the_same_result(search
     assert numbers(run_search(prepare_search(given), recorder, tmp_path)) == numbers(whole)
     assert recorder.outcomes == [], "a search that is complete measures nothing again"
     assert (tmp_path / "winner").is_dir()
+    shutil.rmtree(tmp_path / "winner")
+    with pytest.raises(OutputError, match="is not in .* any more"):
+        run_search(prepare_search(given), folder=tmp_path)
 
 
 def test_the_recipe_makes_the_winner_anew(searched: Any, tmp_path: Path) -> None:
@@ -252,6 +255,12 @@ def test_a_free_form_has_parameters_that_calibration_can_fit_or_a_reason(tiny_ll
     model = load_model(tiny_llama)
     stages.swap(model, parse_scheme(candidates.default_candidates(facts)[0]))
     assert calibration_refusal(model) is None
+
+
+def test_what_the_model_has_already_is_not_mixed_with_itself(tiny_llama: str) -> None:
+    facts, _ = candidates.model_facts(load_config(tiny_llama))
+    names = ("rope", "rope:yarn:factor=4", "alibi", "sinusoidal", "alibi:layers=0", "none:layers=1,alibi")
+    assert [name for name in names if candidates.mixable(name, facts)] == ["rope:yarn:factor=4", "alibi"]
 
 
 def test_a_model_whose_positions_end_has_no_mixes(search: Make) -> None:

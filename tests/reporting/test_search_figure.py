@@ -77,6 +77,9 @@ def test_a_search_that_is_not_complete_has_no_winner() -> None:
     assert isinstance(panel, LinePanel)
     assert "the winner" not in [series.label for series in panel.series]
     assert "winner" not in figure.caption
+    (short,) = search_figures(as_group(result_file(searched(SCHEMES[:2]))))
+    assert len(short.panels) == 2
+    assert "enlarged" not in short.caption
 
 
 def test_it_is_an_image_and_part_of_a_report(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hf_posswap.results.kinds import KINDS
 from hf_posswap.results.reading import read_result
 
 FOLDER = Path(__file__).parent / "first_edition"
-LATER = {"ruler", "needle-retrieval"}
+LATER = {"search", "ruler", "needle-retrieval"}
 """Kinds that the first edition did not write."""
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "gpt2-t5"
 
