@@ -212,6 +212,11 @@ class Scheme(nn.Module):
         return prepared
 
     @classmethod
+    def fits_encoder(cls, config: SchemeConfig) -> bool:
+        """Return whether an encoder can use the scheme with these options; `supports_encoder` unless overridden."""
+        return cls.supports_encoder
+
+    @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
         """Return why this model cannot use the scheme with these options, or None if it can."""
         return None

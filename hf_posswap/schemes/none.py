@@ -71,8 +71,19 @@ class NoPositions(Scheme):
     )
 
     @classmethod
+    def fits_encoder(cls, config: SchemeConfig) -> bool:
+        """See `Scheme.fits_encoder`: true if the encoder keeps its own mechanism, for a window or for log_n."""
+        return config.keep_native
+
+    @classmethod
     def refusal(cls, config: SchemeConfig, facts: ModelFacts) -> str | None:
-        """Refuse `layers` in a model with a position table, which acts in all layers."""
+        """Refuse `layers` in a model with a position table, which acts in all layers, and recalibrated encoders."""
+        assert isinstance(config, NoneConfig)
+        if not facts.causal and config.recalibration:
+            return (
+                f"recalibration={config.recalibration} counts the tokens before a query, and an encoder reads those "
+                "after it too. log_n=true scales by the length of the text."
+            )
         if config.layers is not None and facts.native_table is not None:
             return (
                 f"its positions enter once, at the embeddings, so they cannot be left out of layers "

@@ -44,7 +44,7 @@ def check_supported(config: SchemeConfig, facts: ModelFacts) -> None:
 def _check_part(config: SchemeConfig, facts: ModelFacts, composed: bool) -> None:
     scheme = config.scheme_type()
     place = f"scheme {config.name!r} cannot enter {facts.architecture!r} ({facts.mode})"
-    if not facts.causal and not scheme.supports_encoder:
+    if not facts.causal and not scheme.fits_encoder(config):
         raise UnsupportedError(f"{place}: {scheme.encoder_refusal}")
     _check_layers(config, scheme, facts)
     # In a composition, other schemes act in the other layers. So the check is the one for a scheme in all layers.

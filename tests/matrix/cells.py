@@ -226,9 +226,10 @@ def _kind(cell: Cell) -> tuple[object, ...]:
     return scheme.acts_in_layers, scheme.name == scheme.facts.native, hooks
 
 
-def traced_layers(architecture: str) -> int:
-    """How many layers a model has that is compiled."""
-    return TRACED_LAYERS.get(architecture, 1)
+def traced_layers(architecture: str, config: SchemeConfig | None = None) -> int:
+    """How many layers a model has that is compiled: those at least that its scheme names."""
+    named = [layer for part in (config.parts if config else ()) for layer in part.layers or ()]
+    return max([TRACED_LAYERS.get(architecture, 1), *(layer + 1 for layer in named)])
 
 
 def small_config(architecture: str, causal: bool, layers: int = LAYERS, **extra: Any) -> Any:

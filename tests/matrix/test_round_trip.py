@@ -122,7 +122,7 @@ LENGTHS_COMPILED = (16, 24, 11, 29, 20)
 
 @pytest.mark.parametrize("cell", representative_cells(), ids=str)
 def test_compiled_as_one_graph_for_all_lengths(cell: Cell) -> None:
-    model = cell.swapped(layers=traced_layers(cell.architecture))
+    model = cell.swapped(layers=traced_layers(cell.architecture, cell.config))
     # Asked for one graph for any length, torch traces once. By itself it makes a first graph for one length alone, and
     # then one for any, which takes twice the time: one scheme of each kind is traced so, in one family.
     dynamic = None if cell.architecture == "gpt2" else True

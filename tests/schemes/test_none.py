@@ -51,6 +51,12 @@ def test_an_encoder_is_refused_as_a_bag_of_words():
         check_supported(NoneConfig(), model_facts(causal=False))
 
 
+def test_an_encoder_that_keeps_its_positions_is_no_bag_of_words():
+    check_supported(NoneConfig(keep_native=True, log_n=True), model_facts(causal=False))
+    with pytest.raises(UnsupportedError, match="recalibration=0.5 counts the tokens before a query"):
+        check_supported(NoneConfig(keep_native=True, recalibration=0.5), model_facts(causal=False))
+
+
 def test_what_would_change_nothing_is_refused():
     with pytest.raises(SchemeConfigError, match="changes nothing"):
         NoneConfig(keep_native=True)

@@ -12,7 +12,7 @@ from hf_posswap.errors import BackendError, PosSwapError, SchemeConfigError, Uns
 from hf_posswap.ramp import RampError, set_ramp
 from hf_posswap.swapped.capabilities import CORE
 from tests.matrix import test_round_trip as on_disk
-from tests.matrix.cells import Cell, random_tokens, randomise, small_model
+from tests.matrix.cells import TRAIN_LENGTH, Cell, random_tokens, randomise, small_model
 from tests.swapped.invariants import check_decoding, check_invariants
 
 WINDOW, LENGTH = 5, 24
@@ -62,6 +62,14 @@ def test_a_window_equals_a_4d_mask_of_it(architecture: str, causal: bool, scheme
         found, everything = models[1](tokens).logits, models[0](tokens).logits
     torch.testing.assert_close(found, expected, **CLOSE)
     assert not torch.allclose(everything, expected, atol=1e-2)
+
+
+def test_an_encoder_gets_a_window_beside_its_own_positions() -> None:
+    model, tokens = small_model("bert", False), random_tokens(2, TRAIN_LENGTH)
+    with torch.no_grad():
+        expected = model(tokens, attention_mask=window_mask(TRAIN_LENGTH, False).expand(2, -1, -1, -1)).logits
+        found = hf_posswap.swap(model, f"none:keep_native=true:window={WINDOW}")(tokens).logits
+    torch.testing.assert_close(found, expected, **CLOSE)
 
 
 @pytest.mark.slow
