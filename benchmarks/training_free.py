@@ -3,6 +3,7 @@
 The model may have been healed to scheme rope, which `hf-posswap compare` does not take; each scheme then replaces rope
 with the healed weights unchanged. Every result is added to a CSV file at once, and those already in it are not computed
 again. Prints a Markdown table at the end: the loss in nats a token, and the time as a ratio to rope at that length.
+A scheme that cannot run before calibration, such as rope:frequencies=chosen, is calibrated first.
 """
 
 import argparse
@@ -13,11 +14,12 @@ from pathlib import Path
 import torch
 
 import hf_posswap
+from hf_posswap.calibration import calibrate
 from hf_posswap.evaluation.perplexity import measure_length, plan_texts
 from hf_posswap.evaluation.reading import Reader
 from hf_posswap.evaluation.texts import as_texts
 from hf_posswap.sources import load_model, load_tokenizer
-from hf_posswap.swapped.questions import is_swapped
+from hf_posswap.swapped.questions import is_swapped, unfitted_reason
 from hf_posswap.texts.sources import resolve_texts
 
 REFERENCE = "rope"
@@ -25,6 +27,8 @@ SCHEMES = (
     REFERENCE, "rope:linear", "rope:ntk", "rope:dynamic", "rope:yarn", "self_extend", "rerope", "rerope:leak=16",
     "dual_chunk",
 )  # fmt: skip
+WINDOW = 512
+"""Length of the texts to calibrate on."""
 COLUMNS = ("model", "text", "tokens", "scheme", "length", "targets", "loss", "seconds")
 
 
@@ -67,6 +71,8 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 512, 1024, 2048, 4096])
     parser.add_argument("--tokens", type=int, default=8192, help="tokens to read at the longest length")
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
+    parser.add_argument("--calibration-text", default="demo:book/train", help="text to calibrate on, from its start")
+    parser.add_argument("--calibration-tokens", type=int, default=4096)
     parser.add_argument("--output", type=Path, default=Path("outputs/training-free.csv"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -82,6 +88,10 @@ def main() -> None:
         if not missing:
             continue
         hf_posswap.swap(model, scheme, replace=is_swapped(model))
+        if unfitted_reason(model) is not None:
+            source = resolve_texts(arguments.calibration_text)[0]
+            tokens = torch.tensor(tokenizer(source.read()).input_ids[: arguments.calibration_tokens])
+            calibrate(model, tokens.view(-1, WINDOW).split(1), measure=False)
         with Reader(model) as reader:
             for length in missing:
                 started = time.process_time()
