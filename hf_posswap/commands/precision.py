@@ -57,8 +57,10 @@ def precision_of_experiment(given: str | None, device: str | None, earlier: Path
         given: the value of --precision, if it was given.
         device: the value of --device, if it was given.
         earlier: JSON file of the experiment to resume; None: there is none.
-    """
-    import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return decide_precision(given, device, begun_precision(earlier, ("settings", "healing")))
+    Raises:
+        EvaluationError: the device cannot be used.
+    """
+    from hf_posswap.evaluation.preparation import chosen_device
+
+    return decide_precision(given, chosen_device(device).type, begun_precision(earlier, ("settings", "healing")))

@@ -119,7 +119,7 @@ def prepare_search(settings: SearchSettings) -> PreparedSearch:
         raise EvaluationError(
             f"{settings.model!r} embeds texts and has no masked-token head, so it has no loss at a length that the "
             "stock model cannot read. Give a model with such a head, or measure each scheme by retrieval: hf-posswap "
-            "evaluate MODEL --measure retrieval."
+            "evaluate MODEL --pos-scheme SCHEME --measure retrieval."
         )
     names = settings.schemes or tuple(default_candidates(facts))
     refusals = unsuited(names, facts, settings.length)

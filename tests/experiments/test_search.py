@@ -324,7 +324,7 @@ def test_masked_language_models_are_searched_by_their_masked_loss(tmp_path: Path
 
 
 def test_an_encoder_without_a_head_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(PosSwapError, match="no masked-token head.*--measure retrieval"):
+    with pytest.raises(PosSwapError, match="no masked-token head.*evaluate MODEL --pos-scheme SCHEME --measure"):
         prepare_search(of_proteins(tmp_path, head=False))
 
 

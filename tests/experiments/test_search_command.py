@@ -79,6 +79,17 @@ def test_other_settings_are_refused_and_overwrite_starts_anew(
     assert not (finished / "winner").exists()
 
 
+@pytest.mark.parametrize("command", [["compare", "--schemes", "alibi", "--heal-tokens", "64"], ["search"]])
+def test_a_device_that_there_is_not_is_refused_before_precision_is_chosen(command: list[str], books: Any) -> None:
+    texts = ["--text", books["test"], "--train-file", books["train"]]
+    model = ["demo:gpt2", "--length", "512", "--tokens", "64"]
+    if command[0] == "compare":
+        model = ["--model", "demo:gpt2", "--lengths", "64"]
+    refused = CliRunner().invoke(app, [*command, *model, *texts, "--device", "tpu"])
+    assert refused.exit_code == 2, refused.exception
+    assert "device 'tpu' cannot be used" in refused.stderr
+
+
 def test_what_cannot_be_searched_is_refused_in_a_line(search: Any, tmp_path: Path) -> None:
     for values, message in (
         ({"schemes": ("alibbi",)}, "Did you mean 'alibi'?"),
