@@ -33,6 +33,8 @@ ALIBI, T5 = "alibi:trainable=true:per_layer=true", "t5:per_layer=true"
 """ALiBi and T5 in the forms that calibration can fit in every layer."""
 EXTENSIONS = ("interpolate", "hierarchical")
 """The ways to make a position table longer that leave no two positions alike."""
+TILED = "learned:tile:length=4096"
+"""A position table repeated, which leaves texts that the stock model reads as they are."""
 BOTH_WAYS = "alibi:form=two-slope:trainable=true:per_layer=true"
 """ALiBi for an encoder, which has to tell left from right."""
 
@@ -226,6 +228,8 @@ def encoder_steps(study: str, layers: int, tokens: dict[str, int]) -> list[Step]
     names = {scheme: scheme.partition(":")[0] for scheme in tokens}
     return [
         Step(study, f"{study}-retrieval/stock", RETRIEVAL, f"evaluate {model} {retrieval}"),
+        # Untrained, and as good as stock on short texts: what healing has to beat.
+        Step(study, f"{study}-retrieval/tile", RETRIEVAL, f"evaluate {model} --pos-scheme {TILED} {retrieval}"),
         *(
             Step(
                 study,

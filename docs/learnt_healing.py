@@ -91,7 +91,7 @@ def retrieval(folder: Path) -> str:
     """Return nDCG@10 of the encoders among long documents, by how many tokens of each they read."""
     rows: list[tuple[str, ...]] = []
     lengths: list[int] = []
-    for name, scheme in ({"stock": "stock"} | ENCODERS).items():
+    for name, scheme in ({"stock": "stock", "tile": "learned:tile:length=4096"} | ENCODERS).items():
         path = folder / name / "retrieval.json"
         if not path.is_file():
             continue

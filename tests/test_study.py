@@ -73,7 +73,7 @@ def test_a_stopped_study_goes_on_and_a_finished_one_runs_nothing(study: ModuleTy
     steps = study.bert_steps()
     stopped = Runner(steps, tmp_path, fails_at="bert/rope")
     assert study.run_study(steps, tmp_path, stopped) == 2
-    assert stopped.commands == ["evaluate", "finetune"]
+    assert stopped.commands == ["evaluate", "evaluate", "finetune"]
     going_on = Runner(steps, tmp_path)
     assert study.run_study(steps, tmp_path, going_on) == 0
     assert going_on.commands == ["finetune", "finetune", "evaluate", "evaluate", "report"]
@@ -98,7 +98,7 @@ def test_a_step_for_a_gpu_is_left_out_without_one(
 def test_result_files_are_copied_and_models_and_tables_are_not(study: ModuleType, tmp_path: Path) -> None:
     root, target = tmp_path / "study", tmp_path / "results"
     steps = study.bert_steps()
-    study.run_study(steps[:2], root, Runner(steps, root))
+    study.run_study([steps[0], steps[2]], root, Runner(steps, root))
     (root / "bert/rope/model.safetensors").write_bytes(b"weights")
     (root / "bert-retrieval/stock/retrieval.csv").write_text("model")
     assert study.main(["--output-dir", str(root), "--copy-to", str(target)]) == 0
