@@ -33,6 +33,9 @@ ALIBI, T5 = "alibi:trainable=true:per_layer=true", "t5:per_layer=true"
 """ALiBi and T5 in the forms that calibration can fit in every layer."""
 EXTENSIONS = ("interpolate", "hierarchical")
 """The ways to make a position table longer that leave no two positions alike."""
+NOPE_LAYERS = "none:layers=3+7+11+15+19+23+27:log_n=true"
+HYBRIDS = f"rope,none,[{NOPE_LAYERS},rope:window=512],[{NOPE_LAYERS},rope],rope:window=512"
+"""What SWAN and RNoPE mix, whole and in parts: every fourth layer without positions, the others within a window."""
 TILED = "learned:tile:length=4096"
 """A position table repeated, which leaves texts that the stock model reads as they are."""
 BOTH_WAYS = "alibi:form=two-slope:trainable=true:per_layer=true"
@@ -90,8 +93,6 @@ def one_seed() -> list[str]:
 
 def gpt2_steps() -> list[Step]:
     """Return the steps of demo:gpt2: every scheme at every stage, to 16 times the train length, rates and seeds."""
-    # What starts near the stock model heals best at the lower rate, what starts far from it at the higher one.
-    rates = {"": "3e-4", "-higher-rate": "1e-3"}
     positions = "--text demo:books --tokens 16384 --lengths 256,1024,4096"
     # compare keeps numbers, not models; some of a healed model's numbers need the model.
     recipe = (
@@ -100,17 +101,22 @@ def gpt2_steps() -> list[Step]:
     )
     models = {"alibi": ALIBI, "t5": T5, "t5-from-zeros": f"{T5} --no-calibrate"}
     return [
+        # What starts near the stock model heals best at the lower rate, what starts far from it at the higher one. The
+        # schemes of one seed all start near.
         *(
             Step(
                 "gpt2",
-                f"{folder}{suffix}",
+                folder,
                 COMPARE,
                 f"compare --model demo:gpt2 --schemes {','.join(schemes)} --text demo:books "
                 "--lengths 128,256,512,1024,2048,4096 --tokens 8192 --calibrate --heal-tokens 224000 "
-                f"--supervise logits --learning-rate {rate} --control --train-file demo:books/train --seeds {seeds}",
+                f"--supervise logits --learning-rate {rate} {seeds} --train-file demo:books/train",
             )
-            for folder, schemes, seeds in (("gpt2", THREE_SEEDS, 3), ("gpt2-one-seed", one_seed(), 1))
-            for suffix, rate in rates.items()
+            for folder, schemes, rate, seeds in (
+                ("gpt2", THREE_SEEDS, "3e-4", "--seeds 3 --control"),
+                ("gpt2-higher-rate", THREE_SEEDS, "1e-3", "--seeds 3 --control"),
+                ("gpt2-one-seed", one_seed(), "3e-4", "--seeds 1"),
+            )
         ),
         *(
             Step(
@@ -172,6 +178,12 @@ def llama_steps() -> list[Step]:
             "llama-long",
             COMPARE,
             f"compare --model demo:llama --schemes {schemes} {texts} --lengths 512,2048,8192 --tokens 8192",
+        ),
+        Step(
+            "llama",
+            "llama-hybrid",
+            COMPARE,
+            f"compare --model demo:llama --schemes {HYBRIDS} --text demo:book/test --lengths 512,2048 --tokens 2048",
         ),
         Step(
             "llama",

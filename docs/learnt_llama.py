@@ -22,11 +22,11 @@ PASSKEYS = {
 """What is in the folders of llama-passkey."""
 
 
-def swaps(folder: Path) -> str:
-    """Return nats above stock at the same length, swapped and calibrated."""
+def swaps(folder: Path, stages: tuple[str, ...] = SWAPPED_STAGES[:2]) -> str:
+    """Return nats above stock at the same length, by default swapped and calibrated."""
     result = Comparison(folder / "compare.json", base=LENGTHS[0])
-    rows = [(f"`{scheme}`", *_above(result, scheme, SWAPPED_STAGES[:2])) for scheme in result.schemes]
-    return markdown(Table(("scheme", *SWAPPED_STAGES[:2]), tuple(rows)))
+    rows = [(f"`{scheme}`", *_above(result, scheme, stages)) for scheme in result.schemes]
+    return markdown(Table(("scheme", *stages), tuple(rows)))
 
 
 def healed(folder: Path) -> str:
