@@ -15,7 +15,7 @@ from hf_posswap.schemes.rope_config import RopeConfig
 from hf_posswap.schemes.rope_layers import ChosenPairsLayer
 from hf_posswap.swapped.plan import core_of
 from hf_posswap.training.adapters import add_lora, load_adapter
-from tests.matrix.cells import TRACED_LAYERS, random_tokens, randomise, small_model
+from tests.matrix.cells import random_tokens, randomise, small_model, traced_layers
 from tests.oracles.rope import chosen_pairs
 from tests.reference import (
     CALLS,
@@ -167,7 +167,7 @@ def test_all_pairs_chosen_is_the_models_own_rotation() -> None:
 
 
 def test_without_a_choice_a_forward_is_refused_and_all_else_works(tmp_path: Path) -> None:
-    model = hf_posswap.swap(small_model("llama", True, layers=TRACED_LAYERS), CHOSEN)
+    model = hf_posswap.swap(small_model("llama", True, layers=traced_layers("llama")), CHOSEN)
     text = random_tokens(2, 24)
     with pytest.raises(UnsupportedError, match=UNCALIBRATED):
         model(text)
@@ -225,7 +225,7 @@ def test_an_adapter_carries_the_choice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", [f"{CHOSEN}:kept=0.25", SUMS])
 def test_compiled_as_one_graph(scheme: str) -> None:
-    model = hf_posswap.swap(small_model("llama", True, layers=TRACED_LAYERS), scheme)
+    model = hf_posswap.swap(small_model("llama", True, layers=traced_layers("llama")), scheme)
     text = random_tokens(2, 24)
     if scheme == SUMS:
         randomise(model)
