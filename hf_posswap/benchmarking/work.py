@@ -90,21 +90,21 @@ def _training(model: Any, length: int, settings: BenchmarkSettings, mask: MakeMa
 
 
 def _decode(model: Any, length: int, settings: BenchmarkSettings, mask: MakeMask | None) -> Work:
-    config = model.config
-    facts = architecture_of(config).facts(core_of(model))
-    shape = (settings.batch, facts.num_key_value_heads, length, facts.head_dim)
-    generator = torch.Generator().manual_seed(settings.seed)
-    cache = DynamicCache(config=config)
-    kept = []
-    for layer in range(config.num_hidden_layers):
-        pair = [torch.randn(shape, generator=generator).to(model.device, model.dtype) for _ in range(2)]
-        cache.update(*pair, layer)
-        kept.append((cache.layers[layer].keys, cache.layers[layer].values))
     token = _tokens(model, 1, settings)
-    ready = None if mask is None else mask(1, length + 1)
     with torch.no_grad():
-        name = cache_keyword(model(token, use_cache=True))
+        first = model(token, use_cache=True)
+    name = cache_keyword(first)
     assert name is not None
+    generator = torch.Generator().manual_seed(settings.seed)
+    cache = DynamicCache(config=model.config)
+    kept = []
+    # The model's own cache says how wide keys and values are: some schemes store numbers of their own beside the keys.
+    for number, layer in enumerate(first[name].layers):
+        shapes = ((*stored.shape[:2], length, stored.shape[3]) for stored in (layer.keys, layer.values))
+        pair = [torch.randn(shape, generator=generator).to(model.device, model.dtype) for shape in shapes]
+        cache.update(*pair, number)
+        kept.append((cache.layers[number].keys, cache.layers[number].values))
+    ready = None if mask is None else mask(1, length + 1)
 
     @torch.no_grad()
     def call() -> None:
@@ -120,6 +120,8 @@ def attention_work(
     mode: str, model: Any, length: int, settings: BenchmarkSettings, mask: MakeMask | None = None
 ) -> Work:
     """Return the work of the first layer's attention alone, without its projections: q, k and v are random.
+
+    So are the hidden states, of which a scheme may compute values for each token.
 
     Args:
         mode: "attention" (the forward pass) or "attention-training" (forward and backward).
@@ -142,10 +144,12 @@ def attention_work(
     trains = mode == "attention-training"
     gradient = torch.randn(q.shape, generator=generator).to(q).transpose(1, 2)
     leaves = [q, k, v]
+    width = model.get_input_embeddings().embedding_dim
+    hidden = torch.randn(settings.batch, length, width, generator=generator).to(model.device, model.dtype)
 
     def call() -> None:
         with torch.set_grad_enabled(trains):
-            context = forward(model, module, leaves, mask)
+            context = forward(model, module, leaves, hidden, mask)
             if trains:
                 context.backward(gradient)
         for tensor in (*leaves, *model.parameters()):
@@ -156,22 +160,24 @@ def attention_work(
     return Work(call, [q, k, v, *([gradient] if trains else [])])
 
 
-def _stock_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: MakeMask | None) -> Tensor:
+def _stock_attention(model: Any, module: Any, qkv: Sequence[Tensor], _: Tensor, mask: MakeMask | None) -> Tensor:
     ready = None if mask is None else mask(qkv[0].shape[2], qkv[1].shape[2])
     function = stock_function(module, model.config._attn_implementation, architecture_of(model.config))
     output: Tensor = function(module, *qkv, ready, scaling=module.scaling, dropout=0.0)[0]
     return output
 
 
-def _swapped_attention(model: Any, module: Any, qkv: Sequence[Tensor], mask: MakeMask | None) -> Tensor:
+def _swapped_attention(model: Any, module: Any, qkv: Sequence[Tensor], hidden: Tensor, mask: MakeMask | None) -> Tensor:
     length = qkv[0].shape[2]
     steps = torch.arange(length, device=model.device).unsqueeze(0)
     positions = Positions(steps, steps, 0, architecture_of(model.config).is_causal(model.config))
     backend = model.config._attn_implementation
     scheme = core_of(model).pos_scheme.part(module.pos_part)
-    context = ForwardContext(positions, scheme.prepare(positions), backend=backend)
+    context = ForwardContext(positions, scheme.prepare(positions), backend=backend, scheme=scheme)
     given = {"scaling": module.scaling, "dropout": 0.0}
     if not module.pos_scheme.enters_attention:
-        return _stock_attention(model, module, qkv, mask)
+        return _stock_attention(model, module, qkv, hidden, mask)
     q, k, v = qkv
-    return LayerCall(module, module.pos_scheme, context).attend(q, k, v, None, (), given)[0]
+    call = LayerCall(module, module.pos_scheme, context)
+    call.hidden_states = hidden
+    return call.attend(q, k, v, None, (), given)[0]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from hf_posswap import capabilities
 from hf_posswap.benchmarking import runner
 from hf_posswap.benchmarking.dense import dense_mask, dense_model
 from hf_posswap.benchmarking.files import read_rows, write_bench
@@ -74,6 +75,14 @@ def test_decoding_leaves_the_cache_as_long_as_it_was() -> None:
     assert work.resident_bytes() == held
     keys_and_values = 2 * 4 * 3 * 24 * 64
     assert held > keys_and_values
+
+
+@pytest.mark.parametrize("mode", ["decode", "attention"])
+def test_every_scheme_is_measured(mode: str) -> None:
+    names = tuple(cell.scheme for cell in capabilities() if cell.architecture == "llama" and cell.supported)
+    rows = run(settings(schemes=names, modes=(mode,)))
+    assert {row["scheme"]: row["note"] for row in rows if row["time_ratio"] is None} == {}
+    assert len(rows) == len(names)
 
 
 def test_training_reaches_the_table_and_leaves_no_gradients() -> None:
