@@ -22,11 +22,15 @@ from hf_posswap.results.points import Point
 
 LEVEL = Axis("nats a token above stock at its train length", "log")
 CONTROL, GENTLE_CONTROL = CONTROLS[1e-3], CONTROLS[3e-4]
+DRAWN = 8
+"""How many of the schemes that heal best are drawn; more lines cannot be told apart."""
+KNOWN = ("alibi", "rope", "none", "sinusoidal")
+"""Schemes that are drawn whatever they come to: those of the literature's figures."""
 
 
 def stages_figure(evidence: Evidence, far: int) -> Figure:
     """Return the main figure: stage by stage at the train length and at `far`, and the healed models by length."""
-    short, study = evidence.base, evidence.studies[0]
+    short, study, schemes = evidence.base, evidence.studies[0], drawn(evidence, far)
     controls = {f"control, {rate_text(rate)}": evidence.control(rate) for rate in evidence.rates}
     guides = tuple(Guide("y", value.y, name) for name, value in controls.items() if value is not None)
     places = dict(zip(SWAPPED_STAGES, map(float, range(len(SWAPPED_STAGES))), strict=True))
@@ -35,16 +39,16 @@ def stages_figure(evidence: Evidence, far: int) -> Figure:
             f"Stage by stage, {length} tokens",
             category_axis("", SWAPPED_STAGES),
             LEVEL,
-            _lines(evidence, ((places[stage], stage, length) for stage in SWAPPED_STAGES)),
+            _lines(evidence, schemes, ((places[stage], stage, length) for stage in SWAPPED_STAGES)),
             guides,
         )
         for length in (short, far)
     ]
     lengths = sorted(study.result.settings["lengths"])
     x = numbered_axis("tokens read at once", lengths)
-    healed = _lines(evidence, ((float(length), "healed", length) for length in lengths))
+    healed = _lines(evidence, schemes, ((float(length), "healed", length) for length in lengths))
     train = Guide("x", float(short), f"train length {short}")
-    other = [scheme for scheme in evidence.schemes if evidence.source(scheme).name == "study-small"]
+    other = [scheme for scheme in schemes if evidence.source(scheme).name == "study-small"]
     versions = list(provenance_of(study.group).versions)
     versions += (
         [f"{', '.join(other)} and the controls: docs/results/study-small/gpt2.csv, three seeds"] if other else []
@@ -82,12 +86,19 @@ def tokens_figure(small: SmallStudy, schemes: Sequence[str], short: int, far: in
     return _figure("tokens", "What tokens of healing buy, from two starts", common_axis(panels), provenance)
 
 
-def _lines(evidence: Evidence, places: Iterable[tuple[float, str, int]]) -> tuple[Series, ...]:
+def drawn(evidence: Evidence, far: int) -> list[str]:
+    """Return the schemes of the main figure, those with the least loss at `far` first."""
+    ends = {scheme: evidence.above(scheme, "healed", far) for scheme in evidence.schemes}
+    ranked = sorted((scheme for scheme, end in ends.items() if end is not None), key=lambda scheme: ends[scheme].y)
+    return [*ranked[:DRAWN], *(scheme for scheme in KNOWN if scheme in ranked[DRAWN:])]
+
+
+def _lines(evidence: Evidence, schemes: Iterable[str], places: Iterable[tuple[float, str, int]]) -> tuple[Series, ...]:
     """Return a line for each scheme through places, each an x with a stage and a length."""
     wanted = list(places)
     return tuple(
         series_of(scheme, [(x, evidence.above(scheme, stage, length)) for x, stage, length in wanted])
-        for scheme in evidence.schemes
+        for scheme in schemes
     )
 
 
