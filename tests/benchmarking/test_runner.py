@@ -8,7 +8,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hf_posswap import capabilities
 from hf_posswap.benchmarking import runner
 from hf_posswap.benchmarking.dense import dense_mask, dense_model
 from hf_posswap.benchmarking.files import read_rows, write_bench
@@ -19,6 +18,7 @@ from hf_posswap.benchmarking.work import attention_work, model_work
 from hf_posswap.commands import app
 from hf_posswap.results.files import OutputError
 from hf_posswap.results.kinds import BENCH
+from tests.matrix.cells import one_of_each_kind
 
 SMALL = {"layers": 1, "repeats": 1, "lengths": (24,)}
 COMMAND = ["bench", "smollm2", "--lengths", "24", "--layers", "1", "--repeats", "1"]
@@ -78,8 +78,8 @@ def test_decoding_leaves_the_cache_as_long_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("mode", ["decode", "attention"])
-def test_every_scheme_is_measured(mode: str) -> None:
-    names = tuple(cell.scheme for cell in capabilities() if cell.architecture == "llama" and cell.supported)
+def test_every_kind_of_scheme_is_measured(mode: str) -> None:
+    names = tuple(cell.label for cell in one_of_each_kind() if cell.architecture == "llama")
     rows = run(settings(schemes=names, modes=(mode,)))
     assert {row["scheme"]: row["note"] for row in rows if row["time_ratio"] is None} == {}
     assert len(rows) == len(names)
