@@ -10,7 +10,7 @@ from hf_posswap.commands.console import JsonOption, interruptible, note_document
 from hf_posswap.commands.generated import takes
 from hf_posswap.commands.precision import PRECISION_HELP, precision_of_experiment
 from hf_posswap.experiments.settings import ComparisonSettings, recipe
-from hf_posswap.training.options import HEALING, RECIPE, HealingOptions
+from hf_posswap.training.options import HEALING, OF_EXPERIMENTS, RECIPE, HealingOptions
 
 NAMES = {"tokens": "--heal-tokens", "length": "--heal-length"}
 """Options of healing that have another name in this command."""
@@ -20,7 +20,7 @@ NAMES = {"tokens": "--heal-tokens", "length": "--heal-length"}
 @takes(
     HealingOptions,
     "healing",
-    only=("tokens", "length", "precision", "supervise", "learning_rate", *RECIPE),
+    only=OF_EXPERIMENTS,
     names=NAMES,
     help={"tokens": "Also heal each swapped model on this number of tokens.", "precision": PRECISION_HELP},
     defaults=RECIPE | {"precision": None},

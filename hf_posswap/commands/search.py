@@ -10,14 +10,14 @@ from hf_posswap.commands.generated import takes
 from hf_posswap.commands.precision import PRECISION_HELP, precision_of_experiment
 from hf_posswap.common.options import REQUIRED
 from hf_posswap.experiments.settings import RUN, SearchSettings, recipe
-from hf_posswap.training.options import HEALING, RECIPE, HealingOptions
+from hf_posswap.training.options import HEALING, OF_EXPERIMENTS, RECIPE, HealingOptions
 
 
 @takes(SearchSettings, "given", arguments=("model",))
 @takes(
     HealingOptions,
     "healing",
-    only=("tokens", "length", "precision", "supervise", "learning_rate", *RECIPE),
+    only=OF_EXPERIMENTS,
     names={"length": "--heal-length"},
     help={"tokens": "Number of healing tokens, of all candidates together.", "precision": PRECISION_HELP},
     defaults=RECIPE | {"precision": None, "tokens": REQUIRED},

@@ -6,6 +6,7 @@ half of the candidates stays, and each round costs the same, so that those that 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 OBJECTIVE = (
     "A candidate's score is its loss at the target length plus its excess, that is what it loses at the old length "
@@ -80,6 +81,6 @@ def least_tokens(candidates: int, step_tokens: int) -> int:
     return len(sizes) * max(sizes) * step_tokens
 
 
-def best(keys: Mapping[str, object], count: int) -> list[str]:
+def best(keys: Mapping[str, Any], count: int) -> list[str]:
     """Return the names of the `count` smallest keys, the best first; of equal keys the earlier one comes first."""
-    return sorted(keys, key=lambda name: keys[name])[:count]  # type: ignore[arg-type,return-value]  # numbers or tuples
+    return sorted(keys, key=lambda name: keys[name])[:count]

@@ -169,7 +169,6 @@ class Models:
 
     Args:
         folder: the results folder.
-        candidates: all candidates, whose order numbers the folders.
     """
 
     def __init__(self, folder: Path) -> None:

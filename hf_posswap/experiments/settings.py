@@ -14,6 +14,7 @@ from hf_posswap.training.options import HEALING, RECIPE, RUN, TEXTS, HealingErro
 CALIBRATION_TOKENS = 8192
 EVALUATION_TOKENS = 16384
 """Tokens that `finetune` and `search` read at each length to measure a model."""
+TRAIN_TEXTS_HELP = "A text to calibrate and heal on, or demo:books/train; repeatable."
 GROWING = ("schemes", "seeds", "control")
 """Settings that a later run in the same folder may extend; the later run keeps the cells that are already measured."""
 LEARNING, MEASURING, CANDIDATES = "What else to measure", "Measuring", "What to try"
@@ -60,7 +61,7 @@ class ComparisonSettings(MeasuringSettings):
     control: bool = option(False, "Also heal the stock model, on the same tokens.", group=LEARNING)
     train_texts: tuple[str, ...] = option(
         (),
-        "A text to calibrate and heal on, or demo:books/train; repeatable.",
+        TRAIN_TEXTS_HELP,
         flag="--train-file",
         metavar="FILE",
         repeated=True,
@@ -126,7 +127,7 @@ class SearchSettings:
     texts: tuple[str, ...] = option(REQUIRED, TEXTS_HELP, flag="--text", metavar="FILE", repeated=True, group=WHAT)
     train_texts: tuple[str, ...] = option(
         (),
-        "A text to calibrate and heal on, or demo:books/train; repeatable.",
+        TRAIN_TEXTS_HELP,
         flag="--train-file",
         metavar="FILE",
         repeated=True,

@@ -16,7 +16,9 @@ RECIPE: dict[str, Any] = {
     "batch_size": 16,
     "scheme_learning_rate": 2e-2,
 }
-"""The options that gave small models the lowest loss after healing. They are the defaults of `compare`."""
+"""The options that gave small models the lowest loss after healing. They are the defaults of `compare` and `search`."""
+OF_EXPERIMENTS = ("tokens", "length", "precision", "supervise", "learning_rate", *RECIPE)
+"""The options of healing that `compare` and `search` take."""
 
 
 class HealingError(PosSwapError):

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 import hf_posswap
 from hf_posswap.errors import UnsupportedError
 from hf_posswap.swapped.capabilities import FAMILIES_FILE, Family, families
-from tests.families.checks import SCHEMES, outcome
+from tests.families.checks import LENGTH, SCHEMES, logits, outcome, tokens
 from tests.families.configs import CANNOT, model_types, tiny_model
 
 KNOWN = {(model_type, "causal" if causal else "encoder") for model_type, causal, _ in model_types()}
@@ -53,6 +54,28 @@ def test_a_scheme_with_a_state_gets_the_hidden_states_of_every_family(family: Fa
         refusal = str(error)
     assert "got none as an argument" not in refusal
     assert hf_posswap.is_swapped(model) == (not refusal)
+
+
+@pytest.mark.parametrize("family", [family for family in SUPPORTED if family.mode == "encoder"], ids=name_of)
+def test_an_encoder_gets_a_window_beside_its_own_positions_or_refuses_it(family: Family) -> None:
+    text = tokens()
+    stock, windowed, wide = (tiny_model(family.model_type, False) for _ in range(3))
+    refusal = ""
+    try:
+        hf_posswap.swap(windowed, "none:keep_native=true:window=2")
+    except UnsupportedError as error:
+        refusal = str(error)
+    if refusal:
+        assert "adds a bias of its own" in refusal
+        return
+    expected = logits(stock, text)
+    torch.testing.assert_close(
+        logits(hf_posswap.swap(wide, f"none:keep_native=true:window={LENGTH}"), text), expected, atol=1e-5, rtol=1e-4
+    )
+    other = text.clone()
+    other[:, -1] = 91
+    assert not torch.equal(logits(stock, other)[:, 0], expected[:, 0])
+    assert torch.equal(logits(windowed, other)[:, 0], logits(windowed, text)[:, 0])
 
 
 @pytest.mark.parametrize("family", REFUSED, ids=name_of)
