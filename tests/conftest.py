@@ -1,6 +1,7 @@
 """What all tests share: no network, few threads, and the real models."""
 
 import functools
+import gc
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 reason = f"needs {', '.join(missing)}, of the extra `neighbours`; make test-neighbours has it"
                 item.add_marker(pytest.mark.skip(reason=reason))
     items[:] = shared_out(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def pytest_collection_finish() -> None:
+    """Take torch, transformers and twenty thousand tests out of every later garbage collection: a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def shared_out(items: list[pytest.Item], workers: int) -> list[pytest.Item]:

@@ -36,7 +36,7 @@ from hf_posswap.training.documents import Texts, from_dataset, from_files, requi
 from hf_posswap.training.folders import require_room
 from hf_posswap.training.loop import HealingReport, healing_lengths
 from hf_posswap.training.objectives import objective_for, objectives
-from hf_posswap.training.options import HealingError
+from hf_posswap.training.options import HealingError, refuse_idle_adapters
 from hf_posswap.training.teacher import require_same_shape, require_stock_inside
 from hf_posswap.training.texts import Documents, Windows
 
@@ -210,6 +210,8 @@ class _Run:
             HealingError: the experiment's settings do not fit the model.
         """
         experiment = self.experiment
+        if experiment.lora_rank is not None:
+            refuse_idle_adapters(self.options)
         if self.plan.scheme is None and not is_swapped(model):
             raise HealingError(
                 f"model {experiment.model!r} is stock: name the scheme to swap in with --pos-scheme, or give a swapped "

@@ -255,3 +255,16 @@ class HealingOptions:
     def lengths(self) -> tuple[int, ...]:
         """The lengths of windows, in turn; empty: the default."""
         return () if self.length is None else (self.length,) if isinstance(self.length, int) else self.length
+
+
+def refuse_idle_adapters(options: HealingOptions) -> None:
+    """Refuse options that would train a model's scheme alone, for a model with adapters.
+
+    Raises:
+        HealingError: `train` is `"scheme"`.
+    """
+    if options.train == "scheme":
+        raise HealingError(
+            "train='scheme' would leave the adapters as they are, and these are what LoRA is for. Leave one of the two "
+            "out: adapters train beside the scheme's parameters, with train='all'."
+        )

@@ -28,7 +28,7 @@ from hf_posswap.training.distribution import SHARDED
 from hf_posswap.training.lengths import Lengths
 from hf_posswap.training.objectives import SKIPPED, Inputs, LanguageModelling, Objective
 from hf_posswap.training.optimization import choose_trained, make_optimizer, rate_factor, set_learning_rate
-from hf_posswap.training.options import HealingError, HealingOptions
+from hf_posswap.training.options import HealingError, HealingOptions, refuse_idle_adapters
 from hf_posswap.training.phases import Phase
 from hf_posswap.training.skipping import TIMES_AS_FAR, skipped_positions
 from hf_posswap.training.supervision import Supervision
@@ -327,11 +327,8 @@ def _check(model: Any, options: HealingOptions, supervision: Supervision, length
         raise HealingError(f"ramp={options.ramp} fades a swapped model's old mechanism out; this model is stock.")
     if options.ramp > 0 and is_healed(plain.config):
         raise HealingError(f"{healed_before(plain.config)} A ramp would begin with neither: leave it out.")
-    if options.train == "scheme" and model is not plain:
-        raise HealingError(
-            "train='scheme' would leave the adapters as they are, and these are what LoRA is for. Leave one of the two "
-            "out: adapters train beside the scheme's parameters, with train='all'."
-        )
+    if model is not plain:
+        refuse_idle_adapters(options)
 
 
 def _require_every_gradient(supervision: Supervision, objective: type[Objective]) -> None:

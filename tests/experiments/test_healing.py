@@ -1,6 +1,7 @@
 """`hf-posswap finetune` and the experiment behind it, on real weights, and their refusals."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hf_posswap.training import HealingError, HealingOptions, add_lora, from_fil
 from hf_posswap.training.start import NEAR
 
 SHORT = ["--length", "32", "--batch-size", "2", "--steps", "3", "--checkpoint-every", "0"]
+FEW = ["--calibration-tokens", "1024"]
 
 
 def run(*arguments: str) -> Result:
@@ -32,7 +34,7 @@ def test_one_command_swaps_calibrates_heals_and_measures_beside_a_control(tmp_pa
     steps = tmp_path / "steps" / "all.json"
     result = run(
         *(*what, *SHORT, *measured, "--control", "--output-dir", str(out), "--history", str(steps)),
-        *("--supervise", "attention,logits,hidden", "--json"),
+        *("--supervise", "attention,logits,hidden", *FEW, "--json"),
     )
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
@@ -67,13 +69,13 @@ def test_one_command_swaps_calibrates_heals_and_measures_beside_a_control(tmp_pa
     assert "Learnt from labels=1." in printed
 
 
-def test_masked_tokens_are_measured_by_length(tmp_path: Path) -> None:
+def test_masked_tokens_are_measured_by_length(tmp_path: Path, books: dict[str, str]) -> None:
     from hf_posswap.sources import load_tokenizer, resolve_model
 
     model = tmp_path / "masked"
     transformers.BertForMaskedLM.from_pretrained(resolve_model("demo:bert").path).save_pretrained(model)
     load_tokenizer("demo:bert").save_pretrained(model)
-    what = ["--model", str(model), "--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT]
+    what = ["--model", str(model), "--pos-scheme", "alibi", "--train-file", books["train"], *SHORT]
     measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32,600", "--eval-tokens", "600"]
     result = run(*what, *measured, "--output-dir", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
@@ -84,11 +86,10 @@ def test_masked_tokens_are_measured_by_length(tmp_path: Path) -> None:
     assert len({rows[0]["tokens"] for rows in evaluation.values()}) == 1, "the same tokens for every model"
 
 
-def test_an_encoder_is_calibrated_healed_and_measured_by_its_embeddings(tmp_path: Path) -> None:
-    what = ["--model", "demo:bert", "--pos-scheme", "rope", "--train-file", "demo:book/train", "--distill"]
+def test_an_encoder_is_calibrated_healed_and_measured_by_its_embeddings(tmp_path: Path, books: dict[str, str]) -> None:
+    what = ["--model", "demo:bert", "--pos-scheme", "rope", "--train-file", books["train"], "--distill"]
     measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32,600", "--eval-tokens", "900"]
-    few = ["--calibration-tokens", "1024"]
-    result = run(*what, *few, *SHORT, *measured, "--output-dir", str(tmp_path / "out"), "--json")
+    result = run(*what, *FEW, *SHORT, *measured, "--output-dir", str(tmp_path / "out"), "--json")
     assert result.exit_code == 0, result.output
     rows = {
         name: {row["length"]: row for row in found} for name, found in json.loads(result.stdout)["evaluation"].items()
@@ -101,18 +102,18 @@ def test_an_encoder_is_calibrated_healed_and_measured_by_its_embeddings(tmp_path
     assert rows["calibrated"][32]["cosine"] > rows["swapped"][32]["cosine"]
 
 
-def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
+def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path, books: dict[str, str]) -> None:
     what = [
         "--model",
         "demo:gpt2",
         "--pos-scheme",
         "relative_bias",
         "--train-file",
-        "demo:book/train",
+        books["train"],
         "--lora-rank",
         "4",
     ]
-    result = run(*what, *SHORT, "--output-dir", str(tmp_path / "out"))
+    result = run(*what, *FEW, *SHORT, "--output-dir", str(tmp_path / "out"))
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
     assert not (tmp_path / "out" / "model.safetensors").exists()
@@ -124,61 +125,61 @@ def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
     [
         (["--pos-scheme", "alibi", *SHORT], "give the text to heal on"),
         (
-            ["--pos-scheme=t5", "--train-file", "demo:book/train", "--calibration-tokens=9", "--no-calibrate", *SHORT],
+            ["--pos-scheme=t5", "--train-file", "book.txt", "--calibration-tokens=9", "--no-calibrate", *SHORT],
             "but calibration is left out (--no-calibrate)",
         ),
         (
-            ["--pos-scheme", "t5", "--train-file", "demo:book/train", "--calibration-tokens", "1", *SHORT],
+            ["--pos-scheme", "t5", "--train-file", "book.txt", "--calibration-tokens", "1", *SHORT],
             "calibration_tokens is 1; it must be at least 2",
         ),
         (
-            ["--pos-scheme", "alibi", "--train-file", "demo:book/train", "--calibration-tokens", "99", *SHORT],
+            ["--pos-scheme", "alibi", "--train-file", "book.txt", "--calibration-tokens", "99", *SHORT],
             "but scheme 'alibi' has no parameters that calibration can fit",
         ),
-        (["--pos-scheme", "alibi", "--train-file", "demo:book/train"], "give a budget of tokens or of steps"),
-        (["--train-file", "demo:book/train", *SHORT], "name the scheme to swap in"),
-        (["--pos-scheme", "alibj", "--train-file", "demo:book/train", *SHORT], "Did you mean 'alibi'"),
+        (["--pos-scheme", "alibi", "--train-file", "book.txt"], "give a budget of tokens or of steps"),
+        (["--train-file", "book.txt", *SHORT], "name the scheme to swap in"),
+        (["--pos-scheme", "alibj", "--train-file", "book.txt", *SHORT], "Did you mean 'alibi'"),
         (["--pos-scheme", "alibi", "--train-file", "missing.txt", *SHORT], "cannot read text 'missing.txt'"),
         (["--pos-scheme", "alibi", "--train-file", "empty.txt", *SHORT], "is empty"),
         (["--pos-scheme", "alibi", "--train-file", "short.txt", *SHORT], "less than one window of 32"),
-        (["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--objective", "mlm"], "does not fit"),
+        (["--pos-scheme", "alibi", "--train-file", "book.txt", *SHORT, "--objective", "mlm"], "does not fit"),
         (
-            ["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--distill-weight", "0.5"],
+            ["--pos-scheme", "alibi", "--train-file", "book.txt", *SHORT, "--distill-weight", "0.5"],
             "--distill-weight 0.5 sets the amount for --distill",
         ),
         (
-            ["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--ramp-share", "0.3"],
+            ["--pos-scheme", "alibi", "--train-file", "book.txt", *SHORT, "--ramp-share", "0.3"],
             "give --ramp too",
         ),
-        (["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--eval-lengths", "64"], "--eval-file"),
-        (["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--eval-tokens", "64"], "--eval-file"),
+        (["--pos-scheme", "alibi", "--train-file", "book.txt", *SHORT, "--eval-lengths", "64"], "--eval-file"),
+        (["--pos-scheme", "alibi", "--train-file", "book.txt", *SHORT, "--eval-tokens", "64"], "--eval-file"),
         (
-            ["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--length", "512", "--control"],
+            ["--pos-scheme", "alibi", "--train-file", "book.txt", *SHORT, "--length", "512", "--control"],
             "the control, the stock model, reads at most 256 tokens",
         ),
         (
-            ["--pos-scheme", "rope", "--train-file", "demo:book/train", *SHORT, "--lora-rank", "2"],
+            ["--pos-scheme", "rope", "--train-file", "book.txt", *SHORT, "--lora-rank", "2"],
             "rewrites the weights of queries and keys",
         ),
         (
-            ["--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT, "--train", "scheme"],
+            ["--pos-scheme", "alibi", "--train-file", "book.txt", *SHORT, "--train", "scheme"],
             "train='scheme' has nothing to train",
         ),
         (
-            ["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--stock", "demo:gpt2"],
+            ["--pos-scheme", "t5", "--train-file", "book.txt", *SHORT, "--stock", "demo:gpt2"],
             "is stock, so it is its own stock model",
         ),
-        (["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--lora-rank", "0"], "lora_rank is 0"),
+        (["--pos-scheme", "t5", "--train-file", "book.txt", *SHORT, "--lora-rank", "0"], "lora_rank is 0"),
         (
-            ["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--dataset-split", "test"],
+            ["--pos-scheme", "t5", "--train-file", "book.txt", *SHORT, "--dataset-split", "test"],
             "--dataset-split test is of a dataset",
         ),
         (
-            ["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--text-column", "body"],
+            ["--pos-scheme", "t5", "--train-file", "book.txt", *SHORT, "--text-column", "body"],
             "--text-column body is of a dataset",
         ),
         (
-            ["--pos-scheme", "t5", "--train-file", "demo:book/train", *SHORT, "--lora-rank", "2", "--train", "scheme"],
+            ["--pos-scheme", "t5", "--train-file", "book.txt", *SHORT, "--lora-rank", "2", "--train", "scheme"],
             "would leave the adapters as they are",
         ),
         (
@@ -186,7 +187,7 @@ def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
                 "--pos-scheme",
                 "learned:length=512",
                 "--train-file",
-                "demo:book/train",
+                "book.txt",
                 *SHORT,
                 "--eval-file",
                 "short.txt",
@@ -195,8 +196,9 @@ def test_adapters_are_saved_in_place_of_the_weights(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments, message) -> None:
+def test_bad_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, books, arguments, message) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(books["train"], "book.txt")
     Path("short.txt").write_text("A short text.")
     Path("empty.txt").write_text("")
     result = run("--model", "demo:gpt2", "--output-dir", "out", *arguments)
@@ -206,11 +208,12 @@ def test_bad_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, a
 
 
 def test_a_healed_model_is_healed_further_beside_the_stock_model_it_came_from(
-    tmp_path: Path, gpt2_books_path: Path
+    tmp_path: Path, gpt2_books_path: Path, books: dict[str, str]
 ) -> None:
-    what = ["--train-file", "demo:book/train", *SHORT, "--learning-rate", "1e-3"]
+    what = ["--train-file", books["train"], *SHORT, "--learning-rate", "1e-3"]
     measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32", "--eval-tokens", "600"]
-    first = run("--model", "demo:gpt2", "--pos-scheme", "t5", *what, *measured, "--output-dir", str(tmp_path / "one"))
+    swapped_in = ["--model", "demo:gpt2", "--pos-scheme", "t5", *FEW]
+    first = run(*swapped_in, *what, *measured, "--output-dir", str(tmp_path / "one"))
     assert first.exit_code == 0, first.output
     further = ["--model", str(tmp_path / "one"), *what, "--output-dir", str(tmp_path / "two")]
     for needs in (["--distill"], ["--supervise", "labels", "--control"], measured):
@@ -234,14 +237,14 @@ def test_a_healed_model_is_healed_further_beside_the_stock_model_it_came_from(
     assert two["control"]["history"][0]["loss"] == pytest.approx(losses[0]["stock"], abs=1)  # and not a broken model's
 
 
-def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, gpt2_books_path: Path) -> None:
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path, books: dict[str, str], gpt2_books_path: Path) -> None:
     folder = tmp_path / "mixed"
     transformers.AutoModelForCausalLM.from_pretrained(gpt2_books_path).save_pretrained(folder)
     from hf_posswap.sources import load_tokenizer
 
     load_tokenizer("demo:bert").save_pretrained(folder)
     result = run(
-        "--model", str(folder), "--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT,
+        "--model", str(folder), "--pos-scheme", "alibi", "--train-file", books["train"], *SHORT,
         "--output-dir", str(tmp_path / "out"),
     )  # fmt: skip
     assert result.exit_code == 2
@@ -261,11 +264,11 @@ def test_a_control_of_the_embedding_objective_would_be_its_own_teacher(tmp_path:
         run_experiment(experiment)
 
 
-def test_refinement_brings_the_scheme_closer_to_the_stock_model(tmp_path: Path) -> None:
+def test_refinement_brings_the_scheme_closer_to_the_stock_model(tmp_path: Path, books: dict[str, str]) -> None:
     result = CliRunner().invoke(
         app,
         [
-            "calibrate", "demo:gpt2", "--pos-scheme", "t5:per_layer=true", "--text", "demo:book/train",
+            "calibrate", "demo:gpt2", "--pos-scheme", "t5:per_layer=true", "--text", books["train"],
             "--tokens", "1024", "--refine-tokens", "16384", "--output-dir", str(tmp_path / "out"), "--json",
         ],
     )  # fmt: skip
@@ -279,16 +282,18 @@ def test_refinement_brings_the_scheme_closer_to_the_stock_model(tmp_path: Path) 
     assert torch.equal(stock.transformer.h[3].mlp.c_fc.weight, refined.transformer.h[3].mlp.c_fc.weight)
 
 
-def test_an_adapter_on_a_calibrated_rope_holds_what_was_measured(tmp_path: Path, gpt2_books_path: Path) -> None:
+def test_an_adapter_on_a_calibrated_rope_holds_what_was_measured(
+    tmp_path: Path, books: dict[str, str], gpt2_books_path: Path
+) -> None:
     """Calibrating RoPE rewrites weights, which an adapter does not carry: its base is the calibrated model, saved."""
-    text = ["--text", "demo:book/train", "--tokens", "1024", "--length", "128"]
+    text = ["--text", books["train"], "--tokens", "1024", "--length", "128"]
     calibrated = CliRunner().invoke(
         app, ["calibrate", "demo:gpt2", "--pos-scheme", "rope", *text, "--output-dir", str(tmp_path / "calibrated")]
     )
     assert calibrated.exit_code == 0, calibrated.output
     measured = ["--eval-file", "demo:book/test", "--eval-lengths", "32", "--eval-tokens", "600"]
     still = ["--learning-rate", "1e-9", "--scheme-learning-rate", "1e-9", "--lora-rank", "2"]
-    what = ["--model", str(tmp_path / "calibrated"), "--train-file", "demo:book/train", *SHORT, *measured, *still]
+    what = ["--model", str(tmp_path / "calibrated"), "--train-file", books["train"], *SHORT, *measured, *still]
     result = run(*what, "--output-dir", str(tmp_path / "adapter"), "--json")
     assert result.exit_code == 0, result.output
     evaluation = json.loads(result.stdout)["evaluation"]
@@ -304,8 +309,10 @@ def test_an_adapter_on_a_calibrated_rope_holds_what_was_measured(tmp_path: Path,
         add_lora(model, 2)
 
 
-def test_a_run_goes_on_only_with_adapters_of_its_own_rank_and_its_own_calibration(tmp_path: Path) -> None:
-    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", "demo:book/train", "--length", "32"]
+def test_a_run_goes_on_only_with_adapters_of_its_own_rank_and_its_own_calibration(
+    tmp_path: Path, books: dict[str, str]
+) -> None:
+    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", books["train"], "--length", "32"]
     begun = [*what, "--batch-size", "2", "--steps", "2", "--checkpoint-every", "1", "--output-dir", str(tmp_path)]
     assert run(*begun, "--lora-rank", "2").exit_code == 0
     for other in (["--lora-rank", "4"], []):
@@ -317,14 +324,14 @@ def test_a_run_goes_on_only_with_adapters_of_its_own_rank_and_its_own_calibratio
     assert "calibration_tokens was 8192 there and is 0 now" in refused.output
 
 
-def test_a_whole_model_is_not_saved_beside_an_adapter(tmp_path: Path) -> None:
+def test_a_whole_model_is_not_saved_beside_an_adapter(tmp_path: Path, books: dict[str, str]) -> None:
     (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
-    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT]
+    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", books["train"], *SHORT]
     swap = ["demo:gpt2", "--pos-scheme", "t5", "--output-dir", str(tmp_path), "--overwrite"]
     for command in (
         ["finetune", *what, *swap[-3:]],
         ["swap", *swap],
-        ["calibrate", *swap, "--text", "demo:book/train"],
+        ["calibrate", *swap, "--text", books["train"]],
     ):
         refused = CliRunner().invoke(app, command)
         assert refused.exit_code == 2
@@ -332,16 +339,16 @@ def test_a_whole_model_is_not_saved_beside_an_adapter(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["adapter_config.json"]
 
 
-def test_a_run_that_has_nothing_to_go_on_from_says_so(tmp_path: Path) -> None:
-    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT]
+def test_a_run_that_has_nothing_to_go_on_from_says_so(tmp_path: Path, books: dict[str, str]) -> None:
+    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", books["train"], *SHORT]
     result = run(*what, "--output-dir", str(tmp_path / "new"), "--resume")
     assert result.exit_code == 0, result.output
     assert "There is no checkpoint in" in result.output
 
 
-def test_after_an_interruption_the_way_on_is_named_at_once(tmp_path: Path) -> None:
+def test_after_an_interruption_the_way_on_is_named_at_once(tmp_path: Path, books: dict[str, str]) -> None:
     (tmp_path / "checkpoint-0000002").mkdir()
-    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", "demo:book/train", *SHORT]
+    what = ["--model", "demo:gpt2", "--pos-scheme", "alibi", "--train-file", books["train"], *SHORT]
     refused = run(*what, "--output-dir", str(tmp_path))
     assert refused.exit_code == 2
     assert "holds checkpoints of an earlier run, up to checkpoint-0000002" in refused.output
