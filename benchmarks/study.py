@@ -11,6 +11,7 @@ sees a GPU.
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -80,7 +81,9 @@ THREE_SEEDS = (
     *("alibi", "kerple", "learned", "none", "relative_bias", "rope", "sandwich", "shaw", "sinusoidal", "t5"),
     *("transformer_xl", *(f"learned:{extend}:length=4096" for extend in EXTENSIONS), ALIBI, T5),
 )
-"""The schemes of demo:gpt2 that are healed with three seeds; every other registered one is healed with one."""
+"""The schemes of demo:gpt2 that are healed with three seeds, at two rates."""
+GATES = ("cable", "fox")
+"""The newer schemes that are healed with three seeds; every other registered one is healed with one."""
 
 
 def one_seed() -> list[str]:
@@ -88,7 +91,7 @@ def one_seed() -> list[str]:
     from hf_posswap import capabilities
 
     fitting = [cell.scheme for cell in capabilities() if cell.architecture == "gpt2" and cell.supported]
-    return [scheme for scheme in fitting if scheme not in THREE_SEEDS]
+    return [scheme for scheme in fitting if scheme not in THREE_SEEDS + GATES]
 
 
 def gpt2_steps() -> list[Step]:
@@ -115,6 +118,7 @@ def gpt2_steps() -> list[Step]:
             for folder, schemes, rate, seeds in (
                 ("gpt2", THREE_SEEDS, "3e-4", "--seeds 3 --control"),
                 ("gpt2-higher-rate", THREE_SEEDS, "1e-3", "--seeds 3 --control"),
+                ("gpt2-gates", GATES, "3e-4", "--seeds 3"),
                 ("gpt2-one-seed", one_seed(), "3e-4", "--seeds 1"),
             )
         ),
@@ -359,7 +363,9 @@ def kept(content: dict[str, Any]) -> dict[str, Any]:
     """Return what the repository keeps of a result: of biases the distances 0, 1, 2, 4, …; of steps a few rows.
 
     The steps of results that hf_posswap writes today are few already; those of earlier versions are thinned here.
+    Of every number it keeps `DIGITS` digits.
     """
+    content = rounded(content)
     if content.get("kind") == "biases":
         near = [row for row in content["rows"] if row["distance"] is None or not row["distance"] & row["distance"] - 1]
         return content | {"rows": near}
@@ -371,6 +377,19 @@ def kept(content: dict[str, Any]) -> dict[str, Any]:
             steps = thinned([{"loss": loss} for loss in cell["healing"]["losses"]])
             cell["healing"]["losses"] = [step["loss"] for step in steps]
     return content
+
+
+DIGITS = 7
+"""Significant digits of a number that the repository keeps: those of float32."""
+
+
+def rounded(content: Any) -> Any:
+    """Return a result with `DIGITS` digits of every number that is not whole."""
+    if isinstance(content, float) and math.isfinite(content):
+        return float(f"{content:.{DIGITS}g}")
+    if isinstance(content, dict):
+        return {name: rounded(value) for name, value in content.items()}
+    return [rounded(value) for value in content] if isinstance(content, list) else content
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -40,7 +40,7 @@ from hf_posswap.results.reading import read_result
 DOCS = Path(__file__).parent
 RESULTS, SCRIPT = DOCS / "results", Path(__file__).name
 STUDY = RESULTS / "study"
-COMPARED = ("gpt2", "gpt2-higher-rate", "gpt2-one-seed")
+COMPARED = ("gpt2", "gpt2-higher-rate", "gpt2-gates", "gpt2-one-seed")
 """The comparisons of schemes on demo:gpt2; the first has the most seeds and the stock model's text."""
 RUNS = {
     "stock": (STOCK, STOCK),
