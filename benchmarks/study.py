@@ -112,7 +112,7 @@ def gpt2_steps() -> list[Step]:
                 folder,
                 COMPARE,
                 f"compare --model demo:gpt2 --schemes {','.join(schemes)} --text demo:books "
-                "--lengths 128,256,512,1024,2048,4096 --tokens 8192 --calibrate --heal-tokens 224000 "
+                "--lengths 128,256,512,1024,2048,4096 --tokens 8192 --calibrate --heal-tokens 224000 --batch-size 16 "
                 f"--supervise logits --learning-rate {rate} {seeds} --train-file demo:books/train",
             )
             for folder, schemes, rate, seeds in (

@@ -39,9 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Take torch, transformers and twenty thousand tests out of every later garbage collection: a tenth of the time."""
+    """Collect garbage less often, and not in torch, transformers and twenty thousand tests: a fifth of the time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(2_000, 20, 20)
 
 
 def shared_out(items: list[pytest.Item], workers: int) -> list[pytest.Item]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from hf_posswap.experiments.candidates import in_layers, mixable, mixes
 from hf_posswap.experiments.cells import Cell, Outcome
-from hf_posswap.experiments.halving import Goal, best, half, round_sizes
+from hf_posswap.experiments.halving import Goal, best, half, round_sizes, staying
 from hf_posswap.experiments.search_preparation import ONE_LAYER, PreparedSearch, round_of_stage, stage_of_round
 from hf_posswap.results.kinds import STOCK
 
@@ -39,7 +39,7 @@ class Course:
         survivors = wholes + mixed
         sizes = round_sizes(len(survivors))
         for number, size in enumerate(sizes, start=1):
-            survivors = best(self.scores(number - 1, survivors), size)
+            survivors = self._staying(number - 1, survivors, size, len(sizes))
             if not survivors:
                 return
             yield self._cells(survivors, number)
@@ -124,11 +124,13 @@ class Course:
         number, entered = len(rounds) - 1, rounds[-1]
         sizes = self.sizes()
         last = number == len(sizes)
-        # In round 0 mixes may follow, so that more candidates stay than the half of those known.
-        kept = 1 if last else half(len(self.search.candidates) + self.search.mixes) if number == 0 else sizes[number]
         waiting = [name for name in entered if self._cell(name, number) not in self.outcomes]
         before = {name: number - 1 for name in waiting if number > 0}
-        return before | dict.fromkeys(best(self.scores(number, entered, last), kept), number)
+        if last:
+            return before | dict.fromkeys(best(self.scores(number, entered, final=True), 1), number)
+        # In round 0 mixes may follow, so that more candidates stay than the half of those known.
+        size = half(len(self.search.candidates) + self.search.mixes) if number == 0 else sizes[number]
+        return before | dict.fromkeys(self._staying(number, entered, size, len(sizes)), number)
 
     def ranking(self) -> list[tuple[str, int | None]]:
         """Return the candidates, the best first, each with the last round in which it was measured.
@@ -142,6 +144,10 @@ class Course:
             for name in best(self.scores(number, names, number == len(sizes)), len(names)):
                 found[name] = number
         return [*found.items(), *((name, None) for name in (rounds or [[]])[0] if name not in found)]
+
+    def _staying(self, number: int, candidates: list[str], size: int, rounds: int) -> list[str]:
+        """Return the candidates of a round that go on to the next, which is planned for `size`."""
+        return staying(self.scores(number, candidates), size, self.search.most_survivors(rounds))
 
     def _cells(self, schemes: list[str], number: int) -> list[Cell]:
         return [self._cell(scheme, number) for scheme in schemes]

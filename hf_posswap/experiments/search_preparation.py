@@ -78,6 +78,10 @@ class PreparedSearch:
         """Return the number of steps of healing for one candidate in one round."""
         return share(self.settings.tokens, rounds, survivors) // self.step_tokens
 
+    def most_survivors(self, rounds: int) -> int:
+        """Return how many candidates a round can have, each with one step of healing at least."""
+        return self.settings.tokens // (rounds * self.step_tokens)
+
     def healing(self, number: int, rounds: int, survivors: int) -> HealingOptions:
         """Return the options of healing one candidate in one round, which reads the text in an order of its own.
 

@@ -12,12 +12,9 @@ Trained = Literal["all", "scheme"]
 Precision = Literal["no", "bf16"]
 Counting = Literal["counted", "skipped"]
 HEALING, TEXTS, RUN = "How to heal", "What to heal on", "The run"
-RECIPE: dict[str, Any] = {
-    "batch_size": 16,
-    "scheme_learning_rate": 2e-2,
-}
+RECIPE: dict[str, Any] = {"scheme_learning_rate": 2e-2}
 """The options that gave small models the lowest loss after healing. They are the defaults of `compare` and `search`."""
-OF_EXPERIMENTS = ("tokens", "length", "precision", "supervise", "learning_rate", *RECIPE)
+OF_EXPERIMENTS = ("tokens", "length", "precision", "supervise", "learning_rate", "batch_size", *RECIPE)
 """The options of healing that `compare` and `search` take."""
 
 
@@ -68,7 +65,7 @@ class HealingOptions:
         group=TEXTS,
     )
     batch_size: int = option(
-        8, "Windows in a batch of one process.", minimum=1, group=HEALING, card="windows in a batch"
+        4, "Windows in a batch of one process.", minimum=1, group=HEALING, card="windows in a batch"
     )
     accumulation: int = option(
         1,

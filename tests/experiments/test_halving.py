@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hf_posswap.experiments.halving import Goal, best, least_tokens, round_sizes, share
+from hf_posswap.experiments.halving import TIE, Goal, best, least_tokens, round_sizes, share, staying
 
 
 def test_before_the_last_round_candidates_are_sorted_by_target_loss_plus_excess() -> None:
@@ -24,6 +24,15 @@ def test_in_the_last_round_those_that_hold_the_condition_come_first() -> None:
 
 def test_equal_candidates_stay_in_their_order() -> None:
     assert best({"b": 1.0, "a": 1.0, "c": 0.5}, 2) == ["c", "b"]
+
+
+def test_candidates_that_tie_with_the_last_that_stays_stay_too_as_far_as_the_tokens_go() -> None:
+    scores = {"cable": 4.2 + TIE / 500, "fox": 4.2, "t5": 4.1, "none": 4.2 + 2 * TIE, "alibi": 4.2 + TIE / 300}
+    assert staying(scores, 2, most=9) == ["t5", "fox", "cable", "alibi"]
+    assert staying(scores, 2, most=3) == ["t5", "fox", "cable"]
+    assert staying(scores, 2, most=1) == ["t5", "fox"]
+    assert staying(scores, 1, most=9) == ["t5"]
+    assert staying({}, 2, most=9) == []
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,14 @@ def test_each_round_keeps_the_better_half_and_the_winner_is_the_best_of_the_last
     assert read_result(folder / "search.json").facts["winner"] == result["winner"]
 
 
+def test_schemes_that_are_one_function_before_they_are_healed_are_both_healed(search: Any, tmp_path: Path) -> None:
+    settings = search(schemes=("cable", "fox"))
+    result = run_search(prepare_search(settings), folder=tmp_path)
+    assert [sorted(entry["candidates"]) for entry in result["rounds"]] == [["cable", "fox"]] * 2
+    assert 0 < result["budget"]["used"] <= settings.healing.tokens
+    assert {entry["healing_tokens"] for entry in result["ranking"]} == {3 * STEP}
+
+
 def test_the_budget_is_kept_and_what_was_used_is_recorded(searched: Any) -> None:
     given, result, _ = searched
     assert result["budget"] == {"tokens": 13 * STEP, "used": result["budget"]["used"]}
