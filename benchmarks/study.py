@@ -122,6 +122,14 @@ def gpt2_steps() -> list[Step]:
                 ("gpt2-one-seed", one_seed(), "3e-4", "--seeds 1"),
             )
         ),
+        Step(
+            "gpt2",
+            "gpt2-small-batches",
+            COMPARE,
+            "compare --model demo:gpt2 --schemes cable,relative_bias,t5:per_layer=true --text demo:books "
+            "--lengths 256,4096 --tokens 8192 --calibrate --heal-tokens 224000 --batch-size 4 --supervise logits "
+            "--learning-rate 1e-4 --seeds 3 --control --train-file demo:books/train",
+        ),
         *(
             Step(
                 "gpt2",

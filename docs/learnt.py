@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from learnt_figure import CONTROL, GENTLE_CONTROL, stages_figure, tokens_figure
-from learnt_healing import encoders, given, other_encoders, recipes, retrieval
+from learnt_healing import encoders, given, other_encoders, recipes, retrieval, small_batches
 from learnt_llama import healed, passkeys, swaps
 from marked import between, markdown
 from study_values import (
@@ -86,6 +86,7 @@ def main() -> int:
         DOCS / "healing.md": {
             "given": given(small),
             "recipes": recipes(small),
+            "small-batches": small_batches(STUDY / "gpt2-small-batches" / "compare.json"),
             "encoders": encoders(STUDY / "bert"),
         },
         DOCS / "other-tools.md": {

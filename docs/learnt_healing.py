@@ -8,7 +8,7 @@ from typing import Any
 
 from learnt_figure import CONTROL, GENTLE_CONTROL
 from marked import markdown
-from study_values import ALIBI, CALIBRATED_SCHEMES, LONG, SHORT, STOCK, TOKENS, SmallStudy, text
+from study_values import ALIBI, CALIBRATED_SCHEMES, LONG, SHORT, STOCK, TOKENS, Comparison, SmallStudy, text
 
 from hf_posswap.reporting.figures import Table
 from hf_posswap.results.kinds import AGREEMENT, SWAPPED_STAGES
@@ -66,6 +66,18 @@ def recipes(small: SmallStudy) -> str:
 def _both(small: SmallStudy, scheme: str, start: str, tokens: int) -> str:
     values = [small.above(scheme, start, tokens, length) for length in (SHORT, LONG)]
     return "; ".join("—" if value is None else f"{value.y:.3f}" for value in values)
+
+
+def small_batches(path: Path) -> str:
+    """Return what healing in small batches at a low rate gives, from a comparison, beside its control."""
+    study = Comparison(path)
+    rows: list[tuple[str, ...]] = [
+        (f"`{scheme}`", *(text(study.above(scheme, "healed", length)) for length in (SHORT, LONG)))
+        for scheme in study.schemes
+        if scheme != STOCK
+    ]
+    rows.append((f"stock, {CONTROL}", text(study.control()), f"it ends at {SHORT}"))
+    return markdown(Table(("scheme", f"healed, {SHORT}", str(LONG)), tuple(rows)))
 
 
 def encoders(folder: Path) -> str:

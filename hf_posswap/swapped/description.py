@@ -94,6 +94,7 @@ class Description:
             a calibration without which the model cannot run.
         proof: the result of the proof, in words; None for a stock model.
         groups: the layers of each scheme, if several act in the model.
+        unfitted: whether the model cannot run before it is calibrated.
     """
 
     model: str
@@ -114,6 +115,7 @@ class Description:
     probe: Probe | None
     proof: str | None = None
     groups: tuple[LayerGroup, ...] = ()
+    unfitted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as a JSON-ready dictionary."""
@@ -141,9 +143,23 @@ class Description:
             parameters=f"{self.parameters_after:,} (before: {self.parameters_before:,})",
             **({"weights": "healed: they have learned with the scheme"} if self.healed else {}),
             attention=self.attention,
-            probe=_verdict(self.probe, self.healed),
+            probe=self._verdict(),
             proof=self.proof or "",
         ))  # fmt: skip
+
+    def _verdict(self) -> str:
+        probe = self.probe
+        if probe is None:
+            return f"not run, the model {'has to be calibrated first' if self.unfitted else 'has no weights yet'}"
+        # A healed model without its scheme is not the stock model: the difference only shows that the scheme acts.
+        reference = "these healed weights' under the stock mechanism" if self.healed else "the stock model's"
+        if probe.largest == 0:
+            same = "the scheme computes the same as the mechanism that it replaced"
+            return f"{probe.output} equal {reference} on {probe.tokens} tokens: {same}"
+        return (
+            f"{probe.output} moved by up to {probe.largest:.3g} ({probe.typical:.1%} of their size) on {probe.tokens} "
+            f"random tokens{f', from {reference}' if self.healed else ''}"
+        )
 
 
 def _titled(scheme: str, options: dict[str, Any], hidden: tuple[str, ...] = ()) -> str:
@@ -174,20 +190,6 @@ def _lines(**entries: str) -> list[str]:
 
 def _limit(longest: int | None) -> str:
     return "any number of positions" if longest is None else f"{longest} positions"
-
-
-def _verdict(probe: Probe | None, healed: bool) -> str:
-    if probe is None:
-        return "not run, the model has no weights yet or has to be calibrated first"
-    # A healed model without its scheme is not the stock model: the difference only shows that the scheme acts.
-    reference = "these healed weights' under the stock mechanism" if healed else "the stock model's"
-    if probe.largest == 0:
-        same = "the scheme computes the same as the mechanism that it replaced"
-        return f"{probe.output} equal {reference} on {probe.tokens} tokens: {same}"
-    return (
-        f"{probe.output} moved by up to {probe.largest:.3g} ({probe.typical:.1%} of their size) on {probe.tokens} "
-        f"random tokens{f', from {reference}' if healed else ''}"
-    )
 
 
 def describe(model: Any) -> Description:
@@ -242,6 +244,7 @@ def describe(model: Any) -> Description:
         probe=probe(model),
         proof="not verified" if proof is None else str(proof),
         groups=groups if len(base.pos_scheme.parts) > 1 else (),
+        unfitted=unfitted_reason(model) is not None,
     )
 
 

@@ -174,7 +174,8 @@ def test_without_a_choice_a_forward_is_refused_and_all_else_works(tmp_path: Path
     described = hf_posswap.describe(model)
     assert described.probe is None
     assert "2 of 4 pairs of each head turn, not chosen yet: calibrate" in str(described)
-    assert "has to be calibrated first" in str(described)
+    assert described.unfitted
+    assert "not run, the model has to be calibrated first" in str(described)
     model.save_pretrained(tmp_path / "unfitted")
     loaded = hf_posswap.AutoModelForCausalLM.from_pretrained(tmp_path / "unfitted")
     with pytest.raises(UnsupportedError, match=UNCALIBRATED):
