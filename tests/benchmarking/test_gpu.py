@@ -56,7 +56,7 @@ def test_every_step_runs_in_a_rehearsal_that_is_stopped_half_way_and_gone_on_wit
     assert record["backends"] == before["backends"]
 
     versions = json.loads((tmp_path / "environment" / "environment.json").read_text(encoding="utf-8"))["versions"]
-    assert versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(versions["torch"])  # which may go on with the CUDA it was built for
     healed = json.loads((tmp_path / "smollm2" / "healed" / "healing.json").read_text(encoding="utf-8"))
     assert {"healed", "control"} <= healed["evaluation"].keys()
     assert json.loads((tmp_path / "heal-gpt2" / "against-cpu.json").read_text(encoding="utf-8"))["rows"]
