@@ -25,6 +25,7 @@ def started(output: Path, *options: str) -> "subprocess.Popen[str]":
     folders = ["--output-dir", str(output), "--work-dir", str(output / "work")]
     command = [sys.executable, "-m", "benchmarks.gpu", "--rehearse", *folders, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment["PYTEST_ADDOPTS"] = "-p no:timeout"  # where the GPU is, pytest may be there without its plugins
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=output, start_new_session=True

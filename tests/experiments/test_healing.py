@@ -204,6 +204,7 @@ def test_bad_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, b
     result = run("--model", "demo:gpt2", "--output-dir", "out", *arguments)
     assert result.exit_code == 2, result.output
     assert message in result.output
+    assert "calibrating …" not in result.output, "refused before anything that takes long"
     assert not list(Path().glob("out/*.safetensors"))
 
 
