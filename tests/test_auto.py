@@ -12,6 +12,7 @@ import transformers
 
 import hf_posswap
 from hf_posswap.errors import AlreadySwappedError, UnknownNameError
+from tests import warm
 from tests.matrix.cells import random_tokens, small_config, small_model
 from tests.matrix.test_round_trip import ENVIRONMENT
 
@@ -107,13 +108,9 @@ sys.meta_path.insert(0, Hide())
 def python(
     code: str, *arguments: str, without_hf_posswap: bool = False, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    environment = dict(ENVIRONMENT)
     if without_hf_posswap:
         code = HIDE + code
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, timeout=300,
-        input=stdin,
-    )  # fmt: skip
+    return warm.run(["-c", code, *arguments], env=ENVIRONMENT, stdin=stdin)
 
 
 LOAD = "import sys, transformers; print(type(transformers.{auto}.from_pretrained(sys.argv[1]{extra})).__name__)"
@@ -162,7 +159,8 @@ def test_remote_code_loads_it_and_says_what_to_install(swapped_checkpoint: str) 
 
 
 def test_importing_hf_posswap_imports_neither_torch_nor_models() -> None:
-    done = python("import sys, hf_posswap; print('torch' in sys.modules, 'transformers' in sys.modules)")
+    code = "import sys, hf_posswap; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["False", "False"]
 
 

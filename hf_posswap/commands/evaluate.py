@@ -28,17 +28,17 @@ def evaluate(
     """
     quiet_libraries()
     from hf_posswap.commands.evaluation_progress import evaluation_progress
-    from hf_posswap.evaluation.processes import join_processes
+    from hf_posswap.evaluation.processes import joined_processes
     from hf_posswap.evaluation.run import prepare_evaluation, run_evaluation
 
     settings = EvaluationSettings(**given)
-    processes = join_processes()
-    prepared = prepare_evaluation(settings)
-    if processes.is_main:
-        note_documents("Measuring on", [len(ids) for text in prepared.texts for ids in text.ids])
-    way_on = "The same command goes on where it stopped."
-    with interruptible(lambda: way_on), evaluation_progress(processes.is_main) as observer:
-        results = run_evaluation(prepared, output_dir, processes=processes, observer=observer, overwrite=overwrite)
+    with joined_processes() as processes:
+        prepared = prepare_evaluation(settings)
+        if processes.is_main:
+            note_documents("Measuring on", [len(ids) for text in prepared.texts for ids in text.ids])
+        way_on = "The same command goes on where it stopped."
+        with interruptible(lambda: way_on), evaluation_progress(processes.is_main) as observer:
+            results = run_evaluation(prepared, output_dir, processes=processes, observer=observer, overwrite=overwrite)
     if processes.is_main:
         _report(results, output_dir, as_json)
 

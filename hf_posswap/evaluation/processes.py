@@ -1,7 +1,8 @@
 """Shares a measurement among the processes of `accelerate launch`; the result does not depend on their number."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -71,14 +72,19 @@ class Processes:
 ALONE = Processes()
 
 
-def join_processes() -> Processes:
-    """Return the processes that `accelerate launch` started; without it, this process only.
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Join the processes that `accelerate launch` started, for as long as the block runs; without it, this process only.
+
+    They part where the block ends, and where it raises an error of ours, which every process then raises. Otherwise a
+    thread of torch's communication may still run while Python ends, which aborts the process after all its work is done.
 
     Raises:
         EvaluationError: several processes were started, but Accelerate does not connect them.
     """
     if "LOCAL_RANK" not in os.environ:
-        return ALONE
+        yield ALONE
+        return
     import torch
     from accelerate import PartialState
 
@@ -90,7 +96,12 @@ def join_processes() -> Processes:
             f"{started} processes were started, but Accelerate joins {state.num_processes} on device "
             f"{str(state.device)!r}. Set ACCELERATE_USE_CPU=true to join them on the CPU, or start one process."
         )
-    return Processes(state.process_index, state.num_processes, state.device)
+    try:
+        yield Processes(state.process_index, state.num_processes, state.device)
+    except PosSwapError:
+        state.destroy_process_group()
+        raise
+    state.destroy_process_group()
 
 
 def _result_or_raise(result: Any) -> Any:

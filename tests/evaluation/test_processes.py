@@ -1,21 +1,19 @@
 """Sharing work: in order, in every process, errors too; and a launch that Accelerate does not join."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import accelerate
 import accelerate.utils
 import pytest
-import torch
 
 from hf_posswap.errors import PositionError
 from hf_posswap.evaluation.errors import EvaluationError
 from hf_posswap.evaluation.key_token_choice import key_tokens
 from hf_posswap.evaluation.needle_retrieval import needle_rows
 from hf_posswap.evaluation.perplexity import perplexity_rows
-from hf_posswap.evaluation.processes import ALONE, Processes, join_processes
+from hf_posswap.evaluation.processes import ALONE, Processes, joined_processes
 from hf_posswap.evaluation.ruler import ruler_rows
 from hf_posswap.evaluation.texts import tokenise
 from hf_posswap.sources import load_model, load_tokenizer
@@ -95,17 +93,51 @@ def test_what_the_main_process_finds_or_raises_reaches_the_others(monkeypatch: p
             process.on_main(refuse)
 
 
-def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = SimpleNamespace(num_processes=1, process_index=0, device=torch.device("cpu"))
+@dataclass
+class Joined:
+    """Stands for Accelerate's state of the processes."""
+
+    num_processes: int
+    process_index: int = 0
+    device: str = "cpu"
+    groups: int = 1
+
+    def destroy_process_group(self) -> None:
+        self.groups -= 1
+
+
+def launched(monkeypatch: pytest.MonkeyPatch, started: int, joined: int) -> Joined:
+    """Pretend that `accelerate launch` has started processes, and that Accelerate joins so many of them."""
+    state = Joined(joined)
     monkeypatch.setattr(accelerate, "PartialState", lambda **_: state)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert join_processes() is ALONE
     monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(EvaluationError, match="2 processes were started, but Accelerate joins 1"):
-        join_processes()
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert join_processes() == Processes(0, 1, torch.device("cpu"))
+    monkeypatch.setenv("WORLD_SIZE", str(started))
+    return state
+
+
+def test_without_a_launch_this_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with joined_processes() as processes:
+        assert processes is ALONE
+
+
+def test_processes_that_accelerate_does_not_join_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched(monkeypatch, started=2, joined=1)
+    with pytest.raises(EvaluationError, match="2 processes were started, but Accelerate joins 1"), joined_processes():
+        raise AssertionError("joined")
+
+
+def test_processes_part_after_their_work_and_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they do not, Python now and then aborts while it ends, and a finished measurement counts as failed."""
+    state = launched(monkeypatch, started=2, joined=2)
+    with joined_processes() as processes:
+        assert processes == Processes(0, 2, "cpu")
+        assert state.groups == 1
+    assert state.groups == 0
+    state = launched(monkeypatch, started=2, joined=2)
+    with pytest.raises(EvaluationError, match="no"), joined_processes():
+        raise EvaluationError("no")
+    assert state.groups == 0
 
 
 def test_a_shared_measurement_has_the_numbers_of_one_process() -> None:

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from hf_posswap.commands import app
+from tests import warm
 from tests.hub.server import TOKEN, HubServer, running_hub
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +49,7 @@ def run(environment: dict[str, str], tmp_path: Path) -> Run:
     def run(*arguments: str, **changes: str | None) -> subprocess.CompletedProcess[str]:
         known = {key: value for key, value in (environment | changes).items() if value is not None}
         command = ["-m", "hf_posswap.cli", *arguments[1:]] if arguments[0] == "hf-posswap" else list(arguments)
-        return subprocess.run(
-            [sys.executable, *command], env=known, cwd=tmp_path, capture_output=True, text=True, timeout=300,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        return warm.run(command, env=known, cwd=tmp_path)
 
     return run
 

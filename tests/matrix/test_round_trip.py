@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
 import hf_posswap
+from tests import warm
 from tests.matrix.cells import (
     EVERY_SCHEME_IN,
     Cell,
@@ -211,8 +212,7 @@ def test_another_process_computes_the_same(tmp_path: Path) -> None:
         model.save_pretrained(folder)
         with torch.no_grad():
             expected[str(folder)] = model(random_tokens(1, 16)).logits.double().sum().item()
-    command = [sys.executable, "-c", SAVE_AND_RUN, *expected]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    done = warm.run(["-c", SAVE_AND_RUN, *expected], env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(expected, rel=1e-6)
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from tests import warm
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGURATIONS = REPOSITORY / "examples" / "accelerate"
 BOOK = REPOSITORY / "hf_posswap" / "assets" / "books" / "test" / "frankenstein.txt"
@@ -88,12 +90,18 @@ def start(
     command: Sequence[str], program: Sequence[str] = PLAIN, settings: dict[str, str] | None = None
 ) -> "subprocess.Popen[str]":
     """Start a process with one thread, so that sums are taken in one order."""
-    alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    outside = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environment = outside | alone | {"PYTHONPATH": str(REPOSITORY)} | (settings or {})
     pipe = subprocess.PIPE
     session = {"start_new_session": True}  # so that what a launcher started can be ended with it
-    return subprocess.Popen([*program, *command], stdout=pipe, stderr=pipe, text=True, env=environment, **session)
+    return subprocess.Popen(
+        [*program, *command], stdout=pipe, stderr=pipe, text=True, env=environment(settings), **session
+    )
+
+
+def environment(settings: dict[str, str] | None) -> dict[str, str]:
+    """Return the environment of a process: one thread, no network, none of a launcher's own settings."""
+    alone = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    outside = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return outside | alone | {"PYTHONPATH": str(REPOSITORY)} | (settings or {})
 
 
 def ended(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
@@ -108,7 +116,9 @@ def ended(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]
 
 def run(command: Sequence[str], *program: str, **settings: str) -> "subprocess.CompletedProcess[str]":
     """Run a process to its end."""
-    return ended(start(command, program or PLAIN, settings))
+    if program:
+        return ended(start(command, program, settings))
+    return warm.run([*PLAIN[1:], *command], env=environment(settings), timeout=PATIENCE)
 
 
 def succeeded(command: Sequence[str], *program: str, **settings: str) -> "subprocess.CompletedProcess[str]":
