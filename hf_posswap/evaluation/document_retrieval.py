@@ -74,7 +74,7 @@ def retrieval_rows(
         pooling: "mean" of the last hidden states, or the "first" token's, as the model was trained.
         seed: seed of the queries and of the bootstrap.
         batch_tokens: maximum tokens of one forward pass; a longer document is a batch of its own.
-        processes: the processes that share the work (`join_processes()` under `accelerate launch`).
+        processes: the processes that share the work (`joined_processes()` yields them under `accelerate launch`).
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:

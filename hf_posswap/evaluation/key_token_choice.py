@@ -81,7 +81,7 @@ def key_tokens(
         least: a key token's log p from long context is higher than this, in nats.
         batch_tokens: maximum tokens of one forward pass; a longer window is a batch of its own.
         positions_per_chunk: number of positions whose logits are computed at a time; None: as many as take 64 MiB.
-        processes: the processes that share the work (`join_processes()` under `accelerate launch`).
+        processes: the processes that share the work (`joined_processes()` yields them under `accelerate launch`).
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:

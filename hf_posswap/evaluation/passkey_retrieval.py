@@ -105,7 +105,7 @@ def passkey_rows(
             guessing is right in exactly one of ten trials.
         seed: seed of the keys.
         batch_tokens: maximum tokens of one forward pass; a longer prompt is a batch of its own.
-        processes: the processes that share the work (`join_processes()` under `accelerate launch`).
+        processes: the processes that share the work (`joined_processes()` yields them under `accelerate launch`).
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:

@@ -61,7 +61,7 @@ def position_rows(
         budget: approximate number of tokens to read for each length, over all texts.
         batch_tokens: maximum tokens of one forward pass; a longer window is a batch of its own.
         positions_per_chunk: number of positions whose logits are computed at a time; None: as many as take 64 MiB.
-        processes: the processes that share the work (`join_processes()` under `accelerate launch`).
+        processes: the processes that share the work (`joined_processes()` yields them under `accelerate launch`).
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:

@@ -90,7 +90,7 @@ def ruler_rows(
         trials: prompts for each task and length.
         seed: seed of the prompts and of the bootstrap.
         batch_tokens: maximum tokens of one forward pass; a longer prompt is a batch of its own.
-        processes: the processes that share the work (`join_processes()` under `accelerate launch`).
+        processes: the processes that share the work (`joined_processes()` yields them under `accelerate launch`).
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:
