@@ -11,6 +11,7 @@ from statistics import fmean
 from learnt_figure import CONTROL, GENTLE_CONTROL, stages_figure, tokens_figure
 from learnt_healing import encoders, given, other_encoders, recipes, retrieval, small_batches
 from learnt_llama import healed, passkeys, swaps
+from learnt_training_free import losses
 from marked import between, markdown
 from study_values import (
     ALIBI,
@@ -82,7 +83,11 @@ def main() -> int:
             "t5": far_keys(small) + "\n" + far_bias(),
             "failed": failed(evidence),
         },
-        DOCS / "using.md": {"hybrids": swaps(STUDY / "llama-hybrid", ("swapped",))},
+        DOCS / "using.md": {
+            "hybrids": swaps(STUDY / "llama-hybrid", ("swapped",)),
+            "training-free-llama": losses(RESULTS / "training-free" / "llama.csv"),
+            "training-free-gpt2": losses(RESULTS / "training-free" / "gpt2.csv"),
+        },
         DOCS / "healing.md": {
             "given": given(small),
             "recipes": recipes(small),
