@@ -74,10 +74,10 @@ ALONE = Processes()
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Join the processes that `accelerate launch` started, for as long as the block runs; without it, this process only.
+    """Join the processes that `accelerate launch` started while the block runs; without a launch, this process only.
 
     They part where the block ends, and where it raises an error of ours, which every process then raises. Otherwise a
-    thread of torch's communication may still run while Python ends, which aborts the process after all its work is done.
+    thread of torch's communication may still run while Python ends, which aborts the process after its work is done.
 
     Raises:
         EvaluationError: several processes were started, but Accelerate does not connect them.
