@@ -96,6 +96,8 @@ class Passkeys:
     def measure(self, model: Any, length: int) -> dict[str, str]:
         """Measure one length."""
         rows = passkey_rows(model, self.tokenizer, [length], depths=self.depths, trials=self.trials)
+        if rows[0].correct is None:
+            raise SystemExit(f"pass keys at {length}: {rows[0].note}")
         return {
             name: f"{sum(getattr(row, name) for row in rows) / len(rows):.5f}"
             for name in ("correct", "exact", "log_probability")
@@ -124,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer, model = load_tokenizer(arguments.model), load_model(arguments.model)
-    measured = (Passkeys if arguments.passkeys else Losses)(arguments, tokenizer)
+    measured = (Losses if arguments.passkeys is None else Passkeys)(arguments, tokenizer)
     key = {"model": arguments.name or arguments.model} | measured.key
     with torch.no_grad():
         model(torch.zeros(1, 64, dtype=torch.int64))  # libraries are loaded before the first time is taken
