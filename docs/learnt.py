@@ -40,7 +40,7 @@ from hf_posswap.results.reading import read_result
 
 DOCS = Path(__file__).parent
 RESULTS, SCRIPT = DOCS / "results", Path(__file__).name
-STUDY = RESULTS / "study"
+STUDY, TRAINING_FREE = RESULTS / "study", RESULTS / "training-free"
 COMPARED = ("gpt2", "gpt2-higher-rate", "gpt2-gates", "gpt2-one-seed")
 """The comparisons of schemes on demo:gpt2; the first has the most seeds and the stock model's text."""
 RUNS = {
@@ -85,8 +85,9 @@ def main() -> int:
         },
         DOCS / "using.md": {
             "hybrids": swaps(STUDY / "llama-hybrid", ("swapped",)),
-            "training-free-llama": losses(RESULTS / "training-free" / "llama.csv"),
-            "training-free-gpt2": losses(RESULTS / "training-free" / "gpt2.csv"),
+            "training-free-llama": losses(TRAINING_FREE / "llama.csv", TRAINING_FREE / "llama-passkeys.csv"),
+            "training-free-gpt2": losses(TRAINING_FREE / "gpt2.csv"),
+            "pairs": losses(TRAINING_FREE / "llama-pairs.csv"),
         },
         DOCS / "healing.md": {
             "given": given(small),
