@@ -28,8 +28,8 @@ from hf_posswap.texts.sources import resolve_texts
 
 REFERENCE = "rope"
 SCHEMES = (
-    REFERENCE, "rope:linear", "rope:ntk", "rope:dynamic", "rope:yarn", "self_extend", "rerope", "rerope:leak=16",
-    "dual_chunk",
+    REFERENCE, "self_extend", "rerope", "rerope:leak=16", "dual_chunk", "rope:yarn", "rope:yarn:factor=16",
+    "rope:dynamic", "rope:ntk", "rope:linear", "rope:log_n=true", "rope:yarn:log_n=true",
 )  # fmt: skip
 WINDOW = 512
 """Length of the texts to calibrate on."""
