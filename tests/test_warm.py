@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def test_it_ends_by_the_signal_that_ends_the_program() -> None:
     assert "No module named" in done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, and listed in /proc, on Linux only")
 def test_it_is_killed_with_whoever_waits_for_it(tmp_path: Path) -> None:
     assert warm.run(["-c", "pass"], env=os.environ).returncode == 0  # the server is ready
     code = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(300)"

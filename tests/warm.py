@@ -43,7 +43,9 @@ def run(
     timeout: float = 300,
 ) -> "subprocess.CompletedProcess[str]":
     """Run `python -m MODULE …` or `python -c CODE …` in a process of its own, with exactly the environment `env`."""
-    command = [sys.executable, "-I", "-S", __file__, "ask", server(), *arguments]
+    command = [sys.executable, *arguments]
+    if sys.platform == "linux":  # elsewhere there is no descriptor of a process to wait for: it is started as usual
+        command[1:1] = ["-I", "-S", __file__, "ask", server()]
     return subprocess.run(
         command, env=env, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -127,7 +129,9 @@ def mind(connection: socket.socket) -> dict[str, Any] | None:
         os.close(stream)
     ended = os.pidfd_open(child)
     if ended not in select.select([ended, connection], [], [])[0]:
-        os.killpg(child, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended, or leads no group yet
+            os.killpg(child, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(BrokenPipeError):  # whoever asked may have been killed
         connection.sendall(f"{status}\n".encode())
