@@ -368,15 +368,15 @@ def copy_results(steps: Iterable[Step], root: Path, target: Path) -> list[Path]:
 
 
 def kept(content: dict[str, Any]) -> dict[str, Any]:
-    """Return what the repository keeps of a result: of biases the distances 0, 1, 2, 4, …; of steps a few rows.
+    """Return what the repository keeps of a result: of biases the distances 0, 1, 4, 16, …; of steps a few rows.
 
     The steps of results that hf_posswap writes today are few already; those of earlier versions are thinned here.
     Of every number it keeps `DIGITS` digits.
     """
     content = rounded(content)
     if content.get("kind") == "biases":
-        near = [row for row in content["rows"] if row["distance"] is None or not row["distance"] & row["distance"] - 1]
-        return content | {"rows": near}
+        few = [row for row in content["rows"] if row["distance"] is None or row["distance"] in KEPT_DISTANCES]
+        return content | {"rows": few}
     for run in (content.get(name) for name in ("healing", "control", "refinement")):
         if isinstance(run, dict) and "history" in run:
             run["history"] = thinned(run["history"])
@@ -387,6 +387,8 @@ def kept(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+KEPT_DISTANCES = (0, *(4**power for power in range(16)))
+"""The distances whose biases the repository keeps."""
 DIGITS = 7
 """Significant digits of a number that the repository keeps: those of float32."""
 

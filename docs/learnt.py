@@ -52,7 +52,7 @@ RUNS = {
     "t5-from-zeros-healed": (T5, "from zeros, healed"),
 }
 """What is in the folders of gpt2-positions: evaluate names a checkpoint's scheme without its options."""
-FAR_DISTANCES = (0, 1, 4, 16, 64, 128, 1024)
+FAR_DISTANCES = (0, 1, 4, 16, 64, 256, 1024)
 FALLS_SHORT, RISES = 0.1, 0.05
 """Nats above the control, and between the train length and the longest one, from which on a scheme has not healed."""
 

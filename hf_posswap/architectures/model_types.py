@@ -28,6 +28,13 @@ def _mapping(auto_name: str) -> dict[str, Any]:
 
 
 @cache
+def classes_of(auto_name: str) -> frozenset[str]:
+    """Return the names of the stock classes that an Auto class loads."""
+    named = _mapping(auto_name).values()
+    return frozenset(name for names in named for name in ([names] if isinstance(names, str) else names))
+
+
+@cache
 def language_model_types() -> tuple[str, ...]:
     """Return the model types that transformers maps to a causal or a masked language model, sorted."""
     known = _mapping("AutoModel")

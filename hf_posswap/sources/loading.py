@@ -1,6 +1,9 @@
 """Loading models and tokenizers by name: a `demo:` name, a folder, a name on the Hub, a GGUF file, or an adapter."""
 
+import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,12 @@ import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_posswap.architectures import architecture_of
+from hf_posswap.architectures.model_types import classes_of
 from hf_posswap.auto import auto_class as drop_in
+from hf_posswap.common.names import CLASS_PREFIX
 from hf_posswap.errors import AdapterError, PosSwapError, SourceError
 from hf_posswap.loading.origin import is_repo_id, remember_name, remember_source
 from hf_posswap.sources.models import DEMO_MODELS, UNREADABLE, ModelSource, resolve_model
@@ -53,6 +59,10 @@ def _on_hub(name: str, file: str) -> bool:
 def load_config(name: str) -> PretrainedConfig:
     """Load the config of the model called `name`; for an adapter, the config of the model with the merged adapter.
 
+    An encoder's config may name a head that its checkpoint has no weights for, as in many checkpoints of
+    sentence-transformers: they are saved without the head under the config of the model that they were made from. The
+    config returned then names the model without a head.
+
     Raises:
         SourceError: there is no such model, or transformers does not support its model type.
         AdapterError: the adapter's files are damaged, or its base cannot be found.
@@ -63,7 +73,8 @@ def load_config(name: str) -> PretrainedConfig:
         return adapted(base_config(name, adapter_base(name)), adapter_config(name))
     source = resolve_model(name)
     try:
-        return AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs)
+        config = AutoConfig.from_pretrained(source.path, **source.from_pretrained_kwargs)
+        return _without_lost_head(config, source)
     except PosSwapError:
         raise
     except UNREADABLE as error:
@@ -102,7 +113,7 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
         kwargs: further arguments of `from_pretrained`, such as `config`; with it, a GGUF file is not read twice.
 
     Raises:
-        SourceError: there is no such model.
+        SourceError: there is no such model, or its checkpoint has no weights for the head that is asked for.
         UnsupportedError: its architecture is not supported.
         AdapterError: the adapter's files are damaged, it does not fit its base, or its base cannot be found.
     """
@@ -119,7 +130,9 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
         auto_class = class_for(config)
     kwargs.setdefault("dtype", "float32")
     try:
-        model = auto_class.from_pretrained(source.path, config=config, **source.from_pretrained_kwargs, **kwargs)
+        model, report = auto_class.from_pretrained(
+            source.path, config=config, output_loading_info=True, **source.from_pretrained_kwargs, **kwargs
+        )
     except PosSwapError:
         raise
     except UNREADABLE as error:
@@ -127,10 +140,58 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
             f"cannot load the weights of {name!r}: {type(error).__name__}: {error}\nIf a file is cut short or does not "
             "belong to the others, get the model again, or save it again."
         ) from error
+    lost = _lost_head(model, report)
+    if lost:
+        raise SourceError(
+            f"{name!r} has no weights for the head of {type(model).__name__} ({', '.join(lost[:3])}"
+            f"{', …' if len(lost) > 3 else ''}), so transformers fills it with random numbers. Load the model without "
+            "a head, in Python with AutoModel, or give a checkpoint that was saved with its head."
+        )
     remember_source(model, source.path, source.from_pretrained_kwargs | kwargs)
     if name.startswith(DEMO_PREFIX):
         remember_name(model, name, source.path)
     return model.eval()
+
+
+def _without_lost_head(config: PretrainedConfig, source: ModelSource) -> PretrainedConfig:
+    """Return the config of a stock encoder without the head that its checkpoint has no weights for."""
+    if "gguf_file" in source.from_pretrained_kwargs or hasattr(config, "pos_scheme"):
+        return config
+    try:
+        head = class_for(config).__name__
+        if head == "AutoModel" or architecture_of(config).is_causal(config):
+            return config
+        with _unreported():  # on the meta device only the names of the weights are read
+            model, report = getattr(transformers, head).from_pretrained(
+                source.path,
+                config=copy.deepcopy(config),  # `from_pretrained` changes the config
+                device_map="meta",
+                output_loading_info=True,
+                **source.from_pretrained_kwargs,
+            )
+    except (PosSwapError, *UNREADABLE):  # told where the weights are loaded; some callers need the config only
+        return config
+    if _lost_head(model, report):
+        config.architectures = [type(model.base_model).__name__]
+    return config
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Keep transformers from reporting what it loads."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _lost_head(model: PreTrainedModel, report: dict[str, Any]) -> list[str]:
+    """Return the weights of a model's head, if its checkpoint has none of them; tied ones count as the base model's."""
+    base = {id(weight) for weight in model.base_model.parameters()}
+    head = {name for name, weight in model.named_parameters() if id(weight) not in base}
+    return sorted(head) if head and head <= set(report["missing_keys"]) else []
 
 
 def _load_adapted(name: str, auto_class: Any = None, *, supported_only: bool = True, **kwargs: Any) -> Any:
@@ -200,7 +261,7 @@ def class_for(config: PretrainedConfig) -> Any:
     head = re.search(r"For([A-Z]\w*)$", name)
     if head is not None:
         auto_name = f"AutoModelFor{head.group(1)}"
-    elif name.endswith("LMHeadModel"):
+    elif name.removeprefix(CLASS_PREFIX) in classes_of("AutoModelForCausalLM"):  # such as GPT2LMHeadModel
         auto_name = "AutoModelForCausalLM"
     elif name.endswith("HeadsModel"):
         if not hasattr(transformers, name):

@@ -185,6 +185,8 @@ def test_no_command_ends_in_a_traceback_on_cut_weights(
     ("architecture", "expected"),
     [
         ("GPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("PosSwapGPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("BertGenerationDecoder", "AutoModelForCausalLM"),
         ("PosSwapLlamaForCausalLM", "AutoModelForCausalLM"),
         ("BertForMaskedLM", "AutoModelForMaskedLM"),
         ("BertForSequenceClassification", "AutoModelForSequenceClassification"),

@@ -1,0 +1,63 @@
+"""Checkpoints without weights for the head that their config names, as sentence-transformers saves them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hf_posswap
+from hf_posswap.errors import SourceError
+from hf_posswap.sources import class_for, load_config, load_model
+from hf_posswap.swapped.capabilities import families
+from tests.families.configs import model_types, tiny_model
+
+KNOWN = {(model_type, "causal" if causal else "encoder") for model_type, causal, _ in model_types()}
+SUPPORTED = [family for family in families() if family.supported and (family.model_type, family.mode) in KNOWN]
+ENCODERS = [family.model_type for family in SUPPORTED if family.mode == "encoder"]
+DECODERS = [family.model_type for family in SUPPORTED if family.mode == "causal"]
+LOST = r"has no weights for the head of \w+ \(.*Load the model without a head"
+
+
+def save_without_its_head(model: Any, folder: Path) -> None:
+    """Save a model's base under the config of the whole model."""
+    model.base_model.save_pretrained(folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": [type(model).__name__]}))
+
+
+def has_weights_of_its_own(model: Any) -> bool:
+    """Tell whether a model's head is more than its table of tokens."""
+    shared = {id(weight) for weight in model.base_model.parameters()}
+    return any(id(weight) not in shared for weight in model.parameters())
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_an_encoder_is_loaded_with_the_head_that_its_checkpoint_has(model_type: str, tmp_path: Path) -> None:
+    model, whole, base = tiny_model(model_type, False), str(tmp_path / "whole"), str(tmp_path / "base")
+    model.save_pretrained(whole)
+    assert class_for(load_config(whole)).__name__ == "AutoModelForMaskedLM"
+    assert type(load_model(whole)) is type(model)
+    save_without_its_head(model, Path(base))
+    if not has_weights_of_its_own(model):
+        assert type(load_model(base)) is type(model)
+        return
+    assert load_config(base).architectures == [type(model.base_model).__name__]
+    assert type(load_model(base)) is type(model.base_model)
+    with pytest.raises(SourceError, match=LOST):
+        load_model(base, hf_posswap.AutoModelForMaskedLM)
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_a_decoder_without_its_head_is_refused_unless_the_head_is_the_table_of_tokens(
+    model_type: str, tmp_path: Path
+) -> None:
+    model, whole, base = tiny_model(model_type, True), str(tmp_path / "whole"), str(tmp_path / "base")
+    model.save_pretrained(whole)
+    assert type(load_model(whole)) is type(model)
+    save_without_its_head(model, Path(base))
+    if not has_weights_of_its_own(model):
+        assert type(load_model(base)) is type(model)
+        return
+    with pytest.raises(SourceError, match=LOST):
+        load_model(base)
