@@ -168,7 +168,7 @@ study-small: $(VENV)/stamp ## what calibration and healing give back, on small r
 	HF_HUB_OFFLINE=1 PYTHONPATH=. $(VENV)/bin/python benchmarks/study_small.py gpt2 llama bert --output-dir $(STUDY_SMALL_DIR)
 
 study: $(VENV)/stamp ## every number of docs/what-we-learnt.md: a day on two cores; STUDY_FLAGS="--only gpt2" or --dry-run
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python benchmarks/study.py --output-dir $(STUDY_DIR) $(STUDY_FLAGS)
+	HF_HUB_OFFLINE=1 PYTHONPATH=. $(VENV)/bin/python benchmarks/study.py --output-dir $(STUDY_DIR) $(STUDY_FLAGS)
 
 clean: ## remove environments, caches and outputs
 	rm -rf $(VENV) $(VENV_OLDEST) $(VENV_NEWEST) $(VENV_NEIGHBOURS) $(VENV_CUDA) outputs site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

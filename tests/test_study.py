@@ -1,27 +1,16 @@
 """The study: its list of commands, what of it runs, and that it goes on where it stopped."""
 
-import importlib.util
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from benchmarks import study, study_steps
 from tests.documents.commands import check_hf_posswap
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def study() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("study", ROOT / "benchmarks" / "study.py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["study"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
 
 
 class Runner:
@@ -44,33 +33,33 @@ class Runner:
         return 0
 
 
-def test_every_command_of_the_study_exists(study: ModuleType) -> None:
-    for step in study.all_steps():
+def test_every_command_of_the_study_exists() -> None:
+    for step in study_steps.all_steps():
         check_hf_posswap(step.words(Path("outputs/study")))
 
 
-def test_every_step_has_a_folder_of_its_own_and_reads_models_that_were_made_before_it(study: ModuleType) -> None:
+def test_every_step_has_a_folder_of_its_own_and_reads_models_that_were_made_before_it() -> None:
     made: list[str] = []
-    for step in study.all_steps():
+    for step in study_steps.all_steps():
         assert step.folder not in made
         used = [word for word in step.command.split() if "{study}" in word]
         assert all(word.removeprefix("{study}/") in made for word in used), step.folder
         made.append(step.folder)
-    assert {step.study for step in study.all_steps()} == set(study.STUDIES)
+    assert {step.study for step in study_steps.all_steps()} == set(study_steps.STUDIES)
 
 
 def test_a_dry_run_prints_the_commands_of_one_part_and_runs_nothing(
-    study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert study.main(["--output-dir", str(tmp_path / "study"), "--only", "bert", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == sum(step.study == "bert" for step in study.all_steps())
+    assert len(lines) == sum(step.study == "bert" for step in study_steps.all_steps())
     assert all(line.startswith("hf-posswap ") and "demo:gpt2" not in line for line in lines)
     assert not (tmp_path / "study").exists()
 
 
-def test_a_stopped_study_goes_on_and_a_finished_one_runs_nothing(study: ModuleType, tmp_path: Path) -> None:
-    steps = study.bert_steps()
+def test_a_stopped_study_goes_on_and_a_finished_one_runs_nothing(tmp_path: Path) -> None:
+    steps = study_steps.bert_steps()
     stopped = Runner(steps, tmp_path, fails_at="bert/rope")
     assert study.run_study(steps, tmp_path, stopped) == 2
     assert stopped.commands == ["evaluate", "evaluate", "finetune"]
@@ -82,10 +71,8 @@ def test_a_stopped_study_goes_on_and_a_finished_one_runs_nothing(study: ModuleTy
     assert finished.commands == []
 
 
-def test_a_step_for_a_gpu_is_left_out_without_one(
-    study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    steps = [step for step in study.llama_steps() if step.cuda]
+def test_a_step_for_a_gpu_is_left_out_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [step for step in study_steps.llama_steps() if step.cuda]
     assert steps
     runner = Runner(steps, tmp_path)
     assert study.run_study(steps, tmp_path, runner) == 0
@@ -95,9 +82,9 @@ def test_a_step_for_a_gpu_is_left_out_without_one(
     assert runner.commands == ["compare", "report"]
 
 
-def test_result_files_are_copied_and_models_and_tables_are_not(study: ModuleType, tmp_path: Path) -> None:
+def test_result_files_are_copied_and_models_and_tables_are_not(tmp_path: Path) -> None:
     root, target = tmp_path / "study", tmp_path / "results"
-    steps = study.bert_steps()
+    steps = study_steps.bert_steps()
     study.run_study([steps[0], steps[2]], root, Runner(steps, root))
     (root / "bert/rope/model.safetensors").write_bytes(b"weights")
     (root / "bert-retrieval/stock/retrieval.csv").write_text("model")
@@ -106,7 +93,7 @@ def test_result_files_are_copied_and_models_and_tables_are_not(study: ModuleType
     assert copied == ["bert-retrieval/stock/retrieval.json", "bert/rope/healing.json"]
 
 
-def test_what_is_copied_is_thinned(study: ModuleType) -> None:
+def test_what_is_copied_is_thinned() -> None:
     rows = [{"distance": distance, "value": 0.5} for distance in (None, *range(65))]
     found = study.kept({"kind": "biases", "rows": rows})["rows"]
     assert [row["distance"] for row in found] == [None, 0, 1, 4, 16, 64]
@@ -119,11 +106,11 @@ def test_what_is_copied_is_thinned(study: ModuleType) -> None:
 
 @pytest.mark.slow
 def test_the_study_runs_the_real_commands(
-    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     tiny = "--model demo:gpt2 --schemes alibi --text demo:book/test --lengths 64 --tokens 128 --seeds {}"
-    first, grown = (study.Step("gpt2", "gpt2", "compare.json", f"compare {tiny.format(n)}") for n in (1, 2))
+    first, grown = (study_steps.Step("gpt2", "gpt2", "compare.json", f"compare {tiny.format(n)}") for n in (1, 2))
     assert study.run_study([first], tmp_path) == 0
     assert (tmp_path / "report.html").is_file()
     assert study.run_study([first], tmp_path) == 0
