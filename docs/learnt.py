@@ -10,7 +10,7 @@ from statistics import fmean
 
 from learnt_figure import CONTROL, GENTLE_CONTROL, stages_figure, tokens_figure
 from learnt_healing import encoders, given, other_encoders, recipes, retrieval, small_batches
-from learnt_llama import healed, passkeys, swaps
+from learnt_llama import healed, passkeys, ruler, runs, swaps
 from learnt_training_free import losses
 from marked import between, markdown
 from study_values import (
@@ -71,8 +71,12 @@ def main() -> int:
             "llama": swaps(STUDY / "llama"),
             "untrained": untrained(llama),
             "llama-healed": healed(STUDY / "llama-healed-little"),
+            "llama-runs": runs(STUDY / "models"),
             "llama-passkey": passkeys(STUDY / "llama-passkey"),
+            "llama-ruler": ruler(STUDY / "llama-ruler"),
             "retrieval": retrieval(STUDY / "bert-retrieval"),
+            "mpnet": encoders(STUDY / "mpnet"),
+            "mpnet-retrieval": retrieval(STUDY / "mpnet-retrieval"),
         },
         DOCS / "study-in-detail.md": {
             "rates": rates(evidence),

@@ -7,7 +7,7 @@ mask token: BERT's 10% random and 10% unchanged tokens are for training only.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hf_posswap.errors import PositionError
 from hf_posswap.evaluation.errors import EvaluationError, UnmeasurableError
-from hf_posswap.evaluation.perplexity import LengthRow, gap_row, length_row
+from hf_posswap.evaluation.perplexity import LengthRow, gap_row, length_row, only_of
 from hf_posswap.evaluation.processes import ALONE, Processes
 from hf_posswap.evaluation.reading import Progress, Reader
 from hf_posswap.evaluation.texts import TokenIds, as_texts
@@ -49,6 +49,7 @@ def masked_loss_rows(
     token_ids: TokenIds,
     lengths: Sequence[int],
     *,
+    only: Collection[int] | None = None,
     budget: int = 8192,
     seed: int = 0,
     batch_tokens: int = 4096,
@@ -63,6 +64,7 @@ def masked_loss_rows(
         tokenizer: the model's tokenizer, for the mask token and the special tokens around a text.
         token_ids: one text as integers of shape (n,), without special tokens, or a sequence of such texts.
         lengths: context lengths in tokens, special tokens included; a shorter text is one window.
+        only: the lengths to measure, with the masked tokens that they have among all; None: all of them.
         budget: approximate number of tokens to read for each length, over all texts.
         seed: seed of the masked tokens and of the bootstrap.
         batch_tokens: maximum tokens of one forward pass; a longer window is a batch of its own.
@@ -71,14 +73,14 @@ def masked_loss_rows(
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:
-        One row for each length, in ascending order, with protocol "masked". A length beyond the model's longest
-        position has a row without a loss, with the reason in its note.
+        One row for each measured length, in ascending order, with protocol "masked". A length beyond the longest
+        position of the model has a row without a loss, with the reason in its note.
 
     Raises:
         EvaluationError: an unsuitable model or tokenizer, or an invalid length or budget.
         TextTooShortError: no text has as many tokens as the longest length needs.
     """
-    plans = plan_masked(tokenizer, as_texts(token_ids), lengths, budget, seed)
+    plans = only_of(plan_masked(tokenizer, as_texts(token_ids), lengths, budget, seed), only)
     with Reader(
         model,
         batch_tokens=batch_tokens,

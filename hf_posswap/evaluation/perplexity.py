@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ class LengthRow:
     seconds: float = 0.0
 
 
+Plan = TypeVar("Plan")
 PlannedText = tuple[Tensor, list[Span]]
 """A text, int64 (n,), and the windows of it to read at one length."""
 
@@ -75,6 +77,7 @@ def perplexity_rows(
     lengths: Sequence[int],
     protocols: Sequence[Protocol] = USUAL_PROTOCOLS,
     *,
+    only: Collection[int] | None = None,
     keys: Tensor | None = None,
     stride: int | None = None,
     budget: int = 8192,
@@ -95,6 +98,7 @@ def perplexity_rows(
         lengths: context lengths in tokens; a shorter text is one window.
         protocols: any of "windows" (non-overlapping windows), "same-targets" (the same targets with longer context) and
             "sliding" (windows that move by a stride).
+        only: the lengths to measure, with the targets that they have among all; None: all of them.
         keys: the result of `key_tokens` for the same texts, lengths and budget. With it, "same-targets" also gives rows
             of protocol "key-tokens", the loss over the key tokens alone. None: no such rows.
         stride: tokens by which the windows of "sliding" move; None: half of the shortest length.
@@ -107,7 +111,7 @@ def perplexity_rows(
         progress: called after each forward pass with the number of tokens it read.
 
     Returns:
-        For each protocol one row for each length, in ascending order.
+        For each protocol one row for each measured length, in ascending order.
 
     Raises:
         EvaluationError: an unsuitable model, an invalid length, budget, stride or protocol, or keys of other targets.
@@ -116,7 +120,7 @@ def perplexity_rows(
     texts = as_texts(token_ids)
     if keys is not None and "same-targets" not in protocols:
         raise EvaluationError("key tokens are among the targets of protocol 'same-targets'. Give that protocol too.")
-    plans = {protocol: plan_texts(protocol, texts, lengths, budget, stride) for protocol in protocols}
+    plans = {protocol: only_of(plan_texts(protocol, texts, lengths, budget, stride), only) for protocol in protocols}
     rows: list[LengthRow] = []
     with Reader(
         model,
@@ -133,6 +137,11 @@ def perplexity_rows(
             else:
                 rows += [measure_length(reader, protocol, length, of_lengths[length], seed) for length in of_lengths]
     return rows
+
+
+def only_of(plans: dict[int, Plan], only: Collection[int] | None) -> dict[int, Plan]:
+    """Return the plans of the lengths in `only`; None: all of them."""
+    return plans if only is None else {length: plan for length, plan in plans.items() if length in only}
 
 
 def plan_texts(

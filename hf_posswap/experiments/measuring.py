@@ -1,6 +1,6 @@
 """Measures a model at a stage: by the loss of its head, or by the agreement of embeddings with the stock model's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -105,9 +105,17 @@ class Measure:
             else:
                 self._stock[length] = windows, embeddings(stock, windows)
 
-    def rows(self, model: Any, progress: Callable[[int], None] | None = None) -> Sequence[LengthRow | AgreementRow]:
-        """Return the rows of a model, one for each protocol and length."""
-        how: dict[str, Any] = {"budget": self.budget, "seed": self.seed, "progress": progress}
+    def rows(
+        self, model: Any, progress: Callable[[int], None] | None = None, only: Collection[int] | None = None
+    ) -> Sequence[LengthRow | AgreementRow]:
+        """Return the rows of a model, one for each protocol and length.
+
+        Args:
+            model: the model.
+            progress: called with the numbers of tokens read.
+            only: of a model with a loss the lengths to measure; None: all of them.
+        """
+        how: dict[str, Any] = {"budget": self.budget, "seed": self.seed, "progress": progress, "only": only}
         if self.objective == "lm":
             return perplexity_rows(model, self.documents, self.lengths, self.losses, keys=self._keys, **how)
         if self.objective == "mlm":

@@ -16,7 +16,7 @@ from hf_posswap.experiments.comparison import facts_of
 from hf_posswap.experiments.course import Course
 from hf_posswap.experiments.measuring import AUTO_CLASSES
 from hf_posswap.experiments.observer import Observer
-from hf_posswap.experiments.search_preparation import PreparedSearch, round_of_stage
+from hf_posswap.experiments.search_preparation import ONE_LAYER, PreparedSearch, round_of_stage
 from hf_posswap.experiments.search_record import Models, SearchRecord
 from hf_posswap.experiments.stages import Subject
 from hf_posswap.results.files import OutputError
@@ -83,7 +83,9 @@ class _Search:
         try:
             subject, stage, facts = self._reached(course, cell, among)
             self.observer.stage("measuring")
-            rows = [dataclasses.asdict(row) for row in prepared.measure.rows(subject.model, self.observer.worked)]
+            only = (course.old,) if cell.stage == ONE_LAYER else None
+            measured = prepared.measure.rows(subject.model, self.observer.worked, only)
+            rows = [dataclasses.asdict(row) for row in measured]
             missing = next((row["note"] for row in rows if row["loss"] is None), "")
             status, reason = ("refused", missing) if missing and cell.scheme != STOCK else ("measured", "")
         except (SourceError, OutputError):  # the error concerns all cells
