@@ -1,5 +1,6 @@
 """Masked-token loss by length: the same masked tokens at every length, and the loss of the obvious loop."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def test_agrees_with_the_obvious_loop(bert: nn.Module, tokenizer: Any, book: Ten
             total, tokens = total + loss * len(window.places), tokens + len(window.places)
         assert row.loss == pytest.approx(total / tokens, abs=1e-4)
         assert (row.tokens, row.protocol) == (tokens, "masked")
+    (alone,) = masked_loss_rows(bert, tokenizer, book, lengths, budget=300, only=lengths[:1])
+    assert dataclasses.replace(alone, seconds=rows[0].seconds) == rows[0]
 
 
 @settings(max_examples=30, deadline=None)

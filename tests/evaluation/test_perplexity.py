@@ -1,5 +1,6 @@
 """Loss against length, on real weights, against the obvious loop."""
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -130,6 +131,16 @@ def test_the_same_seed_gives_the_same_rows(gpt2: nn.Module, book: Tensor) -> Non
 
     assert measure(3) == measure(3)
     assert measure(3) != measure(4)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_one_of_the_lengths_can_be_measured_on_the_targets_of_all(gpt2: nn.Module, book: Tensor, protocol: str) -> None:
+    read: list[int] = []
+    rows = perplexity_rows(gpt2, book, [32, 100, 256], (protocol,), budget=1024)
+    (alone,) = perplexity_rows(gpt2, book, [32, 100, 256], (protocol,), budget=1024, only=(100,), progress=read.append)
+    whole = next(row for row in rows if row.length == 100)
+    assert dataclasses.replace(alone, seconds=whole.seconds) == whole
+    assert 0 < sum(read) < planned_tokens([len(book)], [32, 100, 256], protocol, 1024)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
