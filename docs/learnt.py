@@ -75,7 +75,6 @@ def main() -> int:
             "llama-passkey": passkeys(STUDY / "llama-passkey"),
             "llama-ruler": ruler(STUDY / "llama-ruler"),
             "retrieval": retrieval(STUDY / "bert-retrieval"),
-            "mpnet": encoders(STUDY / "mpnet"),
             "mpnet-retrieval": retrieval(STUDY / "mpnet-retrieval"),
         },
         DOCS / "study-in-detail.md": {
@@ -98,6 +97,7 @@ def main() -> int:
             "recipes": recipes(small),
             "small-batches": small_batches(STUDY / "gpt2-small-batches" / "compare.json"),
             "encoders": encoders(STUDY / "bert"),
+            "mpnet": encoders(STUDY / "mpnet"),
         },
         DOCS / "other-tools.md": {
             "encoders": other_encoders(RESULTS / "other-tools" / "encoders.json", STUDY),
