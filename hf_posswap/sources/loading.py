@@ -61,7 +61,8 @@ def load_config(name: str) -> PretrainedConfig:
 
     An encoder's config may name a head that its checkpoint has no weights for, as in many checkpoints of
     sentence-transformers: they are saved without the head under the config of the model that they were made from. The
-    config returned then names the model without a head.
+    config returned then names the model without a head. To find out, the weights are fetched if the model is on the
+    Hub, but not read.
 
     Raises:
         SourceError: there is no such model, or transformers does not support its model type.
@@ -113,7 +114,7 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
         kwargs: further arguments of `from_pretrained`, such as `config`; with it, a GGUF file is not read twice.
 
     Raises:
-        SourceError: there is no such model, or its checkpoint has no weights for the head that is asked for.
+        SourceError: there is no such model.
         UnsupportedError: its architecture is not supported.
         AdapterError: the adapter's files are damaged, it does not fit its base, or its base cannot be found.
     """
@@ -130,9 +131,7 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
         auto_class = class_for(config)
     kwargs.setdefault("dtype", "float32")
     try:
-        model, report = auto_class.from_pretrained(
-            source.path, config=config, output_loading_info=True, **source.from_pretrained_kwargs, **kwargs
-        )
+        model = auto_class.from_pretrained(source.path, config=config, **source.from_pretrained_kwargs, **kwargs)
     except PosSwapError:
         raise
     except UNREADABLE as error:
@@ -140,13 +139,6 @@ def load_model(name: str, auto_class: Any = None, *, supported_only: bool = True
             f"cannot load the weights of {name!r}: {type(error).__name__}: {error}\nIf a file is cut short or does not "
             "belong to the others, get the model again, or save it again."
         ) from error
-    lost = _lost_head(model, report)
-    if lost:
-        raise SourceError(
-            f"{name!r} has no weights for the head of {type(model).__name__} ({', '.join(lost[:3])}"
-            f"{', …' if len(lost) > 3 else ''}), so transformers fills it with random numbers. Load the model without "
-            "a head, in Python with AutoModel, or give a checkpoint that was saved with its head."
-        )
     remember_source(model, source.path, source.from_pretrained_kwargs | kwargs)
     if name.startswith(DEMO_PREFIX):
         remember_name(model, name, source.path)
@@ -169,29 +161,33 @@ def _without_lost_head(config: PretrainedConfig, source: ModelSource) -> Pretrai
                 output_loading_info=True,
                 **source.from_pretrained_kwargs,
             )
-    except (PosSwapError, *UNREADABLE):  # told where the weights are loaded; some callers need the config only
+    except Exception:  # whatever it is, it is told where the weights are loaded; some callers need the config only
         return config
-    if _lost_head(model, report):
+    if _lost_head(model, set(report["missing_keys"])):
         config.architectures = [type(model.base_model).__name__]
     return config
+
+
+def _lost_head(model: PreTrainedModel, missing: set[str]) -> bool:
+    """Return whether a checkpoint has weights of the base model, tied ones too, and none of the head."""
+    base = {id(weight) for weight in model.base_model.parameters()}
+    names = {name: id(weight) in base for name, weight in model.named_parameters()}
+    head = {name for name, of_base in names.items() if not of_base}
+    return bool(head) and head <= missing and not names.keys() <= missing
 
 
 @contextmanager
 def _unreported() -> Iterator[None]:
     """Keep transformers from reporting what it loads."""
-    verbosity = logging.get_verbosity()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _lost_head(model: PreTrainedModel, report: dict[str, Any]) -> list[str]:
-    """Return the weights of a model's head, if its checkpoint has none of them; tied ones count as the base model's."""
-    base = {id(weight) for weight in model.base_model.parameters()}
-    head = {name for name, weight in model.named_parameters() if id(weight) not in base}
-    return sorted(head) if head and head <= set(report["missing_keys"]) else []
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _load_adapted(name: str, auto_class: Any = None, *, supported_only: bool = True, **kwargs: Any) -> Any:
@@ -261,7 +257,7 @@ def class_for(config: PretrainedConfig) -> Any:
     head = re.search(r"For([A-Z]\w*)$", name)
     if head is not None:
         auto_name = f"AutoModelFor{head.group(1)}"
-    elif name.removeprefix(CLASS_PREFIX) in classes_of("AutoModelForCausalLM"):  # such as GPT2LMHeadModel
+    elif name.endswith("LMHeadModel") or name.removeprefix(CLASS_PREFIX) in classes_of("AutoModelForCausalLM"):
         auto_name = "AutoModelForCausalLM"
     elif name.endswith("HeadsModel"):
         if not hasattr(transformers, name):

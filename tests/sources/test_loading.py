@@ -186,6 +186,7 @@ def test_no_command_ends_in_a_traceback_on_cut_weights(
     [
         ("GPT2LMHeadModel", "AutoModelForCausalLM"),
         ("PosSwapGPT2LMHeadModel", "AutoModelForCausalLM"),
+        ("TFGPT2LMHeadModel", "AutoModelForCausalLM"),
         ("BertGenerationDecoder", "AutoModelForCausalLM"),
         ("PosSwapLlamaForCausalLM", "AutoModelForCausalLM"),
         ("BertForMaskedLM", "AutoModelForMaskedLM"),
