@@ -83,9 +83,12 @@ def ruler(folder: Path) -> str:
         columns = list(dict.fromkeys(row["task"] for row in found))
         for length in sorted({row["length"] for row in found}):
             scores = {row["task"]: row for row in found if row["length"] == length}
-            cells = (f"{scores[task]['score']:.2f}; {scores[task]['gain']:.2f}" for task in columns)
-            rows.append((told, str(length), *cells))
+            rows.append((told, str(length), *(_score(scores[task]) for task in columns)))
     return markdown(Table(("score; gain", "length", *columns), tuple(rows)))
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    return "—" if row["score"] is None else f"{row['score']:.2f}; {row['gain']:.2f}"
 
 
 def passkeys(folder: Path) -> str:
