@@ -161,7 +161,9 @@ def _without_lost_head(config: PretrainedConfig, source: ModelSource) -> Pretrai
                 output_loading_info=True,
                 **source.from_pretrained_kwargs,
             )
-    except Exception:  # whatever it is, it is told where the weights are loaded; some callers need the config only
+    # Damaged files and missing packages for quantised weights raise errors of many types. Loading the weights raises
+    # them again, with the model's name; callers that need the config only must not fail here.
+    except Exception:
         return config
     if _lost_head(model, set(report["missing_keys"])):
         config.architectures = [type(model.base_model).__name__]

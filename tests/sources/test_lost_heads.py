@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from hf_posswap.experiments.measuring import objective_of
 from hf_posswap.sources import class_for, load_config, load_model
 from hf_posswap.swapped.capabilities import families
 from tests.families.configs import model_types, tiny_model
@@ -41,6 +42,7 @@ def test_an_encoder_is_loaded_with_the_head_that_its_checkpoint_has(model_type: 
         return
     assert load_config(base).architectures == [type(model.base_model).__name__]
     assert type(load_model(base)) is type(model.base_model)
+    assert (objective_of(load_config(whole)), objective_of(load_config(base))) == ("mlm", "embedding")
 
 
 def test_a_checkpoint_of_another_model_is_not_taken_for_one_without_its_head(tmp_path: Path) -> None:
